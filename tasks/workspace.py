@@ -1,0 +1,71 @@
+"""Where things are, and how a stage's program begins and ends.
+
+A stage reads and writes relative to its working folder, because DVC may run it in a copy of the
+workspace (`dvc exp run --temp`). Stores, locks and checkpoints are one for all copies: they stand
+under `root()`.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vae.errors import InputError
+
+PARAMS = Path("params.yaml")
+
+IMAGES = Path("data/images")
+MANIFEST = Path("data/manifest.parquet")
+MODEL = Path("models/vae")
+REPORTS = Path("reports")
+
+VALIDATION = REPORTS / "validation.json"
+VALIDATION_FAILURES = REPORTS / "validation_failures.csv"
+PREFLIGHT = REPORTS / "preflight.json"
+PREFLIGHT_PLOT = REPORTS / "preflight.png"
+HISTORY = REPORTS / "history.csv"
+TIMING = REPORTS / "timing.csv"
+MONITOR = REPORTS / "monitor.json"
+METRICS = REPORTS / "metrics.json"
+PLOTS = REPORTS / "plots"
+REPORT = REPORTS / "report.html"
+
+SPLITS = ("train", "valid", "test")
+
+
+def root() -> Path:
+    """The folder of the MLflow store, the locks and the checkpoints: the main workspace, also from a copy."""
+    return Path(os.environ.get("DVC_ROOT") or Path(__file__).parent.parent).resolve()
+
+
+def images(split: str) -> Path:
+    """uint8 (N, H, W, C), memory-mappable."""
+    return IMAGES / f"{split}.npy"
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Readable, the same bytes for the same value; NaN is refused, since JSON has none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def run(stage: Callable[[], None]) -> NoReturn:
+    """Runs a stage's `main`: what the user can put right ends in one line and exit code 1."""
+    try:
+        stage()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
+    sys.exit(0)

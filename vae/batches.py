@@ -1,0 +1,59 @@
+"""Images as batches: an order and a noise that follow from (seed, progress) alone.
+
+So a training that was interrupted goes on with the very numbers that it would have seen.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae.errors import InputError
+
+
+def open_images(path: Path) -> np.ndarray:
+    """Memory-maps uint8 images (N, H, W, C).
+
+    Raises:
+        InputError: the file is missing or holds something else.
+    """
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; `dvc repro ingest` makes it") from None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path} is not a NumPy array: {error}") from None
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise InputError(f"{path} holds {images.dtype} of shape {images.shape}; expected uint8 N×H×W×C")
+    return images
+
+
+def to_pixels(images: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """uint8 (B, H, W, C) → float32 (B, C, H, W) in [0, 1], in the memory order that convolutions like."""
+    batch = images if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))
+    return batch.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div(255)
+
+
+def in_order(images: np.ndarray | Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+    """The whole of it, once, in order; the last batch may be smaller."""
+    for start in range(0, len(images), batch_size):
+        yield to_pixels(images[start : start + batch_size], device)
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Full batches only: a rest of one or two images makes batch norm's statistics meaningless."""
+    return images // batch_size
+
+
+def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
+    """A permutation of range(images) for an epoch, counted from 0."""
+    return torch.randperm(images, generator=generator(seed, "order", epoch))
+
+
+def generator(seed: int, purpose: str, progress: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random generator for one purpose at one step or epoch, independent of all others."""
+    digest = hashlib.sha256(f"{seed}:{purpose}:{progress}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,0 +1,59 @@
+"""Checkpoints to resume from: written atomically, and checked when they are read (each record has a CRC)."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Writes aside, syncs, renames: at every moment `path` is whole, the old one or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".new")
+    with aside.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.exists():
+        path.replace(_previous(path))
+    aside.replace(path)
+    _sync_folder(path.parent)
+
+
+def load(path: Path, device: torch.device) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest checkpoint that is whole, and what was wrong with those that are not.
+
+    Loads without running any code from the file (`weights_only`).
+    """
+    problems: list[str] = []
+    for candidate in (path, _previous(path)):
+        if not candidate.exists():
+            continue
+        try:
+            return torch.load(candidate, map_location=device, weights_only=True), problems
+        except Exception as error:  # a damaged archive raises whatever its first bad byte leads to
+            problems.append(
+                f"checkpoint {candidate.name} is damaged and passed over: {error}".splitlines()[0]
+            )
+    return None, problems
+
+
+def remove(path: Path) -> None:
+    """Removes a run's checkpoints and their folder, once its training is complete."""
+    if path.parent.exists():
+        for file in path.parent.iterdir():
+            file.unlink()
+        path.parent.rmdir()
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(path.name + ".previous")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,89 @@
+"""Which device, which precision, compiled or not: decided by rule, so that one machine gives one answer.
+
+Each of these decides the last bits of the weights, as the number of threads does; `Compute.describe`
+is recorded with every run.
+"""
+
+import platform
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vae.errors import InputError
+from vae.parameters import Train
+
+# Compiling costs up to a minute and then saves something like half of the time: worth it only from
+# about five minutes of training on two cores, at some 100 GFLOP/s. docs/decisions has the measurements.
+COMPILE_FROM_FLOPS = {"cpu": 3e13, "cuda": 3e15}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how to compute; the same for training, monitoring and evaluating."""
+
+    device: torch.device
+    precision: str  # fp32 | bf16
+    compiled: bool = False
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def describe(self) -> dict[str, str]:
+        """All that decides the bits besides data, parameters and code."""
+        hardware = platform.machine()
+        if self.device.type == "cuda":
+            hardware = torch.cuda.get_device_name(self.device)
+        return {
+            "device": str(self.device),
+            "hardware": hardware,
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "precision": self.precision,
+            "compiled": str(self.compiled).lower(),
+            "threads": str(torch.get_num_threads()),
+            "torch": torch.__version__,
+        }
+
+
+def choose(train: Train, training_flops: float = 0.0) -> Compute:
+    """The device, precision and compilation that `train` asks for.
+
+    Args:
+        training_flops: floating-point operations of the whole training, for `compile: auto`.
+
+    Raises:
+        InputError: CUDA is asked for and absent, or has no bf16.
+    """
+    device = _device(train.device)
+    precision = train.precision
+    if precision == "auto":
+        precision = "bf16" if _has_fast_bf16(device) else "fp32"
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise InputError("train.precision = bf16: this GPU has no bf16; use fp32 or auto")
+    compiled = train.compile
+    if compiled == "auto":
+        compiled = training_flops >= COMPILE_FROM_FLOPS[device.type] and (
+            device.type == "cuda" or shutil.which("c++") is not None
+        )
+    return Compute(device, precision, compiled)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"train.device = {name}: no CUDA device is visible; use auto or cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"train.device = {name}: there are {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported()  # bf16 without matrix units is no faster than fp32

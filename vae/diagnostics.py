@@ -1,0 +1,227 @@
+"""What a VAE does to a whole split: rate, distortion and the health of its latents, in nats per image."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae.batches import generator, in_order
+from vae.devices import Compute
+from vae.model import VAE
+from vae.objective import Likelihood, gaussian_log_prob, kl_per_latent, optimal_sigma, squared_error
+
+BATCH = 256  # images at a time in a measurement; its size changes no result but the last bits
+MUTUAL_INFORMATION_IMAGES = 10_000  # the estimate is quadratic in time
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One pass over a split in evaluation mode.
+
+    Attributes:
+        images: how many.
+        distortion: −E_q[ln p(x|z)], z sampled.
+        mse: mean squared error of a pixel in [0, 1], with z = μ. mse_sampled: with z sampled.
+        kl_per_latent: (Z,), averaged over images.
+        mean_variance: (Z,), Var_x(E_q[z_j|x]).
+        aggregate_mean, aggregate_variance: (Z,), of q(z_j) over the split.
+    """
+
+    images: int
+    distortion: float
+    mse: float
+    mse_sampled: float
+    kl_per_latent: np.ndarray
+    mean_variance: np.ndarray
+    aggregate_mean: np.ndarray
+    aggregate_variance: np.ndarray
+
+    @property
+    def rate(self) -> float:
+        return float(self.kl_per_latent.sum())
+
+    @property
+    def elbo(self) -> float:
+        return -self.distortion - self.rate
+
+    def active_units(self, threshold: float = 0.01) -> int:
+        """Latents whose mean varies over the split by more than the threshold (Burda 2016, section 5.2)."""
+        return int((self.mean_variance > threshold).sum())
+
+    def informative_units(self, nats: float = 0.1) -> int:
+        """Latents that cost more than `nats`: of a young model, fewer than are active."""
+        return int((self.kl_per_latent > nats).sum())
+
+    @property
+    def prior_gap(self) -> float:
+        """½ Σ_j (s_j² + m_j² − 1 − ln s_j²): how far the aggregate posterior's moments are from N(0, 1)."""
+        m, s2 = self.aggregate_mean, self.aggregate_variance
+        return float(0.5 * np.sum(s2 + m**2 - 1 - np.log(np.maximum(s2, 1e-30))))
+
+    def with_likelihood(self, likelihood: Likelihood, pixels: int) -> float:
+        """The ELBO that another Gaussian σ would have given, from the same pass."""
+        error = torch.tensor(self.mse_sampled * pixels, dtype=torch.float64)
+        return float(gaussian_log_prob(error, pixels, likelihood.variance)) - self.rate
+
+
+@torch.no_grad()
+def measure(
+    model: VAE, images: np.ndarray | Tensor, likelihood: Likelihood, compute: Compute, seed: int
+) -> Measurement:
+    """Measures a whole split, streaming; the noise is the same at every call.
+
+    images: uint8 (N, H, W, C).
+    """
+    device = compute.device
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, values: Tensor) -> None:
+        total = values.double().sum(0)
+        sums[name] = sums[name] + total if name in sums else total
+
+    for index, x in enumerate(_batches(model, images, device)):
+        noise = torch.randn(
+            len(x), model.latent_dim, generator=generator(seed, "measure", index, device), device=device
+        )
+        with compute.autocast():
+            output, mu, logvar = model(x, noise)
+            central = model.decode(mu)
+        add("distortion", -likelihood.log_prob(x, output))
+        add("sampled", squared_error(x, likelihood.mean(output)))
+        add("central", squared_error(x, likelihood.mean(central)))
+        add("kl", kl_per_latent(mu, logvar))
+        add("mu", mu)
+        add("mu2", mu.double().square())
+        add("variance", logvar.exp())
+
+    n, pixels = len(images), math.prod(images.shape[1:])
+    mean = {name: (total / n).cpu().numpy() for name, total in sums.items()}
+    mean_variance = np.maximum(mean["mu2"] - mean["mu"] ** 2, 0)
+    return Measurement(
+        images=n,
+        distortion=float(mean["distortion"]),
+        mse=float(mean["central"]) / pixels,
+        mse_sampled=float(mean["sampled"]) / pixels,
+        kl_per_latent=mean["kl"],
+        mean_variance=mean_variance,
+        aggregate_mean=mean["mu"],
+        aggregate_variance=mean_variance + mean["variance"],
+    )
+
+
+@torch.no_grad()
+def fitted_sigma(model: VAE, images: np.ndarray | Tensor, compute: Compute, seed: int) -> float:
+    """The optimal σ: from the mean squared error over these images, z sampled (Rybkin 2021).
+
+    To be called with images of the training split, never with those that the σ then judges.
+    """
+    error = torch.zeros((), dtype=torch.float64, device=compute.device)
+    for index, x in enumerate(_batches(model, images, compute.device)):
+        noise = torch.randn(
+            len(x),
+            model.latent_dim,
+            generator=generator(seed, "sigma", index, compute.device),
+            device=compute.device,
+        )
+        with compute.autocast():
+            output, _, _ = model(x, noise)
+        error += squared_error(x, output).double().sum()
+    return optimal_sigma(float(error) / (len(images) * math.prod(images.shape[1:])))
+
+
+@torch.no_grad()
+def encode(model: VAE, images: np.ndarray | Tensor, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
+    """mu, logvar of every image: float32 (N, Z) each."""
+    means, logvars = [], []
+    for x in _batches(model, images, compute.device):
+        with compute.autocast():
+            mu, logvar = model.encode(x)
+        means.append(mu.cpu().numpy())
+        logvars.append(logvar.cpu().numpy())
+    return np.concatenate(means), np.concatenate(logvars)
+
+
+@dataclass(frozen=True)
+class MutualInformation:
+    """I_q(x; z) = R − KL(q(z) ‖ p(z)) (Hoffman & Johnson 2016).
+
+    It can never exceed ln n of its sample (He 2019): where R comes within 2 nats of that, `value` and
+    `aggregate_kl` are None and `saturated_at` is ln n.
+    """
+
+    value: float | None
+    aggregate_kl: float | None
+    saturated_at: float | None
+
+
+def mutual_information(mu: np.ndarray, logvar: np.ndarray, seed: int) -> MutualInformation:
+    """I_q = E_x E_q(z|x) [ln q(z|x) − ln q(z)], q(z) the mixture over the sample's own posteriors.
+
+    mu, logvar: (N, Z); of more than 10,000 images a seeded sample is taken.
+    """
+    random = np.random.default_rng(seed)
+    if len(mu) > MUTUAL_INFORMATION_IMAGES:
+        chosen = np.sort(random.choice(len(mu), MUTUAL_INFORMATION_IMAGES, replace=False))
+        mu, logvar = mu[chosen], logvar[chosen]
+    mu, logvar = mu.astype(np.float64), logvar.astype(np.float64)
+    n, latents = mu.shape
+    rate = float(kl_per_latent(torch.from_numpy(mu), torch.from_numpy(logvar)).sum(1).mean())
+    if rate >= math.log(n) - 2:
+        return MutualInformation(None, None, math.log(n))
+
+    noise = random.standard_normal(mu.shape)
+    z = mu + np.exp(0.5 * logvar) * noise
+    log_normaliser = -0.5 * (latents * math.log(2 * math.pi) + logvar.sum(1))
+    own = log_normaliser - 0.5 * (noise**2).sum(1)  # ln q(z_i|x_i)
+    precision = np.exp(-logvar)
+    constant = log_normaliser - 0.5 * (mu**2 * precision).sum(1)
+    total = 0.0
+    for start in range(0, n, 1024):
+        part = z[start : start + 1024]
+        # ln q(z_i|x_j) with the square multiplied out, so that it is two matrix products
+        all_pairs = -0.5 * part**2 @ precision.T + part @ (mu * precision).T + constant
+        total += float((own[start : start + 1024] - np.logaddexp.reduce(all_pairs, axis=1)).sum())
+    information = total / n + math.log(n)
+    return MutualInformation(information, rate - information, None)
+
+
+def mean_image_elbo(images: np.ndarray, kind: str) -> float:
+    """The ELBO of a model that answers every image with their mean: the floor that skill is counted from.
+
+    Gaussian: at its own σ; Bernoulli: each pixel's mean as its probability. Rate 0.
+    """
+    mean, variance = pixel_moments(images)
+    if kind == "gaussian":
+        return float(gaussian_log_prob(variance.sum(), variance.numel(), variance.mean().clamp_min(1e-12)))
+    p = mean.clamp(1e-6, 1 - 1e-6)
+    return float((mean * p.log() + (1 - mean) * (1 - p).log()).sum())
+
+
+def mean_image_mse(images: np.ndarray) -> float:
+    """The error of answering every image with their mean: the pixels' variance, averaged."""
+    return float(pixel_moments(images)[1].mean())
+
+
+def pixel_moments(images: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each pixel over images, streaming: float64 (H, W, C), pixels in [0, 1]."""
+    total = torch.zeros(images.shape[1:], dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for start in range(0, len(images), 4 * BATCH):
+        part = torch.from_numpy(np.array(images[start : start + 4 * BATCH])).double() / 255
+        total += part.sum(0)
+        squares += part.square().sum(0)
+    mean = total / len(images)
+    return mean, (squares / len(images) - mean.square()).clamp_min(0)
+
+
+def _batches(model: VAE, images: np.ndarray | Tensor, device: torch.device) -> Iterator[Tensor]:
+    """The split in order, the model in evaluation mode meanwhile."""
+    training = model.training
+    model.eval()
+    try:
+        yield from in_order(images, BATCH, device)
+    finally:
+        model.train(training)

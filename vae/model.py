@@ -1,0 +1,142 @@
+"""The networks: q(z|x), a diagonal Gaussian posterior, and p(x|z), the decoder (Kingma & Welling 2014)."""
+
+import itertools
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+# exp(logvar) stays a number in every precision: a runaway encoder is then seen as a large KL, not as NaN.
+LOGVAR_MIN, LOGVAR_MAX = -20.0, 10.0
+
+
+class VAE(nn.Module):
+    """Encoder and decoder for images of one shape.
+
+    Args:
+        image_shape: (C, H, W).
+        architecture: `conv`: a stride-2 4×4 convolution for each width and its mirror; `mlp`: a hidden
+            layer for each width and its mirror.
+        latent_dim: Z, the number of latents.
+        widths: filters or hidden units of each layer.
+        batch_norm: after each convolution or hidden layer.
+        learned_sigma: the Gaussian noise of p(x|z) is a parameter of the model, `log_sigma`.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        architecture: Literal["conv", "mlp"],
+        latent_dim: int,
+        widths: list[int],
+        batch_norm: bool,
+        learned_sigma: bool = False,
+    ) -> None:
+        super().__init__()
+        build = {"conv": _convolutional, "mlp": _fully_connected}[architecture]
+        self.latent_dim = latent_dim
+        self.encoder, features, self.decoder = build(image_shape, latent_dim, widths, batch_norm)
+        self.posterior = nn.Linear(features, 2 * latent_dim)  # mu and logvar
+        self.log_sigma = nn.Parameter(torch.zeros(())) if learned_sigma else None
+        self._initialise()
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: (B, C, H, W), pixels in [0, 1] → mu, logvar of q(z|x): (B, Z) each, float32."""
+        mu, logvar = self.posterior(self.encoder(x)).float().chunk(2, dim=1)
+        return mu, logvar.clamp(LOGVAR_MIN, LOGVAR_MAX)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z: (B, Z) → (B, C, H, W), float32: the mean of a Gaussian p(x|z), the logits of a Bernoulli one."""
+        return self.decoder(z).float()
+
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One sample of z by the reparameterisation z = μ + σ·ε; noise: (B, Z), standard normal.
+
+        Returns:
+            decode(z), mu, logvar.
+        """
+        mu, logvar = self.encode(x)
+        return self.decode(mu + torch.exp(0.5 * logvar) * noise), mu, logvar
+
+    def _initialise(self) -> None:
+        """He for layers before an activation (He 2015), Glorot for those without (Glorot & Bengio 2010)."""
+        output = [m for m in self.decoder.modules() if isinstance(m, nn.Linear | nn.ConvTranspose2d)][-1]
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                if module in (self.posterior, output):
+                    nn.init.xavier_uniform_(module.weight)
+                elif isinstance(module, nn.ConvTranspose2d):
+                    # Each output pixel of a stride-2 transposed convolution sees a quarter of the kernel.
+                    kernel = math.prod(module.kernel_size) / math.prod(module.stride)
+                    nn.init.normal_(module.weight, std=math.sqrt(2 / (module.in_channels * kernel)))
+                else:
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+def to_device(model: VAE, device: torch.device) -> VAE:
+    """Moves a model, its convolutions in the memory order that is fastest on CPU and GPU alike."""
+    for parameter in model.to(device).parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+def _convolutional(
+    image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], batch_norm: bool
+) -> tuple[nn.Module, int, nn.Module]:
+    channels, height, width = image_shape
+    sizes = [(height, width)]  # a 4×4 convolution of stride 2, padding 1, halves and rounds down
+    for _ in widths:
+        sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+    filters = [channels, *widths]
+    features = widths[-1] * math.prod(sizes[-1])
+
+    down: list[nn.Module] = []
+    for before, after in itertools.pairwise(filters):
+        down += [
+            nn.Conv2d(before, after, 4, 2, 1, bias=not batch_norm),
+            *_normalised_silu(nn.BatchNorm2d(after) if batch_norm else None),
+        ]
+    up: list[nn.Module] = [
+        nn.Linear(latent_dim, features, bias=not batch_norm),
+        nn.Unflatten(1, (widths[-1], *sizes[-1])),
+        *_normalised_silu(nn.BatchNorm2d(widths[-1]) if batch_norm else None),
+    ]
+    for level in range(len(widths), 0, -1):
+        last = level == 1
+        odd = (sizes[level - 1][0] % 2, sizes[level - 1][1] % 2)  # a row or column that the halving lost
+        up.append(
+            nn.ConvTranspose2d(
+                filters[level], filters[level - 1], 4, 2, 1, output_padding=odd, bias=last or not batch_norm
+            )
+        )
+        if not last:
+            up += _normalised_silu(nn.BatchNorm2d(filters[level - 1]) if batch_norm else None)
+    return nn.Sequential(*down, nn.Flatten()), features, nn.Sequential(*up)
+
+
+def _fully_connected(
+    image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], batch_norm: bool
+) -> tuple[nn.Module, int, nn.Module]:
+    def hidden(units: list[int]) -> list[nn.Module]:
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(units):
+            layers.append(nn.Linear(before, after, bias=not batch_norm))
+            layers += _normalised_silu(nn.BatchNorm1d(after) if batch_norm else None)
+        return layers
+
+    pixels = math.prod(image_shape)
+    encoder = nn.Sequential(nn.Flatten(), *hidden([pixels, *widths]))
+    decoder = nn.Sequential(
+        *hidden([latent_dim, *reversed(widths)]),
+        nn.Linear(widths[0], pixels),
+        nn.Unflatten(1, image_shape),
+    )
+    return encoder, widths[-1], decoder
+
+
+def _normalised_silu(norm: nn.Module | None) -> list[nn.Module]:
+    return [nn.SiLU()] if norm is None else [norm, nn.SiLU()]

@@ -1,0 +1,217 @@
+"""The parameters of `params.yaml`, typed and checked.
+
+Every number has its unit in `params.yaml` and in docs/parameters.md; here stands what is allowed.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from vae.errors import InputError
+
+SMALLEST_IMAGE, LARGEST_IMAGE = 8, 256
+
+
+def _pair(value: Any) -> Any:
+    """`16` and `[16, 16]` mean the same: (height, width)."""
+    return (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list) else value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Data(_Section):
+    source: Literal["digits", "folder", "idx", "npy", "huggingface"]
+    path: str = Field(min_length=1)
+    image_size: Annotated[
+        tuple[
+            Annotated[int, Field(ge=SMALLEST_IMAGE, le=LARGEST_IMAGE)],
+            Annotated[int, Field(ge=SMALLEST_IMAGE, le=LARGEST_IMAGE)],
+        ],
+        BeforeValidator(_pair),
+    ]
+    channels: Literal[1, 3]
+    valid_fraction: float = Field(gt=0, lt=1)
+    test_fraction: float = Field(gt=0, lt=1)
+    max_bad_fraction: float = Field(ge=0, le=1)
+    binarise: Literal["none", "threshold", "static", "dynamic"] = "none"
+    augment: Literal["none", "flip"] = "none"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W), as the networks see it."""
+        return (self.channels, *self.image_size)
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train_on(self) -> "Data":
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"valid_fraction {self.valid_fraction} + test_fraction {self.test_fraction} leave nothing "
+                "to train on; their sum must be below 1"
+            )
+        return self
+
+
+class Model(_Section):
+    architecture: Literal["conv", "mlp"]
+    latent_dim: int = Field(ge=1, le=4096)
+    widths: list[Annotated[int, Field(ge=1, le=8192)]] = Field(min_length=1, max_length=8)
+    batch_norm: bool
+
+
+class Objective(_Section):
+    likelihood: Literal["gaussian", "bernoulli"]
+    sigma: Literal["optimal", "learned"] | Annotated[float, Field(gt=0, le=10)]
+    reduction: Literal["sum", "mean"]
+    importance_samples_train: Literal[1] = 1
+
+
+class KL(_Section):
+    schedule: Literal["constant", "linear", "cosine", "sigmoid", "cyclical"]
+    max_weight: float = Field(ge=0, le=1e6)
+    annealing_epochs: float = Field(ge=0)
+    cycles: int = Field(ge=1, default=4)
+    ratio: float = Field(gt=0, le=1, default=0.5)
+    free_bits: float = Field(ge=0, default=0.0)
+
+
+class Train(_Section):
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: float = Field(ge=0, default=0.0)
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    compile: Literal["auto"] | bool = "auto"
+    patience: Annotated[int, Field(ge=1)] | None = None
+    select: Literal["best", "last"] = "best"
+    initial_weights: str | None = None
+    on_collapse: Literal["stop", "continue"] = "stop"
+    remedy_attempts: int = Field(ge=0, default=2)
+
+
+class Monitor(_Section):
+    active_unit_threshold: float = Field(gt=0, default=0.01)
+    informative_unit_nats: float = Field(gt=0, default=0.1)
+    on_unhealthy: Literal["fail", "warn"] = "fail"
+
+
+class Evaluate(_Section):
+    importance_samples: int = Field(ge=1, le=10_000)
+    register_as: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+
+
+class Promote(_Section):
+    mode: Literal["disabled", "dry_run"] = "dry_run"
+
+
+class Parameters(_Section):
+    seed: int = Field(ge=0, lt=2**32)
+    data: Data
+    model: Model
+    objective: Objective
+    kl: KL
+    train: Train
+    monitor: Monitor
+    evaluate: Evaluate
+    promote: Promote = Promote()
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> "Parameters":
+        height, width = self.data.image_size
+        depth = len(self.model.widths)
+        if self.model.architecture == "conv" and min(height, width) < 2**depth:
+            raise ValueError(
+                f"model.widths = {self.model.widths} halves the image {depth} times, too often for "
+                f"data.image_size = {height}×{width}; "
+                f"give at most {min(height, width).bit_length() - 1} widths"
+            )
+        objective = self.objective
+        if objective.sigma != "optimal" and (
+            objective.likelihood == "bernoulli" or objective.reduction == "mean"
+        ):
+            why = (
+                "a Bernoulli likelihood has no sigma"
+                if objective.likelihood == "bernoulli"
+                else "with objective.reduction = mean the sigma follows from kl.max_weight"
+            )
+            raise ValueError(f"objective.sigma = {objective.sigma}: {why}; leave it at optimal")
+        if objective.reduction == "mean" and self.kl.max_weight == 0 and objective.likelihood == "gaussian":
+            raise ValueError(
+                "kl.max_weight = 0 with objective.reduction = mean is an autoencoder: its likelihood has no "
+                "noise and its ELBO no value; give a weight above 0, for example 0.001"
+            )
+        if self.data.binarise != "none" and self.data.channels != 1:
+            raise ValueError(f"data.binarise = {self.data.binarise} needs data.channels = 1")
+        return self
+
+
+def parse(values: Mapping[str, Any], origin: str = "params.yaml") -> Parameters:
+    """Checks plain values, as YAML gives them.
+
+    Raises:
+        InputError: naming every key that is unknown, missing or out of range, with its value.
+    """
+    try:
+        return Parameters.model_validate(dict(values))
+    except ValidationError as error:
+        raise InputError("\n".join(f"{origin}: {_describe(e)}" for e in _merge(error.errors()))) from None
+
+
+def load(path: Path = Path("params.yaml")) -> Parameters:
+    """Reads and checks a parameter file.
+
+    Raises:
+        InputError: the file is missing, is no YAML mapping, or holds a value that is not allowed.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        values = YAML(typ="safe").load(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; run this from the project's folder") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds {type(values).__name__} where a mapping of sections is expected")
+    return parse(values, str(path))
+
+
+def _merge(errors: list[Any]) -> list[Any]:
+    """A union reports each of its branches: one line for each key is enough."""
+    merged: dict[tuple[Any, ...], Any] = {}
+    for error in errors:
+        key = tuple(part for part in error["loc"] if not _is_branch(part))
+        if key in merged:
+            merged[key]["msg"] += f"; or: {error['msg']}"
+        else:
+            merged[key] = {**error, "loc": key}
+    return list(merged.values())
+
+
+def _is_branch(part: int | str) -> bool:
+    """pydantic names a union's branch in the location: `literal['auto']`, `constrained-float`, `bool`."""
+    return isinstance(part, str) and ("[" in part or "-" in part or part in {"float", "int", "bool", "str"})
+
+
+def _describe(error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    match error["type"]:
+        case "extra_forbidden":
+            section = error["loc"][0] if len(error["loc"]) > 1 else None
+            model = Parameters.model_fields[section].annotation if section else Parameters
+            known = ", ".join(model.model_fields)  # type: ignore[union-attr]
+            return f"{name} is not a parameter; known here: {known}"
+        case "missing":
+            return f"{name} is missing"
+        case "value_error":
+            return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return f"{name} = {error['input']!r}: {message.replace('input ', '')}"

@@ -1,0 +1,140 @@
+"""A model on disk: `weights.safetensors` and a readable `config.json`. Loading runs no code from either."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vae.devices import Compute
+from vae.errors import InputError
+from vae.model import VAE, to_device
+from vae.objective import Likelihood
+
+WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A model with all that is needed to judge it and to give it new images.
+
+    Attributes:
+        likelihood: frozen when training ended.
+        preprocessing: what turned files into its images (`vae.images.Preprocessing`).
+        precision: fp32 or bf16, as it was trained and measured.
+        kept_epoch: which epoch this is. stopped: why training ended early, or None.
+        train: measured on the training split at the end: images, elbo, reconstruction, kl, mse,
+            mse_sampled, mean_image_elbo, mean_image_mse.
+        sha256: of the weights file.
+    """
+
+    model: VAE
+    likelihood: Likelihood
+    image_shape: tuple[int, int, int]
+    preprocessing: dict[str, Any]
+    precision: str
+    kept_epoch: int
+    stopped: str | None
+    train: dict[str, float]
+    sha256: str
+
+    @property
+    def pixels(self) -> int:
+        return math.prod(self.image_shape)
+
+    def compute(self, device: torch.device | None = None) -> Compute:
+        """The CPU, or the device given, in the precision of the training where it is the same kind."""
+        return Compute(device or torch.device("cpu"), self.precision)
+
+
+def save(
+    folder: Path,
+    model: VAE,
+    architecture: dict[str, Any],
+    image_shape: tuple[int, int, int],
+    likelihood: Likelihood,
+    preprocessing: dict[str, Any],
+    precision: str,
+    kept_epoch: int,
+    stopped: str | None,
+    train: dict[str, float],
+) -> str:
+    """Writes the model into a folder; returns the SHA-256 of its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    config = {
+        "format": 1,
+        "model": architecture,
+        "image_shape": list(image_shape),
+        "likelihood": dataclasses.asdict(likelihood),
+        "preprocessing": preprocessing,
+        "precision": precision,
+        "kept_epoch": kept_epoch,
+        "stopped": stopped,
+        "train": train,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return weights_hash(folder)
+
+
+def load(folder: Path, device: torch.device | None = None) -> Saved:
+    """Reads a model, in evaluation mode.
+
+    Raises:
+        InputError: a file is missing or damaged, or the weights do not fit the configuration.
+    """
+    config = read_config(folder)
+    try:
+        weights = read_weights(folder / WEIGHTS)
+        shape = tuple(config["image_shape"])
+        model = VAE(shape, learned_sigma="log_sigma" in weights, **config["model"])
+        model.load_state_dict(weights)
+        model = to_device(model, device or torch.device("cpu"))
+        return Saved(
+            model=model.eval(),
+            likelihood=Likelihood(**config["likelihood"]),
+            image_shape=shape,
+            preprocessing=config["preprocessing"],
+            precision=config["precision"],
+            kept_epoch=config["kept_epoch"],
+            stopped=config["stopped"],
+            train=config["train"],
+            sha256=weights_hash(folder),
+        )
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"{folder}: weights and {CONFIG} do not fit together: {reason}") from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder} holds no model: {CONFIG} is missing; `dvc repro train` makes it"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{folder / CONFIG} is damaged: {error}") from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file; anything else, a pickle above all, is refused."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a safetensors file: {error}") from None
+
+
+def weights_hash(folder: Path) -> str:
+    with (folder / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,374 @@
+"""The training loop.
+
+Everything random follows from (seed, epoch or step), so a run that resumes from a checkpoint ends with
+the same bits as one that was never interrupted.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vae import checkpoint
+from vae.annealing import first_final_epoch, kl_weight
+from vae.batches import epoch_order, generator, steps_per_epoch, to_pixels
+from vae.devices import Compute
+from vae.diagnostics import Measurement, fitted_sigma, measure
+from vae.errors import InputError
+from vae.model import VAE, to_device
+from vae.objective import Likelihood, Objective, kl_per_latent
+from vae.parameters import Parameters, Train
+
+HISTORY = (
+    "epoch", "step", "kl_weight", "train/loss", "train/reconstruction", "train/kl", "valid/loss",
+    "valid/reconstruction", "valid/kl", "valid/elbo", "valid/mse", "valid/mse_sampled", "valid/active_units",
+    "valid/informative_units",
+)  # fmt: skip
+
+ALARM_EPOCHS, ALARM_STEPS = (
+    2,
+    100,
+)  # a healthy run had a KL of 0.01 after its first epoch, 97 after its second
+COLLAPSED_BELOW_NATS = 1.0
+SIGMA_IMAGES = 2048  # of the training split, for the σ of each epoch's validation
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch gave: the row of the history, what varies from run to run, and the weights behind it."""
+
+    row: Row
+    seconds: float
+    images_per_second: float
+    model: VAE
+    likelihood: Likelihood
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The kept model and how training came to its end.
+
+    Attributes:
+        kept_epoch: the epoch of the model, counted from 1; 0 where the first one diverged already.
+        stopped: why training ended before its last epoch, or None.
+        train: the training split, measured with the kept model and its frozen likelihood.
+    """
+
+    model: VAE
+    likelihood: Likelihood
+    history: list[Row]
+    kept_epoch: int
+    stopped: str | None
+    train: Measurement
+
+
+def objective_of(p: Parameters) -> Objective:
+    return Objective(
+        likelihood=p.objective.likelihood,
+        sigma=p.objective.sigma,
+        reduction=p.objective.reduction,
+        pixels=math.prod(p.data.image_shape),
+        latents=p.model.latent_dim,
+        final_weight=p.kl.max_weight,
+        free_bits=p.kl.free_bits,
+    )
+
+
+def build(p: Parameters) -> VAE:
+    """A new model, its weights drawn from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(p.seed)
+        return VAE(
+            p.data.image_shape,
+            p.model.architecture,
+            p.model.latent_dim,
+            p.model.widths,
+            p.model.batch_norm,
+            learned_sigma=p.objective.sigma == "learned",
+        )
+
+
+def train(
+    p: Parameters,
+    train_images: np.ndarray,
+    valid_images: np.ndarray,
+    compute: Compute,
+    checkpoint_path: Path | None = None,
+    initial_weights: Mapping[str, Tensor] | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_message: Callable[[str], None] = print,
+) -> Trained:
+    """Trains a VAE and keeps its best epoch at the final KL weight.
+
+    Args:
+        train_images, valid_images: uint8 (N, H, W, C).
+        checkpoint_path: resumed from if it exists, written after every epoch.
+        on_step: called with the number of steps done. on_epoch: after each new epoch.
+
+    Raises:
+        InputError: fewer training images than a batch, weights that do not fit, no memory on the GPU.
+    """
+    steps = steps_per_epoch(len(train_images), p.train.batch_size)
+    if steps == 0 or (p.model.batch_norm and p.train.batch_size < 2):
+        raise InputError(_batch_problem(p, len(train_images)))
+    objective, device = objective_of(p), compute.device
+
+    # Build the model, its optimiser and its moving average; the plain one is trained, `judged` is measured.
+    model = to_device(build(p), device)
+    if initial_weights is not None:
+        load_weights(model, initial_weights, "train.initial_weights")
+    optimiser = torch.optim.AdamW(
+        model.parameters(),
+        lr=p.train.learning_rate,
+        weight_decay=p.train.weight_decay,
+        fused=True,
+    )
+    average = None
+    if p.train.ema is not None:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(p.train.ema), use_buffers=True)
+    judged = model if average is None else cast(VAE, average.module)
+    history: list[Row] = []
+    kept_epoch, kept_weights = 0, copy.deepcopy(judged.state_dict())
+
+    # Resume from the last epoch that was completed.
+    if checkpoint_path is not None:
+        state, problems = checkpoint.load(checkpoint_path, device)
+        for problem in problems:
+            on_message(f"warning: {problem}")
+        if state is not None:
+            model.load_state_dict(state["model"])
+            optimiser.load_state_dict(state["optimiser"])
+            if average is not None:
+                average.load_state_dict(state["average"])
+            history = state["history"]
+            kept_epoch, kept_weights = state["kept_epoch"], state["kept_weights"]
+            on_message(f"resumed after epoch {len(history)} of {p.train.epochs}")
+
+    resident = _resident(train_images, device)
+    sigma_sample = train_images[:: math.ceil(len(train_images) / SIGMA_IMAGES)]
+    loss_of = torch.compile(_loss) if compute.compiled else _loss
+    stopped = why_stop(history, p)
+
+    while stopped is None and len(history) < p.train.epochs:
+        epoch = len(history)
+        order = epoch_order(p.seed, epoch, len(train_images))
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
+        started = time.perf_counter()
+        model.train()
+
+        for batch in range(steps):
+            # Where in the training are we: the KL weight and the learning rate follow.
+            step = epoch * steps + batch
+            progress = step / steps
+            weight = kl_weight(p.kl, progress, p.train.epochs)
+            for group in optimiser.param_groups:
+                group["lr"] = p.train.learning_rate * learning_rate_factor(p.train, progress)
+
+            # Forward, backward, step; nothing here waits for the device.
+            x, noise = _batch(
+                p, resident, order[batch * p.train.batch_size :][: p.train.batch_size], step, device
+            )
+            beta = torch.tensor(objective.beta(weight), device=device)
+            with _memory_errors_explained(p.train), compute.autocast():
+                distortion, rate, penalised = loss_of(model, objective, x, noise)
+            loss = distortion + beta * penalised
+            optimiser.zero_grad(set_to_none=True)
+            with _memory_errors_explained(p.train):
+                (objective.scale * loss).backward()
+            if p.train.gradient_clip is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), p.train.gradient_clip)
+            optimiser.step()
+            if average is not None:
+                average.update_parameters(model)
+            sums += torch.stack([loss, distortion, rate]).detach()
+            on_step(step + 1)
+
+        # Judge it on the whole validation split, at the final KL weight.
+        loss, distortion, rate = (sums / steps).tolist()
+        trained_seconds = time.perf_counter() - started
+        likelihood = likelihood_of(objective, judged, sigma_sample, compute, p.seed)
+        valid = measure(judged, valid_images, likelihood, compute, p.seed)
+        row = {
+            "epoch": epoch + 1,
+            "step": (epoch + 1) * steps,
+            "kl_weight": weight,
+            "train/loss": loss,
+            "train/reconstruction": distortion,
+            "train/kl": rate,
+            "valid/loss": valid.distortion + objective.beta(p.kl.max_weight) * valid.rate,
+            "valid/reconstruction": valid.distortion,
+            "valid/kl": valid.rate,
+            "valid/elbo": valid.elbo,
+            "valid/mse": valid.mse,
+            "valid/mse_sampled": valid.mse_sampled,
+            "valid/active_units": valid.active_units(p.monitor.active_unit_threshold),
+            "valid/informative_units": valid.informative_units(p.monitor.informative_unit_nats),
+        }
+        history.append(row)
+
+        # Keep what is best so far, write the checkpoint, tell.
+        if chosen_epoch(history, p) == epoch + 1:
+            kept_epoch, kept_weights = epoch + 1, copy.deepcopy(judged.state_dict())
+        if checkpoint_path is not None:
+            checkpoint.save(
+                checkpoint_path,
+                {
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "average": None if average is None else average.state_dict(),
+                    "history": history,
+                    "kept_epoch": kept_epoch,
+                    "kept_weights": kept_weights,
+                },
+            )
+        seconds = time.perf_counter() - started
+        on_epoch(Epoch(row, seconds, steps * p.train.batch_size / trained_seconds, judged, likelihood))
+        stopped = why_stop(history, p)
+
+    # Freeze the kept model with the likelihood that everything reported will use.
+    judged.load_state_dict(kept_weights)
+    likelihood = likelihood_of(objective, judged, train_images, compute, p.seed)
+    measured = measure(judged, train_images, likelihood, compute, p.seed)
+    return Trained(judged, likelihood, history, kept_epoch, stopped, measured)
+
+
+def chosen_epoch(history: list[Row], p: Parameters) -> int:
+    """The epoch to keep, counted from 1: by the validation loss at the final weight, never inside the ramp.
+
+    Before any epoch at the final weight, or with `select: last`, the last finite one; 0 if there is none.
+    """
+    finite = [row for row in history if _finite(row)]
+    final = [row for row in finite if at_final_weight(row, p)]
+    if final and p.train.select == "best":
+        return int(min(final, key=lambda row: row["valid/loss"])["epoch"])
+    return int(finite[-1]["epoch"]) if finite else 0
+
+
+def at_final_weight(row: Row, p: Parameters) -> bool:
+    """Whether the whole of this epoch was trained at the final KL weight."""
+    return row["epoch"] - 1 >= first_final_epoch(p.kl, p.train.epochs)
+
+
+def why_stop(history: list[Row], p: Parameters) -> str | None:
+    """The reason to stop now: diverged, collapsed, or no improvement for `patience` epochs."""
+    if history and not _finite(history[-1]):
+        return f"diverged: epoch {len(history)} gave a number that is not finite"
+    final = [row for row in history if at_final_weight(row, p)]
+    if p.train.on_collapse == "stop" and len(final) >= ALARM_EPOCHS:
+        steps_there = final[-1]["step"] / len(history) * len(final)
+        if steps_there >= ALARM_STEPS and all(is_collapsed(row) for row in final[-ALARM_EPOCHS:]):
+            kl, active = final[-1]["valid/kl"], final[-1]["valid/active_units"]
+            return (
+                f"collapsed: a KL of {kl:.4f} nats and {active:.0f} active units "
+                f"after {len(final)} epochs at the final weight"
+            )
+    if p.train.patience is not None and final:
+        best = min(final, key=lambda row: row["valid/loss"])
+        if len(history) - best["epoch"] >= p.train.patience:
+            return f"no better validation loss for {p.train.patience} epochs since epoch {best['epoch']:.0f}"
+    return None
+
+
+def is_collapsed(row: Row) -> bool:
+    return row["valid/active_units"] == 0 or row["valid/kl"] < COLLAPSED_BELOW_NATS
+
+
+def learning_rate_factor(train: Train, progress: float) -> float:
+    """What the learning rate is multiplied by after `progress` epochs: 1 at the start, 0 at the end."""
+    t = min(progress / train.epochs, 1.0)
+    return {"constant": 1.0, "linear": 1 - t, "cosine": (1 + math.cos(math.pi * t)) / 2}[
+        train.learning_rate_schedule
+    ]
+
+
+def likelihood_of(
+    objective: Objective, model: VAE, train_images: np.ndarray, compute: Compute, seed: int
+) -> Likelihood:
+    """p(x|z) with its σ: known from the parameters, learned, or fitted to training images."""
+    log_sigma = None if model.log_sigma is None else float(model.log_sigma)
+    known = objective.known_likelihood(log_sigma)
+    return known or Likelihood("gaussian", fitted_sigma(model, train_images, compute, seed))
+
+
+def load_weights(model: VAE, weights: Mapping[str, Tensor], name: str) -> None:
+    """Raises: InputError: a tensor is missing, unknown or of another shape."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(
+            f"{name}: these weights are of another model: {str(error).splitlines()[-1].strip()}"
+        ) from None
+
+
+def _loss(model: VAE, objective: Objective, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distortion, rate, and the rate as the loss sees it."""
+    output, mu, logvar = model(x, noise)
+    kl = kl_per_latent(mu, logvar)
+    return objective.distortion(x, output, model.log_sigma), kl.sum(1).mean(), objective.penalised_rate(kl)
+
+
+def _batch(
+    p: Parameters, images: Tensor, chosen: Tensor, step: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Pixels (B, C, H, W), augmented and drawn as the parameters say, and the noise (B, Z) of a step."""
+    x = to_pixels(images[chosen.to(images.device)], device)
+    if p.data.augment == "flip":
+        coin = torch.rand(len(x), generator=generator(p.seed, "flip", step, device), device=device) < 0.5
+        x = torch.where(coin[:, None, None, None], x.flip(3), x)
+    if p.data.binarise == "dynamic":
+        x = torch.bernoulli(x, generator=generator(p.seed, "binarise", step, device))
+    noise = torch.randn(
+        len(x), p.model.latent_dim, generator=generator(p.seed, "noise", step, device), device=device
+    )
+    return x, noise
+
+
+def _resident(images: np.ndarray, device: torch.device) -> Tensor:
+    """The images as one tensor: on the GPU where half of its free memory holds them, else memory-mapped."""
+    tensor = torch.from_numpy(np.asarray(images))
+    if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+        return tensor.to(device)
+    return tensor
+
+
+def _finite(row: Row) -> bool:
+    return all(math.isfinite(value) for value in row.values())
+
+
+def _batch_problem(p: Parameters, images: int) -> str:
+    if images < 2 or (p.model.batch_norm and p.train.batch_size < 2):
+        return (
+            f"train.batch_size = {p.train.batch_size} with {images} training images: "
+            "batch norm needs at least 2 images in a batch"
+        )
+    return (
+        f"train.batch_size = {p.train.batch_size} is more than the {images} training images; "
+        f"the largest batch allowed is {images}"
+    )
+
+
+class _memory_errors_explained:
+    """Names the parameter to change where the GPU's memory does not suffice."""
+
+    def __init__(self, train: Train) -> None:
+        self.train = train
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise InputError(
+                f"train.batch_size = {self.train.batch_size} needs more memory than the GPU has free; "
+                f"try {max(self.train.batch_size // 2, 1)}, or smaller model.widths or data.image_size"
+            ) from None
