@@ -34,6 +34,8 @@ REPORT = REPORTS / "report.html"
 
 SPLITS = ("train", "valid", "test")
 
+INPUT_ERROR = 2  # exit code: the user has to change something, so trying again is of no use
+
 
 def root() -> Path:
     """The folder of the MLflow store, the locks and the checkpoints: the main workspace, also from a copy."""
@@ -59,12 +61,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def run(stage: Callable[[], None]) -> NoReturn:
-    """Runs a stage's `main`: what the user can put right ends in one line and exit code 1."""
+    """Runs a stage's `main`: what the user can put right ends in one line and an exit code of its own."""
     try:
         stage()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        sys.exit(INPUT_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)

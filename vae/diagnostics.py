@@ -144,6 +144,39 @@ def encode(model: VAE, images: np.ndarray | Tensor, compute: Compute) -> tuple[n
     return np.concatenate(means), np.concatenate(logvars)
 
 
+@torch.no_grad()
+def reconstruct(
+    model: VAE, images: np.ndarray | Tensor, likelihood: Likelihood, compute: Compute
+) -> np.ndarray:
+    """The mean of p(x|z = μ): uint8 (N, H, W, C) → uint8 of the same shape."""
+    parts = []
+    for x in _batches(model, images, compute.device):
+        with compute.autocast():
+            pixels = likelihood.mean(model.decode(model.encode(x)[0]))
+        parts.append(pixels.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(parts)
+
+
+@torch.no_grad()
+def elbo_per_image(
+    model: VAE, images: np.ndarray | Tensor, likelihood: Likelihood, compute: Compute, samples: int = 8
+) -> np.ndarray:
+    """The ELBO of each image in nats, its distortion averaged over seeded samples of z: (N,) float64."""
+    parts = []
+    for index, x in enumerate(_batches(model, images, compute.device)):
+        random = generator(0, "score", index, compute.device)
+        with compute.autocast():
+            mu, logvar = model.encode(x)
+            log_prob = torch.zeros(len(x), dtype=torch.float64, device=compute.device)
+            for _ in range(samples):
+                noise = torch.randn(mu.shape, generator=random, device=compute.device)
+                log_prob += (
+                    likelihood.log_prob(x, model.decode(mu + torch.exp(0.5 * logvar) * noise)) / samples
+                )
+        parts.append((log_prob - kl_per_latent(mu, logvar).sum(1)).cpu().numpy())
+    return np.concatenate(parts)
+
+
 @dataclass(frozen=True)
 class MutualInformation:
     """I_q(x; z) = R − KL(q(z) ‖ p(z)) (Hoffman & Johnson 2016).
@@ -186,35 +219,6 @@ def mutual_information(mu: np.ndarray, logvar: np.ndarray, seed: int) -> MutualI
         total += float((own[start : start + 1024] - np.logaddexp.reduce(all_pairs, axis=1)).sum())
     information = total / n + math.log(n)
     return MutualInformation(information, rate - information, None)
-
-
-def mean_image_elbo(images: np.ndarray, kind: str) -> float:
-    """The ELBO of a model that answers every image with their mean: the floor that skill is counted from.
-
-    Gaussian: at its own σ; Bernoulli: each pixel's mean as its probability. Rate 0.
-    """
-    mean, variance = pixel_moments(images)
-    if kind == "gaussian":
-        return float(gaussian_log_prob(variance.sum(), variance.numel(), variance.mean().clamp_min(1e-12)))
-    p = mean.clamp(1e-6, 1 - 1e-6)
-    return float((mean * p.log() + (1 - mean) * (1 - p).log()).sum())
-
-
-def mean_image_mse(images: np.ndarray) -> float:
-    """The error of answering every image with their mean: the pixels' variance, averaged."""
-    return float(pixel_moments(images)[1].mean())
-
-
-def pixel_moments(images: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each pixel over images, streaming: float64 (H, W, C), pixels in [0, 1]."""
-    total = torch.zeros(images.shape[1:], dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    for start in range(0, len(images), 4 * BATCH):
-        part = torch.from_numpy(np.array(images[start : start + 4 * BATCH])).double() / 255
-        total += part.sum(0)
-        squares += part.square().sum(0)
-    mean = total / len(images)
-    return mean, (squares / len(images) - mean.square()).clamp_min(0)
 
 
 def _batches(model: VAE, images: np.ndarray | Tensor, device: torch.device) -> Iterator[Tensor]:

@@ -18,8 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vae.parameters import Parameters
+
 # A decoder can not be surer of a pixel than the rounding to 256 grey levels allows (uniform error of 1/255).
 SMALLEST_SIGMA = 1 / (255 * math.sqrt(12))
+
+COLLAPSED_BELOW_NATS = 1.0  # of KL per image, over all latents: what carries less carries nothing
 
 
 def kl_per_latent(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -89,6 +93,18 @@ class Objective:
     latents: int
     final_weight: float
     free_bits: float = 0.0
+
+    @classmethod
+    def of(cls, p: Parameters) -> "Objective":
+        return cls(
+            likelihood=p.objective.likelihood,
+            sigma=p.objective.sigma,
+            reduction=p.objective.reduction,
+            pixels=math.prod(p.data.image_shape),
+            latents=p.model.latent_dim,
+            final_weight=p.kl.max_weight,
+            free_bits=p.kl.free_bits,
+        )
 
     @property
     def equivalent_sigma(self) -> float | None:

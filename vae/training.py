@@ -14,33 +14,21 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vae import checkpoint
-from vae.annealing import first_final_epoch, kl_weight
+from vae.annealing import kl_weight
 from vae.batches import epoch_order, generator, steps_per_epoch, to_pixels
 from vae.devices import Compute
 from vae.diagnostics import Measurement, fitted_sigma, measure
 from vae.errors import InputError
+from vae.history import Row, chosen_epoch, why_stop
 from vae.model import VAE, to_device
 from vae.objective import Likelihood, Objective, kl_per_latent
 from vae.parameters import Parameters, Train
 
-HISTORY = (
-    "epoch", "step", "kl_weight", "train/loss", "train/reconstruction", "train/kl", "valid/loss",
-    "valid/reconstruction", "valid/kl", "valid/elbo", "valid/mse", "valid/mse_sampled", "valid/active_units",
-    "valid/informative_units",
-)  # fmt: skip
-
-ALARM_EPOCHS, ALARM_STEPS = (
-    2,
-    100,
-)  # a healthy run had a KL of 0.01 after its first epoch, 97 after its second
-COLLAPSED_BELOW_NATS = 1.0
 SIGMA_IMAGES = 2048  # of the training split, for the σ of each epoch's validation
-
-Row = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -72,18 +60,6 @@ class Trained:
     train: Measurement
 
 
-def objective_of(p: Parameters) -> Objective:
-    return Objective(
-        likelihood=p.objective.likelihood,
-        sigma=p.objective.sigma,
-        reduction=p.objective.reduction,
-        pixels=math.prod(p.data.image_shape),
-        latents=p.model.latent_dim,
-        final_weight=p.kl.max_weight,
-        free_bits=p.kl.free_bits,
-    )
-
-
 def build(p: Parameters) -> VAE:
     """A new model, its weights drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
@@ -96,6 +72,28 @@ def build(p: Parameters) -> VAE:
             p.model.batch_norm,
             learned_sigma=p.objective.sigma == "learned",
         )
+
+
+def flops(p: Parameters, images: int) -> float:
+    """Floating-point operations of the whole training: forward, and twice that backward, on `images` an epoch."""
+    per_image = 0.0
+
+    def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        nonlocal per_image
+        positions = 1
+        if isinstance(layer, nn.Conv2d):
+            positions = output[0, 0].numel()
+        elif isinstance(layer, nn.ConvTranspose2d):
+            positions = inputs[0][0, 0].numel()
+        per_image += 2 * cast(Tensor, layer.weight).numel() * positions
+
+    model = build(p).eval()
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            layer.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.zeros(1, *p.data.image_shape), torch.zeros(1, p.model.latent_dim))
+    return 3 * per_image * images * p.train.epochs
 
 
 def train(
@@ -122,7 +120,7 @@ def train(
     steps = steps_per_epoch(len(train_images), p.train.batch_size)
     if steps == 0 or (p.model.batch_norm and p.train.batch_size < 2):
         raise InputError(_batch_problem(p, len(train_images)))
-    objective, device = objective_of(p), compute.device
+    objective, device = Objective.of(p), compute.device
 
     # Build the model, its optimiser and its moving average; the plain one is trained, `judged` is measured.
     model = to_device(build(p), device)
@@ -212,8 +210,8 @@ def train(
             "valid/elbo": valid.elbo,
             "valid/mse": valid.mse,
             "valid/mse_sampled": valid.mse_sampled,
-            "valid/active_units": valid.active_units(p.monitor.active_unit_threshold),
-            "valid/informative_units": valid.informative_units(p.monitor.informative_unit_nats),
+            "valid/active_units": valid.active_units(),
+            "valid/informative_units": valid.informative_units(),
         }
         history.append(row)
 
@@ -241,47 +239,6 @@ def train(
     likelihood = likelihood_of(objective, judged, train_images, compute, p.seed)
     measured = measure(judged, train_images, likelihood, compute, p.seed)
     return Trained(judged, likelihood, history, kept_epoch, stopped, measured)
-
-
-def chosen_epoch(history: list[Row], p: Parameters) -> int:
-    """The epoch to keep, counted from 1: by the validation loss at the final weight, never inside the ramp.
-
-    Before any epoch at the final weight, or with `select: last`, the last finite one; 0 if there is none.
-    """
-    finite = [row for row in history if _finite(row)]
-    final = [row for row in finite if at_final_weight(row, p)]
-    if final and p.train.select == "best":
-        return int(min(final, key=lambda row: row["valid/loss"])["epoch"])
-    return int(finite[-1]["epoch"]) if finite else 0
-
-
-def at_final_weight(row: Row, p: Parameters) -> bool:
-    """Whether the whole of this epoch was trained at the final KL weight."""
-    return row["epoch"] - 1 >= first_final_epoch(p.kl, p.train.epochs)
-
-
-def why_stop(history: list[Row], p: Parameters) -> str | None:
-    """The reason to stop now: diverged, collapsed, or no improvement for `patience` epochs."""
-    if history and not _finite(history[-1]):
-        return f"diverged: epoch {len(history)} gave a number that is not finite"
-    final = [row for row in history if at_final_weight(row, p)]
-    if p.train.on_collapse == "stop" and len(final) >= ALARM_EPOCHS:
-        steps_there = final[-1]["step"] / len(history) * len(final)
-        if steps_there >= ALARM_STEPS and all(is_collapsed(row) for row in final[-ALARM_EPOCHS:]):
-            kl, active = final[-1]["valid/kl"], final[-1]["valid/active_units"]
-            return (
-                f"collapsed: a KL of {kl:.4f} nats and {active:.0f} active units "
-                f"after {len(final)} epochs at the final weight"
-            )
-    if p.train.patience is not None and final:
-        best = min(final, key=lambda row: row["valid/loss"])
-        if len(history) - best["epoch"] >= p.train.patience:
-            return f"no better validation loss for {p.train.patience} epochs since epoch {best['epoch']:.0f}"
-    return None
-
-
-def is_collapsed(row: Row) -> bool:
-    return row["valid/active_units"] == 0 or row["valid/kl"] < COLLAPSED_BELOW_NATS
 
 
 def learning_rate_factor(train: Train, progress: float) -> float:
@@ -340,10 +297,6 @@ def _resident(images: np.ndarray, device: torch.device) -> Tensor:
     if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
         return tensor.to(device)
     return tensor
-
-
-def _finite(row: Row) -> bool:
-    return all(math.isfinite(value) for value in row.values())
 
 
 def _batch_problem(p: Parameters, images: int) -> str:

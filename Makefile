@@ -1,0 +1,56 @@
+# Every target does its own set-up, in this folder and nowhere else. `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+EXPERIMENT ?=
+SET ?=
+
+# Downloads are not kept outside this folder; PIP_NO_CACHE_DIR=0 uses pip's own cache.
+export PIP_NO_CACHE_DIR ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export MPLCONFIGDIR := $(CURDIR)/.run/matplotlib
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 10
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev,huggingface]' --constraint constraints.txt
+	@touch $@
+
+.git:
+	@# An archive without history: DVC can do without Git, once told so.
+	@$(BIN)/dvc config --local core.no_scm true
+
+setup: .venv/ready $(if $(wildcard .git),,.git) ## Install everything, pinned, into .venv
+
+run: setup ## Run the pipeline under Prefect: make run EXPERIMENT=leaves SET="data.path=photos train.epochs=2"
+	@$(BIN)/python -m flows.vae_train --experiment '$(EXPERIMENT)' --set '$(subst ','\'',$(SET))'
+
+up: setup ## Start the servers: Prefect, its worker, MLflow
+	@$(BIN)/python -m flows.servers up
+
+down: setup ## Stop the servers; a run in progress is cancelled
+	@$(BIN)/python -m flows.servers down
+
+test: setup ## Run the tests
+	@$(BIN)/python -m pytest
+
+check: setup ## Lint, format and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+constraints: setup ## Pin the whole transitive set anew
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate --quiet --upgrade -o constraints.txt
+
+clean: ## Remove what was made, the environment and the stores included
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m flows.servers down; fi
+	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp mlruns mlflow.db* models reports data/images data/manifest.parquet
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup run up down test check constraints clean

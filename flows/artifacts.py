@@ -1,0 +1,85 @@
+"""What a flow run shows: tables, the closing page, and the closing lines of `make run`."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tasks import workspace
+
+MOST_ROWS = 200  # of a table artifact; the file has them all
+
+
+def validation(create_table: Callable[..., Any]) -> None:
+    """The broken rules as a table, where there are any."""
+    if not workspace.VALIDATION_FAILURES.exists():
+        return
+    with workspace.VALIDATION_FAILURES.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if rows:
+        more = f" (the first {MOST_ROWS} of {len(rows)})" if len(rows) > MOST_ROWS else ""
+        create_table(rows[:MOST_ROWS], key="validation", description=f"What validation found{more}")
+
+
+def verdict(create_table: Callable[..., Any]) -> None:
+    """The verdict and its numbers as a table."""
+    monitor = workspace.read_json(workspace.MONITOR)
+    names = ("verdict", "summary", "elbo", "kl", "reconstruction", "mse_sampled", "mean_image_mse", "active_units",
+             "informative_units", "prior_gap", "effective_beta", "predicted_kl", "kept_epoch", "stopped")  # fmt: skip
+    rows = [{"what": name.replace("_", " "), "value": str(monitor[name])} for name in names]
+    rows += [{"what": "recommendation", "value": line} for line in monitor["recommendations"]]
+    create_table(rows, key="monitor", description="The kept model on the whole validation split")
+
+
+def summary() -> str:
+    """Markdown: verdict, numbers, what to do, links."""
+    monitor = workspace.read_json(workspace.MONITOR)
+    test = workspace.read_json(workspace.METRICS)["test"]
+    lines = [
+        f"# {monitor['verdict']}",
+        monitor["summary"],
+        "",
+        "| test | |",
+        "| --- | --- |",
+        *[f"| {name} | {test[key]} |" for name, key in _NUMBERS],
+        "",
+        *[f"- {line}" for line in monitor["reasons"] + monitor["recommendations"]],
+        "",
+        f"- report: `{workspace.REPORT}`",
+        *[f"- [{label}]({url})" for label, url in _mlflow_links()],
+    ]
+    return "\n".join(lines)
+
+
+def closing(folder: Path) -> str:
+    """What `make run` ends with."""
+    monitor = workspace.read_json(workspace.MONITOR)
+    test = workspace.read_json(workspace.METRICS)["test"]
+    numbers = "   ".join(f"{name} {_short(test[key])}" for name, key in _NUMBERS)
+    advice = [f"           {line}" for line in monitor["recommendations"]]
+    return "\n".join(
+        [
+            "",
+            f"verdict    {monitor['verdict']}: {monitor['summary']}",
+            *advice,
+            f"test       {numbers}",
+            f"report     {folder / workspace.REPORT}",
+            "next       `make up` starts the servers: runs and images at http://127.0.0.1:5000 (MLflow), the flow at "
+            "http://127.0.0.1:4200 (Prefect)",
+            "           edit params.yaml, then `make run` or `dvc repro`: only what the change touches runs again",
+        ]
+    )
+
+
+_NUMBERS = (("ELBO", "elbo"), ("KL", "kl"), ("active units", "active_units"), ("MSE", "mse"))
+
+
+def _short(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
+
+
+def _mlflow_links() -> list[tuple[str, str]]:
+    from tasks import tracking
+    from vae import saved
+
+    return tracking.links(tracking.run_of(saved.load(workspace.MODEL)))

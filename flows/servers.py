@@ -1,0 +1,228 @@
+"""The servers on this machine: `python -m flows.servers up|down`. Each start and each stop is waited for."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from tasks import workspace
+from vae.errors import InputError
+
+POOL = "vae-train"
+MLFLOW_HOST, MLFLOW_PORT = "127.0.0.1", int(os.environ.get("VAE_TRAIN_MLFLOW_PORT", "5000"))
+START_SECONDS, STOP_SECONDS = 120, 10
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process of ours: started in a session of its own, with a log and a note of its process id."""
+
+    name: str
+    arguments: tuple[str, ...]
+    url: str | None = None  # answers when it is ready
+
+    @property
+    def log(self) -> Path:
+        return workspace.root() / ".run" / f"{self.name}.log"
+
+    @property
+    def note(self) -> Path:
+        return workspace.root() / ".run" / f"{self.name}.pid"
+
+    def process(self) -> psutil.Process | None:
+        """The running process; None where the note is stale."""
+        try:
+            pid, started = self.note.read_text().split()
+            process = psutil.Process(int(pid))
+            return process if abs(process.create_time() - float(started)) < 1 else None
+        except (OSError, ValueError, psutil.NoSuchProcess):
+            return None
+
+    def start(self) -> bool:
+        """Starts it and waits until it answers; False where it runs already.
+
+        Raises:
+            InputError: its port is taken by another program, or it ended at once.
+        """
+        if self.process() is not None:
+            return False
+        if self.url is not None and _port_taken(self.url):
+            raise InputError(
+                f"{self.name}: another program answers at {urlsplit(self.url).netloc}; stop it, or choose another port "
+                "(prefect.toml for Prefect, VAE_TRAIN_MLFLOW_PORT for MLflow)"
+            )
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            child = subprocess.Popen(
+                [sys.executable, *self.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={
+                    **os.environ,
+                    "MLFLOW_DISABLE_TELEMETRY": "true",
+                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+                    "PATH": os.pathsep.join(
+                        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+                    ),
+                },
+            )
+        self.note.write_text(f"{child.pid} {psutil.Process(child.pid).create_time()}")
+        deadline = time.monotonic() + START_SECONDS
+        while not _answers(self.url):
+            if child.poll() is not None:
+                raise InputError(f"{self.name} ended with exit code {child.returncode}; see {self.log}")
+            if time.monotonic() > deadline:
+                self.stop()
+                raise InputError(f"{self.name} did not answer within {START_SECONDS} s; see {self.log}")
+            time.sleep(0.2)
+        return True
+
+    def stop(self) -> bool:
+        """Ends the whole session: asked first, killed after ten seconds. False where it did not run."""
+        process = self.process()
+        self.note.unlink(missing_ok=True)
+        if process is None:
+            return False
+        family = [process, *process.children(recursive=True)]
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            for member in family:
+                if member.is_running():
+                    member.send_signal(number)
+            _, family = psutil.wait_procs(family, timeout=STOP_SECONDS)
+            if not family:
+                break
+        return True
+
+
+def prefect_service() -> Service:
+    from prefect.settings import get_current_settings
+
+    api = get_current_settings().api.url
+    if not api:
+        raise InputError("Prefect knows no server; run this from the project's folder, where prefect.toml is")
+    address = urlsplit(api)
+    host, port = address.hostname or "127.0.0.1", address.port or 4200
+    arguments = ("-m", "prefect", "server", "start", "--host", host, "--port", str(port))
+    return Service("prefect-server", arguments, f"{api}/health")
+
+
+def mlflow_service() -> Service:
+    root = workspace.root()
+    arguments = (
+        "-m", "mlflow", "server", "--host", MLFLOW_HOST, "--port", str(MLFLOW_PORT),
+        "--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}",
+        "--no-serve-artifacts", "--default-artifact-root", (root / "mlruns").as_uri(),
+    )  # fmt: skip
+    return Service("mlflow-server", arguments, f"http://{MLFLOW_HOST}:{MLFLOW_PORT}/health")
+
+
+def worker_service() -> Service:
+    return Service(
+        "prefect-worker", ("-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process")
+    )
+
+
+@contextmanager
+def prefect_server() -> Iterator[None]:
+    """A Prefect server for as long as it is needed: one that is up already is used, and left up."""
+    from flows import runs
+
+    service = prefect_service()
+    print("starting Prefect …", flush=True) if service.process() is None else None
+    ours = service.start()
+    try:
+        runs.sweep()
+        yield
+    finally:
+        if ours:
+            service.stop()
+
+
+def up() -> None:
+    from flows import runs
+    from tasks import tracking
+
+    tracking.connect()  # the database is made once, before several processes find it missing
+    prefect, mlflow = prefect_service(), mlflow_service()
+    for service in (prefect, mlflow):
+        started = service.start()
+        print(
+            f"{service.name} {'is up' if started else 'was up already'}: http://{urlsplit(service.url or '').netloc}"
+        )
+    for name in runs.sweep():
+        print(f"flow run {name} had lost its process; it is set to Crashed")
+    _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
+    _prefect("--no-prompt", "deploy", "--name", "vae-train")
+    print("prefect-worker is up" if worker_service().start() else "prefect-worker was up already")
+    print("start a run with: prefect deployment run vae-train/vae-train")
+
+
+def down() -> None:
+    """Cancels what runs, then stops worker, MLflow and Prefect, each waited for."""
+    if prefect_service().process() is not None:
+        _cancel_runs()
+    for service in (worker_service(), mlflow_service(), prefect_service()):
+        print(f"{service.name} {'is down' if service.stop() else 'was not up'}", flush=True)
+
+
+def _cancel_runs() -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelling
+
+    from flows import runs
+
+    running = runs.alive()
+    with get_client(sync_client=True) as client:
+        for run in running:
+            client.set_flow_run_state(run, Cancelling(message="make down"), force=True)
+    deadline = time.monotonic() + 2 * STOP_SECONDS
+    while runs.alive() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    runs.sweep()
+
+
+def _prefect(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise InputError(f"prefect {' '.join(arguments)} failed: {(done.stderr or done.stdout).strip()}")
+
+
+def _answers(url: str | None) -> bool:
+    if url is None:
+        time.sleep(1)  # a worker has no address: that it lives after a moment has to do
+        return True
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return reply.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _port_taken(url: str) -> bool:
+    address = urlsplit(url)
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((address.hostname or "127.0.0.1", address.port or 80)) == 0
+
+
+if __name__ == "__main__":
+    verbs = {"up": up, "down": down}
+    if len(sys.argv) != 2 or sys.argv[1] not in verbs:
+        sys.exit("usage: python -m flows.servers up|down")
+    workspace.run(verbs[sys.argv[1]])

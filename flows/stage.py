@@ -1,0 +1,114 @@
+"""Runs one DVC stage in a process of its own.
+
+A process, because a CUDA error poisons the one that it happens in, and a killed trainer must not kill the flow.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tasks import workspace
+
+Outcome = Literal["Completed", "Cached", "Restored"]
+
+# What DVC prints of itself and no reader of a log needs.
+_CHATTER = re.compile(
+    r"^(|> .*|Running stage '.*':|Updating lock file 'dvc\.lock'|Use `dvc push`.*|To track the changes with git, run:"
+    r"|\s+git add .*|To enable auto staging, run:|\s+dvc config core\.autostage true|Generating lock file 'dvc\.lock')$"
+)
+_EXIT = re.compile(r"failed to run: .*, exited with (-?\d+)")
+
+
+@dataclass(frozen=True)
+class StageFailed(Exception):
+    """A stage that did not succeed.
+
+    Attributes:
+        reason: the last thing that it said of an error.
+        exit_code: of the stage's program, or of DVC where that failed itself.
+    """
+
+    stage: str
+    reason: str
+    exit_code: int
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.reason}"
+
+    @property
+    def may_be_retried(self) -> bool:
+        """Not where the user has to change something, nor where somebody stopped it."""
+        return self.exit_code not in (workspace.INPUT_ERROR, 130)
+
+
+def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) -> Outcome:
+    """Runs `dvc repro --single-item STAGE`, each line that it prints given to `say`.
+
+    Returns:
+        Cached where DVC skipped the stage, Restored where it brought its outputs back, else Completed.
+
+    Raises:
+        StageFailed: with the reason in one line.
+    """
+    outcome: Outcome = "Completed"
+    reason, exit_code = "", 0
+    command = [
+        sys.executable,
+        "-m",
+        "flows.supervisor",
+        sys.executable,
+        "-m",
+        "dvc",
+        "repro",
+        "--single-item",
+        stage,
+    ]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        env=_environment(environment),
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        for line in process.stdout:
+            text = line.rstrip()
+            if text == f"Stage '{stage}' didn't change, skipping":
+                outcome = "Cached"
+            elif text == f"Stage '{stage}' is cached - skipping run, checking out outputs":
+                outcome = "Restored"
+            elif text.startswith("error: "):
+                reason = reason or text.removeprefix("error: ")
+                say(text)
+            elif text.startswith("ERROR: "):
+                found = _EXIT.search(text)
+                exit_code = int(found[1]) if found else exit_code
+                reason = reason or text.removeprefix("ERROR: ")
+            elif not _CHATTER.match(text):
+                say(text)
+    finally:
+        process.stdin.close()  # whatever ended the loop, the supervisor ends what still runs
+        code = process.wait()
+    if code != 0:
+        raise StageFailed(stage, reason or f"ended with exit code {code}", exit_code or code)
+    return outcome
+
+
+def _environment(additions: Mapping[str, str]) -> dict[str, str]:
+    folder = str(Path(sys.executable).parent)  # a worker may have been started without the environment active
+    return {
+        **os.environ,
+        **additions,
+        "PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",
+        "DVC_NO_ANALYTICS": "true",
+    }

@@ -1,0 +1,43 @@
+"""Leads the session of a stage's processes, so that whatever ends the flow ends them too.
+
+Run as `python -m flows.supervisor COMMAND…` with a pipe as standard input. The flow holds the other end: when the
+pipe closes, because the flow wants so or because it is gone, even by SIGKILL, the whole group is
+told to stop. SIGINT first: DVC ignores it during a stage, the trainer ends, and DVC frees its locks;
+SIGTERM first would end DVC and leave its lock and the trainer behind.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+
+PATIENCE = ((signal.SIGINT, 5.0), (signal.SIGTERM, 2.0))  # seconds that each signal is given
+
+
+def main() -> None:
+    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+    # Set after the child was started, so that it does not inherit them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    done, finish = os.pipe()
+
+    def close_when_done() -> None:
+        child.wait()
+        os.close(finish)
+
+    threading.Thread(target=close_when_done, daemon=True).start()
+    if done not in select.select([sys.stdin, done], [], [])[0]:
+        for number, seconds in PATIENCE:
+            os.killpg(0, number)
+            if select.select([done], [], [], seconds)[0]:
+                break
+        else:
+            os.killpg(0, signal.SIGKILL)
+    code = child.wait()
+    os._exit(code if code >= 0 else 128 - code)
+
+
+if __name__ == "__main__":
+    main()

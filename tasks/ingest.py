@@ -1,0 +1,280 @@
+"""Stage ingest: every image of the source decoded once, brought to one shape, and given its split.
+
+Two passes, so that memory holds a batch and never the data set. The first decodes on all cores and writes the
+prepared pixels aside, in the source's order; the second, which knows all contents and hence all splits,
+writes one array a split. All files are made in `data/images/.partial` and moved into place at the end.
+The result is the same to the bit for any number of workers.
+"""
+
+import errno
+import hashlib
+import math
+import os
+import shutil
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks import workspace
+from vae import images, parameters, sources, splits
+from vae.errors import InputError
+from vae.images import Preprocessing, UnusableImage
+from vae.sources import Item
+
+PARTIAL = workspace.IMAGES / ".partial"
+DECODE_AT_ONCE = 32  # items a worker takes at a time
+SECONDS_BETWEEN_LINES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What the first pass learnt of an item; a reason means that it cannot be used."""
+
+    width: int | None = None
+    height: int | None = None
+    mode: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where the second pass put an image, and its pixels' mean and standard deviation, in [0, 1]."""
+
+    split: str
+    index: int
+    mean: float
+    std: float
+
+
+def main(workers: int | None = None) -> None:
+    """Writes `data/images/{train,valid,test}.npy` and `data/manifest.parquet`.
+
+    Raises:
+        InputError: the source cannot be read, no image is usable, a split is empty, or the disk is full.
+    """
+    params = parameters.load(workspace.PARAMS)
+    preprocessing = Preprocessing.of(params)
+    items = sources.find(params.data)
+    print(f"ingest: {len(items):,} items from data.source = {params.data.source}", flush=True)
+    with _written_aside():
+        scratch = PARTIAL / "prepared.bin"
+        examined = _decode_all(items, preprocessing, scratch, workers or _cores())
+        usable = [i for i, found in enumerate(examined) if found.reason is None]
+        if not usable:
+            raise InputError(
+                f"data.path = {params.data.path!r}: none of {len(items):,} files can be used as an image; "
+                + _some_reasons(items, examined)
+            )
+        split_of = _assign(items, examined, usable, params)
+        stored = _write_splits(scratch, usable, split_of, preprocessing)
+        _write_manifest(items, examined, stored)
+    print(_summary(items, examined, stored, preprocessing), flush=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _written_aside() -> Iterator[None]:
+    """An empty folder for the time of the work; what it then holds replaces the old outputs, all or none."""
+    try:
+        shutil.rmtree(PARTIAL, ignore_errors=True)
+        PARTIAL.mkdir(parents=True)
+        yield
+        # The manifest goes first and comes last: arrays without a manifest are seen to be unfinished.
+        workspace.MANIFEST.unlink(missing_ok=True)
+        for split in workspace.SPLITS:
+            (PARTIAL / f"{split}.npy").replace(workspace.images(split))
+        (PARTIAL / "manifest.parquet").replace(workspace.MANIFEST)
+    except OSError as error:
+        advice = (
+            "free some space"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            else "check its rights"
+        )
+        place = error.filename or workspace.IMAGES
+        raise InputError(
+            f"cannot write {str(place)!r}: {error.strerror or error}; {advice} and run again"
+        ) from None
+    finally:
+        shutil.rmtree(PARTIAL, ignore_errors=True)
+
+
+def _decode_all(
+    items: Sequence[Item], preprocessing: Preprocessing, scratch: Path, workers: int
+) -> list[Examined]:
+    """The first pass. The prepared pixels of the usable items end up in `scratch`, one after another."""
+    examined: list[Examined] = []
+    with scratch.open("wb") as file, ThreadPoolExecutor(workers) as pool:
+        try:
+            batches = (items[i : i + DECODE_AT_ONCE] for i in range(0, len(items), DECODE_AT_ONCE))
+            results = _in_order(pool, batches, preprocessing, ahead=2 * workers)
+            for found, pixels in _with_progress(results, len(items)):
+                examined.append(found)
+                if pixels is not None:
+                    file.write(pixels)
+        finally:  # on Ctrl-C or a full disk: what has not begun need not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+    return examined
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, batches: Iterable[Sequence[Item]], preprocessing: Preprocessing, ahead: int
+) -> Iterator[tuple[Examined, bytes | None]]:
+    """Threads, since Pillow decodes without holding Python's lock; at most `ahead` batches are in memory."""
+    waiting: deque[Future[list[tuple[Examined, bytes | None]]]] = deque()
+    for batch in batches:
+        waiting.append(pool.submit(_examine_batch, batch, preprocessing))
+        if len(waiting) >= ahead:
+            yield from waiting.popleft().result()
+    while waiting:
+        yield from waiting.popleft().result()
+
+
+def _examine_batch(
+    batch: Sequence[Item], preprocessing: Preprocessing
+) -> list[tuple[Examined, bytes | None]]:
+    return [_examine(item, preprocessing) for item in batch]
+
+
+def _examine(item: Item, preprocessing: Preprocessing) -> tuple[Examined, bytes | None]:
+    size, digest = None, None
+    try:
+        content = item.load()
+        raw = content if isinstance(content, bytes) else content.tobytes()
+        size, digest = len(raw), hashlib.sha256(raw).hexdigest()
+        prepared = images.prepare(content, preprocessing)
+    except UnusableImage as refusal:
+        return Examined(bytes=size, sha256=digest, reason=str(refusal)), None
+    return Examined(prepared.width, prepared.height, prepared.mode, size, digest), prepared.pixels.tobytes()
+
+
+def _with_progress(results: Iterable[Any], total: int) -> Iterator[Any]:
+    """A bar where a person watches, a line now and then where the output is kept."""
+    if sys.stdout.isatty():
+        from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, transient=True) as progress:
+            yield from progress.track(results, total=total, description="decoding")
+        return
+    last = time.monotonic()
+    for done, result in enumerate(results, start=1):
+        yield result
+        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(f"ingest: {done:,} of {total:,} decoded", flush=True)
+
+
+def _assign(
+    items: Sequence[Item], examined: Sequence[Examined], usable: Sequence[int], params: parameters.Parameters
+) -> list[str]:
+    """The split of each usable item: its source's own, where the source has that split at all."""
+    own = {item.split for item in items}
+    wanted = {"test": params.data.test_fraction, "valid": params.data.valid_fraction}
+    split_of = splits.assign(
+        [items[i].split for i in usable],
+        [items[i].label for i in usable],
+        [str(examined[i].sha256) for i in usable],
+        {split: fraction for split, fraction in wanted.items() if split not in own},
+        params.seed,
+    )
+    counts = Counter(split_of)
+    if empty := [split for split in workspace.SPLITS if not counts[split]]:
+        found = ", ".join(f"{split} {counts[split]}" for split in workspace.SPLITS)
+        raise InputError(
+            f"data.path = {params.data.path!r} leaves no image for {' and '.join(empty)} (usable: {found}); "
+            f"add images that differ. {_some_reasons(items, examined)}".rstrip()
+        )
+    return split_of
+
+
+def _write_splits(
+    scratch: Path, usable: Sequence[int], split_of: Sequence[str], preprocessing: Preprocessing
+) -> dict[int, Stored]:
+    """The second pass: one array a split, in the source's order. Returns item → where it is."""
+    shape = (preprocessing.height, preprocessing.width, preprocessing.channels)
+    prepared = np.memmap(scratch, np.uint8, "r", shape=(len(usable), *shape))
+    stored: dict[int, Stored] = {}
+    for split in workspace.SPLITS:
+        rows = [row for row, assigned in enumerate(split_of) if assigned == split]
+        with (PARTIAL / f"{split}.npy").open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for index, row in enumerate(rows):
+                pixels = images.binarised(prepared[row], preprocessing, split == "train")
+                file.write(pixels.tobytes())
+                stored[usable[row]] = Stored(split, index, *_mean_and_std(pixels))
+    return stored
+
+
+def _mean_and_std(pixels: NDArray[np.uint8]) -> tuple[float, float]:
+    """In [0, 1]. From sums of whole numbers, so that every machine gets the same bits."""
+    flat = pixels.ravel().astype(np.int64)
+    n, total, squares = flat.size, int(flat.sum()), int(flat @ flat)
+    return total / (255 * n), math.sqrt(n * squares - total * total) / (255 * n)
+
+
+def _write_manifest(items: Sequence[Item], examined: Sequence[Examined], stored: dict[int, Stored]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    places = [stored.get(i) for i in range(len(items))]
+    columns = {
+        "path": pa.array([item.path for item in items], pa.string()),
+        "split": pa.array([place and place.split for place in places], pa.string()),
+        "label": pa.array([item.label for item in items], pa.string()),
+        "index": pa.array([place and place.index for place in places], pa.int64()),
+        "width": pa.array([found.width for found in examined], pa.int64()),
+        "height": pa.array([found.height for found in examined], pa.int64()),
+        "mode": pa.array([found.mode for found in examined], pa.string()),
+        "bytes": pa.array([found.bytes for found in examined], pa.int64()),
+        "sha256": pa.array([found.sha256 for found in examined], pa.string()),
+        "mean": pa.array([place and place.mean for place in places], pa.float64()),
+        "std": pa.array([place and place.std for place in places], pa.float64()),
+        "status": pa.array(["quarantined" if found.reason else "ok" for found in examined], pa.string()),
+        "reason": pa.array([found.reason for found in examined], pa.string()),
+    }
+    pq.write_table(pa.table(columns), PARTIAL / "manifest.parquet")
+
+
+def _summary(
+    items: Sequence[Item],
+    examined: Sequence[Examined],
+    stored: dict[int, Stored],
+    preprocessing: Preprocessing,
+) -> str:
+    counts = Counter(place.split for place in stored.values())
+    classes = {items[i].label for i in stored} - {None}
+    return (
+        f"ingest: {', '.join(f'{counts[split]:,} {split}' for split in workspace.SPLITS)} images of "
+        f"{preprocessing.height}×{preprocessing.width}×{preprocessing.channels}; "
+        f"{f'{len(classes):,} classes' if classes else 'no labels'}; "
+        f"{len(items) - len(stored):,} of {len(items):,} quarantined"
+        + (f": {_some_reasons(items, examined)}" if len(stored) < len(items) else "")
+    )
+
+
+def _some_reasons(items: Sequence[Item], examined: Sequence[Examined], most: int = 3) -> str:
+    """The first few refusals; `repr`, since a file's name may hold line breaks or a terminal's commands."""
+    refused = [
+        f"{item.path!r}: {found.reason}" for item, found in zip(items, examined, strict=True) if found.reason
+    ]
+    more = f"; and {len(refused) - most:,} more" if len(refused) > most else ""
+    return "; ".join(refused[:most]) + more
+
+
+if __name__ == "__main__":
+    workspace.run(main)

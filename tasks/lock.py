@@ -1,0 +1,40 @@
+"""File locks that say who holds them."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from vae.errors import InputError
+
+
+@contextmanager
+def hold(path: Path, who: str, seconds: float = 0) -> Iterator[None]:
+    """Holds a lock, waiting up to `seconds` for it. The kernel frees it when the process ends, however it ends.
+
+    Raises:
+        InputError: another process holds it; names that process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(path), path.with_suffix(".holder")
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        raise InputError(f"{_describe(holder)}; wait for it to end, or stop it") from None
+    try:
+        holder.write_text(json.dumps({"pid": os.getpid(), "who": who}))
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _describe(holder: Path) -> str:
+    try:
+        held = json.loads(holder.read_text())
+        return f"this workspace is in use by {held['who']} (process {held['pid']})"
+    except (OSError, ValueError, KeyError):
+        return f"this workspace is in use: another process holds {holder.with_suffix('.lock')}"

@@ -1,0 +1,110 @@
+"""Stage `monitor`: from the saved model alone, the whole validation set again, and the verdict."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from tasks import workspace
+from vae import baseline, devices, diagnostics, parameters, saved
+from vae.annealing import first_final_epoch
+from vae.batches import open_images
+from vae.diagnostics import Measurement
+from vae.errors import InputError
+from vae.history import Row
+from vae.objective import Objective, effective_beta
+from vae.parameters import Parameters
+from vae.rounding import rounded
+from vae.saved import Saved
+from vae.verdict import Evidence, judge
+
+# What training logged and what the saved model gives may differ by the last bits of another device or
+# precision; more than this means that the file is not the model that was trained.
+RELATIVE, ABSOLUTE = 0.01, 0.02
+
+
+def main() -> None:
+    p = parameters.load(workspace.PARAMS)
+    model = saved.load(workspace.MODEL, devices.choose(p.train).device)
+    valid_images = open_images(workspace.images("valid"))
+    history: list[Row] = pd.read_csv(workspace.HISTORY).to_dict("records")  # type: ignore[assignment]  # keys are str
+    compute = model.compute(next(model.model.parameters()).device)
+    valid = diagnostics.measure(model.model, valid_images, model.likelihood, compute, p.seed)
+    check_agreement(model, valid, history)
+
+    evidence = Evidence(
+        valid=valid,
+        mean_image_mse=baseline.mean_image_mse(valid_images),
+        history=history,
+        predicted=workspace.read_json(workspace.PREFLIGHT),
+        train=model.train,
+        kept_epoch=model.kept_epoch,
+    )
+    result = report(p, model, evidence)
+    workspace.write_json(workspace.MONITOR, rounded(result))
+
+    print(f"verdict: {result['verdict']}. {result['summary']}")
+    for name in ("reasons", "recommendations", "warnings"):
+        for line in result[name]:
+            print(f"  {name[:-1]}: {line}")
+
+
+def check_agreement(model: Saved, valid: Measurement, history: list[Row]) -> None:
+    """Raises: InputError: the saved model does not give what training logged for its epoch."""
+    logged = next((row for row in history if row["epoch"] == model.kept_epoch), None)
+    if logged is None:
+        return  # no epoch was finite: these are the weights that training began with
+    found = {
+        "valid/kl": valid.rate,
+        "valid/mse": valid.mse,
+        "valid/mse_sampled": valid.mse_sampled,
+        "valid/active_units": valid.active_units(),
+    }
+    for name, value in found.items():
+        if not math.isclose(value, logged[name], rel_tol=RELATIVE, abs_tol=ABSOLUTE * ("mse" not in name)):
+            raise InputError(
+                f"the saved model disagrees with its training: {name} is {value:.6g}, and training logged "
+                f"{logged[name]:.6g} in epoch {model.kept_epoch}; run `dvc repro --force train` to train again"
+            )
+
+
+def report(p: Parameters, model: Saved, e: Evidence) -> dict[str, Any]:
+    """The content of `reports/monitor.json`."""
+    verdict = judge(p, e)
+    valid = e.valid
+    warnings = []
+    ramp_end = first_final_epoch(p.kl, p.train.epochs)
+    if e.history and e.history[-1]["epoch"] - 1 < ramp_end:
+        warnings.append(
+            f"no epoch was trained at the final KL weight: the ramp ends after epoch {ramp_end:g}, "
+            f"the training after {e.history[-1]['epoch']:.0f}; the last epoch was kept"
+        )
+    return {
+        "verdict": verdict.verdict,
+        "summary": verdict.summary,
+        "reasons": verdict.reasons,
+        "recommendations": verdict.recommendations,
+        "warnings": warnings,
+        "kept_epoch": model.kept_epoch,
+        "epochs": len(e.history),
+        "stopped": model.stopped,
+        "elbo": valid.elbo,
+        "reconstruction": valid.distortion,
+        "kl": valid.rate,
+        "mse": valid.mse,
+        "mse_sampled": valid.mse_sampled,
+        "mean_image_mse": e.mean_image_mse,
+        "active_units": valid.active_units(p.monitor.active_unit_threshold),
+        "informative_units": valid.informative_units(p.monitor.informative_unit_nats),
+        "latents": p.model.latent_dim,
+        "prior_gap": valid.prior_gap,
+        "effective_beta": effective_beta(Objective.of(p), valid.mse_sampled),
+        "train_elbo": e.train["elbo"],
+        "predicted_kl": e.predicted["predicted_kl"],
+        "kl_per_latent": valid.kl_per_latent.tolist(),
+        "mean_variance": valid.mean_variance.tolist(),
+    }
+
+
+if __name__ == "__main__":
+    workspace.run(main)

@@ -1,0 +1,142 @@
+"""Named experiments and single values, laid over `params.yaml`: what ran is what stands there.
+
+An experiment starts from `experiments/default.yaml`, never from what happened to stand in `params.yaml`.
+The file before is kept aside, and a run without an overlay puts it back, unless a person has edited
+`params.yaml` since.
+"""
+
+import io
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from tasks import workspace
+from vae import parameters
+from vae.errors import InputError
+
+EXPERIMENTS = Path("experiments")
+DEFAULT = "default"
+
+
+def apply(experiment: str | None, overrides: Mapping[str, Any] | None) -> list[str]:
+    """Writes `params.yaml`; returns what changed, a line for each value.
+
+    Args:
+        experiment: a file of `experiments/`, without its ending.
+        overrides: `{"train.epochs": 2}`, or the same nested.
+
+    Raises:
+        InputError: an unknown experiment or parameter, or a value that is not allowed; nothing is written then.
+    """
+    path = workspace.PARAMS
+    standing = path.read_text(encoding="utf-8") if path.exists() else ""
+    before = _kept_aside(standing)
+    if not experiment and not overrides:
+        text = before if before is not None else standing
+    else:
+        base = (EXPERIMENTS / f"{DEFAULT}.yaml").read_text("utf-8") if experiment else before or standing
+        values = _flat(_experiment(experiment)) if experiment else {}
+        text = _lay_over(base, {**values, **_flat(overrides or {})})
+    parameters.parse(_yaml("safe").load(text) or {}, "params.yaml")
+
+    if text != standing:
+        path.write_text(text, encoding="utf-8")
+    if experiment or overrides:
+        _keep_aside(before if before is not None else standing, written=text)
+    else:
+        _record().unlink(missing_ok=True)
+    return _changes(standing, text)
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """`data.path=photos train.epochs=2` → values, each read as YAML reads it; quotes keep spaces together."""
+    values: dict[str, Any] = {}
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"SET = {text!r}: {error}; write name=value, with quotes around spaces") from None
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise InputError(f"SET: {word!r} is not of the form name=value, such as train.epochs=2")
+        try:
+            values[name] = _yaml("safe").load(value)
+        except YAMLError:
+            raise InputError(f"SET: {name} = {value!r} is not a YAML value") from None
+    return values
+
+
+def _experiment(name: str) -> dict[str, Any]:
+    known = {
+        file.relative_to(EXPERIMENTS).with_suffix("").as_posix(): file for file in EXPERIMENTS.rglob("*.yaml")
+    }
+    if name not in known:
+        raise InputError(f"experiment {name!r} does not exist; known: {', '.join(sorted(known))}")
+    return _yaml("safe").load(known[name]) or {}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        flat |= _flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
+    return flat
+
+
+def _lay_over(text: str, values: Mapping[str, Any]) -> str:
+    """The YAML text with values replaced, comments and layout kept."""
+    yaml = _yaml("rt")
+    document = yaml.load(text)
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        place = document
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or name not in place:
+            raise InputError(f"{key} is not a parameter; params.yaml names them all")
+        if isinstance(place[name], list) and isinstance(value, list):
+            place[name][:] = value  # keeps its [flow, style]
+        else:
+            place[name] = value
+    stream = io.StringIO()
+    yaml.dump(document, stream)
+    return stream.getvalue()
+
+
+def _changes(old: str, new: str) -> list[str]:
+    before, after = (_flat(_yaml("safe").load(text) or {}) for text in (old, new))
+    return [
+        f"params.yaml: {key}: {before.get(key)} → {after.get(key)}"
+        for key in after
+        if before.get(key) != after[key]
+    ]
+
+
+def _record() -> Path:
+    return workspace.root() / ".run" / "overlay.json"
+
+
+def _keep_aside(before: str, written: str) -> None:
+    _record().parent.mkdir(parents=True, exist_ok=True)
+    _record().write_text(json.dumps({"before": before, "written": written}), encoding="utf-8")
+
+
+def _kept_aside(standing: str) -> str | None:
+    """The person's own file, where what stands in `params.yaml` is still what an overlay wrote."""
+    try:
+        record = json.loads(_record().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record["before"] if record["written"] == standing else None
+
+
+def _yaml(kind: str) -> YAML:
+    yaml = YAML(typ=kind)
+    yaml.width = 4096
+    yaml.preserve_quotes = True
+    return yaml

@@ -1,0 +1,25 @@
+"""A look at the image source before DVC sees it, because what DVC says of a missing one helps nobody."""
+
+import os
+from pathlib import Path
+
+from vae.errors import InputError
+from vae.parameters import Data
+
+
+def check(data: Data) -> None:
+    """Raises: InputError: the path is missing, unreadable, or holds a link that leads nowhere."""
+    path = Path(data.path)
+    if data.path.startswith("~"):
+        raise InputError(f"data.path = {data.path}: write the home folder out: {path.expanduser()}")
+    if not path.exists():
+        raise InputError(f"data.path = {data.path} does not exist (looked for {path.absolute()})")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"data.path = {data.path} can not be read; check its permissions")
+    if path.is_dir():
+        broken = [entry for entry in path.rglob("*") if entry.is_symlink() and not entry.exists()]
+        if broken:
+            raise InputError(
+                f"data.path = {data.path} holds {len(broken)} link(s) that lead nowhere, such as {broken[0]}; "
+                "remove them, because DVC can not track them"
+            )

@@ -1,0 +1,262 @@
+"""MLflow: one run for one trained model, found again by the hash of its weights."""
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Run
+from mlflow.exceptions import MlflowException
+
+from tasks import lineage, workspace
+from tasks.lock import hold
+from vae.parameters import Parameters
+from vae.saved import Saved
+
+EXPERIMENT = "vae-train"
+WEIGHTS = "weights.sha256"
+VERDICT = "verdict"
+CANDIDATE = "candidate"
+
+
+def connect() -> tuple[MlflowClient, str]:
+    """The store: MLFLOW_TRACKING_URI where it is set, else the SQLite file of the workspace.
+
+    The first use creates or migrates the database, which two processes may not do at once.
+
+    Returns:
+        A client, and the id of the experiment.
+    """
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    root = workspace.root()
+    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}")
+    client = MlflowClient()
+    with hold(root / ".run" / "mlflow.lock", "the set-up of MLflow's database", seconds=60):
+        if client.get_experiment_by_name(EXPERIMENT) is None:
+            # A server may own the artifacts; otherwise they lie beside the database, wherever it is opened from.
+            remote = mlflow.get_tracking_uri().startswith("http")
+            client.create_experiment(EXPERIMENT, None if remote else (root / "mlruns").as_uri())
+    return client, mlflow.set_experiment(EXPERIMENT).experiment_id
+
+
+@contextmanager
+def training_run(name: str | None, resume: str | None, tags: Mapping[str, str]) -> Iterator[Run]:
+    """A run that ends FINISHED, FAILED, or KILLED where a signal ended the training.
+
+    Args:
+        resume: the id of the run that an interrupted training logged to; a new one where it is gone.
+    """
+    client, _ = connect()
+    known = resume is not None and _exists(client, resume)
+    run = mlflow.start_run(run_id=resume if known else None, run_name=None if known else name)
+    status = "FAILED"
+    try:
+        mlflow.set_tags({**tags, "resumed": str(known).lower()})
+        yield run
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        mlflow.set_tag("ended", status)
+        mlflow.end_run(status)
+
+
+def log_inputs(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray) -> None:
+    """Parameters, and the data sets by name, digest and size. What a resumed run has already is left alone."""
+    run = mlflow.active_run()
+    known = {} if run is None else run.data.params
+    flat = {
+        f"{section}.{key}": value
+        for section, values in p.model_dump().items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+    } | {"seed": p.seed}
+    mlflow.log_params({name: value for name, value in flat.items() if name not in known})
+    for split, images in (("train", train_images), ("valid", valid_images)):
+        digest = lineage.sha256(workspace.images(split))[:36]
+        mlflow.log_input(
+            mlflow.data.from_numpy(  # type: ignore[attr-defined]  # made at import, unseen by mypy
+                images[:1], name=f"{p.data.source}-{split}", digest=digest
+            ),
+            context=split,
+        )
+
+
+def log_weights(sha256: str, kept_epoch: int, stopped: str | None) -> None:
+    mlflow.set_tags({WEIGHTS: sha256, "kept_epoch": str(kept_epoch), "stopped": stopped or "no"})
+
+
+def log_epoch(row: Mapping[str, float], timing: Mapping[str, float], grid: np.ndarray | None) -> None:
+    """The history's row, the timing, and a grid of reconstructions (H, W, 3) uint8 as a step image."""
+    step = int(row["epoch"])
+    metrics = {name: value for name, value in {**row, **timing}.items() if name != "epoch"}
+    mlflow.log_metrics(metrics, step=step)
+    if grid is not None:
+        mlflow.log_image(grid, key="reconstructions", step=step)
+
+
+def run_of(saved: Saved) -> Run:
+    """The run that made these weights; where the store has none, one is made from the files and says so."""
+    client, experiment_id = connect()
+    found = client.search_runs(
+        [experiment_id],
+        f"tags.`{WEIGHTS}` = '{saved.sha256}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return found[0] if found else _run_from_files(client, experiment_id, saved)
+
+
+def log_verdict(saved: Saved, monitor: Mapping[str, Any]) -> None:
+    run = run_of(saved)
+    client = MlflowClient()
+    client.set_tag(run.info.run_id, VERDICT, monitor["verdict"])
+    client.log_artifact(run.info.run_id, str(workspace.MONITOR))
+
+
+def log_evaluation(
+    saved: Saved,
+    metrics: Mapping[str, Mapping[str, float | None]],
+    monitor: Mapping[str, Any],
+    plots: Path,
+    make_report: Callable[[list[tuple[str, str]]], str],
+    register_as: str,
+) -> str:
+    """Metrics, plots, report and model into the run of these weights; returns the model's URI.
+
+    make_report gives the report as HTML with links added, which the tracked one can not have.
+    """
+    run = run_of(saved)
+    client, run_id = MlflowClient(), run.info.run_id
+    for name, value in {**lineage.stage("train"), VERDICT: monitor["verdict"]}.items():
+        client.set_tag(run_id, name, value)
+    numbers = {
+        f"{split}/{name}": value
+        for split, values in metrics.items()
+        for name, value in values.items()
+        if isinstance(value, int | float)
+    }
+    # Validation's curves keep their epochs; a final number stands under a name of its own.
+    with mlflow.start_run(run_id=run_id):
+        mlflow.log_metrics({name.replace("valid/", "final_valid/"): value for name, value in numbers.items()})
+        mlflow.log_artifacts(str(plots), "plots")
+        for report in (workspace.METRICS, workspace.PREFLIGHT, workspace.VALIDATION, workspace.HISTORY):
+            if report.exists():
+                mlflow.log_artifact(str(report))
+        version_uri = _register(client, saved, run_id, register_as, monitor["verdict"])
+        mlflow.log_text(make_report(links(MlflowClient().get_run(run_id))), "report.html")
+    client.set_terminated(run_id, run.info.status)
+    return version_uri
+
+
+def links(run: Run) -> list[tuple[str, str]]:
+    """(label, URL) of all that a run came from, where it is known."""
+    found = [("MLflow run " + run.info.run_name, run_url(run))]
+    url = run.data.tags.get("prefect.flow_run_url")
+    if url:
+        found.append((f"Prefect flow run {run.data.tags.get('prefect.flow_run_name', '')}".rstrip(), url))
+    return found
+
+
+def run_url(run: Run) -> str:
+    base = os.environ.get("VAE_TRAIN_MLFLOW_URL", "http://127.0.0.1:5000")
+    return f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
+def _register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdict: str) -> str:
+    """Logs the model, registers it and moves the alias `candidate`; the same weights are registered once."""
+    try:
+        known = [
+            v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get(WEIGHTS) == saved.sha256
+        ]
+    except MlflowException:
+        known = []
+    if known:
+        number = known[0].version
+    else:
+        height, width = saved.image_shape[1:]
+        example = np.zeros((2, height, width, saved.image_shape[0]), np.uint8)
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory():
+            warnings.simplefilter("ignore")  # of type hints and integer columns, which do not apply to images
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(Path(__file__).with_name("pyfunc.py")),
+                artifacts={"vae": str(workspace.MODEL)},
+                code_paths=[str(Path(__file__).parent.parent / "vae")],
+                signature=_signature(saved),
+                input_example=(example, {"task": "encode"}),
+                pip_requirements=[
+                    f"{package}=={version(package).split('+')[0]}"
+                    for package in ("mlflow", "numpy", "pandas", "pydantic", "safetensors", "torch")
+                ],
+                registered_model_name=name,
+            )
+        number = logged.registered_model_version
+        client.set_model_version_tag(name, number, WEIGHTS, saved.sha256)
+        client.set_model_version_tag(name, number, "run_id", run_id)
+    client.set_model_version_tag(name, number, VERDICT, verdict)
+    client.set_registered_model_alias(name, CANDIDATE, number)
+    return f"models:/{name}/{number}"
+
+
+def _signature(saved: Saved) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    channels, height, width = saved.image_shape
+    latents = saved.model.latent_dim
+    columns: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.float, f"{part}_{j}") for part in ("mu", "logvar") for j in range(latents)
+    ]
+    return ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, height, width, channels))]),
+        outputs=Schema(columns),
+        params=ParamSchema([ParamSpec("task", DataType.string, "encode")]),
+    )
+
+
+def _run_from_files(client: MlflowClient, experiment_id: str, saved: Saved) -> Run:
+    run = client.create_run(
+        experiment_id,
+        tags={
+            WEIGHTS: saved.sha256,
+            "made_from_files": "true",
+            **lineage.git(),
+            **lineage.flow(),
+            **lineage.data(),
+        },
+    )
+    run_id = run.info.run_id
+    print(f"the MLflow store has no run of these weights; made run {run.info.run_name} from the files")
+    if workspace.HISTORY.exists():
+        metrics = [
+            Metric(str(name), float(value), 0, int(row["epoch"]))
+            for row in pd.read_csv(workspace.HISTORY).to_dict("records")
+            for name, value in row.items()
+            if name != "epoch"
+        ]
+        for start in range(0, len(metrics), 1000):
+            client.log_batch(run_id, metrics[start : start + 1000])
+    client.set_terminated(run_id)
+    return client.get_run(run_id)
+
+
+def _exists(client: MlflowClient, run_id: str) -> bool:
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException:
+        return False

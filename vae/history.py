@@ -1,0 +1,65 @@
+"""A training's history, a row an epoch: which epoch to keep, and when to stop, are functions of it alone."""
+
+import math
+
+from vae.annealing import first_final_epoch
+from vae.objective import COLLAPSED_BELOW_NATS
+from vae.parameters import Parameters
+
+HISTORY = (
+    "epoch", "step", "kl_weight", "train/loss", "train/reconstruction", "train/kl", "valid/loss",
+    "valid/reconstruction", "valid/kl", "valid/elbo", "valid/mse", "valid/mse_sampled", "valid/active_units",
+    "valid/informative_units",
+)  # fmt: skip
+
+ALARM_EPOCHS, ALARM_STEPS = (
+    2,
+    100,
+)  # a healthy run had a KL of 0.01 after its first epoch, 97 after its second
+
+Row = dict[str, float]
+
+
+def chosen_epoch(history: list[Row], p: Parameters) -> int:
+    """The epoch to keep, counted from 1: by the validation loss at the final weight, never inside the ramp.
+
+    Before any epoch at the final weight, or with `select: last`, the last finite one; 0 if there is none.
+    """
+    finite = [row for row in history if is_finite(row)]
+    final = [row for row in finite if at_final_weight(row, p)]
+    if final and p.train.select == "best":
+        return int(min(final, key=lambda row: row["valid/loss"])["epoch"])
+    return int(finite[-1]["epoch"]) if finite else 0
+
+
+def at_final_weight(row: Row, p: Parameters) -> bool:
+    """Whether the whole of this epoch was trained at the final KL weight."""
+    return row["epoch"] - 1 >= first_final_epoch(p.kl, p.train.epochs)
+
+
+def why_stop(history: list[Row], p: Parameters) -> str | None:
+    """The reason to stop now: diverged, collapsed, or no improvement for `patience` epochs."""
+    if history and not is_finite(history[-1]):
+        return f"diverged: epoch {len(history)} gave a number that is not finite"
+    final = [row for row in history if at_final_weight(row, p)]
+    if p.train.on_collapse == "stop" and len(final) >= ALARM_EPOCHS:
+        steps_there = final[-1]["step"] / len(history) * len(final)
+        if steps_there >= ALARM_STEPS and all(is_collapsed(row) for row in final[-ALARM_EPOCHS:]):
+            kl, active = final[-1]["valid/kl"], final[-1]["valid/active_units"]
+            return (
+                f"collapsed: a KL of {kl:.4f} nats and {active:.0f} active units "
+                f"after {len(final)} epochs at the final weight"
+            )
+    if p.train.patience is not None and final:
+        best = min(final, key=lambda row: row["valid/loss"])
+        if len(history) - best["epoch"] >= p.train.patience:
+            return f"no better validation loss for {p.train.patience} epochs since epoch {best['epoch']:.0f}"
+    return None
+
+
+def is_collapsed(row: Row) -> bool:
+    return row["valid/active_units"] == 0 or row["valid/kl"] < COLLAPSED_BELOW_NATS
+
+
+def is_finite(row: Row) -> bool:
+    return all(math.isfinite(value) for value in row.values())

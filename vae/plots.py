@@ -1,0 +1,280 @@
+"""The pictures of an evaluation: figures drawn by matplotlib, and grids of images.
+
+Everything repeats to the bit: no pyplot, no user style, no date in a file.
+"""
+
+import io
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from PIL import Image
+
+BLUE, ORANGE, GREEN, RED, INK, GREY, LIGHT = (
+    "#2f6db3", "#d9822b", "#3c8d5a", "#c0392b", "#22272e", "#7a828c", "#d5dae0",
+)  # fmt: skip
+CLASSES = (
+    "#2f6db3", "#d9822b", "#3c8d5a", "#c0392b", "#7d5ba6", "#8c5a3c", "#d069a8", "#a3a72f", "#2fa7b3", "#5b6470",
+)  # fmt: skip
+LONGEST_NAME = 24  # characters of a class in a legend
+GRID_PIXELS = 800  # a grid is enlarged, by a whole factor, to about this width
+GAP = 1  # pixels between images, before enlarging
+
+_STYLE = {
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LIGHT,
+    "grid.linewidth": 0.6,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+}
+
+
+def training_curves(history: pd.DataFrame, ramp_epochs: float, kept_epoch: int) -> Figure:
+    """Reconstruction, KL and KL weight over epochs; the ramp is shaded, the kept epoch marked.
+
+    history: the columns of `vae.training.HISTORY`. kept_epoch: counted from 1; 0 where there is none.
+    """
+    with _style():
+        figure = Figure(figsize=(8, 7), layout="constrained")
+        axes = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.4])
+        epochs = history["epoch"].to_numpy()
+        for ax, name, title in (
+            (axes[0], "reconstruction", "Reconstruction: −ln p(x|z), nats per image"),
+            (axes[1], "kl", "KL: what the latents carry, nats per image"),
+        ):
+            for split, colour in (("train", BLUE), ("valid", ORANGE)):
+                ax.plot(epochs, history[f"{split}/{name}"], color=colour, label=split, **_dots(len(epochs)))
+            ax.set_title(title)
+            _without_the_first_fall(ax, history[[f"train/{name}", f"valid/{name}"]].to_numpy())
+        axes[1].set_ylim(bottom=0)
+        axes[2].plot(epochs, history["kl_weight"], color=GREEN, **_dots(len(epochs)))
+        axes[2].set_title("KL weight at the end of the epoch")
+        axes[2].set_ylim(bottom=0)
+        axes[2].set_xlabel("epoch")
+        axes[2].xaxis.set_major_locator(MaxNLocator(integer=True))
+        right = max(float(epochs.max()), 1.0)
+        for ax in axes:
+            if ramp_epochs > 0:
+                ax.axvspan(0.5, min(ramp_epochs, right) + 0.5, color=GREEN, alpha=0.1, lw=0, label="KL ramp")
+            if kept_epoch > 0:
+                ax.axvline(kept_epoch, color=INK, lw=1, ls=":", label=f"kept epoch {kept_epoch}")
+            ax.set_xlim(0.5, right + 0.5)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=4)
+        return figure
+
+
+def kl_per_latent(kl: NDArray[np.float64], predicted: Sequence[float] | None, informative: float) -> Figure:
+    """Each latent's KL, largest first, with what linear theory expected and the line of `informative` nats.
+
+    kl: (Z,), nats per image.
+    """
+    with _style():
+        figure = Figure(figsize=(8, 3.6), layout="constrained")
+        ax = figure.subplots()
+        order = np.sort(np.nan_to_num(kl, nan=0, posinf=0))[::-1]
+        place = np.arange(1, len(order) + 1)
+        above = order > informative
+        for bars, colour, label in (
+            (above, BLUE, "informative"),
+            (~above, GREY, f"at most {informative:g} nats"),
+        ):
+            if bars.any():
+                ax.bar(place[bars], order[bars], width=0.85, color=colour, label=label)
+        if predicted is not None and len(predicted):
+            expected = np.sort(np.asarray(predicted, dtype=np.float64))[::-1]
+            steps = np.arange(len(expected) + 1) + 0.5
+            ax.stairs(expected, steps, baseline=None, color=ORANGE, lw=1.6, label="expected by linear theory")
+        ax.axhline(informative, color=RED, lw=1, ls="--")
+        ax.set(xlabel="latent, sorted", ylabel="KL, nats per image", xlim=(0.4, len(order) + 0.6))
+        ax.set_ylim(0, max(ax.get_ylim()[1], 2 * informative))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend()
+        return figure
+
+
+def latent_map(mu: NDArray[np.float32], labels: NDArray[np.object_]) -> Figure:
+    """The posterior means' first two principal components, coloured by class; the rare classes share a grey.
+
+    mu: (N, Z). labels: (N,), None where an image has no class.
+    """
+    with _style():
+        figure = Figure(figsize=(8, 5.6), layout="constrained")
+        ax = figure.subplots()
+        points, explained = principal_components(mu)
+        style: dict[str, Any] = {"s": 22 if len(mu) < 3000 else 5, "alpha": 0.75, "lw": 0}
+        groups = _groups(labels)
+        for name, members, colour in groups:
+            ax.scatter(*points[members].T, color=colour, label=name, **style)
+        ax.set(
+            xlabel=f"first principal component ({explained[0]:.0%} of the variance)",
+            ylabel=f"second ({explained[1]:.0%})",
+        )
+        if len(groups) > 1:
+            legend = ax.legend(
+                loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2 if len(mu) < 3000 else 3
+            )
+            _plain(legend)
+        return figure
+
+
+def principal_components(mu: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N, 2) coordinates and the share of the variance of each; zeros where the latents hold nothing.
+
+    The larger entry of each direction is positive, so that the picture does not flip between machines.
+    """
+    centred = np.nan_to_num(mu.astype(np.float64), posinf=0, neginf=0)
+    centred = centred - centred.mean(0)
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1][:, :2]
+    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])])
+    points, shares = np.zeros((len(mu), 2)), np.zeros(2)
+    points[:, : vectors.shape[1]] = centred @ vectors
+    if values.sum() > 0:
+        shares[: vectors.shape[1]] = values[:2] / values.sum()
+    return points, shares
+
+
+def reconstruction_grid(
+    originals: NDArray[Any], reconstructions: NDArray[Any], columns: int = 8
+) -> NDArray[np.uint8]:
+    """Pairs of rows, each original above its reconstruction: uint8 (H, W, 3), enlarged to be looked at.
+
+    originals, reconstructions: (N, H, W, C) each, uint8, or floats in [0, 1].
+    """
+    columns = min(columns, len(originals))
+    rows = [
+        _row(images[start : start + columns], columns)
+        for start in range(0, len(originals), columns)
+        for images in (originals, reconstructions)
+    ]
+    return enlarged(_stacked(rows, space_after_every=2))
+
+
+def grid(images: NDArray[Any], columns: int) -> NDArray[np.uint8]:
+    """Images row by row: uint8 (H, W, 3), enlarged to be looked at. images: (N, H, W, C), as above."""
+    rows = [_row(images[start : start + columns], columns) for start in range(0, len(images), columns)]
+    return enlarged(_stacked(rows))
+
+
+def enlarged(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """By the whole factor that brings it nearest to `GRID_PIXELS`: tiny images stay made of squares."""
+    factor = max(1, round(GRID_PIXELS / picture.shape[1]))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def png(picture: Figure | NDArray[np.uint8]) -> bytes:
+    """The same bytes for the same picture."""
+    buffer = io.BytesIO()
+    if isinstance(picture, Figure):
+        with _style():
+            picture.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    else:
+        Image.fromarray(picture).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a class may be named in any script
+        yield
+
+
+def _dots(epochs: int) -> dict[str, Any]:
+    """A line of one point would not be seen."""
+    return {"marker": "o", "ms": 3} if epochs <= 20 else {}
+
+
+def _without_the_first_fall(ax: Axes, values: NDArray[np.float64]) -> None:
+    """The first epochs are often many times worse than the rest: the axis leaves them out where they squeeze it.
+
+    A fall to next to nothing, as a collapse is, stays in sight.
+    """
+    finite = values[np.isfinite(values).all(1)]
+    later = finite[len(finite) // 10 :]
+    if len(finite) < 10 or np.ptp(finite) < 3 * np.ptp(later) or np.abs(later).max() < 1:
+        return
+    margin = 0.1 * float(np.ptp(later))
+    ax.set_ylim(later.min() - margin, later.max() + margin)
+
+
+def _groups(labels: NDArray[np.object_]) -> list[tuple[str, NDArray[np.bool_], str]]:
+    """(name, members, colour): the most frequent classes by name, then all others together, then no class."""
+    known = np.array([label is not None for label in labels], dtype=bool)
+    texts = np.array([str(label) for label in labels])
+    names, counts = np.unique(texts[known], return_counts=True)
+    most = len(CLASSES)
+    shown = sorted(names[np.argsort(-counts, kind="stable")][: most if len(names) <= most else most - 1])
+    groups = [(_short(name), known & (texts == name), CLASSES[i]) for i, name in enumerate(shown)]
+    rest = known & ~np.isin(texts, shown)
+    if rest.any():
+        groups.insert(0, (f"{len(names) - len(shown)} other classes", rest, LIGHT))
+    if not known.all():
+        groups.insert(0, ("no class", ~known, LIGHT if len(names) else BLUE))
+    return groups
+
+
+def _short(name: str) -> str:
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(name.split()))
+    text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
+    return f" {text}" if text.startswith("_") else text  # matplotlib leaves labels with a leading _ out
+
+
+def _plain(legend: Legend) -> None:
+    """A class may be called `$x^`, which is no formula."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _row(images: NDArray[Any], columns: int) -> NDArray[np.uint8]:
+    """One row of images with white between them, filled up with white: uint8 (H, W, 3)."""
+    pixels = _as_rgb(images)
+    count, height, width, _ = pixels.shape
+    row = np.full((height, columns * (width + GAP) - GAP, 3), 255, dtype=np.uint8)
+    for place in range(count):
+        left = place * (width + GAP)
+        row[:, left : left + width] = pixels[place]
+    return row
+
+
+def _stacked(rows: list[NDArray[np.uint8]], space_after_every: int = 1) -> NDArray[np.uint8]:
+    """Rows below one another; with `space_after_every` 2, pairs stand closer than their neighbours."""
+    wide = GAP if space_after_every == 1 else max(3 * GAP, math.ceil(rows[0].shape[0] / 8))
+    parts: list[NDArray[np.uint8]] = []
+    for number, row in enumerate(rows):
+        if number:
+            height = wide if number % space_after_every == 0 else GAP
+            parts.append(np.full((height, row.shape[1], 3), 255, dtype=np.uint8))
+        parts.append(row)
+    return np.concatenate(parts)
+
+
+def _as_rgb(images: NDArray[Any]) -> NDArray[np.uint8]:
+    """(N, H, W, C) → uint8 (N, H, W, 3)."""
+    if images.dtype != np.uint8:
+        images = np.round(np.clip(np.nan_to_num(images), 0, 1) * 255).astype(np.uint8)
+    return np.broadcast_to(images, (*images.shape[:3], 3))

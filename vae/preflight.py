@@ -1,0 +1,185 @@
+"""What linear theory says of a data set before anything is trained.
+
+A linear VAE is probabilistic PCA (Lucas 2019; Tipping & Bishop 1999). With λ_j the eigenvalues of the
+training images' covariance, largest first, latent j is active where λ_j exceeds a threshold s, and its
+KL is then ½ ln(λ_j/s). The threshold is the noise variance times β, so the KL weight decides how
+many latents live. A deep VAE is not linear, but the prediction is close where it matters: near collapse.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae.baseline import pixel_moments
+from vae.objective import COLLAPSED_BELOW_NATS, SMALLEST_SIGMA, Objective
+
+EXACT_UP_TO = 2048  # pixels: beyond that only the leading eigenvalues, by subspace iteration
+EXTRA, ITERATIONS = 16, 6  # of the subspace iteration: vectors beyond those asked for, passes over the data
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The training images' covariance, as far as the theory needs it.
+
+    Attributes:
+        eigenvalues: (min(Z, N),), largest first; of the images in pixels of [0, 1] or, for a Bernoulli
+            likelihood, of (x − p)/√(p(1 − p)).
+        total: the sum of all N eigenvalues.
+        pixels: N. images: how many the covariance is of.
+    """
+
+    eigenvalues: np.ndarray
+    total: float
+    pixels: int
+    images: int
+
+    @property
+    def rest(self) -> float:
+        """Σ_{j>Z} λ_j: what no latent is there for."""
+        return max(self.total - float(self.eigenvalues.sum()), 0.0)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What linear theory expects of a KL weight. KL in nats per image."""
+
+    kl_per_latent: np.ndarray
+    mse: float
+    sigma: float | None
+
+    @property
+    def kl(self) -> float:
+        return float(self.kl_per_latent.sum())
+
+    @property
+    def active_units(self) -> int:
+        return int((self.kl_per_latent > 0).sum())
+
+
+def spectrum(
+    images: np.ndarray, latents: int, bernoulli: bool, drawn: bool = False, seed: int = 0
+) -> Spectrum:
+    """Eigenvalues of the covariance of uint8 images (n, H, W, C), streaming over them.
+
+    Exact up to 2048 pixels; larger images by randomised subspace iteration (Halko 2011, algorithm 4.4).
+
+    Args:
+        bernoulli: whiten each pixel by the Bernoulli standard deviation, p clipped to [0.01, 0.99].
+        drawn: the pixels are probabilities that training draws zeros and ones from, which adds
+            E[x(1 − x)] to the diagonal.
+    """
+    mean, variance = (moment.flatten() for moment in pixel_moments(images))
+    pixels = len(mean)
+    p = mean.clamp(0.01, 0.99)
+    scale = (p * (1 - p)).rsqrt() if bernoulli else torch.ones_like(mean)
+    drawing = (mean - mean.square() - variance).clamp_min(0) * scale.square() if drawn else None
+    total = float((variance * scale.square()).sum()) + (0.0 if drawing is None else float(drawing.sum()))
+
+    def covariance_times(vectors: Tensor) -> Tensor:
+        product = torch.zeros_like(vectors)
+        for start in range(0, len(images), 1024):
+            part = torch.from_numpy(np.array(images[start : start + 1024])).flatten(1).to(vectors.dtype)
+            centred = (part / 255 - mean.to(vectors.dtype)) * scale.to(vectors.dtype)
+            product += centred.T @ (centred @ vectors)
+        product /= len(images)
+        return product if drawing is None else product + drawing.to(vectors.dtype)[:, None] * vectors
+
+    if pixels <= EXACT_UP_TO:
+        values = torch.linalg.eigvalsh(covariance_times(torch.eye(pixels, dtype=torch.float64)))
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        basis = torch.randn(pixels, min(latents + EXTRA, pixels), generator=generator)
+        for _ in range(ITERATIONS):
+            basis = torch.linalg.qr(covariance_times(basis)).Q
+        values = torch.linalg.eigvalsh((basis.T @ covariance_times(basis)).double())
+    leading = values.flip(0).clamp_min(0)[: min(latents, pixels)].numpy()
+    return Spectrum(leading, total, pixels, len(images))
+
+
+def predict(spectrum: Spectrum, objective: Objective, weight: float) -> Prediction:
+    """What a KL weight leads to: KL_j = ½ ln(λ_j/s) where λ_j > s, else 0 (Lucas 2019, section 4)."""
+    sigma2 = noise_variance(spectrum, objective, weight)
+    s = threshold(spectrum, objective, weight)
+    values = spectrum.eigenvalues
+    with np.errstate(divide="ignore"):
+        kl = 0.5 * np.log(np.maximum(values / max(s, 1e-300), 1.0))
+    mse = (float(np.minimum(values, s).sum()) + spectrum.rest) / spectrum.pixels
+    return Prediction(kl, mse, None if sigma2 is None else math.sqrt(sigma2))
+
+
+def threshold(spectrum: Spectrum, objective: Objective, weight: float) -> float:
+    """s, the eigenvalue below which a latent dies at this weight: β·σ², and β for Bernoulli."""
+    if objective.reduction == "mean" and objective.likelihood == "gaussian":
+        return weight * objective.pixels / (2 * objective.latents)
+    sigma2 = noise_variance(spectrum, objective, weight)
+    return objective.beta(weight) * (1.0 if sigma2 is None else sigma2)
+
+
+def noise_variance(spectrum: Spectrum, objective: Objective, weight: float) -> float | None:
+    """σ² of the decoder: what the parameters fix, or the one that a linear VAE would learn."""
+    if objective.likelihood == "bernoulli":
+        return None
+    if objective.reduction == "mean":
+        return weight * objective.pixels / (2 * objective.latents)
+    if isinstance(objective.sigma, str):
+        return optimal_variance(spectrum, objective.beta(weight))
+    return objective.sigma**2
+
+
+def optimal_variance(spectrum: Spectrum, beta: float) -> float:
+    """The positive root of N·σ² = Σ_{j≤Z} min(λ_j, β·σ²) + Σ_{j>Z} λ_j.
+
+    With β = 1 and all latents active it is the mean discarded eigenvalue (Tipping & Bishop 1999, eq. 8).
+    """
+    low, high = SMALLEST_SIGMA**2, max(spectrum.total / spectrum.pixels, SMALLEST_SIGMA**2)
+
+    def excess(variance: float) -> float:
+        explained = float(np.minimum(spectrum.eigenvalues, beta * variance).sum())
+        return spectrum.pixels * variance - explained - spectrum.rest
+
+    if excess(low) >= 0:
+        return low
+    for _ in range(200):  # excess is convex in σ² and not above 0 at `low`: one sign change
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if excess(middle) < 0 else (low, middle)
+    return high
+
+
+def critical_weight(spectrum: Spectrum, objective: Objective) -> float:
+    """The KL weight at which the last latent dies."""
+    largest = float(spectrum.eigenvalues[0])
+    if objective.likelihood == "bernoulli":
+        return largest / objective.beta(1.0)
+    if objective.reduction == "mean":
+        return 2 * objective.latents * largest / objective.pixels
+    if isinstance(objective.sigma, str):
+        return spectrum.pixels * largest / max(spectrum.total, 1e-300)
+    return largest / objective.sigma**2
+
+
+def collapse_weight(spectrum: Spectrum, objective: Objective, nats: float = COLLAPSED_BELOW_NATS) -> float:
+    """The KL weight, below the critical one, at which the predicted KL falls to `nats`.
+
+    0 where no weight gives more than that.
+    """
+    high = critical_weight(spectrum, objective)
+    low = high * 1e-12
+    if high == 0 or predict(spectrum, objective, low).kl <= nats:
+        return 0.0
+    for _ in range(200):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if predict(spectrum, objective, middle).kl > nats else (low, middle)
+    return high
+
+
+def calibrated_weight(spectrum: Spectrum, objective: Objective) -> float:
+    """The KL weight whose loss is the ELBO of the best σ: a β of 1, whatever the reduction."""
+    if objective.likelihood == "bernoulli":
+        return 1 / objective.beta(1.0)
+    variance = optimal_variance(spectrum, 1.0)
+    if objective.reduction == "mean":
+        return 2 * objective.latents * variance / objective.pixels
+    return 1.0 if isinstance(objective.sigma, str) else variance / objective.sigma**2
