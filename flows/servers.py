@@ -139,16 +139,20 @@ def worker_service() -> Service:
 @contextmanager
 def prefect_server() -> Iterator[None]:
     """A Prefect server for as long as it is needed: one that is up already is used, and left up."""
+    from prefect.logging.handlers import APILogHandler
+
     from flows import runs
 
     service = prefect_service()
-    print("starting Prefect …", flush=True) if service.process() is None else None
+    if service.process() is None:
+        print("starting Prefect …", flush=True)
     ours = service.start()
     try:
         runs.sweep()
         yield
     finally:
         if ours:
+            APILogHandler().flush()  # what the flow said last is still on its way
             service.stop()
 
 

@@ -18,7 +18,8 @@ Outcome = Literal["Completed", "Cached", "Restored"]
 
 # What DVC prints of itself and no reader of a log needs.
 _CHATTER = re.compile(
-    r"^(|> .*|Running stage '.*':|Updating lock file 'dvc\.lock'|Use `dvc push`.*|To track the changes with git, run:"
+    r"^(|> .*|Data and pipelines are up to date\.|Running stage '.*':"
+    r"|Updating lock file 'dvc\.lock'|Use `dvc push`.*|To track the changes with git, run:"
     r"|\s+git add .*|To enable auto staging, run:|\s+dvc config core\.autostage true|Generating lock file 'dvc\.lock')$"
 )
 _EXIT = re.compile(r"failed to run: .*, exited with (-?\d+)")

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks import workspace
-from vae import evaluation, parameters, pictures, plots, report, saved
+from vae import evaluation, grids, parameters, pictures, plots, report, saved
 from vae.annealing import first_final_epoch
 from vae.batches import open_images
 from vae.devices import Compute, choose
@@ -23,7 +23,7 @@ from vae.rounding import rounded
 from vae.saved import Saved
 
 PAIRS = 8  # best, median and worst reconstructions, this many each
-SAMPLES = 64
+SAMPLES = 48
 TRAVERSED = 8  # latents
 STEPS = np.linspace(-3, 3, 9)
 
@@ -135,15 +135,15 @@ def draw(
             "Reconstructions",
             f"reconstructions_{name}.png",
             f"{what}: originals above, reconstructions below (z at its mean). Mean squared error {span}.",
-            plots.png(plots.reconstruction_grid(originals, copies, PAIRS)),
+            grids.png(grids.reconstruction_grid(originals, copies, PAIRS)),
         )
 
     yield Picture(
         "Samples",
         "samples.png",
         f"{SAMPLES} images decoded from z drawn from the prior N(0, 1): what the model takes images to be. "
-        "All alike: the latents are not used. Noise: the KL had too little weight.",
-        plots.png(plots.grid(pictures.samples(model, SAMPLES, compute, p.seed), columns=8)),
+        "All alike: the latents are not used. Noise: real images fill little of the prior.",
+        grids.png(grids.grid(pictures.samples(model, SAMPLES, compute, p.seed), columns=8)),
     )
 
     kl = np.nan_to_num(result.measurement.kl_per_latent)
@@ -155,7 +155,7 @@ def draw(
         "traversals.png",
         "One test image; in each row one latent goes from −3 to 3 while the others stay. "
         f"The most informative latents, from the top: {names}.",
-        plots.png(plots.grid(pictures.traversals(model, start, latents, STEPS, compute), columns=len(STEPS))),
+        grids.png(grids.grid(pictures.traversals(model, start, latents, STEPS, compute), columns=len(STEPS))),
     )
 
     yield Picture(

@@ -139,4 +139,8 @@ def _yaml(kind: str) -> YAML:
     yaml = YAML(typ=kind)
     yaml.width = 4096
     yaml.preserve_quotes = True
+    # ruamel writes null as nothing at all, which reads like a slip.
+    yaml.representer.add_representer(
+        type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
     return yaml

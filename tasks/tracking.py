@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 import numpy as np
@@ -190,8 +190,9 @@ def _register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdic
     else:
         height, width = saved.image_shape[1:]
         example = np.zeros((2, height, width, saved.image_shape[0]), np.uint8)
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory():
-            warnings.simplefilter("ignore")  # of type hints and integer columns, which do not apply to images
+        with warnings.catch_warnings():
+            # It advises type hints for predict; the signature says all that they could.
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")
             logged = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("pyfunc.py")),
@@ -203,9 +204,11 @@ def _register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdic
                     f"{package}=={version(package).split('+')[0]}"
                     for package in ("mlflow", "numpy", "pandas", "pydantic", "safetensors", "torch")
                 ],
-                registered_model_name=name,
             )
-        number = logged.registered_model_version
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        source = f"models:/{logged.model_id}"
+        number = client.create_model_version(name, source, run_id, model_id=logged.model_id).version
         client.set_model_version_tag(name, number, WEIGHTS, saved.sha256)
         client.set_model_version_tag(name, number, "run_id", run_id)
     client.set_model_version_tag(name, number, VERDICT, verdict)

@@ -40,15 +40,18 @@ def main() -> None:
     _write_failures(rules, inspection)
     _show(rules, inspection)
     counts = ", ".join(f"{split} {values['images']}" for split, values in report["summary"]["splits"].items())
-    print(
-        f"validation: {counts} images; {report['errors']} errors, {report['warnings']} warnings", flush=True
-    )
+    errors, warnings = (_count(report[f"{severity}s"], severity) for severity in ("error", "warning"))
+    print(f"validation: {counts} images; {errors}, {warnings}", flush=True)
     if not report["passed"]:
         broken = [rule["name"] for rule in report["rules"] if rule["severity"] == "error" and rule["count"]]
         raise InputError(
-            f"validation failed: {report['errors']} errors against {', '.join(broken)}; "
+            f"validation failed: {errors} against {', '.join(broken)}; "
             f"{workspace.VALIDATION_FAILURES} says for each what to do"
         )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def read_manifest() -> pd.DataFrame:
@@ -145,7 +148,9 @@ def _show(rules: tuple[Rule, ...], inspection: Inspection) -> None:
             found = [finding for finding in inspection.findings if finding.rule == rule.name]
             if not found:
                 continue
-            heading = f"{severity}: {rule.name} ({len(found)}); rule: {rule.allowed}; to do: {rule.what_to_do}"
+            heading = (
+                f"{severity}: {rule.name} ({len(found)}); rule: {rule.allowed}; to do: {rule.what_to_do}"
+            )
             console.print(Text(heading, style=style))
             table = Table("split", "file", "found")
             for f in found[:EXAMPLES]:

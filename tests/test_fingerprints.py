@@ -85,11 +85,17 @@ def test_candidates_are_all_pairs_within_three_bits(monkeypatch: pytest.MonkeyPa
         np.testing.assert_array_equal(np.column_stack(fingerprints._candidates(of, among)), expected)
 
 
-def test_one_picture_in_many_copies_stays_bounded() -> None:
-    same = np.zeros(3000, dtype=np.uint64)
+def test_one_picture_in_many_copies_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a film: without bounds, the pairs would be the square of the frames."""
+    monkeypatch.setattr(fingerprints, "CROWD", 10)
+    compared = []
+    count = np.bitwise_count
+    monkeypatch.setattr(fingerprints.np, "bitwise_count", lambda x: (compared.append(len(x)), count(x))[1])
+    same = np.zeros(500, dtype=np.uint64)
     rows, others = fingerprints._candidates(same, same)
-    assert len(rows) == 3000 * fingerprints.CANDIDATES
+    assert len(rows) == 500 * fingerprints.CANDIDATES
     np.testing.assert_array_equal(others[:8], range(8))
+    assert sum(compared) == 500 * 4 * 10 + 500 * 10
 
 
 def test_near_duplicates_are_found_and_equal_or_blank_images_are_not() -> None:

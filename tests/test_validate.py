@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tasks import workspace
+
 ROOT = Path(__file__).parent.parent
 PARAMETERS = (ROOT / "params.yaml").read_text(encoding="utf-8")
 
@@ -89,7 +91,7 @@ def test_errors_fail_the_stage_after_both_reports_are_written(tmp_path: Path) ->
     manifest.loc[3, "width"] = -4  # another error
     save(tmp_path, manifest)
     result = validate(tmp_path)
-    assert result.returncode == 1
+    assert result.returncode == workspace.INPUT_ERROR
     assert result.stderr == (
         "error: validation failed: 2 errors against size_range, leakage; "
         "reports/validation_failures.csv says for each what to do\n"
@@ -139,7 +141,7 @@ def test_a_name_runs_nowhere(tmp_path: Path) -> None:
     manifest.loc[[0, 1, 2], "height"] = 0
     save(tmp_path, manifest)
     result = validate(tmp_path)
-    assert result.returncode == 1
+    assert result.returncode == workspace.INPUT_ERROR
     _, rows = reports(tmp_path)
     assert sorted(row["file"] for row in rows) == sorted(["'" + names[0], *names[1:]])
     assert "\x1b" not in result.stdout
@@ -165,7 +167,7 @@ def test_no_manifest_is_one_line(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         path.write_bytes(content)
     result = validate(tmp_path)
-    assert result.returncode == 1
+    assert result.returncode == workspace.INPUT_ERROR
     assert result.stderr.startswith("error: data/manifest.parquet ")
     assert result.stderr.count("\n") == 1
 
@@ -175,6 +177,6 @@ def test_a_broken_array_is_a_finding(tmp_path: Path, content: bytes) -> None:
     write(tmp_path)
     (tmp_path / "data/images/valid.npy").write_bytes(content)
     result = validate(tmp_path)
-    assert result.returncode == 1
+    assert result.returncode == workspace.INPUT_ERROR
     _, rows = reports(tmp_path)
     assert [(row["rule"], row["file"]) for row in rows] == [("array_file", "valid.npy")]

@@ -20,6 +20,7 @@ from vae.devices import Compute
 from vae.diagnostics import (
     BATCH,
     Measurement,
+    MutualInformation,
     encode,
     measure,
     mutual_information,
@@ -93,7 +94,8 @@ def _evaluate_split(
     likelihood = saved.likelihood
     mu, logvar = encode(saved.model, images, compute)
     errors, similarity = central_quality(saved.model, images, likelihood, compute)
-    information = mutual_information(mu, logvar, p.seed)
+    finite = bool(np.isfinite(mu).all() and np.isfinite(logvar).all())
+    information = mutual_information(mu, logvar, p.seed) if finite else MutualInformation(None, None, None)
     normalised = likelihood.kind == "gaussian" or is_binary(images)
     metrics = {
         "images": len(images),

@@ -15,6 +15,7 @@ CHUNK_PIXELS = 1 << 22  # at most so many pixel values are widened to 4 or 8 byt
 CHUNK_PAIRS = 1 << 21
 
 BITS_APART = 3  # two hashes this close are candidates; with four bands of 16 bits, one band must agree
+CROWD = 2048  # of the hashes that share a band with one hash, so many are compared: more tell nothing
 CANDIDATES = 8  # of one image, the closest by hash, are compared pixel by pixel
 
 
@@ -24,9 +25,7 @@ class Fingerprints:
 
     mean: NDArray[np.float64]  # of the pixels, in [0, 1]
     std: NDArray[np.float64]  # of the pixels, in [0, 1]
-    contrast: NDArray[
-        np.float64
-    ]  # the same, around each channel's own mean: 0 where all pixels are one colour
+    contrast: NDArray[np.float64]  # std around each channel's own mean: 0 for an image of one colour
     binary: NDArray[np.bool_]  # every value is 0 or 255
     pixels: NDArray[np.uint64]  # the same for equal pixels; differs otherwise, but for a chance of 2⁻⁶⁴
     perceptual: NDArray[np.uint64]  # see `perceptual_hash`
@@ -143,7 +142,7 @@ def _candidates(
         order = np.argsort(other_keys, kind="stable")
         first = np.searchsorted(other_keys[order], keys, "left")
         last = np.searchsorted(other_keys[order], keys, "right")
-        bands.append((order, first, last - first))
+        bands.append((order, first, np.minimum(last - first, CROWD)))
     ends = np.cumsum(sum(counts for _, _, counts in bands))
     found: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     start = 0

@@ -1,10 +1,6 @@
-"""The pictures of an evaluation: figures drawn by matplotlib, and grids of images.
-
-Everything repeats to the bit: no pyplot, no user style, no date in a file.
-"""
+"""The figures of an evaluation. They repeat to the bit: no pyplot, no user style, no date in a file."""
 
 import io
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image
+
+from vae.grids import reconstruction_grid as reconstruction_grid
 
 BLUE, ORANGE, GREEN, RED, INK, GREY, LIGHT = (
     "#2f6db3", "#d9822b", "#3c8d5a", "#c0392b", "#22272e", "#7a828c", "#d5dae0",
@@ -26,9 +23,7 @@ BLUE, ORANGE, GREEN, RED, INK, GREY, LIGHT = (
 CLASSES = (
     "#2f6db3", "#d9822b", "#3c8d5a", "#c0392b", "#7d5ba6", "#8c5a3c", "#d069a8", "#a3a72f", "#2fa7b3", "#5b6470",
 )  # fmt: skip
-LONGEST_NAME = 24  # characters of a class in a legend
-GRID_PIXELS = 800  # a grid is enlarged, by a whole factor, to about this width
-GAP = 1  # pixels between images, before enlarging
+LONGEST_NAME = 30  # characters of a class in a legend
 
 _STYLE = {
     "font.size": 11,
@@ -158,42 +153,11 @@ def principal_components(mu: NDArray[np.float32]) -> tuple[NDArray[np.float64], 
     return points, shares
 
 
-def reconstruction_grid(
-    originals: NDArray[Any], reconstructions: NDArray[Any], columns: int = 8
-) -> NDArray[np.uint8]:
-    """Pairs of rows, each original above its reconstruction: uint8 (H, W, 3), enlarged to be looked at.
-
-    originals, reconstructions: (N, H, W, C) each, uint8, or floats in [0, 1].
-    """
-    columns = min(columns, len(originals))
-    rows = [
-        _row(images[start : start + columns], columns)
-        for start in range(0, len(originals), columns)
-        for images in (originals, reconstructions)
-    ]
-    return enlarged(_stacked(rows, space_after_every=2))
-
-
-def grid(images: NDArray[Any], columns: int) -> NDArray[np.uint8]:
-    """Images row by row: uint8 (H, W, 3), enlarged to be looked at. images: (N, H, W, C), as above."""
-    rows = [_row(images[start : start + columns], columns) for start in range(0, len(images), columns)]
-    return enlarged(_stacked(rows))
-
-
-def enlarged(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """By the whole factor that brings it nearest to `GRID_PIXELS`: tiny images stay made of squares."""
-    factor = max(1, round(GRID_PIXELS / picture.shape[1]))
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def png(picture: Figure | NDArray[np.uint8]) -> bytes:
-    """The same bytes for the same picture."""
+def png(figure: Figure) -> bytes:
+    """The same bytes for the same figure."""
     buffer = io.BytesIO()
-    if isinstance(picture, Figure):
-        with _style():
-            picture.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    else:
-        Image.fromarray(picture).save(buffer, format="png", optimize=True)
+    with _style():
+        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -248,33 +212,3 @@ def _plain(legend: Legend) -> None:
     """A class may be called `$x^`, which is no formula."""
     for text in legend.get_texts():
         text.set_parse_math(False)
-
-
-def _row(images: NDArray[Any], columns: int) -> NDArray[np.uint8]:
-    """One row of images with white between them, filled up with white: uint8 (H, W, 3)."""
-    pixels = _as_rgb(images)
-    count, height, width, _ = pixels.shape
-    row = np.full((height, columns * (width + GAP) - GAP, 3), 255, dtype=np.uint8)
-    for place in range(count):
-        left = place * (width + GAP)
-        row[:, left : left + width] = pixels[place]
-    return row
-
-
-def _stacked(rows: list[NDArray[np.uint8]], space_after_every: int = 1) -> NDArray[np.uint8]:
-    """Rows below one another; with `space_after_every` 2, pairs stand closer than their neighbours."""
-    wide = GAP if space_after_every == 1 else max(3 * GAP, math.ceil(rows[0].shape[0] / 8))
-    parts: list[NDArray[np.uint8]] = []
-    for number, row in enumerate(rows):
-        if number:
-            height = wide if number % space_after_every == 0 else GAP
-            parts.append(np.full((height, row.shape[1], 3), 255, dtype=np.uint8))
-        parts.append(row)
-    return np.concatenate(parts)
-
-
-def _as_rgb(images: NDArray[Any]) -> NDArray[np.uint8]:
-    """(N, H, W, C) → uint8 (N, H, W, 3)."""
-    if images.dtype != np.uint8:
-        images = np.round(np.clip(np.nan_to_num(images), 0, 1) * 255).astype(np.uint8)
-    return np.broadcast_to(images, (*images.shape[:3], 3))

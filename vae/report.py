@@ -142,7 +142,7 @@ def _key_numbers(facts: Facts) -> Iterator[Number]:
     yield Number(
         "ELBO" if bound else "Cross-entropy bound",
         number(test["elbo"]),
-        f"nats per image; the mean image alone has {number(test.get('mean_image_elbo'))}. "
+        f"nats per image; the mean image alone, at its own noise, has {number(test.get('mean_image_elbo'))}. "
         + (
             "Comparable only within one likelihood and image size."
             if bound
