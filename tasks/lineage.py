@@ -17,10 +17,10 @@ FLOW_RUN_ID, FLOW_RUN_NAME, FLOW_RUN_URL = (
 
 
 def git() -> dict[str, str]:
-    """`git.commit` and `git.dirty`; empty outside a repository."""
+    """`git.commit` and `git.dirty`; outside a repository the commit that a container image was built from."""
     commit = _git("rev-parse", "HEAD")
     if commit is None:
-        return {}
+        return {"git.commit": os.environ["GIT_COMMIT"]} if os.environ.get("GIT_COMMIT") else {}
     changed = _git("status", "--porcelain", "--untracked-files=no") or ""
     # dvc.lock changes while the pipeline runs: it records results, it does not shape them.
     dirty = any(line[3:] != "dvc.lock" for line in changed.splitlines())

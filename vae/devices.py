@@ -66,9 +66,8 @@ def choose(train: Train, training_flops: float = 0.0) -> Compute:
         raise InputError("train.precision = bf16: this GPU has no bf16; use fp32 or auto")
     compiled = train.compile
     if compiled == "auto":
-        compiled = training_flops >= COMPILE_FROM_FLOPS[device.type] and (
-            device.type == "cuda" or shutil.which("c++") is not None
-        )
+        compiler = shutil.which("c++" if device.type == "cpu" else "cc")  # Inductor's, and Triton's
+        compiled = training_flops >= COMPILE_FROM_FLOPS[device.type] and compiler is not None
     return Compute(device, precision, compiled)
 
 

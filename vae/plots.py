@@ -64,8 +64,8 @@ def training_curves(history: pd.DataFrame, ramp_epochs: float, kept_epoch: int) 
             for split, colour in (("train", BLUE), ("valid", ORANGE)):
                 ax.plot(epochs, history[f"{split}/{name}"], color=colour, label=split, **_dots(len(epochs)))
             ax.set_title(title)
-            _without_the_first_fall(ax, history[[f"train/{name}", f"valid/{name}"]].to_numpy())
-        axes[1].set_ylim(bottom=0)
+            values = history[[f"train/{name}", f"valid/{name}"]].to_numpy()
+            _without_the_first_fall(ax, values, from_zero=name == "kl")
         axes[2].plot(epochs, history["kl_weight"], color=GREEN, **_dots(len(epochs)))
         axes[2].set_title("KL weight at the end of the epoch")
         axes[2].set_ylim(bottom=0)
@@ -173,17 +173,21 @@ def _dots(epochs: int) -> dict[str, Any]:
     return {"marker": "o", "ms": 3} if epochs <= 20 else {}
 
 
-def _without_the_first_fall(ax: Axes, values: NDArray[np.float64]) -> None:
+def _without_the_first_fall(ax: Axes, values: NDArray[np.float64], from_zero: bool) -> None:
     """The first epochs are often many times worse than the rest: the axis leaves them out where they squeeze it.
 
     A fall to next to nothing, as a collapse is, stays in sight.
     """
     finite = values[np.isfinite(values).all(1)]
-    later = finite[len(finite) // 10 :]
-    if len(finite) < 10 or np.ptp(finite) < 3 * np.ptp(later) or np.abs(later).max() < 1:
+    if from_zero:
+        ax.set_ylim(bottom=0)
+    if len(finite) < 10:
         return
-    margin = 0.1 * float(np.ptp(later))
-    ax.set_ylim(later.min() - margin, later.max() + margin)
+    later = finite[len(finite) // 10 :]
+    low, high = (0 if from_zero else later.min()), later.max()
+    if np.abs(later).max() >= 1 and finite.max() - low > 3 * (high - low):
+        margin = 0.1 * (high - low)
+        ax.set_ylim(low if from_zero else low - margin, high + margin)
 
 
 def _groups(labels: NDArray[np.object_]) -> list[tuple[str, NDArray[np.bool_], str]]:
