@@ -60,7 +60,7 @@ def main() -> None:
         monitor,
         workspace.PLOTS,
         lambda links: report.html(facts, links),
-        p.evaluate.register_as,
+        p,
     )
 
 

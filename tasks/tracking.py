@@ -22,13 +22,14 @@ from mlflow.exceptions import MlflowException
 
 from tasks import lineage, workspace
 from tasks.lock import hold
+from tasks.promotion import Champion, decide
 from vae.parameters import Parameters
 from vae.saved import Saved
 
 EXPERIMENT = "vae-train"
 WEIGHTS = "weights.sha256"
 VERDICT = "verdict"
-CANDIDATE = "candidate"
+CANDIDATE, CHAMPION = "candidate", "champion"
 
 
 def connect() -> tuple[MlflowClient, str]:
@@ -134,7 +135,7 @@ def log_evaluation(
     monitor: Mapping[str, Any],
     plots: Path,
     make_report: Callable[[list[tuple[str, str]]], str],
-    register_as: str,
+    p: Parameters,
 ) -> str:
     """Metrics, plots, report and model into the run of these weights; returns the model's URI.
 
@@ -157,7 +158,13 @@ def log_evaluation(
         for report in (workspace.METRICS, workspace.PREFLIGHT, workspace.VALIDATION, workspace.HISTORY):
             if report.exists():
                 mlflow.log_artifact(str(report))
-        version_uri = _register(client, saved, run_id, register_as, monitor["verdict"])
+        version_uri = _register(client, saved, run_id, p.evaluate.register_as, monitor["verdict"])
+        if p.promote.mode == "dry_run":
+            sentence = _promotion(
+                client, run, p.evaluate.register_as, monitor["verdict"], metrics["test"]["elbo"]
+            )
+            mlflow.set_tag("promotion", sentence)
+            print(f"promotion (dry run): {sentence}")
         mlflow.log_text(make_report(links(MlflowClient().get_run(run_id))), "report.html")
     client.set_terminated(run_id, run.info.status)
     return version_uri
@@ -214,6 +221,17 @@ def _register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdic
     client.set_model_version_tag(name, number, VERDICT, verdict)
     client.set_registered_model_alias(name, CANDIDATE, number)
     return f"models:/{name}/{number}"
+
+
+def _promotion(client: MlflowClient, run: Run, name: str, verdict: str, test_elbo: float | None) -> str:
+    champion = None
+    if CHAMPION in client.get_registered_model(name).aliases:
+        version = client.get_model_version_by_alias(name, CHAMPION)
+        its_run = client.get_run(version.run_id)
+        champion = Champion(
+            version.version, its_run.data.metrics.get("test/elbo"), its_run.data.tags.get("data.sha256")
+        )
+    return decide(verdict, test_elbo, run.data.tags.get("data.sha256"), champion)
 
 
 def _signature(saved: Saved) -> Any:

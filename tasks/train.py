@@ -19,10 +19,10 @@ from vae import baseline, checkpoint, devices, diagnostics, parameters, saved, t
 from vae.annealing import first_final_epoch
 from vae.batches import open_images, steps_per_epoch
 from vae.devices import Compute
+from vae.grids import reconstruction_grid
 from vae.history import HISTORY, Row
 from vae.images import Preprocessing
 from vae.parameters import Parameters
-from vae.plots import reconstruction_grid
 from vae.rounding import rounded
 from vae.training import Epoch, Trained
 

@@ -42,6 +42,11 @@ def root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or Path(__file__).parent.parent).resolve()
 
 
+# What libraries would otherwise keep in the home folder stays in the project.
+os.environ.setdefault("MPLCONFIGDIR", str(root() / ".run" / "matplotlib"))
+os.environ.setdefault("HF_HOME", str(root() / ".run" / "huggingface"))
+
+
 def images(split: str) -> Path:
     """uint8 (N, H, W, C), memory-mappable."""
     return IMAGES / f"{split}.npy"

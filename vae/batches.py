@@ -21,7 +21,9 @@ def open_images(path: Path) -> np.ndarray:
         InputError: the file is missing or holds something else.
     """
     try:
-        images = np.load(path, mmap_mode="c", allow_pickle=False)  # "c": writable as PyTorch wants, the file is not
+        images = np.load(
+            path, mmap_mode="c", allow_pickle=False
+        )  # "c": writable as PyTorch wants, the file is not
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `dvc repro ingest` makes it") from None
     except (ValueError, EOFError) as error:

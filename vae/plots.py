@@ -15,8 +15,6 @@ from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from vae.grids import reconstruction_grid as reconstruction_grid
-
 BLUE, ORANGE, GREEN, RED, INK, GREY, LIGHT = (
     "#2f6db3", "#d9822b", "#3c8d5a", "#c0392b", "#22272e", "#7a828c", "#d5dae0",
 )  # fmt: skip
