@@ -19,7 +19,7 @@ def decide(verdict: str, test_elbo: float | None, data_sha256: str | None, champ
     if champion is None:
         return "would be promoted: it is healthy and there is no champion yet"
     if champion.test_elbo is None or test_elbo is None or champion.data_sha256 != data_sha256:
-        return f"would not be promoted: champion version {champion.version} was tested on other data, so nothing compares"
+        return f"would not be promoted: champion version {champion.version} was tested on other data"
     difference = test_elbo - champion.test_elbo
     comparison = (
         f"test ELBO {test_elbo:.4g} against {champion.test_elbo:.4g} of champion version {champion.version}"

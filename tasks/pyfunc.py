@@ -24,7 +24,7 @@ class ServedVAE(PythonModel):
 
         self.saved = saved.load(Path(context.artifacts["vae"]))
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow takes hints for a schema
+    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:
         from vae import diagnostics
 
         task = (params or {}).get("task", "encode")

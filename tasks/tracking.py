@@ -2,7 +2,6 @@
 
 import logging
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -197,21 +196,18 @@ def _register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdic
     else:
         height, width = saved.image_shape[1:]
         example = np.zeros((2, height, width, saved.image_shape[0]), np.uint8)
-        with warnings.catch_warnings():
-            # It advises type hints for predict; the signature says all that they could.
-            warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")
-            logged = mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(Path(__file__).with_name("pyfunc.py")),
-                artifacts={"vae": str(workspace.MODEL)},
-                code_paths=[str(Path(__file__).parent.parent / "vae")],
-                signature=_signature(saved),
-                input_example=(example, {"task": "encode"}),
-                pip_requirements=[
-                    f"{package}=={version(package).split('+')[0]}"
-                    for package in ("mlflow", "numpy", "pandas", "pydantic", "safetensors", "torch")
-                ],
-            )
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
+            artifacts={"vae": str(workspace.MODEL)},
+            code_paths=[str(Path(__file__).parent.parent / "vae")],
+            signature=_signature(saved),
+            input_example=(example, {"task": "encode"}),
+            pip_requirements=[
+                f"{package}=={version(package).split('+')[0]}"
+                for package in ("mlflow", "numpy", "pandas", "pydantic", "safetensors", "torch")
+            ],
+        )
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
         source = f"models:/{logged.model_id}"
@@ -227,7 +223,7 @@ def _promotion(client: MlflowClient, run: Run, name: str, verdict: str, test_elb
     champion = None
     if CHAMPION in client.get_registered_model(name).aliases:
         version = client.get_model_version_by_alias(name, CHAMPION)
-        its_run = client.get_run(version.run_id)
+        its_run = client.get_run(version.run_id or "")
         champion = Champion(
             version.version, its_run.data.metrics.get("test/elbo"), its_run.data.tags.get("data.sha256")
         )

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae.objective import gaussian_log_prob
+from vae.objective import SMALLEST_SIGMA, gaussian_log_prob
 
 CHUNK = 1024  # images at a time
 
@@ -12,11 +12,12 @@ CHUNK = 1024  # images at a time
 def mean_image_elbo(images: np.ndarray, kind: str) -> float:
     """The ELBO of a model that answers every image with their mean: the floor that skill is counted from.
 
-    Gaussian: at its own σ; Bernoulli: each pixel's mean as its probability. Rate 0.
+    Gaussian: at its own σ, not below that of any model; Bernoulli: each pixel's mean as its probability. Rate 0.
     """
     mean, variance = pixel_moments(images)
     if kind == "gaussian":
-        return float(gaussian_log_prob(variance.sum(), variance.numel(), variance.mean().clamp_min(1e-12)))
+        own = variance.mean().clamp_min(SMALLEST_SIGMA**2)
+        return float(gaussian_log_prob(variance.sum(), variance.numel(), own))
     p = mean.clamp(1e-6, 1 - 1e-6)
     return float((mean * p.log() + (1 - mean) * (1 - p).log()).sum())
 

@@ -1,6 +1,7 @@
 """Checkpoints to resume from: written atomically, and checked when they are read (each record has a CRC)."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes aside, syncs, renames: at every moment `path` is whole, the old one or the new."""
+    """Writes aside, syncs, renames: at every moment `path` or its previous one is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".new")
     with aside.open("wb") as file:
@@ -31,6 +32,7 @@ def load(path: Path, device: torch.device) -> tuple[dict[str, Any] | None, list[
         if not candidate.exists():
             continue
         try:
+            _check(candidate)
             return torch.load(candidate, map_location=device, weights_only=True), problems
         except Exception as error:  # a damaged archive raises whatever its first bad byte leads to
             problems.append(
@@ -45,6 +47,14 @@ def remove(path: Path) -> None:
         for file in path.parent.iterdir():
             file.unlink()
         path.parent.rmdir()
+
+
+def _check(path: Path) -> None:
+    """Raises: zipfile.BadZipFile: a record's CRC is wrong; torch.load does not look at it."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
 
 
 def _previous(path: Path) -> Path:

@@ -13,7 +13,7 @@ from vae.devices import Compute
 from vae.model import VAE
 from vae.objective import Likelihood, gaussian_log_prob, kl_per_latent, optimal_sigma, squared_error
 
-BATCH = 256  # images at a time in a measurement; its size changes no result but the last bits
+BATCH = 256  # images at a time in a measurement; the noise follows (seed, batch), so it is fixed
 MUTUAL_INFORMATION_IMAGES = 10_000  # the estimate is quadratic in time
 
 

@@ -16,7 +16,17 @@ SMALLEST_IMAGE, LARGEST_IMAGE = 8, 256
 
 def _pair(value: Any) -> Any:
     """`16` and `[16, 16]` mean the same: (height, width)."""
-    return (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list) else value
+    pair = (
+        [value, value] if isinstance(value, int) else list(value) if isinstance(value, list | tuple) else []
+    )
+    if len(pair) != 2 or not all(
+        type(side) is int and SMALLEST_IMAGE <= side <= LARGEST_IMAGE for side in pair
+    ):
+        raise ValueError(
+            f"{value!r} is no image size; give one whole number of pixels for a square, or [height, width], "
+            f"each {SMALLEST_IMAGE} to {LARGEST_IMAGE}"
+        )
+    return tuple(pair)
 
 
 class _Section(BaseModel):
@@ -26,13 +36,7 @@ class _Section(BaseModel):
 class Data(_Section):
     source: Literal["digits", "folder", "idx", "npy", "huggingface"]
     path: str = Field(min_length=1)
-    image_size: Annotated[
-        tuple[
-            Annotated[int, Field(ge=SMALLEST_IMAGE, le=LARGEST_IMAGE)],
-            Annotated[int, Field(ge=SMALLEST_IMAGE, le=LARGEST_IMAGE)],
-        ],
-        BeforeValidator(_pair),
-    ]
+    image_size: Annotated[tuple[int, int], BeforeValidator(_pair)]
     channels: Literal[1, 3]
     valid_fraction: float = Field(gt=0, lt=1)
     test_fraction: float = Field(gt=0, lt=1)
@@ -177,7 +181,12 @@ def load(path: Path = Path("params.yaml")) -> Parameters:
         values = YAML(typ="safe").load(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; run this from the project's folder") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path} can not be read: {error.strerror}") from None
+    except (
+        YAMLError,
+        ValueError,
+    ) as error:  # ValueError: 2024-13-45 looks like a date, bytes that are no text
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} holds {type(values).__name__} where a mapping of sections is expected")
@@ -185,10 +194,10 @@ def load(path: Path = Path("params.yaml")) -> Parameters:
 
 
 def _merge(errors: list[Any]) -> list[Any]:
-    """A union reports each of its branches: one line for each key is enough."""
+    """A union reports each of its branches, named below (section, key): one line for each key is enough."""
     merged: dict[tuple[Any, ...], Any] = {}
     for error in errors:
-        key = tuple(part for part in error["loc"] if not _is_branch(part))
+        key = tuple(part for depth, part in enumerate(error["loc"]) if depth < 2 or isinstance(part, int))
         if key in merged:
             merged[key]["msg"] += f"; or: {error['msg']}"
         else:
@@ -196,13 +205,8 @@ def _merge(errors: list[Any]) -> list[Any]:
     return list(merged.values())
 
 
-def _is_branch(part: int | str) -> bool:
-    """pydantic names a union's branch in the location: `literal['auto']`, `constrained-float`, `bool`."""
-    return isinstance(part, str) and ("[" in part or "-" in part or part in {"float", "int", "bool", "str"})
-
-
 def _describe(error: Any) -> str:
-    name = ".".join(str(part) for part in error["loc"])
+    name = ".".join(str(part) if str(part).isprintable() else ascii(part) for part in error["loc"])
     match error["type"]:
         case "extra_forbidden":
             section = error["loc"][0] if len(error["loc"]) > 1 else None
@@ -214,4 +218,4 @@ def _describe(error: Any) -> str:
         case "value_error":
             return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
     message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{name} = {error['input']!r}: {message.replace('input ', '')}"
+    return f"{name} = {error['input']!r}: {message.replace('input ', '').replace('Input ', '')}"

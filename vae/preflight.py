@@ -44,7 +44,7 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What linear theory expects of a KL weight. KL in nats per image."""
+    """What linear theory expects of a KL weight. KL in nats per image; no MSE (NaN) of a Bernoulli likelihood."""
 
     kl_per_latent: np.ndarray
     mse: float
@@ -107,6 +107,8 @@ def predict(spectrum: Spectrum, objective: Objective, weight: float) -> Predicti
     with np.errstate(divide="ignore"):
         kl = 0.5 * np.log(np.maximum(values / max(s, 1e-300), 1.0))
     mse = (float(np.minimum(values, s).sum()) + spectrum.rest) / spectrum.pixels
+    if objective.likelihood == "bernoulli":
+        mse = math.nan  # the spectrum is of whitened pixels
     return Prediction(kl, mse, None if sigma2 is None else math.sqrt(sigma2))
 
 

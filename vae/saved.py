@@ -93,6 +93,7 @@ def load(folder: Path, device: torch.device | None = None) -> Saved:
     """
     config = read_config(folder)
     try:
+        _check(config)
         weights = read_weights(folder / WEIGHTS)
         shape = tuple(config["image_shape"])
         model = VAE(shape, learned_sigma="log_sigma" in weights, **config["model"])
@@ -109,9 +110,21 @@ def load(folder: Path, device: torch.device | None = None) -> Saved:
             train=config["train"],
             sha256=weights_hash(folder),
         )
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(f"{folder}: weights and {CONFIG} do not fit together: {reason}") from None
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Raises: ValueError: a value that would give wrong numbers rather than an error."""
+    if config["format"] != 1:
+        raise ValueError(f"format = {config['format']!r} is not known here, 1 is")
+    if config["precision"] not in ("fp32", "bf16"):
+        raise ValueError(f"precision = {config['precision']!r} is neither fp32 nor bf16")
+    kind, sigma = config["likelihood"]["kind"], config["likelihood"]["sigma"]
+    known = isinstance(sigma, int | float) and 0 < sigma < math.inf if kind == "gaussian" else sigma is None
+    if kind not in ("gaussian", "bernoulli") or not known:
+        raise ValueError(f"likelihood = {config['likelihood']!r} is none")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -121,7 +134,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder} holds no model: {CONFIG} is missing; `dvc repro train` makes it"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{folder / CONFIG} is damaged: {error}") from None
 
 

@@ -300,7 +300,7 @@ def _resident(images: np.ndarray, device: torch.device) -> Tensor:
 
 
 def _batch_problem(p: Parameters, images: int) -> str:
-    if images < 2 or (p.model.batch_norm and p.train.batch_size < 2):
+    if p.model.batch_norm and min(images, p.train.batch_size) < 2:
         return (
             f"train.batch_size = {p.train.batch_size} with {images} training images: "
             "batch norm needs at least 2 images in a batch"

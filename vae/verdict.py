@@ -74,12 +74,11 @@ def judge(p: Parameters, e: Evidence) -> Verdict:
 
 def _diverged(p: Parameters, e: Evidence) -> Verdict | None:
     slower = p.train.learning_rate / 10
-    remedy = [
-        f"set train.learning_rate to {slower:.1g}",
-        "set train.gradient_clip to 1.0"
-        if (p.train.gradient_clip or math.inf) > 1
-        else "set train.precision to fp32",
-    ]
+    remedy = [f"set train.learning_rate to {slower:.1g}"]
+    if (p.train.gradient_clip or math.inf) > 1:
+        remedy.append("set train.gradient_clip to 1.0")
+    elif p.train.precision != "fp32":
+        remedy.append("set train.precision to fp32")
     for row in e.history:
         broken = [name for name, value in row.items() if not math.isfinite(value)]
         if broken:
@@ -107,15 +106,14 @@ def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
             f"kl.max_weight = {p.kl.max_weight:g} is not below {collapse_weight:.3g}, "
             "from where on linear theory expects less than 1 nat of these images"
         )
-        recommendations.append(_calibrate(e))
+        recommendations.append(_lower_weight(e))
     else:
         reasons.append(
             f"linear theory expected {e.predicted['predicted_kl']:.3g} nats at this weight, "
             "so the optimisation is at fault rather than the weight"
         )
         recommendations.append(f"set train.learning_rate to {p.train.learning_rate / 4:.1g}")
-        ramp = max(2 * p.kl.annealing_epochs, 5)
-        recommendations.append(f"set kl.annealing_epochs to {ramp:g} (kl.schedule: linear)")
+        recommendations += _longer_ramp(p)
         if not p.model.batch_norm:
             recommendations.append("set model.batch_norm to true")
     return Verdict(
@@ -155,8 +153,8 @@ def _partly_collapsed(p: Parameters, e: Evidence) -> Verdict | None:
             f"linear theory expects, {past_ramp:.0f} epochs past the ramp and with a flat training loss"
         ],
         [
-            f"set kl.annealing_epochs to {max(2 * p.kl.annealing_epochs, 5):g}",
-            "set kl.free_bits to 0.1",
+            *_longer_ramp(p),
+            f"set kl.free_bits to {max(2 * p.kl.free_bits, 0.1):g}",
             f"set train.learning_rate to {p.train.learning_rate / 2:.1g}",
         ],
     )
@@ -179,7 +177,7 @@ def _under_regularised(p: Parameters, e: Evidence) -> Verdict | None:
         "under_regularised",
         "The KL term has too little weight: samples from the prior will be noise.",
         reasons,
-        [_calibrate(e)],
+        [_higher_weight(p, e)],
     )
 
 
@@ -188,6 +186,14 @@ def _overfitted(p: Parameters, e: Evidence) -> Verdict | None:
     learnt = e.train["elbo"] - e.train["mean_image_elbo"]
     if learnt <= 0 or gap <= OVERFITTED_SHARE * learnt:
         return None
+    remedy = []
+    narrower = [max(width // 2, min(width, 4)) for width in p.model.widths]
+    if narrower != p.model.widths:
+        remedy.append(f"set model.widths to {narrower}")
+    patience = max(p.train.epochs // 10, 3)
+    if (p.train.patience or math.inf) > patience:
+        remedy.append(f"set train.patience to {patience}")
+    remedy.append("add images" + (" or set data.augment to flip" if p.data.augment == "none" else ""))
     return Verdict(
         "overfitted",
         "The model knows its training images far better than others.",
@@ -195,17 +201,35 @@ def _overfitted(p: Parameters, e: Evidence) -> Verdict | None:
             f"ELBO of {e.train['elbo']:.4g} nats in training, {e.valid.elbo:.4g} in validation: the difference "
             f"is {gap / learnt:.2f} of what was learnt over the mean image (more than {OVERFITTED_SHARE:g})"
         ],
-        [
-            f"set model.widths to {[max(width // 2, 4) for width in p.model.widths]}",
-            f"set train.patience to {max(p.train.epochs // 10, 3)}",
-            "add images" + (" or set data.augment to flip" if p.data.augment == "none" else ""),
-        ],
+        remedy,
     )
 
 
-def _calibrate(e: Evidence) -> str:
-    weight = e.predicted["calibrated_kl_weight"]
-    return f"set kl.max_weight to {weight:.2g}, where the loss is the ELBO of the best sigma"
+def _lower_weight(e: Evidence) -> str:
+    calibrated, collapse = e.predicted["calibrated_kl_weight"], e.predicted["collapse_kl_weight"]
+    if calibrated < collapse:
+        return f"set kl.max_weight to {calibrated:.2g}, where the loss is the ELBO of the best sigma"
+    if collapse > 0:
+        return f"set kl.max_weight to {collapse / 4:.2g}, a quarter of where linear theory expects collapse"
+    return "give other images in data.path: these are all the same"
+
+
+def _higher_weight(p: Parameters, e: Evidence) -> str:
+    calibrated = float(f"{e.predicted['calibrated_kl_weight']:.2g}")
+    if calibrated > p.kl.max_weight:
+        return f"set kl.max_weight to {calibrated:g}, where the loss is the ELBO of the best sigma"
+    return f"set kl.max_weight to {2 * p.kl.max_weight:.2g}"
+
+
+def _longer_ramp(p: Parameters) -> list[str]:
+    """Twice the ramp, of a schedule that has one, in a training that is twice as long at least."""
+    ramp = max(2 * p.kl.annealing_epochs, 5)
+    steps = [f"set kl.annealing_epochs to {ramp:g}"]
+    if p.kl.schedule in ("constant", "cyclical"):
+        steps.insert(0, "set kl.schedule to linear")
+    if p.train.epochs < 2 * ramp:
+        steps.append(f"set train.epochs to {math.ceil(2 * ramp)}")
+    return steps
 
 
 def _flat(losses: list[float], epochs: int = PARTLY_COLLAPSED_EPOCHS) -> bool:
