@@ -4,8 +4,9 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 BIN := .venv/bin
-EXPERIMENT ?=
-SET ?=
+# Handed to the program through the environment, so that the shell never reads them.
+export EXPERIMENT ?=
+export SET ?=
 
 # Downloads are not kept outside this folder; PIP_NO_CACHE_DIR=0 uses pip's own cache.
 export PIP_NO_CACHE_DIR ?= 1
@@ -29,7 +30,7 @@ help: ## List the targets
 setup: .venv/ready $(if $(wildcard .git),,.git) ## Install everything, pinned, into .venv
 
 run: setup ## Run the pipeline under Prefect: make run EXPERIMENT=leaves SET="data.path=photos train.epochs=2"
-	@$(BIN)/python -m flows.vae_train --experiment '$(EXPERIMENT)' --set '$(subst ','\'',$(SET))'
+	@$(BIN)/python -m flows.vae_train --experiment "$$EXPERIMENT" --set "$$SET"
 
 up: setup ## Start the servers: Prefect, its worker, MLflow
 	@$(BIN)/python -m flows.servers up
@@ -49,7 +50,7 @@ constraints: setup ## Pin the whole transitive set anew
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate --quiet --upgrade -o constraints.txt
 
 clean: ## Remove what was made, the environment and the stores included
-	@if [ -x $(BIN)/python ]; then $(BIN)/python -m flows.servers down; fi
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m flows.servers down && $(BIN)/python -c 'from tasks import overlay; overlay.apply(None, None)'; fi
 	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp mlruns mlflow.db* models reports data/images data/manifest.parquet
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

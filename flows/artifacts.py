@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from prefect.settings import get_current_settings
+
 from tasks import workspace
 
 MOST_ROWS = 200  # of a table artifact; the file has them all
@@ -64,8 +66,8 @@ def closing(folder: Path) -> str:
             *advice,
             f"test       {numbers}",
             f"report     {folder / workspace.REPORT}",
-            "next       `make up` starts the servers: runs and images at http://127.0.0.1:5000 (MLflow), the flow at "
-            "http://127.0.0.1:4200 (Prefect)",
+            f"next       `make up` starts the servers: runs and images at {workspace.mlflow_url()} (MLflow), "
+            f"the flow at {get_current_settings().ui_url} (Prefect)",
             "           edit params.yaml, then `make run` or `dvc repro`: only what the change touches runs again",
         ]
     )

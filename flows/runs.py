@@ -43,7 +43,7 @@ def sweep() -> list[str]:
     swept = []
     with get_client(sync_client=True) as client:
         for record in sorted(_folder().glob("*.json")):
-            if _alive(record):
+            if _process(record) is not None:
                 continue
             try:
                 run = client.read_flow_run(UUID(record.stem))
@@ -56,17 +56,19 @@ def sweep() -> list[str]:
     return swept
 
 
-def alive() -> list[UUID]:
-    """The flow runs of this workspace whose process lives."""
-    return [UUID(record.stem) for record in _folder().glob("*.json") if _alive(record)]
+def alive() -> dict[UUID, int]:
+    """The flow runs of this workspace whose process lives, with that process's id."""
+    found = {UUID(record.stem): _process(record) for record in _folder().glob("*.json")}
+    return {run: pid for run, pid in found.items() if pid is not None}
 
 
-def _alive(record: Path) -> bool:
+def _process(record: Path) -> int | None:
+    """The id of the process that a record names; None where that is dead."""
     try:
         noted = json.loads(record.read_text())
-        return psutil.Process(noted["pid"]).create_time() == noted["started"]
+        return noted["pid"] if psutil.Process(noted["pid"]).create_time() == noted["started"] else None
     except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
-        return False
+        return None
 
 
 def _folder() -> Path:

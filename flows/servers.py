@@ -20,7 +20,7 @@ from tasks import workspace
 from vae.errors import InputError
 
 POOL = "vae-train"
-MLFLOW_HOST, MLFLOW_PORT = "127.0.0.1", int(os.environ.get("VAE_TRAIN_MLFLOW_PORT", "5000"))
+MLFLOW_HOST, MLFLOW_PORT = "127.0.0.1", workspace.MLFLOW_PORT
 START_SECONDS, STOP_SECONDS = 120, 10
 
 
@@ -123,7 +123,7 @@ def prefect_service() -> Service:
 def mlflow_service() -> Service:
     root = workspace.root()
     arguments = (
-        "-m", "mlflow", "server", "--host", MLFLOW_HOST, "--port", str(MLFLOW_PORT),
+        "-m", "mlflow", "server", "--host", MLFLOW_HOST, "--port", str(MLFLOW_PORT), "--workers", "1",
         "--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}",
         "--no-serve-artifacts", "--default-artifact-root", (root / "mlruns").as_uri(),
     )  # fmt: skip
@@ -151,7 +151,7 @@ def prefect_server() -> Iterator[None]:
         runs.sweep()
         yield
     finally:
-        if ours:
+        if ours and not _kept().exists():
             APILogHandler().flush()  # what the flow said last is still on its way
             service.stop()
 
@@ -161,6 +161,7 @@ def up() -> None:
     from tasks import tracking
 
     tracking.connect()  # the database is made once, before several processes find it missing
+    _kept().touch()
     prefect, mlflow = prefect_service(), mlflow_service()
     for service in (prefect, mlflow):
         started = service.start()
@@ -177,6 +178,7 @@ def up() -> None:
 
 def down() -> None:
     """Cancels what runs, then stops worker, MLflow and Prefect, each waited for."""
+    _kept().unlink(missing_ok=True)
     if prefect_service().process() is not None:
         _cancel_runs()
     for service in (worker_service(), mlflow_service(), prefect_service()):
@@ -185,18 +187,33 @@ def down() -> None:
 
 def _cancel_runs() -> None:
     from prefect.client.orchestration import get_client
-    from prefect.states import Cancelling
+    from prefect.states import Cancelled, Cancelling
 
     from flows import runs
+
+    def wait() -> None:
+        deadline = time.monotonic() + STOP_SECONDS
+        while runs.alive() and time.monotonic() < deadline:
+            time.sleep(0.2)
 
     running = runs.alive()
     with get_client(sync_client=True) as client:
         for run in running:
             client.set_flow_run_state(run, Cancelling(message="make down"), force=True)
-    deadline = time.monotonic() + 2 * STOP_SECONDS
-    while runs.alive() and time.monotonic() < deadline:
-        time.sleep(0.2)
+        wait()
+        for pid in runs.alive().values():  # a `make run` in a terminal: no worker tells it
+            os.kill(pid, signal.SIGINT)
+        wait()
+        for run in running:
+            state = client.read_flow_run(run).state
+            if state is None or not state.is_final():  # the worker is stopped before it can say so
+                client.set_flow_run_state(run, Cancelled(message="make down"), force=True)
     runs.sweep()
+
+
+def _kept() -> Path:
+    """There while the servers are to stay: a `make run` that began before `make up` leaves its Prefect server up."""
+    return workspace.root() / ".run" / "servers.keep"
 
 
 def _prefect(*arguments: str) -> None:
@@ -204,7 +221,8 @@ def _prefect(*arguments: str) -> None:
         [sys.executable, "-m", "prefect", *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise InputError(f"prefect {' '.join(arguments)} failed: {(done.stderr or done.stdout).strip()}")
+        reason = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
+        raise InputError(f"`prefect {' '.join(arguments)}` failed: {reason[0]}")
 
 
 def _answers(url: str | None) -> bool:

@@ -25,7 +25,7 @@ _CHATTER = re.compile(
 _EXIT = re.compile(r"failed to run: .*, exited with (-?\d+)")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # an exception is one of a kind, and Python writes its traceback into it
 class StageFailed(Exception):
     """A stage that did not succeed.
 

@@ -17,6 +17,8 @@ PATIENCE = ((signal.SIGINT, 5.0), (signal.SIGTERM, 2.0))  # seconds that each si
 
 
 def main() -> None:
+    # A worker that a shell's & started ignores SIGINT and hands that down: the trainer has to hear it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
     # Set after the child was started, so that it does not inherit them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

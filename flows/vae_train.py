@@ -24,6 +24,7 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 from prefect.tasks import Task
+from prefect.utilities.urls import url_for
 
 from flows import artifacts, runs, stage
 from tasks import lineage, overlay, source, workspace
@@ -101,16 +102,20 @@ def _lineage() -> dict[str, str]:
     return {
         lineage.FLOW_RUN_ID: str(flow_run.id),
         lineage.FLOW_RUN_NAME: str(flow_run.name),
-        lineage.FLOW_RUN_URL: str(flow_run.ui_url or ""),
+        lineage.FLOW_RUN_URL: url_for("flow-run", obj_id=flow_run.id) or "",
     }
 
 
 def _progress(log: "logging.Logger | logging.LoggerAdapter[logging.Logger]") -> Callable[[str], None]:
     """Logs each line, and keeps a progress artifact at the share of epochs that is done."""
-    artifact = cast(UUID, create_progress_artifact(0.0, key="training", description="Share of the epochs"))
+    artifact: UUID | None = None  # made by the first line of a training, so that a cached one leaves none
 
     def say(line: str) -> None:
+        nonlocal artifact
         log.info(line)
+        if artifact is None:
+            made = create_progress_artifact(0.0, key="training", description="Share of the epochs")
+            artifact = cast(UUID, made)
         if epoch := _EPOCH.match(line):
             update_progress_artifact(artifact, 100 * int(epoch[1]) / int(epoch[2]))
         elif line.startswith("kept epoch"):

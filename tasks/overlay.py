@@ -34,15 +34,15 @@ def apply(experiment: str | None, overrides: Mapping[str, Any] | None) -> list[s
         InputError: an unknown experiment or parameter, or a value that is not allowed; nothing is written then.
     """
     path = workspace.PARAMS
-    standing = path.read_text(encoding="utf-8") if path.exists() else ""
+    standing = _text(path) if path.exists() else ""
     before = _kept_aside(standing)
     if not experiment and not overrides:
         text = before if before is not None else standing
     else:
-        base = (EXPERIMENTS / f"{DEFAULT}.yaml").read_text("utf-8") if experiment else before or standing
+        base = _text(EXPERIMENTS / f"{DEFAULT}.yaml") if experiment else before or standing
         values = _flat(_experiment(experiment)) if experiment else {}
         text = _lay_over(base, {**values, **_flat(overrides or {})})
-    parameters.parse(_yaml("safe").load(text) or {}, "params.yaml")
+    parameters.parse(_mapping(text, "params.yaml"), "params.yaml")
 
     if text != standing:
         path.write_text(text, encoding="utf-8")
@@ -77,7 +77,24 @@ def _experiment(name: str) -> dict[str, Any]:
     }
     if name not in known:
         raise InputError(f"experiment {name!r} does not exist; known: {', '.join(sorted(known))}")
-    return _yaml("safe").load(known[name]) or {}
+    return _mapping(_text(known[name]), str(known[name]))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text in UTF-8: {error}") from None
+
+
+def _mapping(text: str, origin: str) -> dict[str, Any]:
+    try:
+        values = _yaml("safe").load(text)
+    except YAMLError as error:
+        raise InputError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict | None):
+        raise InputError(f"{origin} holds {type(values).__name__} where a mapping of sections is expected")
+    return values or {}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -90,6 +107,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _lay_over(text: str, values: Mapping[str, Any]) -> str:
     """The YAML text with values replaced, comments and layout kept."""
+    _mapping(text, "params.yaml")
     yaml = _yaml("rt")
     document = yaml.load(text)
     for key, value in values.items():
@@ -109,7 +127,11 @@ def _lay_over(text: str, values: Mapping[str, Any]) -> str:
 
 
 def _changes(old: str, new: str) -> list[str]:
-    before, after = (_flat(_yaml("safe").load(text) or {}) for text in (old, new))
+    try:
+        before = _flat(_mapping(old, "params.yaml"))
+    except InputError as error:
+        return [f"{error}; it is written anew"]
+    after = _flat(_mapping(new, "params.yaml"))
     return [
         f"params.yaml: {key}: {before.get(key)} → {after.get(key)}"
         for key in after

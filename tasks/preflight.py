@@ -33,7 +33,7 @@ def main() -> None:
     )
 
     print(
-        f"preflight: linear theory expects a KL of {result['predicted_kl']:.3g} nats in "
+        f"preflight: linear theory expects a KL of {prediction_of(result)} nats in "
         f"{result['predicted_active_units']} of {p.model.latent_dim} latents at kl.max_weight = {p.kl.max_weight:g} "
         f"(collapse from {result['collapse_kl_weight']:.3g}, calibrated {result['calibrated_kl_weight']:.3g})"
     )
@@ -49,7 +49,7 @@ def predicted(p: Parameters, objective: Objective, spectrum: Spectrum) -> dict[s
     beta = effective_beta(objective, prediction.mse)
     return {
         "predicted_active_units": prediction.active_units,
-        "predicted_kl": prediction.kl,
+        "predicted_kl": prediction.kl if p.kl.max_weight > 0 else None,  # without a KL term it has no bound
         "predicted_mse": prediction.mse,
         "kl_weight": p.kl.max_weight,
         "critical_kl_weight": preflight.critical_weight(spectrum, objective),
@@ -62,6 +62,11 @@ def predicted(p: Parameters, objective: Objective, spectrum: Spectrum) -> dict[s
         "eigenvalue_sum": spectrum.total,
         "kl_per_latent": prediction.kl_per_latent.tolist(),
     }
+
+
+def prediction_of(result: dict[str, Any]) -> str:
+    kl = result["predicted_kl"]
+    return "unboundedly many" if kl is None else f"{kl:.3g}"
 
 
 def warnings(

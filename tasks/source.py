@@ -10,9 +10,13 @@ from vae.parameters import Data
 def check(data: Data) -> None:
     """Raises: InputError: the path is missing, unreadable, or holds a link that leads nowhere."""
     path = Path(data.path)
-    if data.path.startswith("~"):
+    if data.path == "~" or data.path.startswith("~/"):
         raise InputError(f"data.path = {data.path}: write the home folder out: {path.expanduser()}")
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:  # a name that is too long, a folder above it that is closed to us
+        raise InputError(f"data.path = {data.path[:200]} can not be read: {error.strerror}") from None
+    if not exists:
         raise InputError(f"data.path = {data.path} does not exist (looked for {path.absolute()})")
     if not os.access(path, os.R_OK):
         raise InputError(f"data.path = {data.path} can not be read; check its permissions")

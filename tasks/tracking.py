@@ -26,6 +26,7 @@ from vae.parameters import Parameters
 from vae.saved import Saved
 
 EXPERIMENT = "vae-train"
+_SERVED_WITH = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors", "torch")
 WEIGHTS = "weights.sha256"
 VERDICT = "verdict"
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -43,12 +44,16 @@ def connect() -> tuple[MlflowClient, str]:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     root = workspace.root()
     mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}")
-    client = MlflowClient()
     with hold(root / ".run" / "mlflow.lock", "the set-up of MLflow's database", seconds=60):
+        client = MlflowClient()  # makes the database already
         if client.get_experiment_by_name(EXPERIMENT) is None:
             # A server may own the artifacts; otherwise they lie beside the database, wherever it is opened from.
             remote = mlflow.get_tracking_uri().startswith("http")
-            client.create_experiment(EXPERIMENT, None if remote else (root / "mlruns").as_uri())
+            client.create_experiment(
+                EXPERIMENT,
+                None if remote else (root / "mlruns").as_uri(),
+                tags={"mlflow.experimentKind": "custom_model_development"},  # the UI's pages for training
+            )
     return client, mlflow.set_experiment(EXPERIMENT).experiment_id
 
 
@@ -96,6 +101,19 @@ def log_inputs(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray
         )
 
 
+def log_missing(history: list[dict[str, float]]) -> None:
+    """Epochs that an interrupted training had no time to log."""
+    run = mlflow.active_run()
+    known = (
+        set()
+        if run is None
+        else {m.step for m in MlflowClient().get_metric_history(run.info.run_id, "valid/kl")}
+    )
+    for row in history:
+        if int(row["epoch"]) not in known:
+            log_epoch(row, {}, None)
+
+
 def log_weights(sha256: str, kept_epoch: int, stopped: str | None) -> None:
     mlflow.set_tags({WEIGHTS: sha256, "kept_epoch": str(kept_epoch), "stopped": stopped or "no"})
 
@@ -119,13 +137,6 @@ def run_of(saved: Saved) -> Run:
         max_results=1,
     )
     return found[0] if found else _run_from_files(client, experiment_id, saved)
-
-
-def log_verdict(saved: Saved, monitor: Mapping[str, Any]) -> None:
-    run = run_of(saved)
-    client = MlflowClient()
-    client.set_tag(run.info.run_id, VERDICT, monitor["verdict"])
-    client.log_artifact(run.info.run_id, str(workspace.MONITOR))
 
 
 def log_evaluation(
@@ -154,7 +165,13 @@ def log_evaluation(
     with mlflow.start_run(run_id=run_id):
         mlflow.log_metrics({name.replace("valid/", "final_valid/"): value for name, value in numbers.items()})
         mlflow.log_artifacts(str(plots), "plots")
-        for report in (workspace.METRICS, workspace.PREFLIGHT, workspace.VALIDATION, workspace.HISTORY):
+        for report in (
+            workspace.METRICS,
+            workspace.MONITOR,
+            workspace.PREFLIGHT,
+            workspace.VALIDATION,
+            workspace.HISTORY,
+        ):
             if report.exists():
                 mlflow.log_artifact(str(report))
         version_uri = _register(client, saved, run_id, p.evaluate.register_as, monitor["verdict"])
@@ -179,8 +196,7 @@ def links(run: Run) -> list[tuple[str, str]]:
 
 
 def run_url(run: Run) -> str:
-    base = os.environ.get("VAE_TRAIN_MLFLOW_URL", "http://127.0.0.1:5000")
-    return f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return f"{workspace.mlflow_url()}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
 def _register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdict: str) -> str:
@@ -205,7 +221,16 @@ def _register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdic
             input_example=(example, {"task": "encode"}),
             pip_requirements=[
                 f"{package}=={version(package).split('+')[0]}"
-                for package in ("mlflow", "numpy", "pandas", "pydantic", "safetensors", "torch")
+                for package in (
+                    "mlflow",
+                    "numpy",
+                    "pandas",
+                    "pillow",
+                    "pydantic",
+                    "ruamel.yaml",
+                    "safetensors",
+                    "torch",
+                )
             ],
         )
         if not client.search_registered_models(f"name = '{name}'"):
@@ -234,13 +259,12 @@ def _signature(saved: Saved) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    channels, height, width = saved.image_shape
     latents = saved.model.latent_dim
     columns: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.float, f"{part}_{j}") for part in ("mu", "logvar") for j in range(latents)
     ]
     return ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, height, width, channels))]),
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, -1))]),
         outputs=Schema(columns),
         params=ParamSchema([ParamSpec("task", DataType.string, "encode")]),
     )

@@ -1,5 +1,6 @@
 """Stage `train`: train and valid images in, the kept model and its history out."""
 
+import functools
 import hashlib
 import json
 import os
@@ -12,13 +13,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from ruamel.yaml import YAML
+from torch import Tensor
 
 from tasks import lineage, workspace
 from tasks.lock import hold
-from vae import baseline, checkpoint, devices, diagnostics, parameters, saved, training
+from vae import checkpoint, devices, diagnostics, parameters, saved, training
 from vae.annealing import first_final_epoch
-from vae.batches import open_images, steps_per_epoch
+from vae.baseline import MeanImage
+from vae.batches import for_measuring, open_images, steps_per_epoch
 from vae.devices import Compute
+from vae.errors import InputError
 from vae.grids import reconstruction_grid
 from vae.history import HISTORY, Row
 from vae.images import Preprocessing
@@ -31,16 +36,39 @@ GRID_IMAGES = 16
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, _interrupt)  # so that a cancelled run is told as KILLED
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # a cancelled run is told as KILLED, also where a shell ignores SIGINT
+        signal.signal(number, _interrupt)
     p = parameters.load(workspace.PARAMS)
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     compute = devices.choose(p.train, training.flops(p, len(train_images)))
-    initial = saved.read_weights(Path(p.train.initial_weights)) if p.train.initial_weights else None
+    initial = initial_weights(p.train.initial_weights)
 
-    folder = workspace.root() / ".checkpoints" / run_key(p, compute)
-    with hold(folder.with_suffix(".lock"), "a training of exactly this"):
-        run(p, train_images, valid_images, compute, initial, folder)
-    folder.with_suffix(".lock").unlink(missing_ok=True)
+    # The lock is of the folder that the outputs go to: an experiment in a copy of the workspace has its own.
+    with hold(Path(".run/train.lock"), "a training"):
+        run(
+            p,
+            train_images,
+            valid_images,
+            compute,
+            initial,
+            workspace.root() / ".checkpoints" / run_key(p, compute),
+        )
+
+
+def initial_weights(path: str | None) -> dict[str, Tensor] | None:
+    if not path:
+        return None
+    if Path(path).absolute().is_relative_to(workspace.MODEL.absolute()):
+        raise InputError(
+            f"train.initial_weights = {path}: DVC removes {workspace.MODEL} before a training; copy the file elsewhere"
+        )
+    try:
+        return saved.read_weights(Path(path))
+    except InputError as error:
+        raise InputError(f"train.initial_weights = {path}: {error}") from None
 
 
 def run(
@@ -48,7 +76,7 @@ def run(
     train_images: np.ndarray,
     valid_images: np.ndarray,
     compute: Compute,
-    initial: Any,
+    initial: dict[str, Tensor] | None,
     checkpoints: Path,
 ) -> None:
     from tasks import tracking  # MLflow takes two seconds to import; bad parameters are told before that
@@ -86,6 +114,7 @@ def run(
                 initial_weights=initial,
                 on_step=step,
                 on_epoch=lambda epoch: _tell(epoch, p, valid_images, compute, say),
+                on_resume=_catch_up,
                 on_message=say,
             )
         write_history(trained.history)
@@ -100,16 +129,14 @@ def run(
 
 
 def run_key(p: Parameters, compute: Compute) -> str:
-    """Names a training by all that shapes its bits: parameters, data, code, and how it is computed."""
+    """Names a training by all that shapes its bits: what dvc.yaml says it depends on, and how it is computed."""
     digest = hashlib.sha256()
-    shaping = {"seed", "data", "model", "objective", "kl", "train"}
-    digest.update(json.dumps(p.model_dump(include=shaping), sort_keys=True).encode())
+    stage = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]["train"]
+    values = {key: functools.reduce(getattr, key.split("."), p) for key in stage["params"]}
+    digest.update(json.dumps(values, sort_keys=True, default=lambda section: section.model_dump()).encode())
     digest.update(json.dumps(compute.describe(), sort_keys=True).encode())
-    inputs = [
-        workspace.images("train"),
-        workspace.images("valid"),
-        *sorted(Path(training.__file__).parent.glob("*.py")),
-    ]
+    inputs = [workspace.images("train"), workspace.images("valid")]
+    inputs += [Path(dep) for dep in stage["deps"] if dep.endswith(".py")]
     if p.train.initial_weights:
         inputs.append(Path(p.train.initial_weights))
     for path in inputs:
@@ -127,8 +154,8 @@ def write_history(history: list[Row]) -> None:
 
 
 def write_model(p: Parameters, trained: Trained, compute: Compute) -> str:
-    train_images = open_images(workspace.images("train"))
-    measured = trained.train
+    measured, train_images = trained.train, for_measuring(open_images(workspace.images("train")), p)
+    mean_image = MeanImage.of(train_images)
     return saved.save(
         workspace.MODEL,
         trained.model,
@@ -147,8 +174,8 @@ def write_model(p: Parameters, trained: Trained, compute: Compute) -> str:
                 "kl": measured.rate,
                 "mse": measured.mse,
                 "mse_sampled": measured.mse_sampled,
-                "mean_image_elbo": baseline.mean_image_elbo(train_images, trained.likelihood.kind),
-                "mean_image_mse": baseline.mean_image_mse(train_images),
+                "mean_image_elbo": mean_image.elbo(train_images, trained.likelihood.kind),
+                "mean_image_mse": mean_image.mse(train_images),
             }
         ),
     )
@@ -178,6 +205,14 @@ def _tell(
         decoded = diagnostics.reconstruct(epoch.model, originals, epoch.likelihood, compute)
         grid = reconstruction_grid(originals, decoded)
     tracking.log_epoch(row, timing, grid)
+
+
+def _catch_up(history: list[Row]) -> None:
+    """What a resumed training has behind it: the file, which DVC removed, and epochs that MLflow has not seen."""
+    from tasks import tracking
+
+    write_history(history)
+    tracking.log_missing(history)
 
 
 def _append(path: Path, row: dict[str, float], fresh: bool) -> None:

@@ -34,6 +34,8 @@ REPORT = REPORTS / "report.html"
 
 SPLITS = ("train", "valid", "test")
 
+MLFLOW_PORT = int(os.environ.get("VAE_TRAIN_MLFLOW_PORT", "5000"))
+
 INPUT_ERROR = 2  # exit code: the user has to change something, so trying again is of no use
 
 
@@ -45,6 +47,11 @@ def root() -> Path:
 # What libraries would otherwise keep in the home folder stays in the project.
 os.environ.setdefault("MPLCONFIGDIR", str(root() / ".run" / "matplotlib"))
 os.environ.setdefault("HF_HOME", str(root() / ".run" / "huggingface"))
+
+
+def mlflow_url() -> str:
+    """Where a person finds MLflow's pages: VAE_TRAIN_MLFLOW_URL, or the server of `make up`."""
+    return os.environ.get("VAE_TRAIN_MLFLOW_URL") or f"http://127.0.0.1:{MLFLOW_PORT}"
 
 
 def images(split: str) -> Path:

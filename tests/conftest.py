@@ -8,17 +8,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from ruamel.yaml import YAML
 
 PROJECT = Path(__file__).parent.parent
+
+DEPLOYMENT = ("-m", "prefect", "deployment", "run", "vae-train/vae-train", "--watch")
 
 # A whole run within seconds. So short a training proves nothing of the model, so no verdict fails a run.
 SMALL = {
@@ -53,38 +58,46 @@ class Workspace:
             "NO_COLOR": "1",
         }
 
-    def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
-        """`python ARGUMENTS…` in a session of its own; its output goes to a pipe, one for both streams."""
-        return subprocess.Popen(
-            [sys.executable, *arguments],
-            **{
-                "cwd": self.folder,
-                "env": self.environment,
-                "stdin": subprocess.DEVNULL,
-                "stdout": subprocess.PIPE,
-                "stderr": subprocess.STDOUT,
-                "text": True,
-                "start_new_session": True,
-                **options,
-            },
+    def start(self, *arguments: str, **additions: str) -> "Running":
+        """`python ARGUMENTS…` in a session of its own."""
+        return Running(
+            subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=self.folder,
+                env={**self.environment, **additions},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
         )
 
-    def python(self, *arguments: str, seconds: float = 200) -> "Done":
-        process = self.start(*arguments)
-        try:
-            output, _ = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
-            pytest.fail(f"python {' '.join(arguments)} took more than {seconds} s and said:\n{output}")
-        return Done(process.returncode, output)
+    def up(self) -> None:
+        """Starts the servers, where they are not up."""
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.prefect_port)) == 0:
+                return
+        done = self.python("-m", "flows.servers", "up")
+        assert done.code == 0, done.output
 
-    def flow(self, experiment: str = "", settings: str = "") -> "Done":
+    def python(self, *arguments: str) -> "Done":
+        return self.start(*arguments).ended()
+
+    def start_flow(self, settings: str = "", experiment: str = "") -> "Running":
         """What `make run` does."""
-        return self.python("-m", "flows.vae_train", "--experiment", experiment, "--set", settings)
+        return self.start("-m", "flows.vae_train", "--experiment", experiment, "--set", settings)
+
+    def flow(self, settings: str = "", experiment: str = "") -> "Done":
+        return self.start_flow(settings, experiment).ended()
+
+    def start_dvc(self, *arguments: str) -> "Running":
+        """What `dvc ARGUMENTS…` does where .venv is active. Without that, only the flow finds its way."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        return self.start("-m", "dvc", *arguments, PATH=path)
 
     def dvc(self, *arguments: str) -> "Done":
-        return self.python("-m", "dvc", *arguments)
+        return self.start_dvc(*arguments).ended()
 
     def ask_prefect(self, path: str, **question: Any) -> Any:
         """A POST to the API, as the UI makes it."""
@@ -96,9 +109,8 @@ class Workspace:
         with urllib.request.urlopen(request, timeout=20) as reply:
             return json.load(reply)
 
-    def last_flow_run(self) -> dict[str, Any]:
-        runs = self.ask_prefect("flow_runs/filter", sort="START_TIME_DESC", limit=1)
-        return runs[0]
+    def flow_run(self, identifier: str) -> dict[str, Any]:
+        return self.ask_prefect("flow_runs/filter", flow_runs={"id": {"any_": [identifier]}})[0]
 
     def task_states(self, flow_run_id: str) -> dict[str, str]:
         """Stage → the name of its task's state, in the order in which they ran."""
@@ -133,9 +145,61 @@ class Done:
     code: int
     output: str
 
+    @property
+    def flow_run(self) -> str:
+        """The id that Prefect's log names."""
+        found = re.search(r"flow-run/([0-9a-f-]{36})", self.output)
+        assert found, self.output
+        return found[1]
+
     def states(self) -> dict[str, str]:
         """Stage → how Prefect's log says that its task finished."""
         return dict(re.findall(r"Task run '(\w+)' - Finished in state (\w+)", self.output))
+
+    def ran(self) -> list[str]:
+        """The stages that DVC says it ran."""
+        return re.findall(r"Running stage '(\w+)'", self.output)
+
+
+class Running:
+    """A program that runs, and what it has said so far."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def wait_to_say(self, pattern: str, seconds: float = 60) -> None:
+        def said() -> bool:
+            return re.search(pattern, self.output) is not None
+
+        wait_for(
+            lambda: said() or self.process.poll() is not None,
+            seconds,
+            f"{pattern!r} in:\n…{self.output[-3000:]}",
+        )
+        assert said(), (
+            f"ended with exit code {self.process.returncode} before it said {pattern!r}:\n…{self.output[-3000:]}"
+        )
+
+    def ended(self, seconds: float = 200) -> Done:
+        try:
+            code = self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            pytest.fail(f"{self.process.args} took more than {seconds} s and said:\n…{self.output[-3000:]}")
+        self.reader.join(timeout=10)
+        return Done(code, self.output)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
@@ -194,19 +258,87 @@ def copy_project(folder: Path) -> Workspace:
     return Workspace(folder, prefect_port, mlflow_port)
 
 
+def edit(place: Workspace, **sections: Any) -> None:
+    """Edits params.yaml, as a person does."""
+    yaml = YAML()
+    values = yaml.load(place.folder / "params.yaml")
+    for name, value in sections.items():
+        values[name].update(value)
+    yaml.dump(values, place.folder / "params.yaml")
+
+
+@dataclass(frozen=True)
+class ByDVC:
+    """What plain `dvc repro` did: with the defaults, after train.epochs = 2, and with bad parameters."""
+
+    place: Workspace
+    repro: Done
+    lock: str
+    edited: Done
+    epochs: int  # in reports/monitor.json after the edit
+    bad: Done
+
+
+@dataclass(frozen=True)
+class ByFlow:
+    """What the flow did with the defaults: run here, and then once more by the worker."""
+
+    place: Workspace
+    first: Done
+    lock: str
+    status: str  # by `dvc status`
+    git_status: str
+    deployment: Done
+
+
+def run_by_dvc(place: Workspace) -> ByDVC:
+    repro = place.dvc("repro")
+    lock = (place.folder / "dvc.lock").read_text()
+    edit(place, train={"epochs": 2})
+    edited = place.dvc("repro")
+    monitor = place.folder / "reports" / "monitor.json"
+    epochs = place.json("reports/monitor.json")["epochs"] if monitor.exists() else 0
+    edit(place, model={"latent_dim": 0}, train={"epochs": float("nan"), "epoch": 3})
+    return ByDVC(place, repro, lock, edited, epochs, place.dvc("repro"))
+
+
+def run_by_flow(place: Workspace) -> ByFlow:
+    place.up()
+    first = place.flow()
+    lock = (place.folder / "dvc.lock").read_text()
+    status = place.dvc("status").output
+    git_status = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=place.folder, capture_output=True, text=True, check=True
+    ).stdout
+    return ByFlow(place, first, lock, status, git_status, place.python(*DEPLOYMENT))
+
+
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    """The workspace that most tests share, with no server up yet. Whatever runs in it at the end is ended."""
-    copy = copy_project(tmp_path_factory.mktemp("project") / "vae train")
+def both_ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ByFlow, ByDVC]]:
+    """Two workspaces, run side by side, one on each core."""
+    flow, plain = (copy_project(tmp_path_factory.mktemp(name) / "vae träin") for name in ("flow", "plain"))
     try:
-        yield copy
+        with ThreadPoolExecutor() as pool:
+            by_dvc = pool.submit(run_by_dvc, plain)
+            by_flow = run_by_flow(flow)
+            yield by_flow, by_dvc.result()
     finally:
-        copy.kill()
+        flow.kill()
+        plain.kill()
+
+
+@pytest.fixture(scope="session")
+def by_flow(both_ways: tuple[ByFlow, ByDVC]) -> ByFlow:
+    return both_ways[0]
+
+
+@pytest.fixture(scope="session")
+def by_dvc(both_ways: tuple[ByFlow, ByDVC]) -> ByDVC:
+    return both_ways[1]
 
 
 @pytest.fixture
-def served(place: Workspace) -> Workspace:
-    """The same with its servers up: the first test that needs them starts them."""
-    done = place.python("-m", "flows.servers", "up")
-    assert done.code == 0, done.output
-    return place
+def served(by_flow: ByFlow) -> Workspace:
+    """The workspace in which the flow has run, its servers up."""
+    by_flow.place.up()
+    return by_flow.place

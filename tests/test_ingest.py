@@ -204,7 +204,7 @@ def test_nothing_usable(place: Callable[..., Path]) -> None:
     (here / "photos").mkdir()
     (here / "photos/notes.txt").write_text("no photo")
     done = run(here)
-    assert done.returncode == 1
+    assert done.returncode == workspace.INPUT_ERROR
     assert done.stderr.startswith("error: data.path = 'photos': none of 1 files can be used as an image")
     assert "'notes.txt': not an image" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not Path("data/manifest.parquet").exists() and list(Path("data/images").iterdir()) == []
@@ -245,7 +245,7 @@ def test_a_full_disk_is_told_in_one_line(place: Callable[..., Path]) -> None:
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert done.returncode == workspace.INPUT_ERROR and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: cannot write") and "free some space" in done.stderr
     assert list(Path("data/images").iterdir()) == []
 

@@ -1,5 +1,7 @@
 """The mean image: what a model gives that has learnt nothing but the average."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,22 +11,34 @@ from vae.objective import SMALLEST_SIGMA, gaussian_log_prob
 CHUNK = 1024  # images at a time
 
 
-def mean_image_elbo(images: np.ndarray, kind: str) -> float:
-    """The ELBO of a model that answers every image with their mean: the floor that skill is counted from.
+@dataclass(frozen=True)
+class MeanImage:
+    """The training split's mean image, and the variance about it: (H, W, C) float64, pixels in [0, 1]."""
 
-    Gaussian: at its own σ, not below that of any model; Bernoulli: each pixel's mean as its probability. Rate 0.
-    """
-    mean, variance = pixel_moments(images)
-    if kind == "gaussian":
-        own = variance.mean().clamp_min(SMALLEST_SIGMA**2)
-        return float(gaussian_log_prob(variance.sum(), variance.numel(), own))
-    p = mean.clamp(1e-6, 1 - 1e-6)
-    return float((mean * p.log() + (1 - mean) * (1 - p).log()).sum())
+    mean: Tensor
+    variance: Tensor
 
+    @classmethod
+    def of(cls, train_images: np.ndarray) -> "MeanImage":
+        return cls(*pixel_moments(train_images))
 
-def mean_image_mse(images: np.ndarray) -> float:
-    """The error of answering every image with their mean: the pixels' variance, averaged."""
-    return float(pixel_moments(images)[1].mean())
+    def mse(self, images: np.ndarray) -> float:
+        """The error of answering each of these images with the mean of the training images."""
+        mean, variance = pixel_moments(images)
+        return float((variance + (mean - self.mean).square()).mean())
+
+    def elbo(self, images: np.ndarray, kind: str) -> float:
+        """The ELBO of doing so, in nats per image, with a rate of 0: the floor that learning is counted from.
+
+        Gaussian: with the σ that fits the training images, not below that of any model. Bernoulli: each
+        pixel's mean as its probability.
+        """
+        if kind == "gaussian":
+            pixels = self.mean.numel()
+            own = self.variance.mean().clamp_min(SMALLEST_SIGMA**2)
+            return float(gaussian_log_prob(torch.tensor(self.mse(images) * pixels), pixels, own))
+        p, mean = self.mean.clamp(1e-6, 1 - 1e-6), pixel_moments(images)[0]
+        return float((mean * p.log() + (1 - mean) * (1 - p).log()).sum())
 
 
 def pixel_moments(images: np.ndarray) -> tuple[Tensor, Tensor]:

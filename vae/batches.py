@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vae.errors import InputError
+from vae.parameters import Parameters
 
 
 def open_images(path: Path) -> np.ndarray:
@@ -37,6 +38,18 @@ def to_pixels(images: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """uint8 (B, H, W, C) → float32 (B, C, H, W) in [0, 1], in the memory order that convolutions like."""
     batch = images if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))
     return batch.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div(255)
+
+
+def for_measuring(train_images: np.ndarray, p: Parameters) -> np.ndarray:
+    """The training images as the other splits are: with `binarise: dynamic` drawn once, to 0 and 255, by the seed."""
+    if p.data.binarise != "dynamic":
+        return train_images
+    random = np.random.default_rng(p.seed)
+    drawn = np.empty(train_images.shape, np.uint8)
+    for start in range(0, len(drawn), 1024):
+        part = train_images[start : start + 1024]
+        drawn[start : start + 1024] = np.where(random.integers(0, 255, part.shape) < part, 255, 0)
+    return drawn
 
 
 def in_order(images: np.ndarray | Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:

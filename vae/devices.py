@@ -16,7 +16,7 @@ from vae.errors import InputError
 from vae.parameters import Train
 
 # Compiling costs up to a minute and then saves something like half of the time: worth it only from
-# about five minutes of training on two cores, at some 100 GFLOP/s. docs/decisions has the measurements.
+# about five minutes of training on two cores, at some 100 GFLOP/s.
 COMPILE_FROM_FLOPS = {"cpu": 3e13, "cuda": 3e15}
 
 

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae.baseline import mean_image_elbo, mean_image_mse
-from vae.batches import generator, in_order
+from vae.baseline import MeanImage
+from vae.batches import for_measuring, generator, in_order
 from vae.devices import Compute
 from vae.diagnostics import (
     BATCH,
@@ -65,17 +65,19 @@ def evaluate(
         images: uint8 (N, H, W, C) of `train`, `valid` and `test`.
         labels: each image's class name, or None, for the same splits.
     """
-    chosen = _sample(len(images["train"]), PROBE_IMAGES, p.seed)
-    train_mu, _ = encode(saved.model, np.asarray(images["train"][chosen]), compute)
+    train_images = for_measuring(images["train"], p)
+    chosen = _sample(len(train_images), PROBE_IMAGES, p.seed)
+    train_mu, _ = encode(saved.model, np.asarray(train_images[chosen]), compute)
     probe = Probe.fit(train_mu, labels["train"][chosen], p.seed)
     measured = {
         split: measure(saved.model, images[split], saved.likelihood, compute, p.seed)
         for split in ("valid", "test")
     }
     calibrated = _calibrated(saved.likelihood, measured["valid"])
+    mean_image = MeanImage.of(train_images)
     return {
         split: _evaluate_split(
-            saved, images[split], labels[split], measurement, calibrated, probe, p, compute
+            saved, images[split], labels[split], measurement, calibrated, mean_image, probe, p, compute
         )
         for split, measurement in measured.items()
     }
@@ -87,6 +89,7 @@ def _evaluate_split(
     labels: NDArray[np.object_],
     measurement: Measurement,
     calibrated: Likelihood | None,
+    mean_image: MeanImage,
     probe: "Probe | None",
     p: Parameters,
     compute: Compute,
@@ -118,8 +121,8 @@ def _evaluate_split(
         "saturated_at": information.saturated_at,
         "prior_gap": measurement.prior_gap,
         "elbo_calibrated": measurement.with_likelihood(calibrated, saved.pixels) if calibrated else None,
-        "mean_image_elbo": mean_image_elbo(images, likelihood.kind),
-        "mean_image_mse": mean_image_mse(images),
+        "mean_image_elbo": mean_image.elbo(images, likelihood.kind),
+        "mean_image_mse": mean_image.mse(images),
         **_probed(probe, mu, labels),
     }
     return Evaluation(rounded(metrics), measurement, mu, errors)

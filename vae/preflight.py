@@ -17,7 +17,9 @@ from vae.baseline import pixel_moments
 from vae.objective import COLLAPSED_BELOW_NATS, SMALLEST_SIGMA, Objective
 
 EXACT_UP_TO = 2048  # pixels: beyond that only the leading eigenvalues, by subspace iteration
+MOST_IMAGES = 20_000  # of a larger set, so many, evenly taken: its leading eigenvalues are known well by then
 EXTRA, ITERATIONS = 16, 6  # of the subspace iteration: vectors beyond those asked for, passes over the data
+BISECTIONS = 64  # of a logarithmic interval: more than float64 can tell apart
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def spectrum(
         drawn: the pixels are probabilities that training draws zeros and ones from, which adds
             E[x(1 − x)] to the diagonal.
     """
+    images = images[:: math.ceil(len(images) / MOST_IMAGES)]
     mean, variance = (moment.flatten() for moment in pixel_moments(images))
     pixels = len(mean)
     p = mean.clamp(0.01, 0.99)
@@ -81,20 +84,20 @@ def spectrum(
     def covariance_times(vectors: Tensor) -> Tensor:
         product = torch.zeros_like(vectors)
         for start in range(0, len(images), 1024):
-            part = torch.from_numpy(np.array(images[start : start + 1024])).flatten(1).to(vectors.dtype)
-            centred = (part / 255 - mean.to(vectors.dtype)) * scale.to(vectors.dtype)
+            part = torch.from_numpy(np.array(images[start : start + 1024])).flatten(1).double()
+            centred = (part / 255 - mean) * scale
             product += centred.T @ (centred @ vectors)
         product /= len(images)
-        return product if drawing is None else product + drawing.to(vectors.dtype)[:, None] * vectors
+        return product if drawing is None else product + drawing[:, None] * vectors
 
     if pixels <= EXACT_UP_TO:
         values = torch.linalg.eigvalsh(covariance_times(torch.eye(pixels, dtype=torch.float64)))
     else:
         generator = torch.Generator().manual_seed(seed)
-        basis = torch.randn(pixels, min(latents + EXTRA, pixels), generator=generator)
+        basis = torch.randn(pixels, min(latents + EXTRA, pixels), generator=generator, dtype=torch.float64)
         for _ in range(ITERATIONS):
             basis = torch.linalg.qr(covariance_times(basis)).Q
-        values = torch.linalg.eigvalsh((basis.T @ covariance_times(basis)).double())
+        values = torch.linalg.eigvalsh(basis.T @ covariance_times(basis))
     leading = values.flip(0).clamp_min(0)[: min(latents, pixels)].numpy()
     return Spectrum(leading, total, pixels, len(images))
 
@@ -144,7 +147,7 @@ def optimal_variance(spectrum: Spectrum, beta: float) -> float:
 
     if excess(low) >= 0:
         return low
-    for _ in range(200):  # excess is convex in σ² and not above 0 at `low`: one sign change
+    for _ in range(BISECTIONS):  # excess is convex in σ² and not above 0 at `low`: one sign change
         middle = math.sqrt(low * high)
         low, high = (middle, high) if excess(middle) < 0 else (low, middle)
     return high
@@ -171,7 +174,7 @@ def collapse_weight(spectrum: Spectrum, objective: Objective, nats: float = COLL
     low = high * 1e-12
     if high == 0 or predict(spectrum, objective, low).kl <= nats:
         return 0.0
-    for _ in range(200):
+    for _ in range(BISECTIONS):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if predict(spectrum, objective, middle).kl > nats else (low, middle)
     return high

@@ -117,7 +117,7 @@ def number(value: Any) -> str:
         return "–"
     if isinstance(value, int):
         text = f"{value:,}"
-    elif abs(value) >= 1000:
+    elif 1000 <= abs(value) < 1e6:
         text = f"{value:,.0f}"
     else:
         text = f"{value:.4g}"

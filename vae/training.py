@@ -19,13 +19,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vae import checkpoint
 from vae.annealing import kl_weight
-from vae.batches import epoch_order, generator, steps_per_epoch, to_pixels
+from vae.baseline import MeanImage
+from vae.batches import epoch_order, for_measuring, generator, steps_per_epoch, to_pixels
 from vae.devices import Compute
 from vae.diagnostics import Measurement, fitted_sigma, measure
 from vae.errors import InputError
 from vae.history import Row, chosen_epoch, why_stop
 from vae.model import VAE, to_device
-from vae.objective import Likelihood, Objective, kl_per_latent
+from vae.objective import Likelihood, Objective, kl_per_latent, optimal_sigma
 from vae.parameters import Parameters, Train
 
 SIGMA_IMAGES = 2048  # of the training split, for the σ of each epoch's validation
@@ -105,6 +106,7 @@ def train(
     initial_weights: Mapping[str, Tensor] | None = None,
     on_step: Callable[[int], None] = lambda step: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_resume: Callable[[list[Row]], None] = lambda history: None,
     on_message: Callable[[str], None] = print,
 ) -> Trained:
     """Trains a VAE and keeps its best epoch at the final KL weight.
@@ -112,7 +114,8 @@ def train(
     Args:
         train_images, valid_images: uint8 (N, H, W, C).
         checkpoint_path: resumed from if it exists, written after every epoch.
-        on_step: called with the number of steps done. on_epoch: after each new epoch.
+        on_step: called with the number of steps done. on_epoch: after each new epoch. on_resume: with the
+            history so far, where training goes on from a checkpoint.
 
     Raises:
         InputError: fewer training images than a batch, weights that do not fit, no memory on the GPU.
@@ -120,18 +123,31 @@ def train(
     steps = steps_per_epoch(len(train_images), p.train.batch_size)
     if steps == 0 or (p.model.batch_norm and p.train.batch_size < 2):
         raise InputError(_batch_problem(p, len(train_images)))
+    if len(valid_images) < 2:
+        raise InputError(
+            f"the validation split holds {len(valid_images)} image(s); whether a latent varies takes at least 2, "
+            "and a verdict worth having 20 or more: add images or raise data.valid_fraction"
+        )
     objective, device = Objective.of(p), compute.device
+    measured_images = for_measuring(train_images, p)
 
     # Build the model, its optimiser and its moving average; the plain one is trained, `judged` is measured.
     model = to_device(build(p), device)
     if initial_weights is not None:
         load_weights(model, initial_weights, "train.initial_weights")
-    optimiser = torch.optim.AdamW(
-        model.parameters(),
-        lr=p.train.learning_rate,
-        weight_decay=p.train.weight_decay,
-        fused=True,
-    )
+    if model.log_sigma is not None and initial_weights is None:
+        # From the mean image's error: at σ = 1 the latents would die before σ has come down.
+        model.log_sigma.data.fill_(
+            math.log(optimal_sigma(MeanImage.of(measured_images).mse(measured_images)))
+        )
+    groups = [
+        {
+            "params": [w for w in model.parameters() if w is not model.log_sigma],
+            "weight_decay": p.train.weight_decay,
+        },
+        {"params": [w for w in model.parameters() if w is model.log_sigma], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=p.train.learning_rate, fused=True)
     average = None
     if p.train.ema is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(p.train.ema), use_buffers=True)
@@ -151,10 +167,11 @@ def train(
                 average.load_state_dict(state["average"])
             history = state["history"]
             kept_epoch, kept_weights = state["kept_epoch"], state["kept_weights"]
+            on_resume(history)
             on_message(f"resumed after epoch {len(history)} of {p.train.epochs}")
 
     resident = _resident(train_images, device)
-    sigma_sample = train_images[:: math.ceil(len(train_images) / SIGMA_IMAGES)]
+    sigma_sample = measured_images[:: math.ceil(len(train_images) / SIGMA_IMAGES)]
     loss_of = torch.compile(_loss) if compute.compiled else _loss
     stopped = why_stop(history, p)
 
@@ -236,8 +253,8 @@ def train(
 
     # Freeze the kept model with the likelihood that everything reported will use.
     judged.load_state_dict(kept_weights)
-    likelihood = likelihood_of(objective, judged, train_images, compute, p.seed)
-    measured = measure(judged, train_images, likelihood, compute, p.seed)
+    likelihood = likelihood_of(objective, judged, measured_images, compute, p.seed)
+    measured = measure(judged, measured_images, likelihood, compute, p.seed)
     return Trained(judged, likelihood, history, kept_epoch, stopped, measured)
 
 
@@ -253,7 +270,7 @@ def likelihood_of(
     objective: Objective, model: VAE, train_images: np.ndarray, compute: Compute, seed: int
 ) -> Likelihood:
     """p(x|z) with its σ: known from the parameters, learned, or fitted to training images."""
-    log_sigma = None if model.log_sigma is None else float(model.log_sigma)
+    log_sigma = None if model.log_sigma is None else float(model.log_sigma.detach())
     known = objective.known_likelihood(log_sigma)
     return known or Likelihood("gaussian", fitted_sigma(model, train_images, compute, seed))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vae.annealing import first_final_epoch
 from vae.diagnostics import Measurement
-from vae.history import Row, at_final_weight
+from vae.history import ALARM_STEPS, Row, at_final_weight, steps_at_final_weight
 from vae.objective import COLLAPSED_BELOW_NATS, Objective, effective_beta
 from vae.parameters import Parameters
 
@@ -65,7 +65,7 @@ def judge(p: Parameters, e: Evidence) -> Verdict:
         f"The model is healthy: its latents carry {valid.rate:.1f} nats per image in "
         f"{valid.informative_units(p.monitor.informative_unit_nats)} informative units.",
         [
-            f"KL {valid.rate:.3g} nats (linear theory expected {e.predicted['predicted_kl']:.3g})",
+            f"KL {valid.rate:.3g} nats (linear theory expected {_expected(e):.3g})",
             f"mean squared error {valid.mse_sampled:.3g} against {e.mean_image_mse:.3g} of the mean image",
         ],
         [],
@@ -95,9 +95,9 @@ def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
     active = e.valid.active_units(p.monitor.active_unit_threshold)
     if active > 0 and e.valid.rate >= COLLAPSED_BELOW_NATS:
         return None
+    summary = "The posterior collapsed: the latents carry nothing."
     reasons = [
-        f"KL of {e.valid.rate:.4g} nats per image over all {p.model.latent_dim} latents, "
-        f"{active} active units"
+        f"KL of {e.valid.rate:.4g} nats per image over all {p.model.latent_dim} latents, {active} active units"
     ]
     recommendations = []
     collapse_weight = e.predicted["collapse_kl_weight"]
@@ -107,18 +107,24 @@ def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
             "from where on linear theory expects less than 1 nat of these images"
         )
         recommendations.append(_lower_weight(e))
+    elif (steps := steps_at_final_weight(e.history, p)) < ALARM_STEPS:
+        reasons.append(
+            f"only {steps:.0f} steps were trained at the final KL weight, too few to tell a collapse from a slow start"
+        )
+        epochs = math.ceil(
+            first_final_epoch(p.kl, p.train.epochs) + len(e.history) * 3 * ALARM_STEPS / e.history[-1]["step"]
+        )
+        recommendations.append(f"set train.epochs to {max(epochs, 2 * p.train.epochs)}")
     else:
         reasons.append(
-            f"linear theory expected {e.predicted['predicted_kl']:.3g} nats at this weight, "
+            f"linear theory expected {_expected(e):.3g} nats at this weight, "
             "so the optimisation is at fault rather than the weight"
         )
         recommendations.append(f"set train.learning_rate to {p.train.learning_rate / 4:.1g}")
         recommendations += _longer_ramp(p)
         if not p.model.batch_norm:
             recommendations.append("set model.batch_norm to true")
-    return Verdict(
-        "collapsed", "The posterior collapsed: the latents carry nothing.", reasons, recommendations
-    )
+    return Verdict("collapsed", summary, reasons, recommendations)
 
 
 def _not_learning(p: Parameters, e: Evidence) -> Verdict | None:
@@ -139,11 +145,14 @@ def _not_learning(p: Parameters, e: Evidence) -> Verdict | None:
 
 
 def _partly_collapsed(p: Parameters, e: Evidence) -> Verdict | None:
-    expected = e.predicted["predicted_kl"]
+    expected = _expected(e)
+    if not math.isfinite(expected):
+        return None  # without a KL term there is nothing to fall short of
     past_ramp = e.kept_epoch - first_final_epoch(p.kl, p.train.epochs)
     if e.valid.rate >= PARTLY_COLLAPSED_SHARE * expected or past_ramp < PARTLY_COLLAPSED_EPOCHS:
         return None
-    if not _flat([row["train/loss"] for row in e.history if at_final_weight(row, p)]):
+    final = [row["train/loss"] for row in e.history if at_final_weight(row, p)]
+    if not _flat(final, [row["train/loss"] for row in e.history]):
         return None
     return Verdict(
         "partly_collapsed",
@@ -232,10 +241,16 @@ def _longer_ramp(p: Parameters) -> list[str]:
     return steps
 
 
-def _flat(losses: list[float], epochs: int = PARTLY_COLLAPSED_EPOCHS) -> bool:
-    """Whether the last epochs changed little of what the training changed in all."""
-    if len(losses) < 2 * epochs:
+def _expected(e: Evidence) -> float:
+    """The KL that linear theory expects: infinite where the KL term has no weight."""
+    expected = e.predicted["predicted_kl"]
+    return math.inf if expected is None else expected
+
+
+def _flat(final: list[float], losses: list[float], epochs: int = PARTLY_COLLAPSED_EPOCHS) -> bool:
+    """Whether the last epochs, all at the final weight, fell by little of what the training fell in all."""
+    if len(final) < 2 * epochs:
         return False
-    recent = sum(losses[-2 * epochs : -epochs]) / epochs - sum(losses[-epochs:]) / epochs
+    recent = sum(final[-2 * epochs : -epochs]) / epochs - sum(final[-epochs:]) / epochs
     whole = max(losses) - min(losses)
     return recent <= FLAT_SHARE * whole

@@ -1,0 +1,164 @@
+"""dvc.yaml against the code: a stage names all the code that shapes what it writes, and nothing else."""
+
+import ast
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows.vae_train import STAGES
+from tasks import overlay
+from vae import parameters
+
+PROJECT = Path(__file__).parent.parent
+PACKAGES = ("flows", "tasks", "vae")
+
+# They tell of a run, in MLflow and in locks, and shape no output. What only they import is no dep either.
+TELLERS = {"tasks/tracking.py", "tasks/lineage.py", "tasks/lock.py"}
+
+
+def definition() -> dict[str, Any]:
+    return YAML(typ="safe").load(PROJECT / "dvc.yaml")
+
+
+def imported(source: str) -> set[str]:
+    """Every module that the code names, also those inside functions; `from a import b` may name a or a.b."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def file_of(module: str) -> str | None:
+    path = f"{module.replace('.', '/')}.py"
+    return path if module.split(".")[0] in PACKAGES and (PROJECT / path).exists() else None
+
+
+def templates(source: str) -> set[str]:
+    """Files of vae/ that the code names in a string."""
+    strings = {n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant) and n.value}
+    return {
+        f"vae/{file.name}"
+        for file in (PROJECT / "vae").iterdir()
+        if file.suffix not in (".py", "") and file.name in strings
+    }
+
+
+def code_behind(path: str) -> set[str]:
+    """The file itself and all of the project that it imports, at any depth."""
+    found: set[str] = set()
+    waiting = [path]
+    while waiting:
+        current = waiting.pop()
+        if current in found or current in TELLERS:
+            continue
+        found.add(current)
+        if current.endswith(".py"):
+            source = (PROJECT / current).read_text(encoding="utf-8")
+            waiting += [*filter(None, map(file_of, imported(source))), *templates(source)]
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_exactly_the_code_that_it_uses(stage: str) -> None:
+    entry = definition()["stages"][stage]
+    code = {dep for dep in entry["deps"] if dep.split("/")[0] in PACKAGES}
+    assert code == code_behind(f"tasks/{stage}.py")
+    assert entry["cmd"] == f"python -m tasks.{stage}"
+
+
+def test_the_closure_sees_imports_in_functions_and_templates() -> None:
+    assert imported("def f():\n    from tasks import tracking") >= {"tasks.tracking"}
+    assert {"vae/report.py", "vae/report.html.j2", "vae/errors.py"} <= code_behind("tasks/evaluate.py")
+    assert not any(path in TELLERS for stage in STAGES for path in code_behind(f"tasks/{stage}.py"))
+
+
+def test_the_packages_hold_no_code_that_runs_unseen() -> None:
+    """An empty __init__.py needs not stand among the deps."""
+    assert [p for p in PACKAGES if (PROJECT / p / "__init__.py").read_text()] == []
+
+
+def test_the_flow_runs_the_stages_of_dvc_yaml_in_their_order() -> None:
+    assert tuple(definition()["stages"]) == STAGES
+
+
+def test_what_a_stage_reads_is_written_by_one_before_it() -> None:
+    written: set[str] = set()
+    for entry in definition()["stages"].values():
+        read = {dep for dep in entry["deps"] if dep.split("/")[0] not in PACKAGES and "${" not in dep}
+        assert read <= written
+        written |= {*entry["outs"], *entry.get("metrics", []), *entry.get("plots", [])}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_parameter_of_a_stage_is_in_params_yaml(stage: str) -> None:
+    values = YAML(typ="safe").load(PROJECT / "experiments" / "default.yaml")
+    for key in definition()["stages"][stage]["params"]:
+        place: Any = values
+        for part in key.split("."):
+            assert part in place, f"{stage}: {key}"
+            place = place[part]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_names_every_section_that_its_own_module_reads(stage: str) -> None:
+    """`p.monitor.on_unhealthy` in tasks/monitor.py wants `monitor`, or a key of it, among its params."""
+    named = {key.split(".")[0] for key in definition()["stages"][stage]["params"]}
+    sections = set(parameters.Parameters.model_fields)
+    tree = ast.parse((PROJECT / "tasks" / f"{stage}.py").read_text(encoding="utf-8"))
+    read = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr in sections
+        and isinstance(node.value, ast.Name)
+        and node.value.id in {"p", "params"}
+    }
+    assert read <= named
+
+
+def test_the_tracked_params_are_the_defaults_byte_for_byte() -> None:
+    tracked = subprocess.run(
+        ["git", "show", "HEAD:params.yaml"], cwd=PROJECT, capture_output=True, check=False
+    )
+    if tracked.returncode != 0:  # an archive without history
+        tracked.stdout = (PROJECT / "params.yaml").read_bytes()
+    assert tracked.stdout == (PROJECT / "experiments" / "default.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    sorted(
+        file.relative_to(PROJECT / "experiments").with_suffix("").as_posix()
+        for file in (PROJECT / "experiments").rglob("*.yaml")
+    ),
+)
+def test_every_experiment_lies_over_the_defaults(
+    experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    (tmp_path / "experiments").symlink_to(PROJECT / "experiments")
+    (tmp_path / "params.yaml").write_bytes((PROJECT / "experiments" / "default.yaml").read_bytes())
+    overlay.apply(experiment, None)
+    parameters.load(tmp_path / "params.yaml")
+
+
+ALLOWED = {"flows": {"flows", "tasks", "vae"}, "tasks": {"tasks", "vae"}, "vae": {"vae"}}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(f.relative_to(PROJECT).as_posix() for p in PACKAGES for f in (PROJECT / p).rglob("*.py"))
+)
+def test_imports_point_one_way(path: str) -> None:
+    package = path.split("/")[0]
+    roots = {name.split(".")[0] for name in imported((PROJECT / path).read_text(encoding="utf-8"))}
+    assert roots & set(PACKAGES) <= ALLOWED[package]
+    if package == "vae":
+        assert not roots & {"prefect", "mlflow", "dvc"}

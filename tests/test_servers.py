@@ -1,0 +1,54 @@
+"""Servers and worker, as `make up` and `make down` start and stop them."""
+
+import shutil
+import sqlite3
+
+import pytest
+from conftest import DEPLOYMENT, Workspace, wait_for
+
+pytestmark = pytest.mark.timeout(
+    600
+)  # the first test waits for both ways to end; on a busy machine that is long
+
+
+def test_a_deployment_takes_overrides_and_without_them_the_file_before_comes_back(served: Workspace) -> None:
+    done = served.python(*DEPLOYMENT, "--param", 'overrides={"train.epochs": 2, "seed": 7}')
+    assert done.code == 0 and "Completed" in done.output.splitlines()[-1], done.output
+    states = served.task_states(done.flow_run)
+    assert [states[name] for name in ("train", "monitor", "evaluate")] == ["Completed"] * 3
+    assert served.json("reports/monitor.json")["epochs"] == 2
+    assert b"seed: 7" in (served.folder / "params.yaml").read_bytes()
+
+    shutil.rmtree(served.folder / "models")
+    done = served.flow()
+    assert done.code == 0 and "Traceback" not in done.output, done.output
+    assert done.states()["train"] == "Restored"
+    assert (served.folder / "models/vae/weights.safetensors").exists()
+    assert served.json("reports/monitor.json")["epochs"] == 3
+    assert b"seed: 0" in (served.folder / "params.yaml").read_bytes()
+
+
+def test_up_twice_and_down_in_mid_training_leaves_no_process(served: Workspace) -> None:
+    up = served.python("-m", "flows.servers", "up")
+    assert up.code == 0 and up.output.count("was up already") == 3, up.output
+
+    run = [word for word in DEPLOYMENT if word != "--watch"]
+    started = served.python(*run, "--param", 'overrides={"train.epochs": 5000, "seed": 104}')
+    assert started.code == 0, started.output
+
+    def trains() -> bool:
+        return any("tasks.train" in process.cmdline() for process in served.processes())
+
+    wait_for(trains, 60, "the worker to train")
+    down = served.python("-m", "flows.servers", "down")
+    assert down.code == 0 and "Traceback" not in down.output, down.output
+    assert down.output.count("is down") == 3, down.output
+    wait_for(lambda: not served.processes(), 5, f"no process in {served.folder}")
+    assert not list((served.folder / ".run").glob("*.pid"))
+
+    with sqlite3.connect(served.folder / ".prefect" / "prefect.db") as database:
+        states = dict(database.execute("select replace(id, '-', ''), state_type from flow_run"))
+    assert states[started.flow_run.replace("-", "")] in ("CANCELLED", "CRASHED")
+
+    again = served.python("-m", "flows.servers", "down")
+    assert again.code == 0 and again.output.count("was not up") == 3, again.output

@@ -1,0 +1,201 @@
+"""Tracking against a real MLflow store."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from tasks import lineage, tracking, workspace
+from vae import parameters, saved
+from vae.history import HISTORY
+from vae.model import VAE
+from vae.objective import Likelihood
+from vae.saved import Saved
+
+PROJECT = Path(__file__).parent.parent
+SHAPE = (1, 8, 8)
+STARTERS = 2
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
+    """A workspace whose store two processes made at once, as trainer and server may."""
+    folder = tmp_path_factory.mktemp("störe")
+    environment = {**os.environ, "DVC_ROOT": str(folder), "PYTHONPATH": str(PROJECT)}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    starters = [
+        subprocess.Popen(
+            [sys.executable, "-c", "from tasks import tracking; print(tracking.connect()[1])"],
+            env=environment,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(STARTERS)
+    ]
+    said = [starter.communicate(timeout=200)[0].split() for starter in starters]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for name in (lineage.FLOW_RUN_ID, lineage.FLOW_RUN_NAME, lineage.FLOW_RUN_URL):
+            patch.delenv(name, raising=False)
+        patch.chdir(folder)
+        client, experiment_id = tracking.connect()
+        assert said == [[experiment_id]] * STARTERS
+        for split in workspace.SPLITS:
+            workspace.IMAGES.mkdir(parents=True, exist_ok=True)
+            np.save(workspace.images(split), np.zeros((4, 8, 8, 1), np.uint8))
+        yield client
+
+
+def status(client: MlflowClient, run_id: str) -> tuple[str, str]:
+    run = client.get_run(run_id)
+    return run.info.status, run.data.tags["ended"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(None, "FINISHED"), (RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
+)
+def test_a_run_ends_as_its_training_ended(
+    store: MlflowClient, error: type[BaseException] | None, expected: str
+) -> None:
+    run_id = ""
+    try:
+        with tracking.training_run("a name", None, {"git.commit": "abc"}) as run:
+            run_id = run.info.run_id
+            if error:
+                raise error
+    except (RuntimeError, KeyboardInterrupt, SystemExit):
+        pass
+    assert status(store, run_id) == (expected, expected)
+    assert mlflow.active_run() is None
+    tags = store.get_run(run_id).data.tags
+    assert (tags["git.commit"], tags["resumed"], tags["mlflow.runName"]) == ("abc", "false", "a name")
+
+
+def test_a_resumed_training_goes_on_in_its_run_and_logs_parameters_once(store: MlflowClient) -> None:
+    p = parameters.load(PROJECT / "experiments" / "default.yaml")
+    images = np.zeros((4, 8, 8, 1), np.uint8)
+    row = dict.fromkeys(HISTORY, 1.0)
+    with pytest.raises(KeyboardInterrupt), tracking.training_run("n", None, {}) as first:
+        tracking.log_inputs(p, images, images)
+        tracking.log_epoch({**row, "epoch": 1}, {"seconds": 0.5}, np.zeros((4, 4, 3), np.uint8))
+        raise KeyboardInterrupt
+    run_id = first.info.run_id
+    with tracking.training_run("another name", run_id, {}) as second:
+        tracking.log_inputs(p, images, images)
+        tracking.log_epoch({**row, "epoch": 2, "valid/kl": 2.0}, {"seconds": 0.5}, None)
+    assert second.info.run_id == run_id
+    assert status(store, run_id) == ("FINISHED", "FINISHED")
+    run = store.get_run(run_id)
+    assert (run.data.tags["resumed"], run.data.tags["mlflow.runName"]) == ("true", "n")
+    assert (run.data.params["train.epochs"], run.data.params["train.ema"]) == ("60", "None")
+    assert [(m.step, m.value) for m in store.get_metric_history(run_id, "valid/kl")] == [(1, 1.0), (2, 2.0)]
+    assert len(store.get_metric_history(run_id, "seconds")) == 2
+    assert "epoch" not in run.data.metrics
+    assert len(store.list_artifacts(run_id, "images")) >= 1
+
+
+def test_a_run_that_is_gone_is_not_resumed(store: MlflowClient) -> None:
+    with tracking.training_run("n", None, {}) as deleted:
+        pass
+    store.delete_run(deleted.info.run_id)
+    for gone in (deleted.info.run_id, "0" * 32):
+        with tracking.training_run("n", gone, {}) as run:
+            pass
+        assert run.info.run_id != gone
+        assert store.get_run(run.info.run_id).data.tags["resumed"] == "false"
+
+
+def model(seed: int) -> Saved:
+    """A tiny model in models/vae, where the stages expect it."""
+    torch.manual_seed(seed)
+    architecture: dict[str, Any] = {
+        "architecture": "mlp",
+        "latent_dim": 2,
+        "widths": [4],
+        "batch_norm": False,
+    }
+    saved.save(
+        workspace.MODEL,
+        VAE(SHAPE, learned_sigma=False, **architecture),
+        architecture=architecture,
+        image_shape=SHAPE,
+        likelihood=Likelihood("gaussian", 0.1),
+        preprocessing={},
+        precision="fp32",
+        kept_epoch=1,
+        stopped=None,
+        train={"elbo": 1.0},
+    )
+    return saved.load(workspace.MODEL)
+
+
+def test_the_run_of_a_model_is_found_by_its_weights(store: MlflowClient) -> None:
+    wanted = model(1)
+    with tracking.training_run("n", None, {}) as run:
+        tracking.log_weights(wanted.sha256, 1, None)
+    assert tracking.run_of(wanted).info.run_id == run.info.run_id
+    assert tracking.run_of(model(2)).info.run_id != run.info.run_id
+
+
+def test_where_the_store_has_none_a_run_is_made_from_the_files_and_says_so(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.REPORTS.mkdir(exist_ok=True)
+    history = pd.DataFrame([{**dict.fromkeys(HISTORY, 0.5), "epoch": epoch} for epoch in range(1, 4)])
+    history.to_csv(workspace.HISTORY, index=False)
+    unknown = model(3)
+    run = tracking.run_of(unknown)
+    assert "made run" in capsys.readouterr().out
+    assert (run.info.status, run.data.tags["made_from_files"]) == ("FINISHED", "true")
+    assert [m.step for m in store.get_metric_history(run.info.run_id, "valid/elbo")] == [1, 2, 3]
+    assert tracking.run_of(unknown).info.run_id == run.info.run_id
+
+
+def evaluate(wanted: Saved, verdict: str = "healthy", elbo: float | None = 5.0) -> str:
+    plots = Path("reports/plots")
+    plots.mkdir(parents=True, exist_ok=True)
+    (plots / "kl.png").write_bytes(b"png")
+    metrics = {"valid": {"elbo": 4.0, "nll": None}, "test": {"elbo": elbo, "kl": 2.0}}
+    p = parameters.load(PROJECT / "experiments" / "default.yaml")
+    return tracking.log_evaluation(
+        wanted, metrics, {"verdict": verdict}, plots, lambda links: f"<html>{links}</html>", p
+    )
+
+
+def test_the_same_weights_are_registered_once_and_the_candidate_moves(store: MlflowClient) -> None:
+    first, second = evaluate(model(4)), evaluate(model(5))
+    assert first != second
+    assert evaluate(model(4), "overfitted") == first, "restored weights are no new version"
+    candidate = store.get_model_version_by_alias("vae", tracking.CANDIDATE)
+    assert first == f"models:/vae/{candidate.version}"
+    assert candidate.tags[tracking.VERDICT] == "overfitted"
+    assert len(store.search_model_versions("name = 'vae'")) == 2
+
+
+def test_an_evaluation_goes_into_the_run_of_the_weights_and_leaves_its_status(store: MlflowClient) -> None:
+    wanted = model(6)
+    with pytest.raises(KeyboardInterrupt), tracking.training_run("n", None, {}) as run:
+        tracking.log_weights(wanted.sha256, 1, None)
+        raise KeyboardInterrupt
+    evaluate(wanted)
+    found = store.get_run(run.info.run_id)
+    assert found.info.status == "KILLED"
+    assert (found.data.metrics["test/elbo"], found.data.metrics["final_valid/elbo"]) == (5.0, 4.0)
+    assert "final_valid/nll" not in found.data.metrics, "what is null is left out"
+    names = {item.path for item in store.list_artifacts(run.info.run_id)}
+    assert {"plots", "report.html"} <= names
+    report = Path(store.download_artifacts(run.info.run_id, "report.html")).read_text()
+    assert run.info.run_id in report

@@ -1,0 +1,298 @@
+"""Each verdict from evidence made for it; and every recommendation is one that params.yaml can take."""
+
+import copy
+import dataclasses
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+
+from vae import parameters
+from vae.diagnostics import Measurement
+from vae.history import HISTORY, Row
+from vae.parameters import Parameters
+from vae.verdict import Evidence, Verdict, judge
+
+LATENTS = 4
+PARAMS: dict[str, Any] = {
+    "seed": 0,
+    "data": {
+        "source": "npy", "path": "x", "image_size": 16, "channels": 1, "valid_fraction": 0.1,
+        "test_fraction": 0.1, "max_bad_fraction": 0.0, "augment": "none",
+    },
+    "model": {"architecture": "conv", "latent_dim": LATENTS, "widths": [16, 32], "batch_norm": True},
+    "objective": {"likelihood": "gaussian", "sigma": "optimal", "reduction": "sum"},
+    "kl": {"schedule": "linear", "max_weight": 1.0, "annealing_epochs": 5, "free_bits": 0.0},
+    "train": {
+        "epochs": 40, "batch_size": 64, "learning_rate": 0.002, "gradient_clip": 100.0, "precision": "auto",
+        "patience": None,
+    },
+    "monitor": {},
+    "evaluate": {"importance_samples": 20, "register_as": "vae"},
+}  # fmt: skip
+
+
+def values(changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    changed = copy.deepcopy(PARAMS)
+    for name, value in (changes or {}).items():
+        section, key = name.split(".")
+        changed[section][key] = value
+    return changed
+
+
+def params(changes: dict[str, Any] | None = None) -> Parameters:
+    return parameters.parse(values(changes))
+
+
+def measurement(
+    kl: float = 20.0,
+    mse: float = 0.02,
+    distortion: float = -300.0,
+    active: int = LATENTS,
+    variance: float = 1.0,
+) -> Measurement:
+    """`kl` nats spread evenly; q(z_j) over the split has the given variance."""
+    mean_variance = np.where(np.arange(LATENTS) < active, 0.9, 0.001)
+    return Measurement(
+        images=100,
+        distortion=distortion,
+        mse=0.9 * mse,
+        mse_sampled=mse,
+        kl_per_latent=np.full(LATENTS, kl / LATENTS),
+        mean_variance=mean_variance,
+        aggregate_mean=np.zeros(LATENTS),
+        aggregate_variance=np.full(LATENTS, variance),
+    )
+
+
+def history(epochs: int = 40, losses: list[float] | None = None, **last: float) -> list[Row]:
+    losses = losses or [-200.0 - 100 * (1 - 0.8**epoch) for epoch in range(epochs)]
+    rows = [
+        {
+            **dict.fromkeys(HISTORY, 1.0),
+            "epoch": epoch,
+            "step": 50 * epoch,
+            "train/loss": loss,
+            "valid/kl": 20.0,
+        }
+        for epoch, loss in enumerate(losses, 1)
+    ]
+    rows[-1].update(last)
+    return rows
+
+
+def evidence(**changes: Any) -> Evidence:
+    """Of a healthy model."""
+    healthy = Evidence(
+        valid=measurement(),
+        mean_image_mse=0.08,
+        history=history(),
+        predicted={"predicted_kl": 22.0, "collapse_kl_weight": 30.0, "calibrated_kl_weight": 1.0},
+        train={"elbo": 285.0, "mean_image_elbo": 50.0},
+        kept_epoch=38,
+    )
+    return dataclasses.replace(healthy, **changes)
+
+
+def predicted(kl: float = 22.0, collapse: float = 30.0, calibrated: float = 1.0) -> dict[str, float]:
+    return {"predicted_kl": kl, "collapse_kl_weight": collapse, "calibrated_kl_weight": calibrated}
+
+
+DIVERGED = {"history": history(12, **{"valid/kl": math.nan})}
+COLLAPSED = {"valid": measurement(kl=0.02, active=0)}
+NOT_LEARNING = {"valid": measurement(mse=0.078)}
+PARTLY = {"valid": measurement(kl=5.0)}
+UNDER = {"valid": measurement(variance=40.0)}  # ½·4·(40 − 1 − ln 40) = 70.6 nats, of 20
+OVERFITTED = {"train": {"elbo": 500.0, "mean_image_elbo": 50.0}}  # 220 of 450
+
+
+def test_healthy() -> None:
+    got = judge(params(), evidence())
+    assert got.verdict == "healthy" and got.recommendations == []
+    assert "20.0 nats" in got.summary and "4 informative units" in got.summary
+    assert "22" in got.reasons[0] and "0.02" in got.reasons[1] and "0.08" in got.reasons[1]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "changes"),
+    [
+        ("diverged", DIVERGED),
+        ("diverged", {"history": history(12, **{"train/loss": math.inf})}),
+        ("diverged", {"history": history(12, **{"valid/kl": 2e5})}),
+        ("diverged", {"history": history(1, **{"train/kl": math.nan}), "kept_epoch": 0}),
+        ("collapsed", COLLAPSED),
+        ("collapsed", {"valid": measurement(kl=0.99)}),
+        ("collapsed", {"valid": measurement(active=0)}),
+        ("not_learning", NOT_LEARNING),
+        ("partly_collapsed", PARTLY),
+        ("under_regularised", UNDER),
+        ("overfitted", OVERFITTED),
+    ],
+)
+def test_each_verdict(verdict: str, changes: dict[str, Any]) -> None:
+    got = judge(params(), evidence(**changes))
+    assert got.verdict == verdict
+    assert got.summary.endswith(".") and got.reasons and got.recommendations
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"valid": measurement(kl=1.0), "predicted": predicted(kl=2.4)},
+        {"valid": measurement(mse=0.0759)},
+        {"valid": measurement(kl=8.9)},
+        {"valid": measurement(kl=5.0), "kept_epoch": 9},
+        {"valid": measurement(kl=5.0), "history": history(14), "kept_epoch": 14},
+        {"valid": measurement(kl=5.0), "history": history(losses=[-10.0 * epoch for epoch in range(40)])},
+        {"valid": measurement(variance=6.9)},
+        {"train": {"elbo": 350.0, "mean_image_elbo": 50.0}},
+        {"train": {"elbo": 20.0, "mean_image_elbo": 50.0}},
+    ],
+)
+def test_just_short_of_a_verdict_is_healthy(changes: dict[str, Any]) -> None:
+    assert judge(params(), evidence(**changes)).verdict == "healthy"
+
+
+def test_a_loss_that_only_jitters_after_the_ramp_is_flat() -> None:
+    jitter = [(-1) ** (epoch + 1) - 0.01 * epoch for epoch in range(35)]
+    falling = [500.0, 100, 60, 30, 10]
+    assert judge(params(), evidence(**PARTLY, history=history(losses=falling + jitter))).verdict == (
+        "partly_collapsed"
+    )
+
+
+def test_too_small_an_effective_beta_is_under_regularised() -> None:
+    """w·N/(2·Z·MSE) = w·256/(2·4·0.02) = 1600·w."""
+    for weight, verdict in ((0.00003, "under_regularised"), (0.00004, "healthy")):
+        p = params({"objective.reduction": "mean", "kl.max_weight": weight})
+        assert judge(p, evidence(predicted=predicted(calibrated=0.0006))).verdict == verdict
+
+
+def test_the_first_rule_that_holds_names_the_verdict() -> None:
+    """With everything wrong at once, and then one thing less at a time."""
+    everything = measurement(kl=0.02, mse=0.078, active=0, variance=40.0)
+    wrong = {**DIVERGED, **OVERFITTED, "valid": everything}
+    assert judge(params(), evidence(**wrong)).verdict == "diverged"
+    wrong["history"] = history()
+    assert judge(params(), evidence(**wrong)).verdict == "collapsed"
+    wrong["valid"] = measurement(kl=5.0, mse=0.078, variance=40.0)
+    assert judge(params(), evidence(**wrong)).verdict == "not_learning"
+    wrong["valid"] = measurement(kl=5.0, variance=40.0)
+    assert judge(params(), evidence(**wrong)).verdict == "partly_collapsed"
+    wrong["valid"] = measurement(kl=20.0, variance=40.0)
+    assert judge(params(), evidence(**wrong)).verdict == "under_regularised"
+    wrong["valid"] = measurement()
+    assert judge(params(), evidence(**wrong)).verdict == "overfitted"
+
+
+def test_reasons_carry_the_numbers() -> None:
+    def reason(**changes: Any) -> str:
+        return " ".join(judge(params(), evidence(**changes)).reasons)
+
+    assert "valid/kl" in reason(**DIVERGED) and "epoch 12" in reason(**DIVERGED)
+    assert "0.02 nats" in reason(**COLLAPSED) and "0 active units" in reason(**COLLAPSED)
+    assert "22 nats" in reason(**COLLAPSED)
+    assert "kl.max_weight = 1 " in reason(**COLLAPSED, predicted=predicted(collapse=0.8, calibrated=0.01))
+    assert "0.078" in reason(**NOT_LEARNING) and "0.08" in reason(**NOT_LEARNING)
+    assert "5 nats" in reason(**PARTLY) and "33 epochs past the ramp" in reason(**PARTLY)
+    assert "70.6 nats" in reason(**UNDER) and "3.53" in reason(**UNDER)
+    assert "500" in reason(**OVERFITTED) and "280" in reason(**OVERFITTED) and "0.49" in reason(**OVERFITTED)
+
+
+def test_thresholds_of_the_parameters_are_used() -> None:
+    p = params({"monitor.active_unit_threshold": 1.5})
+    assert judge(p, evidence()).verdict == "collapsed"
+    p = params({"monitor.informative_unit_nats": 6.0})
+    assert "0 informative units" in judge(p, evidence()).summary
+
+
+SET = re.compile(r"set (\S+) to (\[[^\]]*\]|[^\s,]+)")
+
+
+def recommended(got: Verdict) -> dict[str, Any]:
+    """What the recommendations set, read as YAML reads it."""
+    found = [match for line in got.recommendations for match in SET.findall(line)]
+    return {name: YAML(typ="safe").load(value) for name, value in found}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"kl.annealing_epochs": 0, "kl.schedule": "constant"},
+        {"kl.annealing_epochs": 0.5},
+        {"kl.annealing_epochs": 30},
+        {"kl.schedule": "cyclical"},
+        {"kl.free_bits": 0.2},
+        {"kl.max_weight": 0.0001},
+        {"kl.max_weight": 40.0},
+        {"train.gradient_clip": None},
+        {"train.gradient_clip": 0.5},
+        {"train.gradient_clip": 0.5, "train.precision": "fp32"},
+        {"train.learning_rate": 1e-7},
+        {"train.learning_rate": 50.0},
+        {"train.epochs": 12},
+        {"train.patience": 2},
+        {"train.patience": 20},
+        {"model.batch_norm": False},
+        {"model.widths": [1, 2]},
+        {"data.augment": "flip"},
+        {"objective.reduction": "mean", "kl.max_weight": 0.03},
+        {"objective.sigma": 0.1, "kl.max_weight": 0.001},
+    ],
+)
+@pytest.mark.parametrize("wrong", [DIVERGED, COLLAPSED, NOT_LEARNING, PARTLY, UNDER, OVERFITTED])
+@pytest.mark.parametrize(
+    "theory", [predicted(), predicted(collapse=0.5, calibrated=0.01), predicted(collapse=0.7)]
+)
+def test_a_recommendation_is_a_change_that_params_yaml_takes(
+    changes: dict[str, Any], wrong: dict[str, Any], theory: dict[str, float]
+) -> None:
+    got = judge(params(changes), evidence(**wrong, predicted=theory))
+    found = recommended(got)
+    assert bool(found) is (got.verdict != "healthy")  # too few epochs past a long ramp
+    before = params(changes).model_dump()
+    for name, value in found.items():
+        section, key = name.split(".")
+        assert before[section][key] != value, f"{name} is {value} already"
+    parameters.parse(values({**changes, **found}))
+
+
+def test_a_collapse_that_was_predicted_is_met_with_a_smaller_weight() -> None:
+    def advice(collapse: float, calibrated: float) -> str:
+        theory = predicted(collapse=collapse, calibrated=calibrated)
+        got = judge(params({"kl.max_weight": 1.0}), evidence(**COLLAPSED, predicted=theory))
+        (line,) = got.recommendations
+        return line
+
+    assert "set kl.max_weight to 0.0012," in advice(collapse=0.8, calibrated=0.00123)
+    assert "set kl.max_weight to 0.2," in advice(
+        collapse=0.8, calibrated=1.0
+    )  # the calibrated one collapses too
+    assert "data.path" in advice(collapse=0.0, calibrated=1.0)
+
+
+def test_a_collapse_that_was_not_predicted_is_met_with_a_gentler_start() -> None:
+    got = judge(params({"model.batch_norm": False}), evidence(**COLLAPSED))
+    assert recommended(got) == {
+        "train.learning_rate": 0.0005, "kl.annealing_epochs": 10, "model.batch_norm": True,
+    }  # fmt: skip
+    constant = judge(params({"kl.schedule": "constant", "kl.annealing_epochs": 0}), evidence(**COLLAPSED))
+    assert (
+        recommended(constant)["kl.schedule"] == "linear" and recommended(constant)["kl.annealing_epochs"] == 5
+    )
+
+
+def test_a_longer_ramp_ends_in_the_first_half_of_the_training() -> None:
+    got = recommended(judge(params({"kl.annealing_epochs": 30}), evidence(**COLLAPSED)))
+    assert got["kl.annealing_epochs"] == 60 and got["train.epochs"] == 120
+
+
+def test_under_regularised_is_met_with_a_larger_weight() -> None:
+    small = judge(params({"kl.max_weight": 0.01}), evidence(**UNDER))
+    assert recommended(small) == {"kl.max_weight": 1}
+    calibrated_already = judge(params(), evidence(**UNDER))
+    assert recommended(calibrated_already) == {"kl.max_weight": 2}
