@@ -23,11 +23,14 @@ help: ## List the targets
 	$(BIN)/pip install --quiet --editable '.[dev,huggingface]' --constraint constraints.txt
 	@touch $@
 
-.git:
+.dvc/config.local: .venv/ready
+	@# DVC's own cache of hashes in this folder; the path has to be absolute, so it is written here and not committed.
+	@$(BIN)/dvc config --local core.site_cache_dir '$(CURDIR)/.run/dvc'
 	@# An archive without history: DVC can do without Git, once told so.
-	@$(BIN)/dvc config --local core.no_scm true
+	@[ -e .git ] || $(BIN)/dvc config --local core.no_scm true
+	@touch $@
 
-setup: .venv/ready $(if $(wildcard .git),,.git) ## Install everything, pinned, into .venv
+setup: .venv/ready .dvc/config.local ## Install everything, pinned, into .venv
 
 run: setup ## Run the pipeline under Prefect: make run EXPERIMENT=leaves SET="data.path=photos train.epochs=2"
 	@$(BIN)/python -m flows.vae_train --experiment "$$EXPERIMENT" --set "$$SET"
@@ -51,7 +54,7 @@ constraints: setup ## Pin the whole transitive set anew
 
 clean: ## Remove what was made, the environment and the stores included
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m flows.servers down && $(BIN)/python -c 'from tasks import overlay; overlay.apply(None, None)'; fi
-	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp mlruns mlflow.db* models reports data/images data/manifest.parquet
+	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports data/images data/manifest.parquet
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help setup run up down test check constraints clean

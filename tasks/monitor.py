@@ -23,6 +23,8 @@ from vae.verdict import Evidence, judge
 # precision; more than this means that the file is not the model that was trained.
 RELATIVE, ABSOLUTE = 0.01, 0.02
 
+FEW_IMAGES = 20
+
 
 def main() -> None:
     p = parameters.load(workspace.PARAMS)
@@ -79,6 +81,8 @@ def report(p: Parameters, model: Saved, e: Evidence) -> dict[str, Any]:
             f"no epoch was trained at the final KL weight: the ramp ends after epoch {ramp_end:g}, "
             f"the training after {e.history[-1]['epoch']:.0f}; the last epoch was kept"
         )
+    if valid.images < FEW_IMAGES:
+        warnings.append(f"the verdict rests on {valid.images} validation images; {FEW_IMAGES} or more make it firm")
     return {
         "verdict": verdict.verdict,
         "summary": verdict.summary,
