@@ -57,7 +57,7 @@ def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) 
         StageFailed: with the reason in one line.
     """
     outcome: Outcome = "Completed"
-    reason, exit_code = "", 0
+    reason, last, exit_code = "", "", 0
     command = [
         sys.executable,
         "-m",
@@ -93,8 +93,10 @@ def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) 
             elif text.startswith("ERROR: "):
                 found = _EXIT.search(text)
                 exit_code = int(found[1]) if found else exit_code
-                reason = reason or text.removeprefix("ERROR: ")
+                # A crashed program's last line is that of its traceback; a killed one has said nothing of it.
+                reason = reason or (last if exit_code > 0 else "") or text.removeprefix("ERROR: ")
             elif not _CHATTER.match(text):
+                last = text
                 say(text)
     finally:
         process.stdin.close()  # whatever ended the loop, the supervisor ends what still runs
