@@ -48,10 +48,9 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
     log = get_run_logger()
     try:
         with hold(workspace.root() / ".run" / "workspace.lock", f"flow run {flow_run.name}"), runs.recorded():
-            for change in overlay.apply(experiment, overrides):
+            for change in overlay.apply(experiment, overrides, check=lambda p: source.check(p.data)):
                 log.info(change)
             p = parameters.load(workspace.PARAMS)
-            source.check(p.data)
             for name in STAGES:
                 state = run_stage.with_options(name=name, task_run_name=name)(name, return_state=True)
                 if not state.is_completed():

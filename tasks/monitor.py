@@ -82,7 +82,9 @@ def report(p: Parameters, model: Saved, e: Evidence) -> dict[str, Any]:
             f"the training after {e.history[-1]['epoch']:.0f}; the last epoch was kept"
         )
     if valid.images < FEW_IMAGES:
-        warnings.append(f"the verdict rests on {valid.images} validation images; {FEW_IMAGES} or more make it firm")
+        warnings.append(
+            f"the verdict rests on {valid.images} validation images; {FEW_IMAGES} or more make it firm"
+        )
     return {
         "verdict": verdict.verdict,
         "summary": verdict.summary,

@@ -8,7 +8,7 @@ The file before is kept aside, and a run without an overlay puts it back, unless
 import io
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,27 @@ from ruamel.yaml.error import YAMLError
 from tasks import workspace
 from vae import parameters
 from vae.errors import InputError
+from vae.parameters import Parameters
 
 EXPERIMENTS = Path("experiments")
 DEFAULT = "default"
 
 
-def apply(experiment: str | None, overrides: Mapping[str, Any] | None) -> list[str]:
+def apply(
+    experiment: str | None,
+    overrides: Mapping[str, Any] | None,
+    check: Callable[[Parameters], None] = lambda p: None,
+) -> list[str]:
     """Writes `params.yaml`; returns what changed, a line for each value.
 
     Args:
         experiment: a file of `experiments/`, without its ending.
         overrides: `{"train.epochs": 2}`, or the same nested.
+        check: looks at the parameters before they are written.
 
     Raises:
-        InputError: an unknown experiment or parameter, or a value that is not allowed; nothing is written then.
+        InputError: an unknown experiment or parameter, a value that is not allowed, or what `check` raises;
+            nothing is written then.
     """
     path = workspace.PARAMS
     standing = _text(path) if path.exists() else ""
@@ -42,7 +49,7 @@ def apply(experiment: str | None, overrides: Mapping[str, Any] | None) -> list[s
         base = _text(EXPERIMENTS / f"{DEFAULT}.yaml") if experiment else before or standing
         values = _flat(_experiment(experiment)) if experiment else {}
         text = _lay_over(base, {**values, **_flat(overrides or {})})
-    parameters.parse(_mapping(text, "params.yaml"), "params.yaml")
+    check(parameters.parse(_mapping(text, "params.yaml"), "params.yaml"))
 
     if text != standing:
         path.write_text(text, encoding="utf-8")

@@ -37,6 +37,11 @@ SMALL = {
 _OF_THE_TOOLS = ("PREFECT_", "MLFLOW_", "DVC_", "VAE_TRAIN_", "GIT_", "OMP_", "MKL_", "MAKE")
 
 
+def pytest_configure() -> None:
+    """A terminated test run ends as an interrupted one does: the fixtures still stop what they started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 @dataclass(frozen=True)
 class Workspace:
     """A copy of the project in a Git repository of its own; programs run in it with this interpreter."""

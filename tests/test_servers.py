@@ -12,20 +12,19 @@ pytestmark = pytest.mark.timeout(
 
 
 def test_a_deployment_takes_overrides_and_without_them_the_file_before_comes_back(served: Workspace) -> None:
-    done = served.python(*DEPLOYMENT, "--param", 'overrides={"train.epochs": 2, "seed": 7}')
+    done = served.python(*DEPLOYMENT, "--param", 'overrides={"evaluate.importance_samples": 7}')
     assert done.code == 0 and "Completed" in done.output.splitlines()[-1], done.output
     states = served.task_states(done.flow_run)
-    assert [states[name] for name in ("train", "monitor", "evaluate")] == ["Completed"] * 3
-    assert served.json("reports/monitor.json")["epochs"] == 2
-    assert b"seed: 7" in (served.folder / "params.yaml").read_bytes()
+    assert states.pop("evaluate") == "Completed"
+    assert set(states.values()) <= {"Cached", "Restored"}
+    assert "importance_samples: 7" in (served.folder / "params.yaml").read_text()
 
     shutil.rmtree(served.folder / "models")
     done = served.flow()
     assert done.code == 0 and "Traceback" not in done.output, done.output
-    assert done.states()["train"] == "Restored"
+    assert done.states()["train"] == done.states()["evaluate"] == "Restored"
     assert (served.folder / "models/vae/weights.safetensors").exists()
-    assert served.json("reports/monitor.json")["epochs"] == 3
-    assert b"seed: 0" in (served.folder / "params.yaml").read_bytes()
+    assert "importance_samples: 5" in (served.folder / "params.yaml").read_text()
 
 
 def test_up_twice_and_down_in_mid_training_leaves_no_process(served: Workspace) -> None:
@@ -49,6 +48,3 @@ def test_up_twice_and_down_in_mid_training_leaves_no_process(served: Workspace) 
     with sqlite3.connect(served.folder / ".prefect" / "prefect.db") as database:
         states = dict(database.execute("select replace(id, '-', ''), state_type from flow_run"))
     assert states[started.flow_run.replace("-", "")] in ("CANCELLED", "CRASHED")
-
-    again = served.python("-m", "flows.servers", "down")
-    assert again.code == 0 and again.output.count("was not up") == 3, again.output
