@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from tasks import workspace
 from vae import parameters, preflight
 from vae.batches import open_images
-from vae.objective import Objective, effective_beta
+from vae.objective import COLLAPSED_BELOW_NATS, Objective, effective_beta
 from vae.parameters import Parameters
 from vae.preflight import Spectrum
 from vae.rounding import rounded
@@ -43,13 +43,19 @@ def main() -> None:
 
 def predicted(p: Parameters, objective: Objective, spectrum: Spectrum) -> dict[str, Any]:
     """The content of `reports/preflight.json`."""
-    prediction = preflight.predict(spectrum, objective, p.kl.max_weight)
+    steered = p.kl.control != "schedule"
+    if steered:
+        prediction = preflight.steered(spectrum, objective, p.kl)
+    else:
+        prediction = preflight.predict(spectrum, objective, p.kl.max_weight)
     collapse = preflight.collapse_weight(spectrum, objective)
     calibrated = preflight.calibrated_weight(spectrum, objective)
     beta = effective_beta(objective, prediction.mse)
     return {
         "predicted_active_units": prediction.active_units,
-        "predicted_kl": prediction.kl if p.kl.max_weight > 0 else None,  # without a KL term it has no bound
+        "predicted_kl": prediction.kl
+        if steered or p.kl.max_weight > 0
+        else None,  # without a KL term it has no bound
         "predicted_mse": prediction.mse,
         "kl_weight": p.kl.max_weight,
         "critical_kl_weight": preflight.critical_weight(spectrum, objective),
@@ -75,6 +81,12 @@ def warnings(
     found = []
     if spectrum.total <= 0:
         found.append("all training images are the same: there is nothing for a latent to say")
+    elif p.kl.control != "schedule":
+        if kl < COLLAPSED_BELOW_NATS:
+            found.append(
+                f"POSTERIOR COLLAPSE AHEAD: the target of the control (kl.{p.kl.control}) leaves a KL of only "
+                f"{kl:.2g} nats; ask for more than {COLLAPSED_BELOW_NATS:g}"
+            )
     elif p.kl.max_weight >= collapse:
         found.append(
             f"POSTERIOR COLLAPSE AHEAD: at kl.max_weight = {p.kl.max_weight:g} linear theory expects a KL of only "

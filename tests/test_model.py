@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from vae.model import LOGVAR_MAX, LOGVAR_MIN, VAE, to_device
+from vae.model import LOGVAR_MAX, LOGVAR_MIN, VAE, GatedLinear, to_device
+from vae.objective import kl_per_latent
 
 SIZES = [(8, 8), (8, 13), (9, 11), (16, 16), (21, 10), (28, 28), (37, 50)]
 
@@ -121,3 +122,21 @@ def test_the_memory_order_changes_no_value() -> None:
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in model.parameters() if w.dim() == 4)
+
+
+def test_a_gated_layer_is_its_equation() -> None:
+    layer = GatedLinear(3, 2)
+    x = torch.randn(5, 3)
+    weight, bias = layer.linear.weight, layer.linear.bias
+    expected = (x @ weight[:2].T + bias[:2]) * torch.sigmoid(x @ weight[2:].T + bias[2:])
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_batch_norm_on_the_means_bounds_the_rate_from_below() -> None:
+    """Zhu 2020: with the means' mean 0 and standard deviation γ, the rate is at least Z·γ²/2."""
+    model = VAE((1, 8, 8), "gated_mlp", 4, [16], False, mean_batch_norm=0.6)
+    assert model.mean_norm is not None and not model.mean_norm.weight.requires_grad
+    mu, logvar = model.encode(torch.rand(256, 1, 8, 8))
+    torch.testing.assert_close(mu.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(mu.std(0, correction=0), torch.full((4,), 0.6), atol=2e-3, rtol=0)
+    assert float(kl_per_latent(mu, torch.zeros_like(logvar)).sum(1).mean()) >= 4 * 0.6**2 / 2 * 0.99

@@ -212,3 +212,16 @@ def test_the_likelihood_that_reporting_uses() -> None:
     assert learned.known_likelihood(-50.0) == Likelihood("gaussian", SMALLEST_SIGMA)
     mean = objective(reduction="mean", final_weight=0.01)
     assert mean.known_likelihood() == Likelihood("gaussian", mean.equivalent_sigma)
+
+
+def test_free_bits_in_total_are_counted_over_all_latents() -> None:
+    kl = torch.tensor([[0.2, 0.1, 0.5], [0.4, 0.3, 0.1]])
+    rate = float(kl.mean(0).sum())
+    objective = Objective(
+        "gaussian", "optimal", "sum", pixels=4, latents=3, final_weight=1.0, free_bits_total=0.5
+    )
+    assert float(objective.penalised_rate(kl)) == pytest.approx(rate)
+    objective = Objective(
+        "gaussian", "optimal", "sum", pixels=4, latents=3, final_weight=1.0, free_bits_total=2.0
+    )
+    assert float(objective.penalised_rate(kl)) == 2.0

@@ -147,7 +147,7 @@ def test_what_is_allowed(changes: dict[str, Any]) -> None:
         ("objective.sigma", -1.0, "greater than 0"),
         ("objective.sigma", "best", "'optimal'"),
         ("objective.reduction", "average", "'mean'"),
-        ("objective.importance_samples_train", 5, "1"),
+        ("objective.importance_samples_train", 0, "1"),
         ("train.epochs", 0, "greater than or equal to 1"),
         ("train.epochs", 2.0, "integer"),
         ("train.batch_size", 0, "greater than or equal to 1"),

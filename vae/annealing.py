@@ -18,7 +18,7 @@ def kl_weight(kl: KL, epoch: float, epochs: int) -> float:
         linear: t (Bowman 2016, who also has the sigmoid).
         cosine: (1 − cos πt)/2.
         sigmoid: a logistic curve in t, from 0 to 1 exactly.
-        cyclical: `cycles` equal cycles, each a linear ramp over `ratio` of it, then the top (Fu 2019,
+        cyclical: `cycles` equal cycles, each a ramp of `cycle_shape` over `ratio` of it, then the top (Fu 2019,
             equation 6). Its ramp is set by cycles and ratio; annealing_epochs is not used.
     """
     if kl.schedule == "cyclical":
@@ -27,12 +27,16 @@ def kl_weight(kl: KL, epoch: float, epochs: int) -> float:
     else:
         ramp, progress = kl.annealing_epochs, epoch
     t = 1.0 if kl.schedule == "constant" or progress >= ramp else progress / ramp
-    return kl.max_weight * _SHAPES.get(kl.schedule, _linear)(t)
+    shape = kl.cycle_shape if kl.schedule == "cyclical" else kl.schedule
+    return kl.max_weight * _SHAPES.get(shape, _linear)(t)
 
 
 def first_final_epoch(kl: KL, epochs: int) -> float:
-    """Progress, in epochs, from which on the weight stays at its maximum; may lie beyond the training."""
-    if kl.schedule == "constant":
+    """Progress, in epochs, from which on the weight stays at its maximum; may lie beyond the training.
+
+    0 where a controller sets the weight: it has no ramp.
+    """
+    if kl.schedule == "constant" or kl.control in ("pi", "geco"):
         return 0.0
     if kl.schedule == "cyclical":
         return epochs / kl.cycles * (kl.cycles - 1 + kl.ratio)

@@ -2,10 +2,12 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 # exp(logvar) stays a number in every precision: a runaway encoder is then seen as a large KL, not as NaN.
 LOGVAR_MIN, LOGVAR_MAX = -20.0, 10.0
@@ -17,33 +19,42 @@ class VAE(nn.Module):
     Args:
         image_shape: (C, H, W).
         architecture: `conv`: a stride-2 4×4 convolution for each width and its mirror; `mlp`: a hidden
-            layer for each width and its mirror.
+            layer for each width and its mirror; `gated_mlp`: the same of gated linear layers.
         latent_dim: Z, the number of latents.
         widths: filters or hidden units of each layer.
         batch_norm: after each convolution or hidden layer.
+        mean_batch_norm: γ of a batch norm on the posterior means, fixed; it keeps the rate above Z·γ²/2
+            (Zhu 2020, section 3.2).
         learned_sigma: the Gaussian noise of p(x|z) is a parameter of the model, `log_sigma`.
     """
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        architecture: Literal["conv", "mlp"],
+        architecture: Literal["conv", "mlp", "gated_mlp"],
         latent_dim: int,
         widths: list[int],
         batch_norm: bool,
+        mean_batch_norm: float | None = None,
         learned_sigma: bool = False,
     ) -> None:
         super().__init__()
-        build = {"conv": _convolutional, "mlp": _fully_connected}[architecture]
+        build = {"conv": _convolutional, "mlp": _fully_connected, "gated_mlp": _gated}[architecture]
         self.latent_dim = latent_dim
         self.encoder, features, self.decoder = build(image_shape, latent_dim, widths, batch_norm)
         self.posterior = nn.Linear(features, 2 * latent_dim)  # mu and logvar
+        self.mean_norm = None
+        if mean_batch_norm is not None:
+            self.mean_norm = nn.BatchNorm1d(latent_dim)
+            self.mean_norm.weight.requires_grad_(False).fill_(mean_batch_norm)
         self.log_sigma = nn.Parameter(torch.zeros(())) if learned_sigma else None
         self._initialise()
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x: (B, C, H, W), pixels in [0, 1] → mu, logvar of q(z|x): (B, Z) each, float32."""
         mu, logvar = self.posterior(self.encoder(x)).float().chunk(2, dim=1)
+        if self.mean_norm is not None:
+            mu = self.mean_norm(mu)
         return mu, logvar.clamp(LOGVAR_MIN, LOGVAR_MAX)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -121,12 +132,30 @@ def _convolutional(
 def _fully_connected(
     image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], batch_norm: bool
 ) -> tuple[nn.Module, int, nn.Module]:
+    def layer(before: int, after: int) -> list[nn.Module]:
+        linear = nn.Linear(before, after, bias=not batch_norm)
+        return [linear, *_normalised_silu(nn.BatchNorm1d(after) if batch_norm else None)]
+
+    return _mlp(image_shape, latent_dim, widths, layer)
+
+
+def _gated(
+    image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], batch_norm: bool
+) -> tuple[nn.Module, int, nn.Module]:
+    def layer(before: int, after: int) -> list[nn.Module]:
+        return [GatedLinear(before, after), *([nn.BatchNorm1d(after)] if batch_norm else [])]
+
+    return _mlp(image_shape, latent_dim, widths, layer)
+
+
+def _mlp(
+    image_shape: tuple[int, int, int],
+    latent_dim: int,
+    widths: list[int],
+    layer: Callable[[int, int], list[nn.Module]],
+) -> tuple[nn.Module, int, nn.Module]:
     def hidden(units: list[int]) -> list[nn.Module]:
-        layers: list[nn.Module] = []
-        for before, after in itertools.pairwise(units):
-            layers.append(nn.Linear(before, after, bias=not batch_norm))
-            layers += _normalised_silu(nn.BatchNorm1d(after) if batch_norm else None)
-        return layers
+        return [module for before, after in itertools.pairwise(units) for module in layer(before, after)]
 
     pixels = math.prod(image_shape)
     encoder = nn.Sequential(nn.Flatten(), *hidden([pixels, *widths]))
@@ -136,6 +165,17 @@ def _fully_connected(
         nn.Unflatten(1, image_shape),
     )
     return encoder, widths[-1], decoder
+
+
+class GatedLinear(nn.Module):
+    """h = (Wx + b) ⊙ sigmoid(Vx + c) (Dauphin 2017, section 2; Tomczak & Welling 2018 use it in VAEs)."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(before, 2 * after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.glu(self.linear(x), dim=1)
 
 
 def _normalised_silu(norm: nn.Module | None) -> list[nn.Module]:

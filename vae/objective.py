@@ -82,8 +82,9 @@ class Objective:
         sigma: `optimal` (Rybkin 2021), `learned`, or a number.
         reduction: `sum`, or `mean`: squared error per pixel + w · KL per latent.
         pixels: N. latents: Z.
-        final_weight: w where the schedule ends.
-        free_bits: nats that each latent may cost before the KL term sees it (Kingma 2016).
+        final_weight: w where the schedule ends; 1, the ELBO's own, where a control steers the rate.
+        free_bits: nats that each latent may cost, averaged over a batch, before the KL term sees it (Kingma 2016,
+            equation 14). free_bits_total: the same for all latents together.
     """
 
     likelihood: Literal["gaussian", "bernoulli"]
@@ -93,6 +94,7 @@ class Objective:
     latents: int
     final_weight: float
     free_bits: float = 0.0
+    free_bits_total: float = 0.0
 
     @classmethod
     def of(cls, p: Parameters) -> "Objective":
@@ -102,8 +104,9 @@ class Objective:
             reduction=p.objective.reduction,
             pixels=math.prod(p.data.image_shape),
             latents=p.model.latent_dim,
-            final_weight=p.kl.max_weight,
+            final_weight=p.kl.max_weight if p.kl.control == "schedule" else 1.0,
             free_bits=p.kl.free_bits,
+            free_bits_total=p.kl.free_bits_total,
         )
 
     @property
@@ -158,7 +161,18 @@ class Objective:
     def penalised_rate(self, kl: Tensor) -> Tensor:
         """The rate as the loss sees it. kl: (B, Z) → ()."""
         per_latent = kl.mean(0)
-        return per_latent.clamp_min(self.free_bits).sum() if self.free_bits else per_latent.sum()
+        rate = per_latent.clamp_min(self.free_bits).sum() if self.free_bits else per_latent.sum()
+        return rate.clamp_min(self.free_bits_total) if self.free_bits_total else rate
+
+    def log_weights(self, x: Tensor, output: Tensor, log_sigma: Tensor | None) -> Tensor:
+        """ln p(x|z) of each image, differentiable in σ too. x, output: (B, C, H, W) → (B,)."""
+        if self.sigma == "learned":
+            assert log_sigma is not None, "a learned sigma lives in the model"
+            variance = (2 * log_sigma).exp().clamp_min(SMALLEST_SIGMA**2)
+            return gaussian_log_prob(squared_error(x, output), self.pixels, variance)
+        known = self.known_likelihood()
+        assert known is not None, "an optimal sigma is of a batch, not of an image"
+        return known.log_prob(x, output)
 
 
 def optimal_sigma(mse: float) -> float:

@@ -60,17 +60,18 @@ class Data(_Section):
 
 
 class Model(_Section):
-    architecture: Literal["conv", "mlp"]
+    architecture: Literal["conv", "mlp", "gated_mlp"]
     latent_dim: int = Field(ge=1, le=4096)
     widths: list[Annotated[int, Field(ge=1, le=8192)]] = Field(min_length=1, max_length=8)
     batch_norm: bool
+    mean_batch_norm: Annotated[float, Field(gt=0, le=10)] | None = None
 
 
 class Objective(_Section):
     likelihood: Literal["gaussian", "bernoulli"]
     sigma: Literal["optimal", "learned"] | Annotated[float, Field(gt=0, le=10)]
     reduction: Literal["sum", "mean"]
-    importance_samples_train: Literal[1] = 1
+    importance_samples_train: int = Field(ge=1, le=100, default=1)
 
 
 class KL(_Section):
@@ -79,7 +80,44 @@ class KL(_Section):
     annealing_epochs: float = Field(ge=0)
     cycles: int = Field(ge=1, default=4)
     ratio: float = Field(gt=0, le=1, default=0.5)
+    cycle_shape: Literal["linear", "cosine", "sigmoid"] = "linear"
     free_bits: float = Field(ge=0, default=0.0)
+    free_bits_total: float = Field(ge=0, default=0.0)
+    capacity: Annotated[float, Field(gt=0)] | None = None
+    target_kl: Annotated[float, Field(gt=0)] | None = None
+    min_weight: float = Field(ge=0, default=0.0)
+    proportional_gain: float = Field(ge=0, default=0.01)
+    integral_gain: float = Field(ge=0, default=0.0001)
+    reconstruction_target: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @property
+    def control(self) -> Literal["schedule", "capacity", "pi", "geco"]:
+        """What steers the rate: the schedule alone, or the one control whose target is set."""
+        if self.capacity is not None:
+            return "capacity"
+        if self.target_kl is not None:
+            return "pi"
+        return "schedule" if self.reconstruction_target is None else "geco"
+
+    @model_validator(mode="after")
+    def _one_control(self) -> "KL":
+        targets = {name: getattr(self, name) for name in ("capacity", "target_kl", "reconstruction_target")}
+        given = [f"{name} = {value:g}" for name, value in targets.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude one another; leave all but one at null")
+        if given and (self.free_bits or self.free_bits_total):
+            raise ValueError(
+                f"{given[0]} and free bits exclude one another; set free_bits and free_bits_total to 0"
+            )
+        if self.free_bits and self.free_bits_total:
+            raise ValueError(
+                f"free_bits = {self.free_bits:g} and free_bits_total = {self.free_bits_total:g}: set one of them to 0"
+            )
+        if self.target_kl is not None and self.min_weight >= self.max_weight:
+            raise ValueError(
+                f"min_weight = {self.min_weight:g} must be below max_weight = {self.max_weight:g}"
+            )
+        return self
 
 
 class Train(_Section):
@@ -146,6 +184,27 @@ class Parameters(_Section):
                 else "with objective.reduction = mean the sigma follows from kl.max_weight"
             )
             raise ValueError(f"objective.sigma = {objective.sigma}: {why}; leave it at optimal")
+        if self.kl.control != "schedule" and objective.reduction == "mean":
+            raise ValueError(
+                "kl.capacity, kl.target_kl and kl.reconstruction_target are in nats per image: "
+                "they need objective.reduction = sum"
+            )
+        if self.kl.control == "geco" and (objective.likelihood != "gaussian" or objective.sigma == "optimal"):
+            raise ValueError(
+                f"kl.reconstruction_target = {self.kl.reconstruction_target:g} (GECO) needs a Gaussian likelihood "
+                f"whose objective.sigma is learned or a number; it is {objective.likelihood}, {objective.sigma}"
+            )
+        if objective.importance_samples_train > 1:
+            if objective.sigma == "optimal" and objective.likelihood == "gaussian":
+                raise ValueError(
+                    f"objective.importance_samples_train = {objective.importance_samples_train} needs an "
+                    "objective.sigma that is learned or a number, or a Bernoulli likelihood"
+                )
+            if self.kl.control != "schedule" or self.kl.free_bits or self.kl.free_bits_total:
+                raise ValueError(
+                    f"objective.importance_samples_train = {objective.importance_samples_train} goes with a "
+                    "schedule alone: its bound has no rate for a control or free bits to act on"
+                )
         if objective.reduction == "mean" and self.kl.max_weight == 0 and objective.likelihood == "gaussian":
             raise ValueError(
                 "kl.max_weight = 0 with objective.reduction = mean is an autoencoder: its likelihood has no "

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vae.baseline import pixel_moments
 from vae.objective import COLLAPSED_BELOW_NATS, SMALLEST_SIGMA, Objective
+from vae.parameters import KL
 
 EXACT_UP_TO = 2048  # pixels: beyond that only the leading eigenvalues, by subspace iteration
 MOST_IMAGES = 20_000  # of a larger set, so many, evenly taken: its leading eigenvalues are known well by then
@@ -105,7 +106,34 @@ def spectrum(
 def predict(spectrum: Spectrum, objective: Objective, weight: float) -> Prediction:
     """What a KL weight leads to: KL_j = ½ ln(λ_j/s) where λ_j > s, else 0 (Lucas 2019, section 4)."""
     sigma2 = noise_variance(spectrum, objective, weight)
-    s = threshold(spectrum, objective, weight)
+    return _at_threshold(spectrum, threshold(spectrum, objective, weight), sigma2, objective)
+
+
+def steered(spectrum: Spectrum, objective: Objective, kl: KL) -> Prediction:
+    """What a control leads to: the threshold at which its target is met, whatever the weight that takes.
+
+    A target for the rate (capacity, target_kl), or for the error (reconstruction_target) where the Z leading
+    eigenvalues suffice for it; where they do not, the prediction is that of a vanishing KL term.
+    """
+
+    def missed(s: float) -> bool:
+        """Whether the rate is still above its target, or the error below it: both fall or rise with s."""
+        prediction = _at_threshold(spectrum, s, None, objective)
+        if kl.reconstruction_target is not None:
+            return prediction.mse < kl.reconstruction_target**2
+        target = kl.capacity if kl.capacity is not None else kl.target_kl
+        assert target is not None
+        return prediction.kl > target
+
+    high = float(spectrum.eigenvalues[0]) if len(spectrum.eigenvalues) else 0.0
+    low = max(high, 1e-300) * 1e-12
+    for _ in range(BISECTIONS):
+        middle = math.sqrt(low * high) if high else 0.0
+        low, high = (middle, high) if missed(middle) else (low, middle)
+    return _at_threshold(spectrum, high, None, objective)
+
+
+def _at_threshold(spectrum: Spectrum, s: float, sigma2: float | None, objective: Objective) -> Prediction:
     values = spectrum.eigenvalues
     with np.errstate(divide="ignore"):
         kl = 0.5 * np.log(np.maximum(values / max(s, 1e-300), 1.0))

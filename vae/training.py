@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vae import checkpoint
+from vae import checkpoint, control
 from vae.annealing import kl_weight
 from vae.baseline import MeanImage
 from vae.batches import epoch_order, for_measuring, generator, steps_per_epoch, to_pixels
@@ -26,7 +26,7 @@ from vae.diagnostics import Measurement, fitted_sigma, measure
 from vae.errors import InputError
 from vae.history import Row, chosen_epoch, why_stop
 from vae.model import VAE, to_device
-from vae.objective import Likelihood, Objective, kl_per_latent, optimal_sigma
+from vae.objective import Likelihood, Objective, kl_per_latent, optimal_sigma, squared_error
 from vae.parameters import Parameters, Train
 
 SIGMA_IMAGES = 2048  # of the training split, for the σ of each epoch's validation
@@ -71,6 +71,7 @@ def build(p: Parameters) -> VAE:
             p.model.latent_dim,
             p.model.widths,
             p.model.batch_norm,
+            p.model.mean_batch_norm,
             learned_sigma=p.objective.sigma == "learned",
         )
 
@@ -152,6 +153,7 @@ def train(
     if p.train.ema is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(p.train.ema), use_buffers=True)
     judged = model if average is None else cast(VAE, average.module)
+    control_state = control.start(p.kl, device)
     history: list[Row] = []
     kept_epoch, kept_weights = 0, copy.deepcopy(judged.state_dict())
 
@@ -165,6 +167,7 @@ def train(
             optimiser.load_state_dict(state["optimiser"])
             if average is not None:
                 average.load_state_dict(state["average"])
+            control_state = state["control"]
             history = state["history"]
             kept_epoch, kept_weights = state["kept_epoch"], state["kept_weights"]
             on_resume(history)
@@ -172,7 +175,10 @@ def train(
 
     resident = _resident(train_images, device)
     sigma_sample = measured_images[:: math.ceil(len(train_images) / SIGMA_IMAGES)]
-    loss_of = torch.compile(_loss) if compute.compiled else _loss
+    samples = p.objective.importance_samples_train
+    loss_of, bound_of = _loss, _importance_weighted_loss
+    if compute.compiled:
+        loss_of, bound_of = torch.compile(_loss), torch.compile(_importance_weighted_loss)
     stopped = why_stop(history, p)
 
     while stopped is None and len(history) < p.train.epochs:
@@ -196,8 +202,15 @@ def train(
             )
             beta = torch.tensor(objective.beta(weight), device=device)
             with _memory_errors_explained(p.train), compute.autocast():
-                distortion, rate, penalised = loss_of(model, objective, x, noise)
-            loss = distortion + beta * penalised
+                if samples > 1:
+                    loss, distortion, rate = bound_of(model, objective, x, noise, beta)
+                else:
+                    distortion, rate, penalised, mse = loss_of(model, objective, x, noise)
+                    control_state = control.update(p.kl, control_state, rate, mse)
+                    share = weight / p.kl.max_weight if p.kl.max_weight else 1.0
+                    loss = control.loss(
+                        p.kl, control_state, distortion, penalised, mse, beta, share, objective.pixels
+                    )
             optimiser.zero_grad(set_to_none=True)
             with _memory_errors_explained(p.train):
                 (objective.scale * loss).backward()
@@ -217,11 +230,11 @@ def train(
         row = {
             "epoch": epoch + 1,
             "step": (epoch + 1) * steps,
-            "kl_weight": weight,
+            "kl_weight": control.effective_weight(p.kl, control_state, weight, likelihood.sigma),
             "train/loss": loss,
             "train/reconstruction": distortion,
             "train/kl": rate,
-            "valid/loss": valid.distortion + objective.beta(p.kl.max_weight) * valid.rate,
+            "valid/loss": valid.distortion + objective.beta(objective.final_weight) * valid.rate,
             "valid/reconstruction": valid.distortion,
             "valid/kl": valid.rate,
             "valid/elbo": valid.elbo,
@@ -242,6 +255,7 @@ def train(
                     "model": model.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "average": None if average is None else average.state_dict(),
+                    "control": control_state,
                     "history": history,
                     "kept_epoch": kept_epoch,
                     "kept_weights": kept_weights,
@@ -285,26 +299,51 @@ def load_weights(model: VAE, weights: Mapping[str, Tensor], name: str) -> None:
         ) from None
 
 
-def _loss(model: VAE, objective: Objective, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Distortion, rate, and the rate as the loss sees it."""
-    output, mu, logvar = model(x, noise)
+def _loss(
+    model: VAE, objective: Objective, x: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Distortion, rate, the rate as the loss sees it, and the mean squared error of a pixel."""
+    output, mu, logvar = model(x, noise[0])
     kl = kl_per_latent(mu, logvar)
-    return objective.distortion(x, output, model.log_sigma), kl.sum(1).mean(), objective.penalised_rate(kl)
+    mse = squared_error(x, output).mean() / objective.pixels
+    return (
+        objective.distortion(x, output, model.log_sigma),
+        kl.sum(1).mean(),
+        objective.penalised_rate(kl),
+        mse,
+    )
+
+
+def _importance_weighted_loss(
+    model: VAE, objective: Objective, x: Tensor, noise: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """−L_k (Burda 2016, equation 8) with its KL part weighted by β; distortion and rate beside it, for the history.
+
+    noise: (k, B, Z). ln w = ln p(x|z) + β·(ln p(z) − ln q(z|x)); with z = μ + σε the bracket is
+    ½ Σ (ε² + ln σ² − z²).
+    """
+    mu, logvar = model.encode(x)
+    z = mu + torch.exp(0.5 * logvar) * noise
+    output = model.decode(z.flatten(0, 1))
+    log_likelihood = objective.log_weights(x.repeat(len(noise), 1, 1, 1), output, model.log_sigma)
+    log_likelihood = log_likelihood.view(len(noise), len(x))
+    log_ratio = 0.5 * (noise.square() + logvar - z.square()).sum(2)
+    bound = torch.logsumexp(log_likelihood + beta * log_ratio, 0) - math.log(len(noise))
+    return -bound.mean(), -log_likelihood.mean(), kl_per_latent(mu, logvar).sum(1).mean()
 
 
 def _batch(
     p: Parameters, images: Tensor, chosen: Tensor, step: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Pixels (B, C, H, W), augmented and drawn as the parameters say, and the noise (B, Z) of a step."""
+    """Pixels (B, C, H, W), augmented and drawn as the parameters say, and a step's noise (k, B, Z)."""
     x = to_pixels(images[chosen.to(images.device)], device)
     if p.data.augment == "flip":
         coin = torch.rand(len(x), generator=generator(p.seed, "flip", step, device), device=device) < 0.5
         x = torch.where(coin[:, None, None, None], x.flip(3), x)
     if p.data.binarise == "dynamic":
         x = torch.bernoulli(x, generator=generator(p.seed, "binarise", step, device))
-    noise = torch.randn(
-        len(x), p.model.latent_dim, generator=generator(p.seed, "noise", step, device), device=device
-    )
+    shape = (p.objective.importance_samples_train, len(x), p.model.latent_dim)
+    noise = torch.randn(shape, generator=generator(p.seed, "noise", step, device), device=device)
     return x, noise
 
 

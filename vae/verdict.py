@@ -101,7 +101,7 @@ def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
     ]
     recommendations = []
     collapse_weight = e.predicted["collapse_kl_weight"]
-    if p.kl.max_weight >= collapse_weight:
+    if p.kl.control == "schedule" and p.kl.max_weight >= collapse_weight:
         reasons.append(
             f"kl.max_weight = {p.kl.max_weight:g} is not below {collapse_weight:.3g}, "
             "from where on linear theory expects less than 1 nat of these images"
