@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks import workspace
-from vae import evaluation, grids, parameters, pictures, plots, report, saved
+from vae import evaluation, grids, pictures, plots, report, saved
 from vae.annealing import first_final_epoch
 from vae.batches import open_images
 from vae.devices import Compute, choose
@@ -29,7 +29,7 @@ STEPS = np.linspace(-3, 3, 9)
 
 
 def main() -> None:
-    p = parameters.load(workspace.PARAMS)
+    p = workspace.load_parameters()
     device = choose(p.train).device
     model = saved.load(workspace.MODEL, device)
     monitor = workspace.read_json(workspace.MONITOR)

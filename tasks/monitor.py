@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from tasks import workspace
-from vae import devices, diagnostics, parameters, saved
+from vae import devices, diagnostics, saved
 from vae.annealing import first_final_epoch
 from vae.baseline import MeanImage
 from vae.batches import for_measuring, open_images
@@ -27,7 +27,7 @@ FEW_IMAGES = 20
 
 
 def main() -> None:
-    p = parameters.load(workspace.PARAMS)
+    p = workspace.load_parameters()
     model = saved.load(workspace.MODEL, devices.choose(p.train).device)
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     history: list[Row] = pd.read_csv(workspace.HISTORY).to_dict("records")  # type: ignore[assignment]  # keys are str

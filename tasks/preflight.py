@@ -18,7 +18,6 @@ from vae.rounding import rounded
 def main() -> None:
     p = parameters.load(workspace.PARAMS)
     images = open_images(workspace.images("train"))
-    objective = Objective.of(p)
     spectrum = preflight.spectrum(
         images,
         p.model.latent_dim,
@@ -26,15 +25,21 @@ def main() -> None:
         drawn=p.data.binarise == "dynamic",
         seed=p.seed,
     )
+    if p.kl.max_weight == "calibrated":
+        anywhere = Objective.of(
+            parameters.with_weight(p, 1.0)
+        )  # which weight is calibrated depends on no weight
+        p = parameters.with_weight(p, rounded(preflight.calibrated_weight(spectrum, anywhere)))
+    objective = Objective.of(p)
     result = predicted(p, objective, spectrum)
     workspace.write_json(workspace.PREFLIGHT, rounded(result))
-    plot(spectrum, objective, p.kl.max_weight).savefig(
+    plot(spectrum, objective, p.kl.weight).savefig(
         workspace.PREFLIGHT_PLOT, dpi=110, metadata={"Software": None}
     )
 
     print(
         f"preflight: linear theory expects a KL of {prediction_of(result)} nats in "
-        f"{result['predicted_active_units']} of {p.model.latent_dim} latents at kl.max_weight = {p.kl.max_weight:g} "
+        f"{result['predicted_active_units']} of {p.model.latent_dim} latents at kl.max_weight = {p.kl.weight:g} "
         f"(collapse from {result['collapse_kl_weight']:.3g}, calibrated {result['calibrated_kl_weight']:.3g})"
     )
     for warning in result["warnings"]:
@@ -47,17 +52,17 @@ def predicted(p: Parameters, objective: Objective, spectrum: Spectrum) -> dict[s
     if steered:
         prediction = preflight.steered(spectrum, objective, p.kl)
     else:
-        prediction = preflight.predict(spectrum, objective, p.kl.max_weight)
+        prediction = preflight.predict(spectrum, objective, p.kl.weight)
     collapse = preflight.collapse_weight(spectrum, objective)
     calibrated = preflight.calibrated_weight(spectrum, objective)
     beta = effective_beta(objective, prediction.mse)
     return {
         "predicted_active_units": prediction.active_units,
         "predicted_kl": prediction.kl
-        if steered or p.kl.max_weight > 0
+        if steered or p.kl.weight > 0
         else None,  # without a KL term it has no bound
         "predicted_mse": prediction.mse,
-        "kl_weight": p.kl.max_weight,
+        "kl_weight": p.kl.weight,
         "critical_kl_weight": preflight.critical_weight(spectrum, objective),
         "collapse_kl_weight": collapse,
         "calibrated_kl_weight": calibrated,
@@ -87,9 +92,9 @@ def warnings(
                 f"POSTERIOR COLLAPSE AHEAD: the target of the control (kl.{p.kl.control}) leaves a KL of only "
                 f"{kl:.2g} nats; ask for more than {COLLAPSED_BELOW_NATS:g}"
             )
-    elif p.kl.max_weight >= collapse:
+    elif p.kl.weight >= collapse:
         found.append(
-            f"POSTERIOR COLLAPSE AHEAD: at kl.max_weight = {p.kl.max_weight:g} linear theory expects a KL of only "
+            f"POSTERIOR COLLAPSE AHEAD: at kl.max_weight = {p.kl.weight:g} linear theory expects a KL of only "
             f"{kl:.2g} nats; stay below {collapse:.3g}, for example at {calibrated:.2g}"
         )
     if beta < 0.05:

@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from tasks import lineage, workspace
 from tasks.lock import hold
 from tasks.promotion import Champion, decide
+from vae import parameters
 from vae.parameters import Parameters
 from vae.saved import Saved
 
@@ -80,10 +81,11 @@ def training_run(name: str | None, resume: str | None, tags: Mapping[str, str]) 
         mlflow.end_run(status)
 
 
-def log_inputs(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray) -> None:
+def log_inputs(train_images: np.ndarray, valid_images: np.ndarray) -> None:
     """Parameters, and the data sets by name, digest and size. What a resumed run has already is left alone."""
     run = mlflow.active_run()
     known = {} if run is None else run.data.params
+    p = parameters.load(workspace.PARAMS)  # as the user wrote them
     flat = {
         f"{section}.{key}": value
         for section, values in p.model_dump().items()

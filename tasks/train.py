@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tasks import lineage, workspace
 from tasks.lock import hold
-from vae import checkpoint, devices, diagnostics, parameters, saved, training
+from vae import checkpoint, devices, diagnostics, saved, training
 from vae.annealing import first_final_epoch
 from vae.baseline import MeanImage
 from vae.batches import for_measuring, open_images, steps_per_epoch
@@ -41,7 +41,7 @@ def main() -> None:
         signal.SIGTERM,
     ):  # a cancelled run is told as KILLED, also where a shell ignores SIGINT
         signal.signal(number, _interrupt)
-    p = parameters.load(workspace.PARAMS)
+    p = workspace.load_parameters()
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     compute = devices.choose(p.train, training.flops(p, len(train_images)))
     initial = initial_weights(p.train.initial_weights)
@@ -103,7 +103,7 @@ def run(
     with tracking.training_run(name, resume, tags) as mlflow_run:
         checkpoints.mkdir(parents=True, exist_ok=True)
         run_id.write_text(mlflow_run.info.run_id)
-        tracking.log_inputs(p, train_images, valid_images)
+        tracking.log_inputs(train_images, valid_images)
         with progress(p.train.epochs * steps_per_epoch(len(train_images), p.train.batch_size)) as (step, say):
             trained = training.train(
                 p,

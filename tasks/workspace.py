@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vae import parameters
 from vae.errors import InputError
+from vae.parameters import Parameters
 
 PARAMS = Path("params.yaml")
 
@@ -70,6 +72,18 @@ def write_json(path: Path, value: Any) -> None:
     """Readable, the same bytes for the same value; NaN is refused, since JSON has none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def load_parameters() -> Parameters:
+    """`params.yaml`, with a calibrated KL weight as the number that preflight found.
+
+    Raises:
+        InputError: a parameter is not allowed, or preflight has not run.
+    """
+    p = parameters.load(PARAMS)
+    if p.kl.max_weight != "calibrated":
+        return p
+    return parameters.with_weight(p, read_json(PREFLIGHT)["calibrated_kl_weight"])
 
 
 def run(stage: Callable[[], None]) -> NoReturn:

@@ -28,7 +28,7 @@ def kl_weight(kl: KL, epoch: float, epochs: int) -> float:
         ramp, progress = kl.annealing_epochs, epoch
     t = 1.0 if kl.schedule == "constant" or progress >= ramp else progress / ramp
     shape = kl.cycle_shape if kl.schedule == "cyclical" else kl.schedule
-    return kl.max_weight * _SHAPES.get(shape, _linear)(t)
+    return kl.weight * _SHAPES.get(shape, _linear)(t)
 
 
 def first_final_epoch(kl: KL, epochs: int) -> float:

@@ -58,7 +58,7 @@ def loss(
     match kl.control:
         case "capacity":
             assert kl.capacity is not None
-            return distortion + kl.max_weight * (rate - kl.capacity * share).abs()
+            return distortion + kl.weight * (rate - kl.capacity * share).abs()
         case "pi":
             return distortion + state[1].float() * rate
         case "geco":
@@ -71,7 +71,7 @@ def effective_weight(kl: KL, state: Tensor, beta: float, sigma: float | None) ->
     """The β that a step's loss amounts to, for the history. GECO: 1/(2σ²λ), with the likelihood's σ."""
     match kl.control:
         case "capacity":
-            return kl.max_weight
+            return kl.weight
         case "pi":
             return float(state[1])
         case "geco":
@@ -90,7 +90,7 @@ def _proportional_integral(kl: KL, state: Tensor, rate: Tensor) -> Tensor:
     assert kl.target_kl is not None
     error = kl.target_kl - rate
     proportional = kl.proportional_gain * torch.sigmoid(-error)
-    room = kl.max_weight - kl.min_weight
+    room = kl.weight - kl.min_weight
     integral = torch.clamp(state[0] - kl.integral_gain * error, -proportional, room - proportional)
     return torch.stack([integral, proportional + integral + kl.min_weight])
 

@@ -104,7 +104,7 @@ class Objective:
             reduction=p.objective.reduction,
             pixels=math.prod(p.data.image_shape),
             latents=p.model.latent_dim,
-            final_weight=p.kl.max_weight if p.kl.control == "schedule" else 1.0,
+            final_weight=p.kl.weight if p.kl.control == "schedule" else 1.0,
             free_bits=p.kl.free_bits,
             free_bits_total=p.kl.free_bits_total,
         )

@@ -76,7 +76,7 @@ class Objective(_Section):
 
 class KL(_Section):
     schedule: Literal["constant", "linear", "cosine", "sigmoid", "cyclical"]
-    max_weight: float = Field(ge=0, le=1e6)
+    max_weight: Annotated[float, Field(ge=0, le=1e6)] | Literal["calibrated"]
     annealing_epochs: float = Field(ge=0)
     cycles: int = Field(ge=1, default=4)
     ratio: float = Field(gt=0, le=1, default=0.5)
@@ -89,6 +89,14 @@ class KL(_Section):
     proportional_gain: float = Field(ge=0, default=0.01)
     integral_gain: float = Field(ge=0, default=0.0001)
     reconstruction_target: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @property
+    def weight(self) -> float:
+        """`max_weight` as a number; `calibrated` has to be resolved before (`with_weight`)."""
+        assert not isinstance(self.max_weight, str), (
+            "kl.max_weight is calibrated: only preflight knows its number"
+        )
+        return self.max_weight
 
     @property
     def control(self) -> Literal["schedule", "capacity", "pi", "geco"]:
@@ -113,10 +121,12 @@ class KL(_Section):
             raise ValueError(
                 f"free_bits = {self.free_bits:g} and free_bits_total = {self.free_bits_total:g}: set one of them to 0"
             )
-        if self.target_kl is not None and self.min_weight >= self.max_weight:
+        if self.target_kl is not None and self.max_weight == "calibrated":
             raise ValueError(
-                f"min_weight = {self.min_weight:g} must be below max_weight = {self.max_weight:g}"
+                "target_kl needs a number for max_weight: the bound that the controller may reach"
             )
+        if self.target_kl is not None and self.min_weight >= self.weight:
+            raise ValueError(f"min_weight = {self.min_weight:g} must be below max_weight = {self.weight:g}")
         return self
 
 
@@ -213,6 +223,11 @@ class Parameters(_Section):
         if self.data.binarise != "none" and self.data.channels != 1:
             raise ValueError(f"data.binarise = {self.data.binarise} needs data.channels = 1")
         return self
+
+
+def with_weight(p: Parameters, weight: float) -> Parameters:
+    """The same parameters with `kl.max_weight` a number."""
+    return p.model_copy(update={"kl": p.kl.model_copy(update={"max_weight": weight})})
 
 
 def parse(values: Mapping[str, Any], origin: str = "params.yaml") -> Parameters:

@@ -203,7 +203,7 @@ def _predictions(facts: Facts) -> Iterator[tuple[str, str, str, str]]:
 
 def _weights(facts: Facts) -> Iterator[Number]:
     p, expected = facts.parameters, facts.preflight
-    yield Number("KL weight of this run", number(p.kl.max_weight), "kl.max_weight, where the ramp ends")
+    yield Number("KL weight of this run", number(p.kl.weight), "kl.max_weight, where the ramp ends")
     for name, key, meaning in (
         ("critical", "critical_kl_weight", "from here on no latent is active"),
         ("collapse", "collapse_kl_weight", "from here on the latents carry less than 1 nat in all"),

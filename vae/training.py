@@ -207,7 +207,7 @@ def train(
                 else:
                     distortion, rate, penalised, mse = loss_of(model, objective, x, noise)
                     control_state = control.update(p.kl, control_state, rate, mse)
-                    share = weight / p.kl.max_weight if p.kl.max_weight else 1.0
+                    share = weight / p.kl.weight if p.kl.weight else 1.0
                     loss = control.loss(
                         p.kl, control_state, distortion, penalised, mse, beta, share, objective.pixels
                     )

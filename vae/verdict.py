@@ -101,9 +101,9 @@ def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
     ]
     recommendations = []
     collapse_weight = e.predicted["collapse_kl_weight"]
-    if p.kl.control == "schedule" and p.kl.max_weight >= collapse_weight:
+    if p.kl.control == "schedule" and p.kl.weight >= collapse_weight:
         reasons.append(
-            f"kl.max_weight = {p.kl.max_weight:g} is not below {collapse_weight:.3g}, "
+            f"kl.max_weight = {p.kl.weight:g} is not below {collapse_weight:.3g}, "
             "from where on linear theory expects less than 1 nat of these images"
         )
         recommendations.append(_lower_weight(e))
@@ -225,9 +225,9 @@ def _lower_weight(e: Evidence) -> str:
 
 def _higher_weight(p: Parameters, e: Evidence) -> str:
     calibrated = float(f"{e.predicted['calibrated_kl_weight']:.2g}")
-    if calibrated > p.kl.max_weight:
+    if calibrated > p.kl.weight:
         return f"set kl.max_weight to {calibrated:g}, where the loss is the ELBO of the best sigma"
-    return f"set kl.max_weight to {2 * p.kl.max_weight:.2g}"
+    return f"set kl.max_weight to {2 * p.kl.weight:.2g}"
 
 
 def _longer_ramp(p: Parameters) -> list[str]:

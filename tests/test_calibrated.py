@@ -1,0 +1,58 @@
+"""`kl.max_weight: calibrated` takes the weight that preflight finds, in every stage, and stays in params.yaml."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_training import TRAIN, params
+
+from tasks import preflight as stage
+from tasks import workspace
+from vae import parameters, preflight
+from vae.errors import InputError
+from vae.objective import Objective
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    workspace.IMAGES.mkdir(parents=True)
+    np.save(workspace.images("train"), TRAIN)
+    return tmp_path
+
+
+def write(values: dict[str, Any]) -> None:
+    # JSON is YAML
+    workspace.PARAMS.write_text(json.dumps(params(values).model_dump(mode="json")))
+
+
+@pytest.mark.parametrize("objective", [{"reduction": "mean"}, {"sigma": 0.2}, {"likelihood": "bernoulli"}])
+def test_the_weight_is_the_one_that_preflight_finds(folder: Path, objective: dict[str, Any]) -> None:
+    values = {f"objective.{name}": value for name, value in objective.items()}
+    write({**values, "kl.max_weight": "calibrated"})
+    stage.main()
+    p = workspace.load_parameters()
+    known = params({**values, "kl.max_weight": 0.123})
+    spectrum = preflight.spectrum(TRAIN, 3, bernoulli=known.objective.likelihood == "bernoulli")
+    assert p.kl.weight == pytest.approx(preflight.calibrated_weight(spectrum, Objective.of(known)), rel=1e-5)
+    assert parameters.load(workspace.PARAMS).kl.max_weight == "calibrated"
+    found = workspace.read_json(workspace.PREFLIGHT)
+    assert found["kl_weight"] == p.kl.weight == found["calibrated_kl_weight"]
+
+
+def test_a_number_needs_no_preflight(folder: Path) -> None:
+    write({"kl.max_weight": 0.25})
+    assert workspace.load_parameters().kl.weight == 0.25
+
+
+def test_before_preflight_it_is_told_what_is_missing(folder: Path) -> None:
+    write({"kl.max_weight": "calibrated"})
+    with pytest.raises(InputError, match=r"preflight\.json does not exist"):
+        workspace.load_parameters()
+
+
+def test_a_controller_needs_a_bound_that_is_a_number() -> None:
+    with pytest.raises(InputError, match="target_kl needs a number for max_weight"):
+        params({"kl.max_weight": "calibrated", "kl.target_kl": 5.0})
