@@ -1,6 +1,7 @@
 """What a flow run shows: tables, the closing page, and the closing lines of `make run`."""
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from prefect.settings import get_current_settings
 
 from tasks import workspace
+from vae.report import number
 
 MOST_ROWS = 200  # of a table artifact; the file has them all
 
@@ -53,20 +55,26 @@ def summary() -> str:
     return "\n".join(lines)
 
 
-def closing(folder: Path) -> str:
-    """What `make run` ends with."""
+def closing(folder: Path, experiment: str = "", settings: str = "") -> str:
+    """What `make run` ends with; the advice as a command that keeps this run's experiment and settings."""
     monitor = workspace.read_json(workspace.MONITOR)
     test = workspace.read_json(workspace.METRICS)["test"]
-    numbers = "   ".join(f"{name} {_short(test[key])}" for name, key in _NUMBERS)
+    url = next(iter(url for _, url in _mlflow_links()), workspace.mlflow_url())
+    numbers = "   ".join(f"{name} {number(test[key])}" for name, key in _NUMBERS)
     advice = [f"           {line}" for line in monitor["recommendations"]]
+    if advised := [f"{m[1]}={m[2]}" for line in monitor["recommendations"] if (m := _ADVICE.match(line))]:
+        name = f"EXPERIMENT={experiment} " if experiment else ""
+        advice.append(f'           try: make run {name}SET="{" ".join([settings, *advised]).strip()}"')
+    warnings = [f"warning    {line}" for line in monitor["warnings"]]
     return "\n".join(
         [
             "",
             f"verdict    {monitor['verdict']}: {monitor['summary']}",
             *advice,
+            *warnings,
             f"test       {numbers}",
             f"report     {folder / workspace.REPORT}",
-            f"next       `make up` starts the servers: runs and images at {workspace.mlflow_url()} (MLflow), "
+            f"next       `make up` starts the servers: runs and images at {url} (MLflow), "
             f"the flow at {get_current_settings().ui_url} (Prefect)",
             "           edit params.yaml, then `make run` or `dvc repro`: only what the change touches runs again",
         ]
@@ -76,8 +84,15 @@ def closing(folder: Path) -> str:
 _NUMBERS = (("ELBO", "elbo"), ("KL", "kl"), ("active units", "active_units"), ("MSE", "mse"))
 
 
-def _short(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4g}"
+_ADVICE = re.compile(r"set (\S+) to ([^\s,\[\]]+)(?:,|$)")
+
+
+def point_candidate(name: str) -> None:
+    """DVC may have brought back the results of an earlier run: the registry's `candidate` follows them."""
+    from tasks import tracking
+    from vae import saved
+
+    tracking.point_candidate(saved.weights_hash(workspace.MODEL), name)
 
 
 def _mlflow_links() -> list[tuple[str, str]]:

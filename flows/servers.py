@@ -173,6 +173,7 @@ def up() -> None:
     _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
     _prefect("--no-prompt", "deploy", "--name", "vae-train")
     print("prefect-worker is up" if worker_service().start() else "prefect-worker was up already")
+    print(f"runs and their images: {workspace.mlflow_url()}/#/experiments/1/runs")
     print("start a run with: prefect deployment run vae-train/vae-train")
 
 

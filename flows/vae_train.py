@@ -88,6 +88,7 @@ def run_stage(name: str) -> State:
 def finish(p: parameters.Parameters) -> State:
     """The verdict as an artifact, and as the state of the flow run."""
     monitor = workspace.read_json(workspace.MONITOR)
+    artifacts.point_candidate(p.evaluate.register_as)
     create_markdown_artifact(
         artifacts.summary(), key="verdict", description="The verdict, and where to look next"
     )
@@ -138,7 +139,7 @@ def main(experiment: str = "", settings: str = "") -> int:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     if state.is_completed() or state.name == UNHEALTHY:
-        print(artifacts.closing(Path.cwd()))
+        print(artifacts.closing(Path.cwd(), experiment, settings))
     if state.name == UNHEALTHY:
         return 3
     if not state.is_completed():

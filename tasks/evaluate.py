@@ -64,6 +64,17 @@ def main() -> None:
     )
 
 
+def _about_samples(verdict: str) -> str:
+    if verdict == "collapsed":
+        return "They are all alike because the latents are not used."
+    if verdict == "under_regularised":
+        return "Most of the prior lies where no image was encoded, so most of these are of nothing seen."
+    return (
+        "With few images or many latents they can be blurred or mixed even where reconstructions are good: "
+        "the verdict judges the latents, not these."
+    )
+
+
 def evaluate(
     p: Parameters, model: Saved, compute: Compute, monitor: Mapping[str, Any]
 ) -> tuple[Facts, pd.DataFrame]:
@@ -99,6 +110,7 @@ def evaluate(
                 evaluated["test"],
                 read_history(),
                 preflight,
+                monitor["verdict"],
             )
         ),
         hashes={
@@ -118,6 +130,7 @@ def draw(
     result: Evaluation,
     history: pd.DataFrame,
     preflight: Mapping[str, Any],
+    verdict: str,
 ) -> Iterator[Picture]:
     """Every picture of the report, in its order; images, labels and result are of the test split."""
     errors = np.nan_to_num(result.errors, nan=np.inf)
@@ -142,7 +155,7 @@ def draw(
         "Samples",
         "samples.png",
         f"{SAMPLES} images decoded from z drawn from the prior N(0, 1): what the model takes images to be. "
-        "All alike: the latents are not used. Noise: real images fill little of the prior.",
+        + _about_samples(verdict),
         grids.png(grids.grid(pictures.samples(model, SAMPLES, compute, p.seed), columns=8)),
     )
 

@@ -5,6 +5,7 @@ The file before is kept aside, and a run without an overlay puts it back, unless
 `params.yaml` since.
 """
 
+import difflib
 import io
 import json
 import shlex
@@ -57,7 +58,12 @@ def apply(
         _keep_aside(before if before is not None else standing, written=text)
     else:
         _record().unlink(missing_ok=True)
-    return _changes(standing, text)
+    changes = _changes(standing, text)
+    if before is not None and overrides and not experiment:
+        changes.insert(
+            0, "params.yaml: EXPERIMENT and SET of the run before are off again; repeat what is to stay"
+        )
+    return changes
 
 
 def parse_settings(text: str) -> dict[str, Any]:
@@ -70,7 +76,10 @@ def parse_settings(text: str) -> dict[str, Any]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name:
-            raise InputError(f"SET: {word!r} is not of the form name=value, such as train.epochs=2")
+            raise InputError(
+                f"SET: {word!r} is not of the form name=value, such as train.epochs=2; "
+                "a value with spaces wants quotes: data.path='my photos'"
+            )
         try:
             values[name] = _yaml("safe").load(value)
         except YAMLError:
@@ -123,7 +132,9 @@ def _lay_over(text: str, values: Mapping[str, Any]) -> str:
         for section in sections:
             place = place.get(section) if isinstance(place, dict) else None
         if not isinstance(place, dict) or name not in place:
-            raise InputError(f"{key} is not a parameter; params.yaml names them all")
+            like = difflib.get_close_matches(key, _flat(document), 1)
+            hint = f"did you mean {like[0]}?" if like else "params.yaml names them all"
+            raise InputError(f"{key} is not a parameter; {hint}")
         if isinstance(place[name], list) and isinstance(value, list):
             place[name][:] = value  # keeps its [flow, style]
         else:

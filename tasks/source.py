@@ -6,10 +6,23 @@ from pathlib import Path
 from vae.errors import InputError
 from vae.parameters import Data
 
+BUNDLED = "data/bundled"  # what data.path is where nothing of it is read
+
 
 def check(data: Data) -> None:
     """Raises: InputError: the path is missing, unreadable, or holds a link that leads nowhere."""
     path = Path(data.path)
+    bundled = path.absolute() == Path(BUNDLED).absolute()
+    if data.source == "digits" and not bundled:
+        raise InputError(
+            f"data.path = {data.path} is not read with data.source = digits, which are bundled; add data.source=folder "
+            "(or idx, npy, huggingface), or an experiment such as EXPERIMENT=leaves"
+        )
+    if data.source != "digits" and bundled:
+        raise InputError(
+            f"data.source = {data.source} needs data.path: no images lie in {BUNDLED}; "
+            'add data.path=/path/to/images, for example in SET="data.path=/path/to/images"'
+        )
     if data.path == "~" or data.path.startswith("~/"):
         raise InputError(f"data.path = {data.path}: write the home folder out: {path.expanduser()}")
     try:

@@ -188,6 +188,15 @@ def log_evaluation(
     return version_uri
 
 
+def point_candidate(weights_sha256: str, name: str) -> None:
+    """Moves the alias `candidate` to the version with these weights, where the registry has one."""
+    client, _ = connect()
+    for known in client.search_model_versions(f"name = '{name}'"):
+        if known.tags.get(WEIGHTS) == weights_sha256:
+            client.set_registered_model_alias(name, CANDIDATE, known.version)
+            return
+
+
 def links(run: Run) -> list[tuple[str, str]]:
     """(label, URL) of all that a run came from, where it is known."""
     found = [("MLflow run " + run.info.run_name, run_url(run))]

@@ -190,7 +190,7 @@ def _tell(
     row = epoch.row
     number = int(row["epoch"])
     say(
-        f"epoch {number}/{p.train.epochs}  reconstruction {row['valid/reconstruction']:.2f}  "
+        f"epoch {number}/{p.train.epochs}  valid: reconstruction {row['valid/reconstruction']:.2f}  "
         f"KL {row['valid/kl']:.3f}  KL weight {row['kl_weight']:.4g}  total {row['valid/loss']:.2f}  "
         f"active {row['valid/active_units']:.0f}/{p.model.latent_dim}  {epoch.images_per_second:,.0f} images/s"
     )

@@ -1,6 +1,7 @@
 """dvc.yaml against the code: a stage names all the code that shapes what it writes, and nothing else."""
 
 import ast
+import hashlib
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,13 @@ def test_imports_point_one_way(path: str) -> None:
     assert roots & set(PACKAGES) <= ALLOWED[package]
     if package == "vae":
         assert not roots & {"prefect", "mlflow", "dvc"}
+
+
+def test_the_committed_lock_is_of_this_code() -> None:
+    """A fresh clone's first run leaves Git clean only if dvc.lock was made by the code that stands beside it."""
+    stages = YAML(typ="safe").load(PROJECT / "dvc.lock")["stages"]
+    for stage in stages.values():
+        for dep in stage["deps"]:
+            if dep["path"].endswith((".py", ".j2")):
+                now = hashlib.md5((PROJECT / dep["path"]).read_bytes(), usedforsecurity=False).hexdigest()
+                assert dep["md5"] == now, f"{dep['path']} changed since: run `dvc repro` and commit dvc.lock"

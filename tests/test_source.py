@@ -11,7 +11,7 @@ DEFAULTS = Path(__file__).parent.parent / "experiments" / "default.yaml"
 
 
 def data(path: str) -> Data:
-    return parameters.load(DEFAULTS).data.model_copy(update={"path": path})
+    return parameters.load(DEFAULTS).data.model_copy(update={"source": "folder", "path": path})
 
 
 def test_a_folder_and_a_file_pass(tmp_path: Path) -> None:
@@ -57,3 +57,16 @@ def test_a_path_that_no_system_takes_is_an_input_error() -> None:
         source.check(data("a" * 5000))
     with pytest.raises(InputError):
         source.check(data("a\0b"))
+
+
+def test_a_path_that_digits_would_not_look_into_is_refused(tmp_path: Path) -> None:
+    digits = data(str(tmp_path)).model_copy(update={"source": "digits"})
+    with pytest.raises(InputError, match=r"is not read with data\.source = digits.*EXPERIMENT=leaves"):
+        source.check(digits)
+
+
+def test_a_source_without_a_path_of_its_own_is_told_what_to_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(DEFAULTS.parent.parent)
+    with pytest.raises(InputError, match=r"data\.source = folder needs data\.path"):
+        source.check(data("data/bundled"))
+    source.check(data("data/bundled").model_copy(update={"source": "digits"}))

@@ -296,3 +296,16 @@ def test_under_regularised_is_met_with_a_larger_weight() -> None:
     assert recommended(small) == {"kl.max_weight": 1}
     calibrated_already = judge(params(), evidence(**UNDER))
     assert recommended(calibrated_already) == {"kl.max_weight": 2}
+
+
+def test_a_young_model_far_from_the_prior_is_told_to_train_longer() -> None:
+    """Its aggregate posterior still moves: a higher KL weight would be the wrong advice."""
+    p = params()
+    falling = history(8)
+    for row in falling:
+        row["train/loss"] = -100.0 * row["epoch"]
+    young = judge(p, evidence(**UNDER, history=falling, kept_epoch=8))
+    assert young.verdict == "under_regularised"
+    assert young.recommendations == [f"set train.epochs to {4 * p.train.epochs}"]
+    settled = judge(p, evidence(**UNDER))
+    assert all("kl.max_weight" in line for line in settled.recommendations)

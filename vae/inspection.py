@@ -13,6 +13,7 @@ from vae.fingerprints import Fingerprints, fingerprint, near_duplicates
 from vae.parameters import Data
 from vae.rules import Finding
 from vae.schema import SPLITS
+from vae.sources import LITTER
 
 Images = Mapping[str, NDArray[np.uint8]]
 
@@ -129,7 +130,8 @@ def _row_counts(ok: pd.DataFrame, images: Images) -> Iterator[Finding]:
 
 def _bad_files(manifest: pd.DataFrame, data: Data) -> Iterator[Finding]:
     bad = manifest[manifest["status"] == "quarantined"]
-    share = len(bad) / max(1, len(manifest))
+    litter = bad["reason"].str.startswith(LITTER, na=False).sum()  # told, but no fault of the images
+    share = (len(bad) - litter) / max(1, len(manifest) - litter)
     rule = "too_many_bad_files" if share > data.max_bad_fraction else "bad_file"
     return _each(rule, bad.rename(columns={"path": "file"}), bad["reason"].fillna("no reason given"))
 

@@ -151,8 +151,7 @@ def _partly_collapsed(p: Parameters, e: Evidence) -> Verdict | None:
     past_ramp = e.kept_epoch - first_final_epoch(p.kl, p.train.epochs)
     if e.valid.rate >= PARTLY_COLLAPSED_SHARE * expected or past_ramp < PARTLY_COLLAPSED_EPOCHS:
         return None
-    final = [row["train/loss"] for row in e.history if at_final_weight(row, p)]
-    if not _flat(final, [row["train/loss"] for row in e.history]):
+    if not _settled(p, e):
         return None
     return Verdict(
         "partly_collapsed",
@@ -182,12 +181,13 @@ def _under_regularised(p: Parameters, e: Evidence) -> Verdict | None:
         )
     if beta < SMALLEST_BETA:
         reasons.append(f"effective beta of {beta:.3g}, below {SMALLEST_BETA:g}")
-    return Verdict(
-        "under_regularised",
-        "The KL term has too little weight: samples from the prior will be noise.",
-        reasons,
-        [_higher_weight(p, e)],
-    )
+    if beta >= SMALLEST_BETA and not _settled(p, e):
+        # The aggregate posterior of a young model is far from the prior, and comes nearer.
+        reasons.append("the training loss was still falling")
+        summary = "Training ended before the latents had settled: samples from the prior will be poor."
+        return Verdict("under_regularised", summary, reasons, [f"set train.epochs to {4 * p.train.epochs}"])
+    summary = "The KL term has too little weight: samples from the prior will be noise."
+    return Verdict("under_regularised", summary, reasons, [_higher_weight(p, e)])
 
 
 def _overfitted(p: Parameters, e: Evidence) -> Verdict | None:
@@ -245,6 +245,12 @@ def _expected(e: Evidence) -> float:
     """The KL that linear theory expects: infinite where the KL term has no weight."""
     expected = e.predicted["predicted_kl"]
     return math.inf if expected is None else expected
+
+
+def _settled(p: Parameters, e: Evidence) -> bool:
+    """Whether the training loss is flat, at the final KL weight."""
+    final = [row["train/loss"] for row in e.history if at_final_weight(row, p)]
+    return _flat(final, [row["train/loss"] for row in e.history])
 
 
 def _flat(final: list[float], losses: list[float], epochs: int = PARTLY_COLLAPSED_EPOCHS) -> bool:
