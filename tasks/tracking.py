@@ -22,7 +22,6 @@ from mlflow.exceptions import MlflowException
 from tasks import lineage, workspace
 from tasks.lock import hold
 from tasks.promotion import Champion, decide
-from vae import parameters
 from vae.parameters import Parameters
 from vae.saved import Saved
 
@@ -81,11 +80,10 @@ def training_run(name: str | None, resume: str | None, tags: Mapping[str, str]) 
         mlflow.end_run(status)
 
 
-def log_inputs(train_images: np.ndarray, valid_images: np.ndarray) -> None:
-    """Parameters, and the data sets by name, digest and size. What a resumed run has already is left alone."""
+def log_inputs(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray) -> None:
+    """Parameters as the user wrote them, and the data sets by name, digest and size; what a resumed run lacks of them."""
     run = mlflow.active_run()
     known = {} if run is None else run.data.params
-    p = parameters.load(workspace.PARAMS)  # as the user wrote them
     flat = {
         f"{section}.{key}": value
         for section, values in p.model_dump().items()

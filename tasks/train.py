@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tasks import lineage, workspace
 from tasks.lock import hold
-from vae import checkpoint, devices, diagnostics, saved, training
+from vae import checkpoint, devices, diagnostics, parameters, saved, training
 from vae.annealing import first_final_epoch
 from vae.baseline import MeanImage
 from vae.batches import for_measuring, open_images, steps_per_epoch
@@ -103,7 +103,7 @@ def run(
     with tracking.training_run(name, resume, tags) as mlflow_run:
         checkpoints.mkdir(parents=True, exist_ok=True)
         run_id.write_text(mlflow_run.info.run_id)
-        tracking.log_inputs(train_images, valid_images)
+        tracking.log_inputs(parameters.load(workspace.PARAMS), train_images, valid_images)
         with progress(p.train.epochs * steps_per_epoch(len(train_images), p.train.batch_size)) as (step, say):
             trained = training.train(
                 p,
