@@ -81,7 +81,7 @@ def training_run(name: str | None, resume: str | None, tags: Mapping[str, str]) 
 
 
 def log_inputs(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray) -> None:
-    """Parameters as the user wrote them, and the data sets by name, digest and size; what a resumed run lacks of them."""
+    """Parameters as the user wrote them, and the data sets by name, digest and size: what a run lacks of them."""
     run = mlflow.active_run()
     known = {} if run is None else run.data.params
     flat = {
