@@ -99,4 +99,4 @@ def _mlflow_links() -> list[tuple[str, str]]:
     from tasks import tracking
     from vae import saved
 
-    return tracking.links(tracking.run_of(saved.load(workspace.MODEL)))
+    return tracking.links(tracking.run_of(saved.weights_hash(workspace.MODEL)))

@@ -127,16 +127,16 @@ def log_epoch(row: Mapping[str, float], timing: Mapping[str, float], grid: np.nd
         mlflow.log_image(grid, key="reconstructions", step=step)
 
 
-def run_of(saved: Saved) -> Run:
+def run_of(weights_sha256: str) -> Run:
     """The run that made these weights; where the store has none, one is made from the files and says so."""
     client, experiment_id = connect()
     found = client.search_runs(
         [experiment_id],
-        f"tags.`{WEIGHTS}` = '{saved.sha256}'",
+        f"tags.`{WEIGHTS}` = '{weights_sha256}'",
         order_by=["attributes.start_time DESC"],
         max_results=1,
     )
-    return found[0] if found else _run_from_files(client, experiment_id, saved)
+    return found[0] if found else _run_from_files(client, experiment_id, weights_sha256)
 
 
 def log_evaluation(
@@ -151,7 +151,7 @@ def log_evaluation(
 
     make_report gives the report as HTML with links added, which the tracked one can not have.
     """
-    run = run_of(saved)
+    run = run_of(saved.sha256)
     client, run_id = MlflowClient(), run.info.run_id
     for name, value in {**lineage.stage("train"), VERDICT: monitor["verdict"]}.items():
         client.set_tag(run_id, name, value)
@@ -189,10 +189,9 @@ def log_evaluation(
 def point_candidate(weights_sha256: str, name: str) -> None:
     """Moves the alias `candidate` to the version with these weights, where the registry has one."""
     client, _ = connect()
-    for known in client.search_model_versions(f"name = '{name}'"):
-        if known.tags.get(WEIGHTS) == weights_sha256:
-            client.set_registered_model_alias(name, CANDIDATE, known.version)
-            return
+    number = _version_of(client, name, weights_sha256)
+    if number is not None:
+        client.set_registered_model_alias(name, CANDIDATE, number)
 
 
 def links(run: Run) -> list[tuple[str, str]]:
@@ -210,15 +209,8 @@ def run_url(run: Run) -> str:
 
 def _register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdict: str) -> str:
     """Logs the model, registers it and moves the alias `candidate`; the same weights are registered once."""
-    try:
-        known = [
-            v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get(WEIGHTS) == saved.sha256
-        ]
-    except MlflowException:
-        known = []
-    if known:
-        number = known[0].version
-    else:
+    number = _version_of(client, name, saved.sha256)
+    if number is None:
         height, width = saved.image_shape[1:]
         example = np.zeros((2, height, width, saved.image_shape[0]), np.uint8)
         logged = mlflow.pyfunc.log_model(
@@ -228,19 +220,7 @@ def _register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdic
             code_paths=[str(Path(__file__).parent.parent / "vae")],
             signature=_signature(saved),
             input_example=(example, {"task": "encode"}),
-            pip_requirements=[
-                f"{package}=={version(package).split('+')[0]}"
-                for package in (
-                    "mlflow",
-                    "numpy",
-                    "pandas",
-                    "pillow",
-                    "pydantic",
-                    "ruamel.yaml",
-                    "safetensors",
-                    "torch",
-                )
-            ],
+            pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in _SERVED_WITH],
         )
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
@@ -251,6 +231,12 @@ def _register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdic
     client.set_model_version_tag(name, number, VERDICT, verdict)
     client.set_registered_model_alias(name, CANDIDATE, number)
     return f"models:/{name}/{number}"
+
+
+def _version_of(client: MlflowClient, name: str, weights_sha256: str) -> str | None:
+    """The registered version with these weights; a name that is not registered yet has none."""
+    versions = client.search_model_versions(f"name = '{name}'")
+    return next((v.version for v in versions if v.tags.get(WEIGHTS) == weights_sha256), None)
 
 
 def _promotion(client: MlflowClient, run: Run, name: str, verdict: str, test_elbo: float | None) -> str:
@@ -279,11 +265,11 @@ def _signature(saved: Saved) -> Any:
     )
 
 
-def _run_from_files(client: MlflowClient, experiment_id: str, saved: Saved) -> Run:
+def _run_from_files(client: MlflowClient, experiment_id: str, weights_sha256: str) -> Run:
     run = client.create_run(
         experiment_id,
         tags={
-            WEIGHTS: saved.sha256,
+            WEIGHTS: weights_sha256,
             "made_from_files": "true",
             **lineage.git(),
             **lineage.flow(),

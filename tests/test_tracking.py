@@ -146,8 +146,8 @@ def test_the_run_of_a_model_is_found_by_its_weights(store: MlflowClient) -> None
     wanted = model(1)
     with tracking.training_run("n", None, {}) as run:
         tracking.log_weights(wanted.sha256, 1, None)
-    assert tracking.run_of(wanted).info.run_id == run.info.run_id
-    assert tracking.run_of(model(2)).info.run_id != run.info.run_id
+    assert tracking.run_of(wanted.sha256).info.run_id == run.info.run_id
+    assert tracking.run_of(model(2).sha256).info.run_id != run.info.run_id
 
 
 def test_where_the_store_has_none_a_run_is_made_from_the_files_and_says_so(
@@ -157,11 +157,11 @@ def test_where_the_store_has_none_a_run_is_made_from_the_files_and_says_so(
     history = pd.DataFrame([{**dict.fromkeys(HISTORY, 0.5), "epoch": epoch} for epoch in range(1, 4)])
     history.to_csv(workspace.HISTORY, index=False)
     unknown = model(3)
-    run = tracking.run_of(unknown)
+    run = tracking.run_of(unknown.sha256)
     assert "made run" in capsys.readouterr().out
     assert (run.info.status, run.data.tags["made_from_files"]) == ("FINISHED", "true")
     assert [m.step for m in store.get_metric_history(run.info.run_id, "valid/elbo")] == [1, 2, 3]
-    assert tracking.run_of(unknown).info.run_id == run.info.run_id
+    assert tracking.run_of(unknown.sha256).info.run_id == run.info.run_id
 
 
 def evaluate(wanted: Saved, verdict: str = "healthy", elbo: float | None = 5.0) -> str:
