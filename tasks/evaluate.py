@@ -1,9 +1,7 @@
 """Stage evaluate: how good the model is on images it has never seen; numbers, plots and a report of it all."""
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,7 +112,7 @@ def evaluate(
             )
         ),
         hashes={
-            **{f"{split} images": sha256(workspace.images(split)) for split in workspace.SPLITS},
+            **{f"{split} images": workspace.sha256(workspace.images(split)) for split in workspace.SPLITS},
             "model weights": model.sha256,
         },
     )
@@ -234,11 +232,6 @@ def read_history() -> pd.DataFrame:
         return pd.read_csv(workspace.HISTORY)
     except FileNotFoundError:
         raise InputError(f"{workspace.HISTORY} does not exist; `dvc repro` makes it") from None
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":

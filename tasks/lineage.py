@@ -41,7 +41,7 @@ def data() -> dict[str, str]:
     """`data.sha256`: one hash over the three arrays."""
     digest = hashlib.sha256()
     for split in workspace.SPLITS:
-        digest.update(sha256(workspace.images(split)).encode())
+        digest.update(workspace.sha256(workspace.images(split)).encode())
     return {"data.sha256": digest.hexdigest()}
 
 
@@ -56,11 +56,6 @@ def stage(name: str) -> dict[str, str]:
     if entry is None:
         return {}
     return {f"dvc.{name}": hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()}
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _git(*arguments: str) -> str | None:

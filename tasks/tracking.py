@@ -92,7 +92,7 @@ def log_inputs(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray
     } | {"seed": p.seed}
     mlflow.log_params({name: value for name, value in flat.items() if name not in known})
     for split, images in (("train", train_images), ("valid", valid_images)):
-        digest = lineage.sha256(workspace.images(split))[:36]
+        digest = workspace.sha256(workspace.images(split))[:36]
         mlflow.log_input(
             mlflow.data.from_numpy(  # type: ignore[attr-defined]  # made at import, unseen by mypy
                 images[:1], name=f"{p.data.source}-{split}", digest=digest

@@ -36,10 +36,8 @@ GRID_IMAGES = 16
 
 
 def main() -> None:
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # a cancelled run is told as KILLED, also where a shell ignores SIGINT
+    # A cancelled run is told as KILLED, also where a shell's & had SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     p = workspace.load_parameters()
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
@@ -140,7 +138,7 @@ def run_key(p: Parameters, compute: Compute) -> str:
     if p.train.initial_weights:
         inputs.append(Path(p.train.initial_weights))
     for path in inputs:
-        digest.update(lineage.sha256(path).encode())
+        digest.update(workspace.sha256(path).encode())
     return digest.hexdigest()[:16]
 
 

@@ -5,6 +5,7 @@ workspace (`dvc exp run --temp`). Stores, locks and checkpoints are one for all 
 under `root()`.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -72,6 +73,11 @@ def write_json(path: Path, value: Any) -> None:
     """Readable, the same bytes for the same value; NaN is refused, since JSON has none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_parameters() -> Parameters:

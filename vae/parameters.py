@@ -285,7 +285,7 @@ def _describe(error: Any) -> str:
         case "extra_forbidden":
             section = error["loc"][0] if len(error["loc"]) > 1 else None
             model = Parameters.model_fields[section].annotation if section else Parameters
-            known = ", ".join(model.model_fields)  # type: ignore[union-attr]
+            known = ", ".join(model.model_fields)  # type: ignore[union-attr]  # every section is a model
             return f"{name} is not a parameter; known here: {known}"
         case "missing":
             return f"{name} is missing"
