@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from tasks import workspace
 from vae import parameters, preflight
 from vae.batches import open_images
-from vae.objective import COLLAPSED_BELOW_NATS, Objective, effective_beta
+from vae.objective import COLLAPSED_BELOW_NATS, Objective
 from vae.parameters import Parameters
 from vae.preflight import Spectrum
 from vae.rounding import rounded
@@ -25,13 +25,9 @@ def main() -> None:
         drawn=p.data.binarise == "dynamic",
         seed=p.seed,
     )
-    if p.kl.max_weight == "calibrated":
-        anywhere = Objective.of(
-            parameters.with_weight(p, 1.0)
-        )  # which weight is calibrated depends on no weight
-        p = parameters.with_weight(p, rounded(preflight.calibrated_weight(spectrum, anywhere)))
+    p = preflight.with_calibrated_weight(p, spectrum)
     objective = Objective.of(p)
-    result = predicted(p, objective, spectrum)
+    result = predicted(p, spectrum)
     workspace.write_json(workspace.PREFLIGHT, rounded(result))
     plot(spectrum, objective, p.kl.weight).savefig(
         workspace.PREFLIGHT_PLOT, dpi=110, metadata={"Software": None}
@@ -46,33 +42,10 @@ def main() -> None:
         print(f"WARNING: {warning}")
 
 
-def predicted(p: Parameters, objective: Objective, spectrum: Spectrum) -> dict[str, Any]:
+def predicted(p: Parameters, spectrum: Spectrum) -> dict[str, Any]:
     """The content of `reports/preflight.json`."""
-    steered = p.kl.control != "schedule"
-    if steered:
-        prediction = preflight.steered(spectrum, objective, p.kl)
-    else:
-        prediction = preflight.predict(spectrum, objective, p.kl.weight)
-    collapse = preflight.collapse_weight(spectrum, objective)
-    calibrated = preflight.calibrated_weight(spectrum, objective)
-    beta = effective_beta(objective, prediction.mse)
-    return {
-        "predicted_active_units": prediction.active_units,
-        "predicted_kl": prediction.kl
-        if steered or p.kl.weight > 0
-        else None,  # without a KL term it has no bound
-        "predicted_mse": prediction.mse,
-        "kl_weight": p.kl.weight,
-        "critical_kl_weight": preflight.critical_weight(spectrum, objective),
-        "collapse_kl_weight": collapse,
-        "calibrated_kl_weight": calibrated,
-        "equivalent_sigma": prediction.sigma,
-        "effective_beta": beta,
-        "warnings": warnings(p, prediction.kl, collapse, calibrated, spectrum, beta),
-        "eigenvalues": spectrum.eigenvalues.tolist(),
-        "eigenvalue_sum": spectrum.total,
-        "kl_per_latent": prediction.kl_per_latent.tolist(),
-    }
+    result = preflight.expectations(p, spectrum)
+    return {**result, "warnings": warnings(p, result, spectrum)}
 
 
 def prediction_of(result: dict[str, Any]) -> str:
@@ -80,9 +53,10 @@ def prediction_of(result: dict[str, Any]) -> str:
     return "unboundedly many" if kl is None else f"{kl:.3g}"
 
 
-def warnings(
-    p: Parameters, kl: float, collapse: float, calibrated: float, spectrum: Spectrum, beta: float
-) -> list[str]:
+def warnings(p: Parameters, result: dict[str, Any], spectrum: Spectrum) -> list[str]:
+    kl = math.inf if result["predicted_kl"] is None else result["predicted_kl"]
+    collapse, calibrated = result["collapse_kl_weight"], result["calibrated_kl_weight"]
+    beta = result["effective_beta"]
     found = []
     if spectrum.total <= 0:
         found.append("all training images are the same: there is nothing for a latent to say")

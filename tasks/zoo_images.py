@@ -21,7 +21,7 @@ def main() -> None:
 def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, make in MAKERS.items():
-        np.save(folder / f"{name}.npy", make())
+        np.save(folder / f"{name}.npy", np.asarray(make()))
 
 
 def photos(side: int, count: int) -> Images:
@@ -44,7 +44,8 @@ def photos(side: int, count: int) -> Images:
 def factors(latents: int, count: int, noise: float = 0.02) -> Images:
     """A linear Gaussian model, whose best VAE is known: smooth patterns times N(0, 1), and pixel noise.
 
-    (count, 16, 16, 1). Each pattern moves a pixel by as much as the noise does, 0.02 (root mean square): an eigenvalue of 0.1 against 0.0004.
+    (count, 16, 16, 1). Each pattern moves a pixel by as much as the noise does, 0.02 (root mean square): an
+    eigenvalue of 0.1 against 0.0004.
     """
     random = np.random.default_rng(1)
     y, x = np.mgrid[0:16, 0:16] / 16

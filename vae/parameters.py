@@ -144,7 +144,7 @@ class Train(_Section):
     patience: Annotated[int, Field(ge=1)] | None = None
     select: Literal["best", "last"] = "best"
     initial_weights: str | None = None
-    on_collapse: Literal["stop", "continue"] = "stop"
+    on_collapse: Literal["stop", "remedy", "continue"] = "stop"
     remedy_attempts: int = Field(ge=0, default=2)
 
 
