@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
-from torch import Tensor, nn
+from torch import Tensor, distributions, nn
 
 from vae import baseline, diagnostics
 from vae.devices import Compute
@@ -89,6 +89,33 @@ def test_rate_units_and_prior_gap_by_hand() -> None:
     assert got.prior_gap == pytest.approx(gap, abs=1e-6)
 
 
+@pytest.mark.parametrize("latents", [1, 2, 7])
+def test_the_whole_prior_gap_is_the_kl_of_two_gaussians(latents: int) -> None:
+    random = np.random.default_rng(latents)
+    variances = random.uniform(0.01, 0.5, latents)
+    model, images = ByHand(random.normal(0, 2, latents).tolist(), variances.tolist()), pictures(600)
+    images[:, 0, 1] = images[:, 0, 0] // 2 + 20  # two latents that depend on one another
+    got = measure(model, images, NOISE, CPU, seed=0)
+    mu, _ = encode(model, images, CPU)
+    covariance = np.cov(mu.T.astype(np.float64), bias=True).reshape(latents, latents) + np.diag(variances)
+    np.testing.assert_allclose(got.aggregate_covariance, covariance, atol=1e-6)
+    q = distributions.MultivariateNormal(torch.tensor(mu.mean(0)).double(), torch.tensor(covariance))
+    p = distributions.MultivariateNormal(torch.zeros(latents).double(), torch.eye(latents).double())
+    assert got.prior_gap_full == pytest.approx(float(distributions.kl_divergence(q, p)), rel=1e-5)
+    # the rest is the total correlation, Σ_j H(z_j) − H(z): none for a single latent
+    entropies = stats.norm(0, np.sqrt(np.diag(covariance))).entropy().sum()
+    correlation = entropies - stats.multivariate_normal(cov=covariance).entropy()
+    assert got.prior_gap_full - got.prior_gap == pytest.approx(correlation, abs=1e-5)
+    assert (latents > 1) == (correlation > 0.05)
+
+
+def test_the_whole_prior_gap_sees_a_correlation_that_the_diagonal_one_does_not() -> None:
+    zeros, correlated = np.zeros(2), np.array([[1.0, 0.8], [0.8, 1.0]])
+    m = Measurement(1, 0.0, 0.1, 0.1, zeros, zeros, zeros, zeros + 1, correlated)
+    assert m.prior_gap == 0
+    assert m.prior_gap_full == pytest.approx(-0.5 * math.log(1 - 0.8**2))
+
+
 def test_distortion_by_hand() -> None:
     images = pictures()
     errors = ((images / 255 - 0.5) ** 2).sum((1, 2, 3))
@@ -124,7 +151,13 @@ def test_the_batch_size_changes_nothing_but_the_noise(monkeypatch: pytest.Monkey
     monkeypatch.setattr(diagnostics, "BATCH", batch)
     parts = measure(model, torch.from_numpy(images), NOISE, CPU, seed=0)
     assert parts.distortion == pytest.approx(whole.distortion, rel=1e-6)
-    for name in ("kl_per_latent", "mean_variance", "aggregate_mean", "aggregate_variance"):
+    for name in (
+        "kl_per_latent",
+        "mean_variance",
+        "aggregate_mean",
+        "aggregate_variance",
+        "aggregate_covariance",
+    ):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-6)
     assert fitted_sigma(model, images, CPU, 0) == pytest.approx(sigma)
     np.testing.assert_allclose(elbo_per_image(model, images, NOISE, CPU), scores, rtol=1e-6)
@@ -301,5 +334,5 @@ def test_pixel_moments_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_elbo_is_minus_distortion_minus_rate() -> None:
     zeros = np.zeros(2)
-    m = Measurement(1, 7.0, 0.1, 0.2, np.array([1.0, 2.5]), zeros, zeros, zeros + 1)
-    assert (m.rate, m.elbo, m.prior_gap) == (3.5, -10.5, 0.0)
+    m = Measurement(1, 7.0, 0.1, 0.2, np.array([1.0, 2.5]), zeros, zeros, zeros + 1, np.eye(2))
+    assert (m.rate, m.elbo, m.prior_gap, m.prior_gap_full) == (3.5, -10.5, 0.0, 0.0)

@@ -120,6 +120,7 @@ def _evaluate_split(
         "aggregate_kl": information.aggregate_kl,
         "saturated_at": information.saturated_at,
         "prior_gap": measurement.prior_gap,
+        "prior_gap_full": measurement.prior_gap_full,
         "elbo_calibrated": measurement.with_likelihood(calibrated, saved.pixels) if calibrated else None,
         "mean_image_elbo": mean_image.elbo(images, likelihood.kind),
         "mean_image_mse": mean_image.mse(images),
