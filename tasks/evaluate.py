@@ -191,9 +191,15 @@ def draw(
         "KL per latent",
         "kl_per_latent.png",
         f"The test split's KL of each latent, largest first. Below the dashed line, {line:g} nats, "
-        "a latent says next to nothing.",
+        "a latent says next to nothing. Below, in the same order, the share of each latent's variance that is "
+        "its posterior's own: 1 says nothing of the image, 0 tells it exactly.",
         plots.png(
-            plots.kl_per_latent(result.measurement.kl_per_latent, preflight.get("kl_per_latent"), line)
+            plots.kl_per_latent(
+                result.measurement.kl_per_latent,
+                result.measurement.posterior_share,
+                preflight.get("kl_per_latent"),
+                line,
+            )
         ),
     )
 
@@ -202,7 +208,11 @@ def latent_table(result: Evaluation) -> pd.DataFrame:
     """A row a latent, the largest KL first: for `dvc plots`, which can lay experiments over one another."""
     kl = result.measurement.kl_per_latent
     order = np.argsort(-np.nan_to_num(kl), kind="stable")
-    columns = {"kl": kl, "mean_variance": result.measurement.mean_variance}
+    columns = {
+        "kl": kl,
+        "mean_variance": result.measurement.mean_variance,
+        "posterior_share": result.measurement.posterior_share,
+    }
     return pd.DataFrame(
         {"rank": np.arange(1, len(kl) + 1), "latent": order}
         | {name: rounded(values[order].tolist()) for name, values in columns.items()}

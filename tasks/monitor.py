@@ -110,6 +110,7 @@ def report(p: Parameters, model: Saved, e: Evidence) -> dict[str, Any]:
         "predicted_kl": e.predicted["predicted_kl"],
         "kl_per_latent": valid.kl_per_latent.tolist(),
         "mean_variance": valid.mean_variance.tolist(),
+        "posterior_share": valid.posterior_share.tolist(),
     }
 
 

@@ -81,6 +81,7 @@ def test_rate_units_and_prior_gap_by_hand() -> None:
     np.testing.assert_allclose(got.mean_variance, [1.0, 0, 0, 0.0025], atol=1e-6)
     np.testing.assert_allclose(got.aggregate_mean, [1.0, 0, 0, 0.05], atol=1e-6)
     np.testing.assert_allclose(got.aggregate_variance, [1.25, 1.0, 0.5, 1.0025], atol=1e-6)
+    np.testing.assert_allclose(got.posterior_share, [0.25 / 1.25, 1, 1, 1 / 1.0025], atol=1e-6)
     assert got.active_units() == 1 and got.active_units(0.001) == 2 and got.active_units(1.1) == 0
     assert got.informative_units() == 1 and got.informative_units(0.09) == 2
     gap = 0.5 * (
@@ -107,6 +108,17 @@ def test_the_whole_prior_gap_is_the_kl_of_two_gaussians(latents: int) -> None:
     correlation = entropies - stats.multivariate_normal(cov=covariance).entropy()
     assert got.prior_gap_full - got.prior_gap == pytest.approx(correlation, abs=1e-5)
     assert (latents > 1) == (correlation > 0.05)
+
+
+def test_the_posterior_share_is_what_of_z_the_image_does_not_tell() -> None:
+    """1 − R² of the least-squares prediction of a sampled z by the posterior's mean."""
+    model, images = ByHand([0.0, 0.3, 1.0, 6.0], [0.7, 0.2, 0.2, 0.01]), pictures(20_000)
+    got = measure(model, images, NOISE, CPU, seed=0)
+    mu, logvar = encode(model, images, CPU)
+    z = mu + np.exp(0.5 * logvar) * np.random.default_rng(3).standard_normal(mu.shape)
+    told = [0, *(stats.pearsonr(mu[:, j], z[:, j]).statistic ** 2 for j in (1, 2, 3))]
+    np.testing.assert_allclose(got.posterior_share, 1 - np.array(told), atol=0.01)
+    assert got.posterior_share[0] == pytest.approx(1) and got.posterior_share[3] < 0.01
 
 
 def test_the_whole_prior_gap_sees_a_correlation_that_the_diagonal_one_does_not() -> None:

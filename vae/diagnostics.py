@@ -58,6 +58,15 @@ class Measurement:
         return int((self.kl_per_latent > nats).sum())
 
     @property
+    def posterior_share(self) -> np.ndarray:
+        """E_x[σ_j²(x)] / s_j²: (Z,), what of the variance of q(z_j) is the posteriors' own and not the images'.
+
+        1 for a latent that says nothing, near 0 for one that is told exactly: by the law of total variance
+        1 less the share of Var_x(E_q[z_j|x]).
+        """
+        return 1 - self.mean_variance / self.aggregate_variance
+
+    @property
     def prior_gap(self) -> float:
         """½ Σ_j (s_j² + m_j² − 1 − ln s_j²): how far the aggregate posterior's moments are from N(0, 1)."""
         m, s2 = self.aggregate_mean, self.aggregate_variance
