@@ -49,9 +49,12 @@ class Measurement:
     def elbo(self) -> float:
         return -self.distortion - self.rate
 
+    def active(self, threshold: float = 0.01) -> np.ndarray:
+        """(Z,) bool: whose mean varies over the split by more than the threshold (Burda 2016, section 5.2)."""
+        return self.mean_variance > threshold
+
     def active_units(self, threshold: float = 0.01) -> int:
-        """Latents whose mean varies over the split by more than the threshold (Burda 2016, section 5.2)."""
-        return int((self.mean_variance > threshold).sum())
+        return int(self.active(threshold).sum())
 
     def informative_units(self, nats: float = 0.1) -> int:
         """Latents that cost more than `nats`: of a young model, fewer than are active."""
