@@ -289,6 +289,7 @@ def test_metrics_of_a_split_agree_with_one_another() -> None:
     assert test["mse"] == pytest.approx(result["test"].errors.mean(), rel=1e-4)
     assert test["psnr"] == pytest.approx(-10 * math.log10(test["mse"]), rel=1e-4)
     assert test["probe_majority"] == 0.5
+    assert 0 < test["mmd"] < 7
     assert test["mutual_information"] is None or test["saturated_at"] is None
 
 
@@ -324,4 +325,4 @@ def test_a_diverged_model_gives_nulls_and_no_failure() -> None:
     metrics = {split: result.metrics for split, result in evaluated(saved).items()}
     json.dumps(metrics, allow_nan=False)
     assert metrics["test"]["elbo"] is None and metrics["test"]["probe_accuracy"] is None
-    assert metrics["test"]["active_units"] == 0
+    assert metrics["test"]["active_units"] == 0 and metrics["test"]["mmd"] is None

@@ -25,6 +25,7 @@ from vae.diagnostics import (
     measure,
     mutual_information,
 )
+from vae.mmd import mmd_to_prior
 from vae.model import VAE
 from vae.objective import Likelihood, optimal_sigma
 from vae.parameters import Parameters
@@ -125,6 +126,7 @@ def _evaluate_split(
         "mutual_information": information.value,
         "aggregate_kl": information.aggregate_kl,
         "saturated_at": information.saturated_at,
+        "mmd": mmd_to_prior(mu, logvar, p.seed) if finite else None,
         "prior_gap": measurement.prior_gap,
         "prior_gap_full": measurement.prior_gap_full,
         "elbo_calibrated": measurement.with_likelihood(calibrated, saved.pixels) if calibrated else None,
