@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,8 @@ def evaluate(
                 images["test"],
                 labels["test"],
                 evaluated["test"],
-                read_history(),
+                read_epochs(workspace.HISTORY),
+                read_epochs(workspace.KL_PER_LATENT),
                 preflight,
                 monitor["verdict"],
             )
@@ -127,6 +129,7 @@ def draw(
     labels: NDArray[np.object_],
     result: Evaluation,
     history: pd.DataFrame,
+    latent_history: pd.DataFrame,
     preflight: Mapping[str, Any],
     verdict: str,
 ) -> Iterator[Picture]:
@@ -203,6 +206,14 @@ def draw(
         ),
     )
 
+    yield Picture(
+        "KL per latent",
+        "kl_over_time.png",
+        "The validation split's KL of each latent in each epoch, a row a latent, the largest at the end on top. "
+        "A row that turns dark and stays so is a latent lost; one that never lit up was never used.",
+        plots.png(plots.kl_over_time(latent_history, model.kept_epoch)),
+    )
+
 
 def latent_table(result: Evaluation) -> pd.DataFrame:
     """A row a latent, the largest KL first: for `dvc plots`, which can lay experiments over one another."""
@@ -237,11 +248,12 @@ def labels_of(manifest: pd.DataFrame, split: str, count: int) -> NDArray[np.obje
     return np.array([None if pd.isna(label) else str(label) for label in rows["label"]], dtype=object)
 
 
-def read_history() -> pd.DataFrame:
+def read_epochs(path: Path) -> pd.DataFrame:
+    """A table with a row an epoch, as train writes them."""
     try:
-        return pd.read_csv(workspace.HISTORY)
+        return pd.read_csv(path)
     except FileNotFoundError:
-        raise InputError(f"{workspace.HISTORY} does not exist; `dvc repro` makes it") from None
+        raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
 
 
 if __name__ == "__main__":

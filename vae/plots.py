@@ -10,6 +10,7 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
@@ -114,6 +115,35 @@ def kl_per_latent(
         ax.set_ylim(0, max(ax.get_ylim()[1], 2 * informative))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend()
+        return figure
+
+
+def kl_over_time(epochs: pd.DataFrame, kept_epoch: int) -> Figure:
+    """A heat map of KL, in nats per image: epochs to the right, latents from the top by their last KL.
+
+    epochs: the column `epoch`, and one for each latent. The colour goes by the root, so that a latent of
+    0.1 nats is told from one of none beside others of several nats. kept_epoch: as above.
+    """
+    with _style():
+        kl = np.nan_to_num(epochs.drop(columns="epoch").to_numpy(np.float64), nan=0, posinf=0)
+        ranked = np.argsort(-kl[-1], kind="stable")
+        figure = Figure(figsize=(8, 4.2), layout="constrained")
+        ax = figure.subplots()
+        drawn = ax.imshow(
+            kl[:, ranked].T,
+            extent=(0.5, len(kl) + 0.5, kl.shape[1] + 0.5, 0.5),
+            norm=PowerNorm(0.5, vmin=0, vmax=max(kl.max(), 1e-3)),
+            cmap="viridis",
+            aspect="auto",
+            interpolation="nearest",
+        )
+        if kept_epoch > 0:
+            ax.axvline(kept_epoch, color="white", lw=1, ls=":")
+        ax.grid(visible=False)
+        ax.set(xlabel="epoch", ylabel="latent, sorted by its last KL")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+        figure.colorbar(drawn, ax=ax, label="KL, nats per image")
         return figure
 
 
