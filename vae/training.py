@@ -172,8 +172,9 @@ def train(
             if average is not None:
                 average.load_state_dict(state["average"])
             control_state = state["control"]
-            history, kl_per_epoch = state["history"], state["kl_per_latent"]
+            history = state["history"]
             kept_epoch, kept_weights = state["kept_epoch"], state["kept_weights"]
+            kl_per_epoch = state["kl_per_latent"]
             on_resume(history, kl_per_epoch)
             on_message(f"resumed after epoch {len(history)} of {p.train.epochs}")
 
