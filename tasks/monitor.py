@@ -104,11 +104,13 @@ def report(p: Parameters, model: Saved, e: Evidence) -> dict[str, Any]:
         "informative_units": valid.informative_units(p.monitor.informative_unit_nats),
         "latents": p.model.latent_dim,
         "prior_gap": valid.prior_gap,
+        "prior_gap_full": valid.prior_gap_full,
         "effective_beta": effective_beta(Objective.of(p), valid.mse_sampled),
         "train_elbo": e.train["elbo"],
         "predicted_kl": e.predicted["predicted_kl"],
         "kl_per_latent": valid.kl_per_latent.tolist(),
         "mean_variance": valid.mean_variance.tolist(),
+        "posterior_share": valid.posterior_share.tolist(),
     }
 
 

@@ -171,6 +171,7 @@ def log_evaluation(
             workspace.PREFLIGHT,
             workspace.VALIDATION,
             workspace.HISTORY,
+            workspace.KL_PER_LATENT,
         ):
             if report.exists():
                 mlflow.log_artifact(str(report))

@@ -115,7 +115,7 @@ def run(
                 on_resume=_catch_up,
                 on_message=say,
             )
-        write_history(trained.history)
+        write_history(trained.history, trained.kl_per_latent)
         sha256 = write_model(p, trained, compute)
         tracking.log_weights(sha256, trained.kept_epoch, trained.stopped)
     checkpoint.remove(checkpoints / "state.pt")
@@ -142,13 +142,20 @@ def run_key(p: Parameters, compute: Compute) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_history(history: list[Row]) -> None:
-    """`reports/history.csv`: only what the same parameters reproduce to the bit."""
+def write_history(history: list[Row], kl_per_latent: list[list[float]]) -> None:
+    """`reports/history.csv` and `reports/kl_per_latent.csv`: only what the same parameters reproduce to the bit."""
     workspace.REPORTS.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame(history, columns=list(HISTORY))
     whole = ["epoch", "step", "valid/active_units", "valid/informative_units"]
     frame[whole] = frame[whole].astype(int)
     frame.to_csv(workspace.HISTORY, index=False)
+    rows = [latent_row(number, kl) for number, kl in enumerate(kl_per_latent, 1)]
+    pd.DataFrame(rows).to_csv(workspace.KL_PER_LATENT, index=False)
+
+
+def latent_row(epoch: int, kl_per_latent: list[float]) -> Row:
+    """The KL of each latent over the validation split, in nats per image."""
+    return {"epoch": epoch, **{f"z{j}": kl for j, kl in enumerate(kl_per_latent)}}
 
 
 def write_model(p: Parameters, trained: Trained, compute: Compute) -> str:
@@ -195,6 +202,7 @@ def _tell(
     timing = {"seconds": epoch.seconds, "images_per_second": epoch.images_per_second}
     _append(workspace.TIMING, {"epoch": number, **timing}, fresh=number == 1)
     _append(workspace.HISTORY, row, fresh=number == 1)
+    _append(workspace.KL_PER_LATENT, latent_row(number, epoch.kl_per_latent), fresh=number == 1)
 
     grid = None
     every = -(-p.train.epochs // STEP_IMAGES)
@@ -205,11 +213,11 @@ def _tell(
     tracking.log_epoch(row, timing, grid)
 
 
-def _catch_up(history: list[Row]) -> None:
-    """What a resumed training has behind it: the file, which DVC removed, and epochs that MLflow has not seen."""
+def _catch_up(history: list[Row], kl_per_latent: list[list[float]]) -> None:
+    """What a resumed training has behind it: the files, which DVC removed, and epochs that MLflow has not seen."""
     from tasks import tracking
 
-    write_history(history)
+    write_history(history, kl_per_latent)
     tracking.log_missing(history)
 
 

@@ -78,6 +78,7 @@ def assert_same_bits(one: Trained, other: Trained) -> None:
     for name, tensor in weights.items():
         assert torch.equal(tensor, other_weights[name]), name
     assert rest == other_rest
+    assert one.kl_per_latent == other.kl_per_latent and len(one.kl_per_latent) == len(one.history)
     np.testing.assert_array_equal(one.train.kl_per_latent, other.train.kl_per_latent)
     assert one.train.elbo == other.train.elbo
 
@@ -180,6 +181,7 @@ def test_history_has_its_columns_and_adds_up() -> None:
     assert steps == list(range(1, 4 * STEPS + 1))
     for number, row in enumerate(trained.history, 1):
         assert tuple(row) == HISTORY
+        assert row["valid/kl"] == pytest.approx(sum(trained.kl_per_latent[number - 1]), rel=1e-12)
         assert (row["epoch"], row["step"]) == (number, number * STEPS)
         assert row["valid/elbo"] == pytest.approx(-row["valid/reconstruction"] - row["valid/kl"])
         assert row["valid/loss"] == pytest.approx(-row["valid/elbo"])  # a final weight of 1

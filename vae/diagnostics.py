@@ -28,6 +28,7 @@ class Measurement:
         kl_per_latent: (Z,), averaged over images.
         mean_variance: (Z,), Var_x(E_q[z_j|x]).
         aggregate_mean, aggregate_variance: (Z,), of q(z_j) over the split.
+        aggregate_covariance: (Z, Z), of q(z) over the split: Cov_x(μ) + diag E_x[σ²].
     """
 
     images: int
@@ -38,6 +39,7 @@ class Measurement:
     mean_variance: np.ndarray
     aggregate_mean: np.ndarray
     aggregate_variance: np.ndarray
+    aggregate_covariance: np.ndarray
 
     @property
     def rate(self) -> float:
@@ -47,19 +49,43 @@ class Measurement:
     def elbo(self) -> float:
         return -self.distortion - self.rate
 
+    def active(self, threshold: float = 0.01) -> np.ndarray:
+        """(Z,) bool: whose mean varies over the split by more than the threshold (Burda 2016, section 5.2)."""
+        return self.mean_variance > threshold
+
     def active_units(self, threshold: float = 0.01) -> int:
-        """Latents whose mean varies over the split by more than the threshold (Burda 2016, section 5.2)."""
-        return int((self.mean_variance > threshold).sum())
+        return int(self.active(threshold).sum())
 
     def informative_units(self, nats: float = 0.1) -> int:
         """Latents that cost more than `nats`: of a young model, fewer than are active."""
         return int((self.kl_per_latent > nats).sum())
 
     @property
+    def posterior_share(self) -> np.ndarray:
+        """E_x[σ_j²(x)] / s_j²: (Z,), what of the variance of q(z_j) is the posteriors' own and not the images'.
+
+        1 for a latent that says nothing, near 0 for one that is told exactly: by the law of total variance
+        1 less the share of Var_x(E_q[z_j|x]).
+        """
+        return 1 - self.mean_variance / self.aggregate_variance
+
+    @property
     def prior_gap(self) -> float:
         """½ Σ_j (s_j² + m_j² − 1 − ln s_j²): how far the aggregate posterior's moments are from N(0, 1)."""
         m, s2 = self.aggregate_mean, self.aggregate_variance
         return float(0.5 * np.sum(s2 + m**2 - 1 - np.log(np.maximum(s2, 1e-30))))
+
+    @property
+    def prior_gap_full(self) -> float:
+        """KL(N(m, S) ‖ N(0, I)) = ½ (tr S + mᵀm − Z − ln det S), S the whole covariance of q(z).
+
+        At least `prior_gap`; what it has more is the total correlation of N(m, S), which samples from the
+        prior miss. N images alone add about Z²/4N nats where the posteriors are narrow.
+        """
+        m, s = self.aggregate_mean, self.aggregate_covariance
+        with np.errstate(invalid="ignore"):  # of a diverged model it is NaN, as all else is
+            log_determinant = np.linalg.slogdet(s).logabsdet
+        return float(0.5 * (np.trace(s) + m @ m - len(m) - log_determinant))
 
     def with_likelihood(self, likelihood: Likelihood, pixels: int) -> float:
         """The ELBO that another Gaussian σ would have given, from the same pass."""
@@ -95,6 +121,7 @@ def measure(
         add("kl", kl_per_latent(mu, logvar))
         add("mu", mu)
         add("mu2", mu.double().square())
+        add("outer", (mu.double().T @ mu.double())[None])
         add("variance", logvar.exp())
 
     n, pixels = len(images), math.prod(images.shape[1:])
@@ -109,6 +136,7 @@ def measure(
         mean_variance=mean_variance,
         aggregate_mean=mean["mu"],
         aggregate_variance=mean_variance + mean["variance"],
+        aggregate_covariance=mean["outer"] - np.outer(mean["mu"], mean["mu"]) + np.diag(mean["variance"]),
     )
 
 

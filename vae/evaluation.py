@@ -25,6 +25,7 @@ from vae.diagnostics import (
     measure,
     mutual_information,
 )
+from vae.mmd import mmd_to_prior
 from vae.model import VAE
 from vae.objective import Likelihood, optimal_sigma
 from vae.parameters import Parameters
@@ -77,7 +78,16 @@ def evaluate(
     mean_image = MeanImage.of(train_images)
     return {
         split: _evaluate_split(
-            saved, images[split], labels[split], measurement, calibrated, mean_image, probe, p, compute
+            saved,
+            images[split],
+            labels[split],
+            measurement,
+            calibrated,
+            mean_image,
+            probe,
+            p,
+            compute,
+            prune=split == "test",
         )
         for split, measurement in measured.items()
     }
@@ -93,6 +103,7 @@ def _evaluate_split(
     probe: "Probe | None",
     p: Parameters,
     compute: Compute,
+    prune: bool,
 ) -> Evaluation:
     likelihood = saved.likelihood
     mu, logvar = encode(saved.model, images, compute)
@@ -103,11 +114,7 @@ def _evaluate_split(
     metrics = {
         "images": len(images),
         "elbo": measurement.elbo,
-        "nll": -importance_weighted_bound(
-            saved.model, images, likelihood, compute, p.evaluate.importance_samples, p.seed
-        )
-        if normalised
-        else None,
+        **_nll(saved, images, p, compute, measurement if prune else None, normalised),
         "reconstruction": measurement.distortion,
         "kl": measurement.rate,
         "mse": measurement.mse,
@@ -119,13 +126,40 @@ def _evaluate_split(
         "mutual_information": information.value,
         "aggregate_kl": information.aggregate_kl,
         "saturated_at": information.saturated_at,
+        "mmd": mmd_to_prior(mu, logvar, p.seed) if finite else None,
         "prior_gap": measurement.prior_gap,
+        "prior_gap_full": measurement.prior_gap_full,
         "elbo_calibrated": measurement.with_likelihood(calibrated, saved.pixels) if calibrated else None,
         "mean_image_elbo": mean_image.elbo(images, likelihood.kind),
         "mean_image_mse": mean_image.mse(images),
         **_probed(probe, mu, labels),
     }
     return Evaluation(rounded(metrics), measurement, mu, errors)
+
+
+def _nll(
+    saved: Saved,
+    images: NDArray[np.uint8],
+    p: Parameters,
+    compute: Compute,
+    pruned_by: Measurement | None,
+    normalised: bool,
+) -> Metrics:
+    """`nll`, and `nll_pruned` without the latents that `pruned_by` finds inactive; None if not normalised."""
+    names = ["nll"] if pruned_by is None else ["nll", "nll_pruned"]
+    if not normalised:
+        return dict.fromkeys(names)
+
+    def nll(active: NDArray[np.bool_] | None = None) -> float:
+        samples = p.evaluate.importance_samples
+        return -importance_weighted_bound(
+            saved.model, images, saved.likelihood, compute, samples, p.seed, active
+        )
+
+    metrics: Metrics = dict.fromkeys(names, nll())
+    if pruned_by is not None and not (active := pruned_by.active(p.monitor.active_unit_threshold)).all():
+        metrics["nll_pruned"] = nll(active)
+    return metrics
 
 
 @torch.no_grad()
@@ -136,24 +170,31 @@ def importance_weighted_bound(
     compute: Compute,
     samples: int,
     seed: int,
+    active: NDArray[np.bool_] | None = None,
 ) -> float:
     """L_k = E ln (1/k) Σ_i p(x, z_i)/q(z_i|x), z_i ~ q(z|x) (Burda 2016, equation 8), averaged over images.
 
     It is at least the ELBO, at most ln p(x), and grows with k in expectation. The k terms of a batch are
     summed one after another, in float64, so that memory does not grow with k. The noise follows the seed.
 
-    images: uint8 (N, H, W, C). samples: k.
+    images: uint8 (N, H, W, C). samples: k. active: (Z,), or None for all; the other latents are set to their
+    prior mean 0 and left out of the weights, which gives the bound of the model without them.
     """
     model.eval()
+    kept = torch.ones(model.latent_dim, device=compute.device)
+    if active is not None:
+        kept = torch.from_numpy(active).to(kept)
     total = 0.0
     for index, x in enumerate(in_order(images, BATCH, compute.device)):
         random = generator(seed, "importance", index, compute.device)
         with compute.autocast():
             mu, logvar = model.encode(x)
+        # μ = 0, ln σ² = 0 and ε = 0 make z 0 and its term of the log ratio 0
+        mu, logvar = mu * kept, logvar * kept
         std = torch.exp(0.5 * logvar)
         log_sum = torch.full((len(x),), -math.inf, dtype=torch.float64, device=compute.device)
         for _ in range(samples):
-            noise = torch.randn(mu.shape, generator=random, device=compute.device)
+            noise = kept * torch.randn(mu.shape, generator=random, device=compute.device)
             z = mu + std * noise
             with compute.autocast():
                 output = model.decode(z)

@@ -41,6 +41,7 @@ class Epoch:
     images_per_second: float
     model: VAE
     likelihood: Likelihood
+    kl_per_latent: list[float]  # of the validation split
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Trained:
         kept_epoch: the epoch of the model, counted from 1; 0 where the first one diverged already.
         stopped: why training ended before its last epoch, or None.
         train: the training split, measured with the kept model and its frozen likelihood.
+        kl_per_latent: of the validation split, Z numbers for each row of the history.
     """
 
     model: VAE
@@ -59,6 +61,7 @@ class Trained:
     kept_epoch: int
     stopped: str | None
     train: Measurement
+    kl_per_latent: list[list[float]]
 
 
 def build(p: Parameters) -> VAE:
@@ -107,7 +110,7 @@ def train(
     initial_weights: Mapping[str, Tensor] | None = None,
     on_step: Callable[[int], None] = lambda step: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    on_resume: Callable[[list[Row]], None] = lambda history: None,
+    on_resume: Callable[[list[Row], list[list[float]]], None] = lambda history, kl_per_latent: None,
     on_message: Callable[[str], None] = print,
 ) -> Trained:
     """Trains a VAE and keeps its best epoch at the final KL weight.
@@ -116,7 +119,7 @@ def train(
         train_images, valid_images: uint8 (N, H, W, C).
         checkpoint_path: resumed from if it exists, written after every epoch.
         on_step: called with the number of steps done. on_epoch: after each new epoch. on_resume: with the
-            history so far, where training goes on from a checkpoint.
+            history and the KL per latent so far, where training goes on from a checkpoint.
 
     Raises:
         InputError: fewer training images than a batch, weights that do not fit, no memory on the GPU.
@@ -155,6 +158,7 @@ def train(
     judged = model if average is None else cast(VAE, average.module)
     control_state = control.start(p.kl, device)
     history: list[Row] = []
+    kl_per_epoch: list[list[float]] = []
     kept_epoch, kept_weights = 0, copy.deepcopy(judged.state_dict())
 
     # Resume from the last epoch that was completed.
@@ -170,7 +174,8 @@ def train(
             control_state = state["control"]
             history = state["history"]
             kept_epoch, kept_weights = state["kept_epoch"], state["kept_weights"]
-            on_resume(history)
+            kl_per_epoch = state["kl_per_latent"]
+            on_resume(history, kl_per_epoch)
             on_message(f"resumed after epoch {len(history)} of {p.train.epochs}")
 
     resident = _resident(train_images, device)
@@ -244,6 +249,7 @@ def train(
             "valid/informative_units": valid.informative_units(),
         }
         history.append(row)
+        kl_per_epoch.append(valid.kl_per_latent.tolist())
 
         # Keep what is best so far, write the checkpoint, tell.
         if chosen_epoch(history, p) == epoch + 1:
@@ -257,19 +263,21 @@ def train(
                     "average": None if average is None else average.state_dict(),
                     "control": control_state,
                     "history": history,
+                    "kl_per_latent": kl_per_epoch,
                     "kept_epoch": kept_epoch,
                     "kept_weights": kept_weights,
                 },
             )
         seconds = time.perf_counter() - started
-        on_epoch(Epoch(row, seconds, steps * p.train.batch_size / trained_seconds, judged, likelihood))
+        speed = steps * p.train.batch_size / trained_seconds
+        on_epoch(Epoch(row, seconds, speed, judged, likelihood, kl_per_epoch[-1]))
         stopped = why_stop(history, p)
 
     # Freeze the kept model with the likelihood that everything reported will use.
     judged.load_state_dict(kept_weights)
     likelihood = likelihood_of(objective, judged, measured_images, compute, p.seed)
     measured = measure(judged, measured_images, likelihood, compute, p.seed)
-    return Trained(judged, likelihood, history, kept_epoch, stopped, measured)
+    return Trained(judged, likelihood, history, kept_epoch, stopped, measured, kl_per_epoch)
 
 
 def learning_rate_factor(train: Train, progress: float) -> float:
