@@ -123,16 +123,18 @@ class Zoo:
         }
         if first.verdict.verdict == "healthy":
             return row
-        steps = [f"{name}={value}" for a in tried[1:] for name, value in a.changes.items()]
-        if last.prior is not None:
-            steps.append("fitted prior")
+        steps = [
+            f"{a.verdict.verdict} → {' '.join(f'{k}={v}' for k, v in a.verdict.remedy.items())}"
+            for a in tried
+        ]
+        steps = steps[: tried.index(last)] + ["a fitted prior"] * (last.prior is not None)
         mean_image = mean_image_elbo(p, train_images, valid_images)
         reached = remedy.calibrated_elbo(last)
         best = max(reached, self._best(values, case.best))
         skill = (reached - mean_image) / (best - mean_image)
         rescued = last.verdict.verdict == "healthy" and skill >= RESCUED_SKILL
         return row | {
-            "remedies": " ".join(dict.fromkeys(steps)),
+            "remedies": "; ".join(steps),
             "final_verdict": last.verdict.verdict,
             "skill": skill,
             "rescued": "yes" if rescued else "no",

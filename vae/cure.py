@@ -11,6 +11,7 @@ USUAL_LEARNING_RATE = 2e-3  # with Adam
 SMALL_LEARNING_RATE = 1e-4  # below it a training that has learnt nothing has hardly begun
 LEAST_NORMALISED = 8  # images: batch norm over fewer says more of the batch than of the image
 USUAL_BATCH = 32
+USUAL_WIDTH = 256
 IMAGES_A_LATENT = 4  # fewer training images than that, and most latents find nothing that holds for others
 
 
@@ -60,7 +61,7 @@ def gentler(p: Parameters, images: int) -> dict[str, Any]:
     if latents * IMAGES_A_LATENT > images:
         return {"model.latent_dim": max(images // IMAGES_A_LATENT, 1)}
     if p.model.architecture in ("mlp", "gated_mlp") and min(p.model.widths) < latents:
-        return {"model.widths": [max(width, 4 * latents) for width in p.model.widths]}
+        return {"model.widths": [max(width, 4 * latents, USUAL_WIDTH) for width in p.model.widths]}
     if p.train.learning_rate > USUAL_LEARNING_RATE:
         return {"train.learning_rate": USUAL_LEARNING_RATE}
     changes: dict[str, Any] = {"train.learning_rate": short(p.train.learning_rate / 4), **longer_ramp(p)}

@@ -17,6 +17,7 @@ NO_BETTER_THAN_MEAN = 0.95  # of the mean image's error
 PARTLY_COLLAPSED_SHARE = 0.4  # of the predicted KL
 PARTLY_COLLAPSED_EPOCHS = 5  # past the ramp, before a low KL counts
 FLAT_SHARE = 0.02  # of the whole fall of the training loss, over the last epochs
+KL_GROWS = 1.05  # over the last epochs
 PRIOR_GAP_SHARE = 0.4  # of the rate
 SMALLEST_BETA = 0.05
 OVERFITTED_SHARE = 0.25  # of what was learnt
@@ -199,11 +200,15 @@ def _partly_collapsed(p: Parameters, e: Evidence) -> Verdict | None:
     past_ramp = e.kept_epoch - first_final_epoch(p.kl, p.train.epochs)
     if e.valid.rate >= PARTLY_COLLAPSED_SHARE * expected or past_ramp < PARTLY_COLLAPSED_EPOCHS:
         return None
-    if not _settled(p, e):
+    final = [row for row in e.history if at_final_weight(row, p)]
+    flat = (
+        "training loss" if _settled(p, e) else "KL" if _grows_no_more([r["valid/kl"] for r in final]) else ""
+    )
+    if not flat:
         return None
     reason = (
         f"KL of {e.valid.rate:.3g} nats, under {PARTLY_COLLAPSED_SHARE:g} × the {expected:.3g} that "
-        f"linear theory expects, {past_ramp:.0f} epochs past the ramp and with a flat training loss"
+        f"linear theory expects, {past_ramp:.0f} epochs past the ramp and with a flat {flat}"
     )
     return Verdict(
         "partly_collapsed",
@@ -295,6 +300,13 @@ def _settled(p: Parameters, e: Evidence) -> bool:
     """Whether the training loss is flat, at the final KL weight."""
     final = [row["train/loss"] for row in e.history if at_final_weight(row, p)]
     return _flat(final, [row["train/loss"] for row in e.history])
+
+
+def _grows_no_more(final: list[float], epochs: int = PARTLY_COLLAPSED_EPOCHS) -> bool:
+    """Whether the last epochs, all at the final weight, have no more KL than those before them."""
+    if len(final) < 2 * epochs:
+        return False
+    return sum(final[-epochs:]) <= KL_GROWS * sum(final[-2 * epochs : -epochs])
 
 
 def _flat(final: list[float], losses: list[float], epochs: int = PARTLY_COLLAPSED_EPOCHS) -> bool:
