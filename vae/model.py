@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# exp(logvar) stays a number in every precision: a runaway encoder is then seen as a large KL, not as NaN.
-LOGVAR_MIN, LOGVAR_MAX = -20.0, 10.0
+# exp(±logvar) stays a number in every precision: a runaway encoder is then seen as a large KL, not as NaN.
+LOGVAR_MIN = -20.0
 
 
 class VAE(nn.Module):
@@ -25,6 +25,8 @@ class VAE(nn.Module):
         batch_norm: after each convolution or hidden layer.
         mean_batch_norm: γ of a batch norm on the posterior means, fixed; it keeps the rate above Z·γ²/2
             (Zhu 2020, section 3.2).
+        logvar_max: c, the ceiling of the posterior's ln σ². Below 0 no latent can become the prior: each costs at
+            least ½(exp(c) − 1 − c) nats, a committed rate (compare the δ-VAE of Razavi 2019).
         learned_sigma: the Gaussian noise of p(x|z) is a parameter of the model, `log_sigma`.
     """
 
@@ -36,11 +38,12 @@ class VAE(nn.Module):
         widths: list[int],
         batch_norm: bool,
         mean_batch_norm: float | None = None,
+        logvar_max: float = 10.0,  # also of models that were saved before it could be set
         learned_sigma: bool = False,
     ) -> None:
         super().__init__()
         build = {"conv": _convolutional, "mlp": _fully_connected, "gated_mlp": _gated}[architecture]
-        self.latent_dim = latent_dim
+        self.latent_dim, self.logvar_max = latent_dim, logvar_max
         self.encoder, features, self.decoder = build(image_shape, latent_dim, widths, batch_norm)
         self.posterior = nn.Linear(features, 2 * latent_dim)  # mu and logvar
         self.mean_norm = None
@@ -55,7 +58,7 @@ class VAE(nn.Module):
         mu, logvar = self.posterior(self.encoder(x)).float().chunk(2, dim=1)
         if self.mean_norm is not None:
             mu = self.mean_norm(mu)
-        return mu, logvar.clamp(LOGVAR_MIN, LOGVAR_MAX)
+        return mu, logvar.clamp(LOGVAR_MIN, self.logvar_max)
 
     def decode(self, z: Tensor) -> Tensor:
         """z: (B, Z) → (B, C, H, W), float32: the mean of a Gaussian p(x|z), the logits of a Bernoulli one."""

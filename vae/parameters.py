@@ -65,6 +65,7 @@ class Model(_Section):
     widths: list[Annotated[int, Field(ge=1, le=8192)]] = Field(min_length=1, max_length=8)
     batch_norm: bool
     mean_batch_norm: Annotated[float, Field(gt=0, le=10)] | None = None
+    logvar_max: float = Field(ge=-10, le=10, default=10.0)
 
 
 class Objective(_Section):

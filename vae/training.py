@@ -72,6 +72,7 @@ def build(p: Parameters) -> VAE:
             p.model.widths,
             p.model.batch_norm,
             p.model.mean_batch_norm,
+            p.model.logvar_max,
             learned_sigma=p.objective.sigma == "learned",
         )
 
