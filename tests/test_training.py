@@ -270,6 +270,12 @@ def test_a_ramp_longer_than_the_training_keeps_the_last_epoch() -> None:
     assert run(params({"kl.annealing_epochs": 50, "train.epochs": 3})).kept_epoch == 3
 
 
+def test_a_ramp_in_steps_is_the_same_ramp() -> None:
+    steps = run(params({"kl.annealing_steps": 6, "kl.annealing_epochs": 50, "train.epochs": 3}))
+    assert [row["kl_weight"] for row in steps.history] == pytest.approx([3 / 6, 1, 1])
+    assert_same_bits(steps, run(params({"kl.annealing_epochs": 1.5, "train.epochs": 3})))
+
+
 def test_patience_waits_for_the_ramp() -> None:
     p = params({
         "train.patience": 1, "train.epochs": 30, "kl.annealing_epochs": 4, "train.learning_rate": 0.03,

@@ -79,6 +79,7 @@ class KL(_Section):
     schedule: Literal["constant", "linear", "cosine", "sigmoid", "cyclical"]
     max_weight: Annotated[float, Field(ge=0, le=1e6)] | Literal["calibrated"]
     annealing_epochs: float = Field(ge=0)
+    annealing_steps: Annotated[int, Field(ge=1)] | None = None
     cycles: int = Field(ge=1, default=4)
     ratio: float = Field(gt=0, le=1, default=0.5)
     cycle_shape: Literal["linear", "cosine", "sigmoid"] = "linear"
@@ -147,6 +148,10 @@ class Train(_Section):
     initial_weights: str | None = None
     on_collapse: Literal["stop", "continue"] = "stop"
     remedy_attempts: int = Field(ge=0, default=2)
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Full batches only: a rest of one or two images makes batch norm's statistics meaningless."""
+        return images // self.batch_size
 
 
 class Monitor(_Section):
@@ -229,6 +234,18 @@ class Parameters(_Section):
 def with_weight(p: Parameters, weight: float) -> Parameters:
     """The same parameters with `kl.max_weight` a number."""
     return p.model_copy(update={"kl": p.kl.model_copy(update={"max_weight": weight})})
+
+
+def with_ramp(p: Parameters, steps_per_epoch: int) -> Parameters:
+    """The same parameters with `kl.annealing_epochs` as long as `kl.annealing_steps`, which is null then.
+
+    Progress is step / steps_per_epoch, so the ramp ends at exactly this step.
+    """
+    if p.kl.annealing_steps is None:
+        return p
+    # Training refuses an epoch without a full batch, and says why.
+    ramp = {"annealing_epochs": p.kl.annealing_steps / max(steps_per_epoch, 1), "annealing_steps": None}
+    return p.model_copy(update={"kl": p.kl.model_copy(update=ramp)})
 
 
 def parse(values: Mapping[str, Any], origin: str = "params.yaml") -> Parameters:

@@ -20,14 +20,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vae import checkpoint, control
 from vae.annealing import kl_weight
 from vae.baseline import MeanImage
-from vae.batches import epoch_order, for_measuring, generator, steps_per_epoch, to_pixels
+from vae.batches import epoch_order, for_measuring, generator, to_pixels
 from vae.devices import Compute
 from vae.diagnostics import Measurement, fitted_sigma, measure
 from vae.errors import InputError
 from vae.history import Row, chosen_epoch, why_stop
 from vae.model import VAE, to_device
 from vae.objective import Likelihood, Objective, kl_per_latent, optimal_sigma, squared_error
-from vae.parameters import Parameters, Train
+from vae.parameters import Parameters, Train, with_ramp
 
 SIGMA_IMAGES = 2048  # of the training split, for the σ of each epoch's validation
 
@@ -122,7 +122,8 @@ def train(
     Raises:
         InputError: fewer training images than a batch, weights that do not fit, no memory on the GPU.
     """
-    steps = steps_per_epoch(len(train_images), p.train.batch_size)
+    steps = p.train.steps_per_epoch(len(train_images))
+    p = with_ramp(p, steps)
     if steps == 0 or (p.model.batch_norm and p.train.batch_size < 2):
         raise InputError(_batch_problem(p, len(train_images)))
     if len(valid_images) < 2:
