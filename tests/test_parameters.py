@@ -162,6 +162,7 @@ def test_what_is_allowed(changes: dict[str, Any]) -> None:
         ("train.ema", 1.0, "less than 1"),
         ("train.patience", 0, "greater than or equal to 1"),
         ("train.gradient_clip", 0, "greater than 0"),
+        ("train.aggressive_encoder", 1, "boolean"),
         ("train.device", "tpu", "cuda"),
         ("train.precision", "fp16", "'bf16'"),
         ("train.compile", "yes", "'auto'"),

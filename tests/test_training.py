@@ -110,6 +110,12 @@ def interrupted(p: Parameters, path: Path, steps: list[int], epochs: list[int]) 
     [
         {},
         {"train.ema": 0.9},
+        {
+            "train.aggressive_encoder": True,  # on in the first epochs, off in the last
+            "kl.schedule": "constant",
+            "kl.max_weight": 12.0,
+            "data.augment": "flip",
+        },
         {"kl.schedule": "cyclical", "kl.cycles": 2, "kl.ratio": 0.5},
         {"data.binarise": "dynamic", "objective.likelihood": "bernoulli"},
         {"data.augment": "flip", "train.learning_rate_schedule": "cosine", "train.weight_decay": 0.1},

@@ -140,6 +140,7 @@ class Train(_Section):
     weight_decay: float = Field(ge=0, default=0.0)
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    aggressive_encoder: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     compile: Literal["auto"] | bool = "auto"
@@ -221,6 +222,18 @@ class Parameters(_Section):
                     f"objective.importance_samples_train = {objective.importance_samples_train} goes with a "
                     "schedule alone: its bound has no rate for a control or free bits to act on"
                 )
+        if self.train.aggressive_encoder and objective.importance_samples_train > 1:
+            raise ValueError(
+                "train.aggressive_encoder = true with objective.importance_samples_train = "
+                f"{objective.importance_samples_train}: the more samples, the less the bound asks of the encoder; "
+                "set one of them to its default"
+            )
+        if self.train.aggressive_encoder and self.kl.control in ("pi", "geco"):
+            target = "target_kl" if self.kl.control == "pi" else "reconstruction_target"
+            raise ValueError(
+                f"train.aggressive_encoder = true with kl.{target} = {getattr(self.kl, target):g}: the encoder can not "
+                f"converge on an objective that a controller moves; set kl.{target} to null"
+            )
         if objective.reduction == "mean" and self.kl.max_weight == 0 and objective.likelihood == "gaussian":
             raise ValueError(
                 "kl.max_weight = 0 with objective.reduction = mean is an autoencoder: its likelihood has no "
