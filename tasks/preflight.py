@@ -116,6 +116,11 @@ def warnings(
             f"model.latent_dim = {p.model.latent_dim} for {spectrum.images} training images: "
             "the prediction is too high where latents are nearly as many as images"
         )
+    if p.model.architecture == "autoregressive":
+        found.append(
+            "model.architecture = autoregressive: the decoder explains pixels by those before them, so the latents may "
+            "die at a far lower kl.max_weight than linear theory says"
+        )
     if p.objective.likelihood == "bernoulli" and p.data.binarise == "none":
         found.append(
             "a Bernoulli likelihood on grey pixels is not normalised: its ELBO is a cross-entropy bound, "

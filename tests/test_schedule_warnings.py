@@ -72,6 +72,13 @@ def test_the_length_of_the_training_changes_nothing() -> None:
     np.testing.assert_equal(one, other)
 
 
+def test_a_decoder_that_sees_pixels_is_told() -> None:
+    words = "the latents may die at a far lower kl.max_weight"
+    assert not told(result(), words)
+    p = params({"model.architecture": "autoregressive"})
+    assert told(predicted(p, Objective.of(p), SPECTRUM), words)
+
+
 def test_a_controller_is_told_of_bounds_that_its_set_point_does_not_fit() -> None:
     needed = preflight.collapse_weight(SPECTRUM, Objective.of(params()), nats=2.5)
     assert preflight.predict(SPECTRUM, Objective.of(params()), needed).kl == pytest.approx(2.5, rel=1e-3)

@@ -110,6 +110,7 @@ def interrupted(p: Parameters, path: Path, steps: list[int], epochs: list[int]) 
     [
         {},
         {"train.ema": 0.9},
+        {"model.architecture": "autoregressive", "train.ema": 0.9},
         {
             "train.aggressive_encoder": True,  # on in the first epochs, off in the last
             "kl.schedule": "constant",

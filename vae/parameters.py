@@ -60,7 +60,7 @@ class Data(_Section):
 
 
 class Model(_Section):
-    architecture: Literal["conv", "mlp", "gated_mlp"]
+    architecture: Literal["conv", "mlp", "gated_mlp", "autoregressive"]
     latent_dim: int = Field(ge=1, le=4096)
     widths: list[Annotated[int, Field(ge=1, le=8192)]] = Field(min_length=1, max_length=8)
     batch_norm: bool
@@ -185,7 +185,7 @@ class Parameters(_Section):
     def _parts_go_together(self) -> "Parameters":
         height, width = self.data.image_size
         depth = len(self.model.widths)
-        if self.model.architecture == "conv" and min(height, width) < 2**depth:
+        if self.model.architecture in ("conv", "autoregressive") and min(height, width) < 2**depth:
             raise ValueError(
                 f"model.widths = {self.model.widths} halves the image {depth} times, too often for "
                 f"data.image_size = {height}×{width}; "

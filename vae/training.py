@@ -76,6 +76,7 @@ def build(p: Parameters) -> VAE:
             p.model.mean_batch_norm,
             p.model.logvar_max,
             learned_sigma=p.objective.sigma == "learned",
+            likelihood=p.objective.likelihood,
         )
 
 
@@ -357,8 +358,9 @@ def _importance_weighted_loss(
     """
     mu, logvar = model.encode(x)
     z = mu + torch.exp(0.5 * logvar) * noise
-    output = model.decode(z.flatten(0, 1))
-    log_likelihood = objective.log_weights(x.repeat(len(noise), 1, 1, 1), output, model.log_sigma)
+    repeated = x.repeat(len(noise), 1, 1, 1)
+    output = model.decode(z.flatten(0, 1), repeated)
+    log_likelihood = objective.log_weights(repeated, output, model.log_sigma)
     log_likelihood = log_likelihood.view(len(noise), len(x))
     log_ratio = 0.5 * (noise.square() + logvar - z.square()).sum(2)
     bound = torch.logsumexp(log_likelihood + beta * log_ratio, 0) - math.log(len(noise))
