@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from tasks import workspace
-from vae import devices, diagnostics, saved
+from vae import devices, diagnostics, parameters, saved
 from vae.annealing import first_final_epoch
 from vae.baseline import MeanImage
 from vae.batches import for_measuring, open_images
@@ -14,7 +14,7 @@ from vae.diagnostics import Measurement
 from vae.errors import InputError
 from vae.history import Row
 from vae.objective import Objective, effective_beta
-from vae.parameters import Parameters
+from vae.parameters import KL, Parameters
 from vae.rounding import rounded
 from vae.saved import Saved
 from vae.verdict import Evidence, judge
@@ -44,12 +44,20 @@ def main() -> None:
         kept_epoch=model.kept_epoch,
     )
     result = report(p, model, evidence)
+    result["recommendations"] = followable(result["recommendations"], parameters.load(workspace.PARAMS).kl)
     workspace.write_json(workspace.MONITOR, rounded(result))
 
     print(f"verdict: {result['verdict']}. {result['summary']}")
     for name in ("reasons", "recommendations", "warnings"):
         for line in result[name]:
             print(f"  {name[:-1]}: {line}")
+
+
+def followable(recommendations: list[str], kl: KL) -> list[str]:
+    """With what else has to change in the parameters as they were written: a ramp in steps goes before epochs."""
+    if kl.annealing_steps is None or not any("kl.annealing_epochs" in line for line in recommendations):
+        return recommendations
+    return [*recommendations, "set kl.annealing_steps to null"]
 
 
 def check_agreement(model: Saved, valid: Measurement, history: list[Row]) -> None:

@@ -21,7 +21,7 @@ from tasks.lock import hold
 from vae import checkpoint, devices, diagnostics, parameters, saved, training
 from vae.annealing import first_final_epoch
 from vae.baseline import MeanImage
-from vae.batches import for_measuring, open_images, steps_per_epoch
+from vae.batches import for_measuring, open_images
 from vae.devices import Compute
 from vae.errors import InputError
 from vae.grids import reconstruction_grid
@@ -87,7 +87,8 @@ def run(
     if ramp_end >= p.train.epochs:
         print(
             f"WARNING: the KL ramp ends after epoch {ramp_end:g} and the training after {p.train.epochs}: no epoch is "
-            "trained at the final weight, so the last one will be kept; lower kl.annealing_epochs"
+            "trained at the final weight, so the last one will be kept; "
+            "lower kl.annealing_epochs, or kl.annealing_steps where it is set"
         )
     run_id = checkpoints / "mlflow_run_id"
     tags = {
@@ -102,7 +103,7 @@ def run(
         checkpoints.mkdir(parents=True, exist_ok=True)
         run_id.write_text(mlflow_run.info.run_id)
         tracking.log_inputs(parameters.load(workspace.PARAMS), train_images, valid_images)
-        with progress(p.train.epochs * steps_per_epoch(len(train_images), p.train.batch_size)) as (step, say):
+        with progress(p.train.epochs * p.train.steps_per_epoch(len(train_images))) as (step, say):
             trained = training.train(
                 p,
                 train_images,

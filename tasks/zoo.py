@@ -127,7 +127,9 @@ class Zoo:
             f"{a.verdict.verdict} → {' '.join(f'{k}={v}' for k, v in a.verdict.remedy.items())}"
             for a in tried
         ]
-        steps = steps[: tried.index(last)] + ["a fitted prior"] * (last.prior is not None)
+        steps = steps[: tried.index(last)]
+        if last.prior is not None:
+            steps[-1] = "a fitted prior"
         mean_image = mean_image_elbo(p, train_images, valid_images)
         reached = remedy.calibrated_elbo(last)
         best = max(reached, self._best(values, case.best))
@@ -181,6 +183,7 @@ class Zoo:
         drawn, bernoulli = p.data.binarise == "dynamic", p.objective.likelihood == "bernoulli"
         spectrum = preflight.spectrum(train_images, p.model.latent_dim, bernoulli, drawn, p.seed)
         p = preflight.with_calibrated_weight(p, spectrum)
+        p = parameters.with_ramp(p, p.train.steps_per_epoch(len(train_images)))
         return p, train_images, valid_images, spectrum
 
 

@@ -47,7 +47,7 @@ class ByHand(nn.Module):
         mu = x.flatten(1)[:, : self.latent_dim] * self.slopes
         return mu, self.logvar.expand_as(mu)
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
         return self.decoder(z).reshape(-1, 1, 1, 1).expand(-1, 1, SIDE, SIDE)
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:

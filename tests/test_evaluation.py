@@ -40,7 +40,7 @@ class Linear(nn.Module):
         mu = (x.flatten(1) - self.offset) @ self.mu_of
         return mu, self.logvar.expand_as(mu)
 
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
+    def decode(self, z: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
         return (z @ self.weight.T + self.offset).reshape(-1, 1, SIDE, SIDE)
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -111,6 +111,13 @@ def interrupted(p: Parameters, path: Path, steps: list[int], epochs: list[int]) 
     [
         {},
         {"train.ema": 0.9},
+        {"model.architecture": "autoregressive", "train.ema": 0.9},
+        {
+            "train.aggressive_encoder": True,  # on in the first epochs, off in the last
+            "kl.schedule": "constant",
+            "kl.max_weight": 12.0,
+            "data.augment": "flip",
+        },
         {"kl.schedule": "cyclical", "kl.cycles": 2, "kl.ratio": 0.5},
         {"data.binarise": "dynamic", "objective.likelihood": "bernoulli"},
         {"data.augment": "flip", "train.learning_rate_schedule": "cosine", "train.weight_decay": 0.1},
@@ -270,6 +277,12 @@ def _changes_of(p: Parameters) -> dict[str, Any]:
 
 def test_a_ramp_longer_than_the_training_keeps_the_last_epoch() -> None:
     assert run(params({"kl.annealing_epochs": 50, "train.epochs": 3})).kept_epoch == 3
+
+
+def test_a_ramp_in_steps_is_the_same_ramp() -> None:
+    steps = run(params({"kl.annealing_steps": 6, "kl.annealing_epochs": 50, "train.epochs": 3}))
+    assert [row["kl_weight"] for row in steps.history] == pytest.approx([3 / 6, 1, 1])
+    assert_same_bits(steps, run(params({"kl.annealing_epochs": 1.5, "train.epochs": 3})))
 
 
 def test_patience_waits_for_the_ramp() -> None:

@@ -24,7 +24,8 @@ class Measurement:
     Attributes:
         images: how many.
         distortion: −E_q[ln p(x|z)], z sampled.
-        mse: mean squared error of a pixel in [0, 1], with z = μ. mse_sampled: with z sampled.
+        mse: mean squared error of a pixel in [0, 1], with z = μ. mse_sampled: with z sampled. Of an autoregressive
+            decoder both are of each pixel given those before it in the image itself (teacher forcing).
         kl_per_latent: (Z,), averaged over images.
         mean_variance: (Z,), Var_x(E_q[z_j|x]).
         aggregate_mean, aggregate_variance: (Z,), of q(z_j) over the split.
@@ -114,7 +115,7 @@ def measure(
         )
         with compute.autocast():
             output, mu, logvar = model(x, noise)
-            central = model.decode(mu)
+            central = model.decode(mu, x)
         add("distortion", -likelihood.log_prob(x, output))
         add("sampled", squared_error(x, likelihood.mean(output)))
         add("central", squared_error(x, likelihood.mean(central)))
@@ -176,7 +177,10 @@ def encode(model: VAE, images: np.ndarray | Tensor, compute: Compute) -> tuple[n
 def reconstruct(
     model: VAE, images: np.ndarray | Tensor, likelihood: Likelihood, compute: Compute
 ) -> np.ndarray:
-    """The mean of p(x|z = μ): uint8 (N, H, W, C) → uint8 of the same shape."""
+    """The mean of p(x|z = μ): uint8 (N, H, W, C) → uint8 of the same shape.
+
+    An autoregressive decoder draws it from μ alone, without a look at the image.
+    """
     parts = []
     for x in _batches(model, images, compute.device):
         with compute.autocast():
@@ -199,7 +203,7 @@ def elbo_per_image(
             for _ in range(samples):
                 noise = torch.randn(mu.shape, generator=random, device=compute.device)
                 log_prob += (
-                    likelihood.log_prob(x, model.decode(mu + torch.exp(0.5 * logvar) * noise)) / samples
+                    likelihood.log_prob(x, model.decode(mu + torch.exp(0.5 * logvar) * noise, x)) / samples
                 )
         parts.append((log_prob - kl_per_latent(mu, logvar).sum(1)).cpu().numpy())
     return np.concatenate(parts)

@@ -197,7 +197,7 @@ def importance_weighted_bound(
             noise = kept * torch.randn(mu.shape, generator=random, device=compute.device)
             z = mu + std * noise
             with compute.autocast():
-                output = model.decode(z)
+                output = model.decode(z, x)
             # ln p(z) − ln q(z|x): the normalisers cancel but for ln σ
             log_ratio = 0.5 * (noise.double().square() + logvar.double() - z.double().square()).sum(1)
             log_sum = torch.logaddexp(log_sum, likelihood.log_prob(x, output).double() + log_ratio)
@@ -209,12 +209,15 @@ def importance_weighted_bound(
 def central_quality(
     model: VAE, images: NDArray[np.uint8] | Tensor, likelihood: Likelihood, compute: Compute
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean squared error and SSIM of every image with z = μ: (N,) each."""
+    """Mean squared error and SSIM of every image with z = μ: (N,) each.
+
+    Of an autoregressive decoder, as `Measurement.mse`: each pixel is predicted from those before it in the image.
+    """
     model.eval()
     errors, similarities = [], []
     for x in in_order(images, BATCH, compute.device):
         with compute.autocast():
-            mean = likelihood.mean(model.decode(model.encode(x)[0]))
+            mean = likelihood.mean(model.decode(model.encode(x)[0], x))
         errors.append((x - mean).double().square().flatten(1).mean(1).cpu())
         similarities.append(ssim(mean, x).double().cpu())
     return torch.cat(errors).numpy(), torch.cat(similarities).numpy()

@@ -31,7 +31,7 @@ class Attempt:
     Attributes:
         changes: of the user's parameters, by name, with their values; none in the first attempt.
         parameters: with these changes.
-        prior: fitted to the latents where only the prior was at fault.
+        prior: fitted to the latents of the attempt before, whose model this is, where only the prior was at fault.
     """
 
     changes: dict[str, Any]
@@ -62,16 +62,15 @@ def attempts(
     reason = "the parameters as they are"
     while True:
         now = changed(p, changes)
+        restarts_left = p.train.remedy_attempts - len(tried)
         trained = train(now, len(tried), reason)
         evidence = evidence_of(now, trained, spectrum, train_images, valid_images, compute)
-        attempt = Attempt(dict(changes), now, trained, evidence, judge(now, evidence))
-        verdict = attempt.verdict
-        restarts_left = len(tried) < p.train.remedy_attempts
-        if verdict.verdict == "under_regularised" and (not restarts_left or only_the_prior(now, evidence)):
+        verdict = judge(now, evidence)
+        tried.append(Attempt(dict(changes), now, trained, evidence, verdict))
+        if verdict.verdict == "under_regularised" and (not restarts_left or only_the_prior(now, verdict)):
             on_message(f"{verdict.verdict}: {'; '.join(verdict.reasons)}; fitting a prior to the latents")
-            attempt = with_fitted_prior(attempt, train_images, valid_images, compute)
-            verdict = attempt.verdict
-        tried.append(attempt)
+            tried.append(with_fitted_prior(tried[-1], train_images, valid_images, compute))
+            return tried
         if verdict.verdict == "healthy" or not verdict.remedy or not restarts_left:
             return tried
         try:
@@ -127,9 +126,10 @@ def evidence_of(
     )
 
 
-def only_the_prior(p: Parameters, e: Evidence) -> bool:
-    """Whether the KL weight is not at fault: it is what the ELBO asks for, or a control's business."""
-    return p.kl.control != "schedule" or p.kl.weight >= e.predicted["calibrated_kl_weight"]
+def only_the_prior(p: Parameters, verdict: Verdict) -> bool:
+    """Whether all that is left to do is to raise a weight that is the ELBO's own already, or that a control sets."""
+    as_the_elbo = p.objective.reduction == "sum" and isinstance(p.objective.sigma, str) and p.kl.weight >= 1
+    return set(verdict.remedy) == {"kl.max_weight"} and (p.kl.control != "schedule" or as_the_elbo)
 
 
 def with_fitted_prior(

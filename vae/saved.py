@@ -96,7 +96,12 @@ def load(folder: Path, device: torch.device | None = None) -> Saved:
         _check(config)
         weights = read_weights(folder / WEIGHTS)
         shape = tuple(config["image_shape"])
-        model = VAE(shape, learned_sigma="log_sigma" in weights, **config["model"])
+        model = VAE(
+            shape,
+            learned_sigma="log_sigma" in weights,
+            likelihood=config["likelihood"]["kind"],
+            **config["model"],
+        )
         model.load_state_dict(weights)
         model = to_device(model, device or torch.device("cpu"))
         return Saved(
