@@ -151,8 +151,9 @@ class Zoo:
         if key not in self.best:
             p, train_images, valid_images, spectrum = self._prepared(values)
             p = remedy.changed(p, {"train.remedy_attempts": 0})
-            (only,) = self._attempts(p, spectrum, train_images, valid_images)
-            self.best[key] = remedy.calibrated_elbo(only)
+            self.best[key] = remedy.calibrated_elbo(
+                self._attempts(p, spectrum, train_images, valid_images)[0]
+            )
         return self.best[key]
 
     def _attempts(

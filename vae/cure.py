@@ -10,6 +10,7 @@ from vae.parameters import Parameters
 USUAL_LEARNING_RATE = 2e-3  # with Adam
 SMALL_LEARNING_RATE = 1e-4  # below it a training that has learnt nothing has hardly begun
 LEAST_NORMALISED = 8  # images: batch norm over fewer says more of the batch than of the image
+USUAL_CLIP = 100.0  # of the norm of the gradient, in nats
 USUAL_BATCH = 32
 USUAL_WIDTH = 256
 IMAGES_A_LATENT = 4  # fewer training images than that, and most latents find nothing that holds for others
@@ -42,15 +43,23 @@ def higher_weight(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]
     return changes or {"kl.max_weight": short(2 * p.kl.weight)}
 
 
-def higher_target(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
-    """What the images hold at the calibrated weight, as the target of the control that asked for less."""
-    kl, mse = predicted["calibrated_kl"], predicted["calibrated_mse"]
-    match p.kl.control:
-        case "capacity":
-            return {"kl.capacity": short(kl)}
-        case "pi":
-            return {"kl.target_kl": short(kl)}
-    return {"kl.reconstruction_target": short(math.sqrt(mse))}
+def without_target(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
+    """A control that was asked for next to nothing, switched off."""
+    name = {"capacity": "capacity", "pi": "target_kl", "geco": "reconstruction_target"}[p.kl.control]
+    return {f"kl.{name}": None, **elbo(p, predicted)}
+
+
+def gentler_clip(p: Parameters) -> dict[str, Any]:
+    """The default's clipping where there is less, else a tenth of what there is."""
+    if p.train.gradient_clip is None or p.train.gradient_clip > USUAL_CLIP:
+        return {"train.gradient_clip": USUAL_CLIP}
+    return {"train.gradient_clip": short(p.train.gradient_clip / 10)}
+
+
+def normalised(p: Parameters) -> dict[str, Any]:
+    """Batch norm in a convolutional network without: what else keeps latents from dying in the first steps."""
+    lacks = p.model.architecture == "conv" and not p.model.batch_norm
+    return {"model.batch_norm": True} if lacks and p.train.batch_size >= LEAST_NORMALISED else {}
 
 
 def gentler(p: Parameters, images: int) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _diverged(p: Parameters, e: Evidence) -> Verdict | None:
         "train.learning_rate": cure.short(min(p.train.learning_rate / 10, cure.USUAL_LEARNING_RATE))
     }
     if (p.train.gradient_clip or math.inf) > 1:
-        remedy["train.gradient_clip"] = 1.0
+        remedy |= cure.gentler_clip(p)
     elif p.train.precision != "fp32":
         remedy["train.precision"] = "fp32"
     if p.kl.control == "schedule" and effective_beta(Objective.of(p), e.mean_image_mse) < SMALLEST_BETA:
@@ -145,7 +145,7 @@ def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
     steps = steps_at_final_weight(e.history, p)
     if p.kl.control != "schedule" and _expected(e) < COLLAPSED_BELOW_NATS:
         reasons.append(f"the control (kl.{p.kl.control}) was asked for a rate of {_expected(e):.2g} nats")
-        return Verdict("collapsed", summary, reasons, cure.higher_target(p, e.predicted))
+        return Verdict("collapsed", summary, reasons, cure.without_target(p, e.predicted))
     if p.kl.control == "schedule" and p.kl.weight >= collapse_weight:
         reasons.append(
             f"kl.max_weight = {p.kl.weight:g} is not below {collapse_weight:.3g}, "
@@ -158,10 +158,11 @@ def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
                 reasons,
                 advice=["give other images in data.path: these are all the same"],
             )
-        return Verdict("collapsed", summary, reasons, cure.elbo(p, e.predicted))
+        return Verdict("collapsed", summary, reasons, cure.elbo(p, e.predicted) | cure.normalised(p))
     if p.model.architecture == "autoregressive":
         reasons.append("an autoregressive decoder can do without latents: it sees the pixels before each one")
-        return Verdict("collapsed", summary, reasons, {"kl.free_bits": cure.more_free_bits(p)})
+        remedy = cure.elbo(p, e.predicted) or {"kl.free_bits": cure.more_free_bits(p)}
+        return Verdict("collapsed", summary, reasons, remedy)
     if steps < ALARM_STEPS:
         reasons.append(
             f"only {steps:.0f} steps were trained at the final KL weight, too few to tell a collapse from a slow start"
