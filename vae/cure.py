@@ -13,7 +13,7 @@ LEAST_NORMALISED = 8  # images: batch norm over fewer says more of the batch tha
 USUAL_CLIP = 100.0  # of the norm of the gradient, in nats
 USUAL_BATCH = 32
 USUAL_WIDTH = 256
-IMAGES_A_LATENT = 4  # fewer training images than that, and most latents find nothing that holds for others
+IMAGES_A_LATENT = 2  # with fewer training images than that most latents find nothing that holds for others
 
 
 def elbo(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:

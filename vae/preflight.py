@@ -8,7 +8,7 @@ many latents live. A deep VAE is not linear, but the prediction is close where i
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -119,8 +119,11 @@ def expectations(p: Parameters, spectrum: Spectrum) -> dict[str, Any]:
 
     KL in nats per image; `predicted_kl` is None without a KL term, which leaves it no bound. `calibrated_kl` and
     `calibrated_mse` are those of the calibrated weight, whatever the weight or the control.
+
+    spectrum: of at least as many latents as the parameters have.
     """
     objective = Objective.of(p)
+    spectrum = replace(spectrum, eigenvalues=spectrum.eigenvalues[: p.model.latent_dim])
     is_steered = p.kl.control != "schedule"
     prediction = (
         steered(spectrum, objective, p.kl) if is_steered else predict(spectrum, objective, p.kl.weight)

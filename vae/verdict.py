@@ -112,13 +112,15 @@ def _diverged(p: Parameters, e: Evidence) -> Verdict | None:
             )
     if not reason:
         return None
-    remedy: dict[str, Any] = {
-        "train.learning_rate": cure.short(min(p.train.learning_rate / 10, cure.USUAL_LEARNING_RATE))
-    }
-    if (p.train.gradient_clip or math.inf) > 1:
-        remedy |= cure.gentler_clip(p)
-    elif p.train.precision != "fp32":
-        remedy["train.precision"] = "fp32"
+    remedy: dict[str, Any] = {}
+    if p.train.learning_rate > cure.USUAL_LEARNING_RATE:
+        remedy["train.learning_rate"] = cure.USUAL_LEARNING_RATE
+    else:
+        remedy["train.learning_rate"] = cure.short(p.train.learning_rate / 10)
+        if (p.train.gradient_clip or math.inf) > 1:
+            remedy |= cure.gentler_clip(p)
+        elif p.train.precision != "fp32":
+            remedy["train.precision"] = "fp32"
     if p.kl.control == "schedule" and effective_beta(Objective.of(p), e.mean_image_mse) < SMALLEST_BETA:
         remedy |= cure.elbo(p, e.predicted)  # without a KL term nothing holds the posterior back
     return Verdict("diverged", summary, [reason], remedy)
