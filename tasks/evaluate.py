@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks import workspace
-from vae import evaluation, grids, pictures, plots, report, saved
+from vae import evaluation, grids, parameters, pictures, plots, report, saved
 from vae.annealing import first_final_epoch
 from vae.batches import open_images
 from vae.devices import Compute, choose
@@ -31,6 +31,7 @@ def main() -> None:
     p = workspace.load_parameters()
     device = choose(p.train).device
     model = saved.load(workspace.MODEL, device)
+    p = parameters.changed(p, model.changes)
     monitor = workspace.read_json(workspace.MONITOR)
     facts, latents = evaluate(p, model, model.compute(device), monitor)
 
@@ -155,7 +156,9 @@ def draw(
     yield Picture(
         "Samples",
         "samples.png",
-        f"{SAMPLES} images decoded from z drawn from the prior N(0, 1): what the model takes images to be. "
+        f"{SAMPLES} images decoded from z drawn from "
+        + ("the prior N(0, 1)" if model.prior is None else "the mixture fitted to the latents after training")
+        + ": what the model takes images to be. "
         + _about_samples(verdict),
         grids.png(grids.grid(pictures.samples(model, SAMPLES, compute, p.seed), columns=8)),
     )

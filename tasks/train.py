@@ -3,10 +3,11 @@
 import functools
 import hashlib
 import json
+import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from tasks import lineage, workspace
 from tasks.lock import hold
-from vae import checkpoint, devices, diagnostics, parameters, saved, training
+from vae import checkpoint, devices, diagnostics, parameters, preflight, remedy, saved, training
 from vae.annealing import first_final_epoch
 from vae.baseline import MeanImage
 from vae.batches import for_measuring, open_images
@@ -27,7 +28,8 @@ from vae.errors import InputError
 from vae.grids import reconstruction_grid
 from vae.history import HISTORY, Row
 from vae.images import Preprocessing
-from vae.parameters import Parameters
+from vae.parameters import Monitor, Parameters
+from vae.remedy import Attempt
 from vae.rounding import rounded
 from vae.training import Epoch, Trained
 
@@ -90,41 +92,76 @@ def run(
             "trained at the final weight, so the last one will be kept; "
             "lower kl.annealing_epochs, or kl.annealing_steps where it is set"
         )
-    run_id = checkpoints / "mlflow_run_id"
     tags = {
         **lineage.git(),
         **lineage.data(),
         **lineage.flow(),
         **{f"compute.{name}": value for name, value in compute.describe().items()},
     }
-    name = os.environ.get(lineage.FLOW_RUN_NAME)
-    resume = run_id.read_text() if run_id.exists() else None
-    with tracking.training_run(name, resume, tags) as mlflow_run:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        run_id.write_text(mlflow_run.info.run_id)
-        tracking.log_inputs(parameters.load(workspace.PARAMS), train_images, valid_images)
-        with progress(p.train.epochs * p.train.steps_per_epoch(len(train_images))) as (step, say):
-            trained = training.train(
-                p,
+
+    def train(now: Parameters, checkpoints: Path) -> Trained:
+        with progress(now.train.epochs * now.train.steps_per_epoch(len(train_images))) as (step, say):
+            return training.train(
+                now,
                 train_images,
                 valid_images,
                 compute,
                 checkpoint_path=checkpoints / "state.pt",
-                initial_weights=initial,
+                initial_weights=None if now.model != p.model else initial,
                 on_step=step,
-                on_epoch=lambda epoch: _tell(epoch, p, valid_images, compute, say),
+                on_epoch=lambda epoch: _tell(epoch, now, valid_images, compute, say),
                 on_resume=_catch_up,
                 on_message=say,
             )
+
+    def attempt(now: Parameters, number: int, reason: str) -> Trained:
+        place = checkpoints / f"attempt-{number}"
+        why = {"attempt": str(number), "reason": reason}
+        with tracking.training_run(f"attempt {number}", place / "mlflow_run_id", why, nested=True):
+            return train(now, place)
+
+    name = os.environ.get(lineage.FLOW_RUN_NAME)
+    with tracking.training_run(name, checkpoints / "mlflow_run_id", tags):
+        tracking.log_inputs(parameters.load(workspace.PARAMS), train_images, valid_images)
+        if p.train.on_collapse == "remedy":
+            tried = remedied(p, train_images, valid_images, compute, attempt)
+            kept = remedy.best(tried)
+            trained, sha256 = kept.trained, write_model(kept.parameters, kept.trained, compute, tried)
+            tracking.log_missing(trained.history)
+            tracking.log_attempt(kept.verdict.verdict, kept.verdict.reasons, changes_in_words(kept.changes))
+        else:
+            trained = train(p, checkpoints)
+            sha256 = write_model(p, trained, compute, [])
         write_history(trained.history, trained.kl_per_latent)
-        sha256 = write_model(p, trained, compute)
         tracking.log_weights(sha256, trained.kept_epoch, trained.stopped)
-    checkpoint.remove(checkpoints / "state.pt")
+    for state in (checkpoints / "state.pt", *checkpoints.glob("attempt-*/state.pt")):
+        checkpoint.remove(state)
     if trained.stopped:
         print(f"training stopped early: {trained.stopped}")
     print(
         f"kept epoch {trained.kept_epoch} of {len(trained.history)}; weights {sha256[:12]} in {workspace.MODEL}"
     )
+
+
+def remedied(
+    p: Parameters,
+    train_images: np.ndarray,
+    valid_images: np.ndarray,
+    compute: Compute,
+    train: Callable[[Parameters, int, str], Trained],
+) -> list[Attempt]:
+    """All attempts, each judged as monitor judges, but by the usual thresholds of an active unit.
+
+    An attempt that had ended before an interruption is found in its checkpoint, which holds its last epoch.
+    """
+    pixels = math.prod(p.data.image_shape)
+    spectrum = preflight.spectrum_of(workspace.read_json(workspace.PREFLIGHT), pixels)
+    p = p.model_copy(update={"monitor": Monitor()})
+    return remedy.attempts(p, spectrum, train_images, valid_images, compute, train)
+
+
+def changes_in_words(changes: Mapping[str, Any]) -> list[str]:
+    return [f"{name} = {value}" for name, value in changes.items()]
 
 
 def run_key(p: Parameters, compute: Compute) -> str:
@@ -159,7 +196,10 @@ def latent_row(epoch: int, kl_per_latent: list[float]) -> Row:
     return {"epoch": epoch, **{f"z{j}": kl for j, kl in enumerate(kl_per_latent)}}
 
 
-def write_model(p: Parameters, trained: Trained, compute: Compute) -> str:
+def write_model(p: Parameters, trained: Trained, compute: Compute, tried: list[Attempt]) -> str:
+    """The kept model, with the attempts before it, if any; returns the hash of its weights."""
+    kept = remedy.best(tried) if tried else None
+    before = tried[: tried.index(kept)] if kept else []
     measured, train_images = trained.train, for_measuring(open_images(workspace.images("train")), p)
     mean_image = MeanImage.of(train_images)
     return saved.save(
@@ -184,6 +224,17 @@ def write_model(p: Parameters, trained: Trained, compute: Compute) -> str:
                 "mean_image_mse": mean_image.mse(train_images),
             }
         ),
+        changes=kept.changes if kept else {},
+        remedies=[
+            {
+                "verdict": attempt.verdict.verdict,
+                "reasons": attempt.verdict.reasons,
+                "changes": {} if following.prior else attempt.verdict.remedy,
+                "fitted_prior": following.prior is not None,
+            }
+            for attempt, following in zip(before, tried[1:], strict=False)
+        ],
+        prior=kept.prior if kept else None,
     )
 
 

@@ -150,7 +150,7 @@ class Zoo:
         key = repr(sorted(values.items()))
         if key not in self.best:
             p, train_images, valid_images, spectrum = self._prepared(values)
-            p = remedy.changed(p, {"train.remedy_attempts": 0})
+            p = parameters.changed(p, {"train.remedy_attempts": 0})
             self.best[key] = remedy.calibrated_elbo(
                 self._attempts(p, spectrum, train_images, valid_images)[0]
             )

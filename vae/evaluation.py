@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vae import mixture
 from vae.baseline import MeanImage
 from vae.batches import for_measuring, generator, in_order
 from vae.devices import Compute
@@ -25,6 +26,7 @@ from vae.diagnostics import (
     measure,
     mutual_information,
 )
+from vae.mixture import Mixture
 from vae.mmd import mmd_to_prior
 from vae.model import VAE
 from vae.objective import Likelihood, optimal_sigma
@@ -127,6 +129,7 @@ def _evaluate_split(
         "aggregate_kl": information.aggregate_kl,
         "saturated_at": information.saturated_at,
         "mmd": mmd_to_prior(mu, logvar, p.seed) if finite else None,
+        **_with_fitted_prior(saved.prior, mu, logvar, measurement, p.seed),
         "prior_gap": measurement.prior_gap,
         "prior_gap_full": measurement.prior_gap_full,
         "elbo_calibrated": measurement.with_likelihood(calibrated, saved.pixels) if calibrated else None,
@@ -135,6 +138,24 @@ def _evaluate_split(
         **_probed(probe, mu, labels),
     }
     return Evaluation(rounded(metrics), measurement, mu, errors)
+
+
+def _with_fitted_prior(
+    prior: Mixture | None,
+    mu: NDArray[np.float32],
+    logvar: NDArray[np.float32],
+    measurement: Measurement,
+    seed: int,
+) -> Metrics:
+    """What the fitted prior makes of KL, ELBO and MMD, beside those of N(0, I); nothing where there is none."""
+    if prior is None:
+        return {}
+    rate = mixture.rate(mu, logvar, prior, seed)
+    return {
+        "fitted_prior_kl": rate,
+        "fitted_prior_elbo": -measurement.distortion - rate,
+        "fitted_prior_mmd": mmd_to_prior(mu, logvar, seed, prior),
+    }
 
 
 def _nll(

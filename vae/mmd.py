@@ -1,7 +1,10 @@
 """Maximum mean discrepancy: how far samples of q(z) are from samples of the prior, in one number without unit."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from vae.mixture import Mixture
 
 IMAGES = 10_000  # the estimate is quadratic in time
 BLOCK = 256  # rows and columns of a kernel matrix at a time: it stays in the cache
@@ -10,11 +13,14 @@ SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 Points = NDArray[np.float64]
 
 
-def mmd_to_prior(mu: NDArray[np.float32], logvar: NDArray[np.float32], seed: int) -> float | None:
-    """Unbiased MMD² between z ~ q(z), one of each image, and as many of N(0, I); None of fewer than 2 images.
+def mmd_to_prior(
+    mu: NDArray[np.float32], logvar: NDArray[np.float32], seed: int, prior: Mixture | None = None
+) -> float | None:
+    """Unbiased MMD² between z ~ q(z), one of each image, and as many of the prior; None of fewer than 2 images.
 
     Around 0, and as often below it, where q(z) is the prior (Tolstikhin 2018 train with it).
 
+    prior: one that was fitted after training; None is N(0, I).
     mu, logvar: (N, Z), finite; of more than 10,000 images a seeded sample is taken.
     """
     if len(mu) < 2:
@@ -25,7 +31,10 @@ def mmd_to_prior(mu: NDArray[np.float32], logvar: NDArray[np.float32], seed: int
         mu, logvar = mu[chosen], logvar[chosen]
     mu, logvar = mu.astype(np.float64), logvar.astype(np.float64)
     z = mu + np.exp(0.5 * logvar) * random.standard_normal(mu.shape)
-    return mmd2(z, random.standard_normal(mu.shape))
+    if prior is None:
+        return mmd2(z, random.standard_normal(mu.shape))
+    drawn = prior.sample(len(z), torch.Generator().manual_seed(seed))
+    return mmd2(z, drawn.double().numpy())
 
 
 def mmd2(x: Points, y: Points) -> float:

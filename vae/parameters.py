@@ -261,6 +261,19 @@ def with_ramp(p: Parameters, steps_per_epoch: int) -> Parameters:
     return p.model_copy(update={"kl": p.kl.model_copy(update=ramp)})
 
 
+def changed(p: Parameters, changes: Mapping[str, Any]) -> Parameters:
+    """The parameters with some of them changed, by name.
+
+    Raises:
+        InputError: they do not go together.
+    """
+    values = p.model_dump()
+    for name, value in changes.items():
+        section, key = name.split(".")
+        values[section][key] = value
+    return parse(values, "the remedied parameters")
+
+
 def parse(values: Mapping[str, Any], origin: str = "params.yaml") -> Parameters:
     """Checks plain values, as YAML gives them.
 

@@ -24,7 +24,7 @@ from vae.training import Trained
 from vae.verdict import Evidence, Verdict, judge
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attempt:
     """A training and what came of it.
 
@@ -61,7 +61,7 @@ def attempts(
     changes: dict[str, Any] = {}
     reason = "the parameters as they are"
     while True:
-        now = changed(p, changes)
+        now = parameters.changed(p, changes)
         restarts_left = p.train.remedy_attempts - len(tried)
         trained = train(now, len(tried), reason)
         evidence = evidence_of(now, trained, spectrum, train_images, valid_images, compute)
@@ -74,7 +74,7 @@ def attempts(
         if verdict.verdict == "healthy" or not verdict.remedy or not restarts_left:
             return tried
         try:
-            changed(p, changes | verdict.remedy)
+            parameters.changed(p, changes | verdict.remedy)
         except InputError as error:
             on_message(f"no further remedy: {error}")
             return tried
@@ -86,19 +86,6 @@ def attempts(
 def best(tried: list[Attempt]) -> Attempt:
     """The healthy one, which is the last; else the one whose ELBO, at the σ of its own error, is highest."""
     return max(tried, key=lambda a: (a.verdict.verdict == "healthy", calibrated_elbo(a)))
-
-
-def changed(p: Parameters, changes: dict[str, Any]) -> Parameters:
-    """The parameters with some of them changed, by name.
-
-    Raises:
-        InputError: they do not go together.
-    """
-    values = p.model_dump()
-    for name, value in changes.items():
-        section, key = name.split(".")
-        values[section][key] = value
-    return parameters.parse(values, "the remedied parameters")
 
 
 def evidence_of(
