@@ -15,7 +15,7 @@ from rich.progress import track
 from tasks import workspace
 from vae import devices, diagnostics, parameters, preflight, training
 from vae.batches import open_images
-from vae.objective import Objective
+from vae.objective import COLLAPSED_BELOW_NATS, Objective
 from vae.parameters import Parameters, with_weight
 from vae.preflight import Spectrum
 
@@ -25,7 +25,8 @@ SWEEP, SWEEP_PLOT = workspace.REPORTS / "sweep.csv", workspace.REPORTS / "sweep.
 def main(
     weight: Annotated[list[float] | None, typer.Option(help="a KL weight; give it once for each")] = None,
     count: Annotated[
-        int, typer.Option(help="of weights, where none is given: from calibrated/10 to critical")
+        int,
+        typer.Option(min=6, help="of weights, where none is given: from calibrated/10 to beyond collapse"),
     ] = 8,
 ) -> None:
     """Trains a model for each KL weight and compares its KL with what linear theory predicts."""
@@ -34,9 +35,7 @@ def main(
     bernoulli, drawn = p.objective.likelihood == "bernoulli", p.data.binarise == "dynamic"
     spectrum = preflight.spectrum(train_images, p.model.latent_dim, bernoulli, drawn, p.seed)
     objective = Objective.of(p)
-    if not weight:
-        low = preflight.calibrated_weight(spectrum, objective) / 10
-        weight = np.geomspace(low, preflight.critical_weight(spectrum, objective), count).tolist()
+    weight = sorted(weight) if weight else weights(spectrum, objective, count)
 
     rows = [
         measured(with_weight(p, w), spectrum, train_images, valid_images)
@@ -46,15 +45,51 @@ def main(
     workspace.REPORTS.mkdir(exist_ok=True)
     table.to_csv(SWEEP, index=False)
     plot(table).savefig(SWEEP_PLOT, dpi=110, metadata={"Software": None})
-    print("| KL weight | predicted KL | measured KL | predicted active | informative | active | skill |")
+    print(
+        "| KL weight | predicted KL | measured KL | measured/predicted | predicted active | informative | skill |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     best = table["elbo"].max()
     for row in rows:
         skill = (row["elbo"] - row["mean_image_elbo"]) / (best - row["mean_image_elbo"])
+        ratio = f"{row['kl'] / row['predicted_kl']:.2f}" if row["predicted_kl"] else ""
         print(
-            f"| {row['kl_weight']:.3g} | {row['predicted_kl']:.3g} | {row['kl']:.3g} | {row['predicted_active_units']} "
-            f"| {row['informative_units']} | {row['active_units']} | {skill:.3f} |"
+            f"| {row['kl_weight']:.3g} | {row['predicted_kl']:.3g} | {row['kl']:.3g} | {ratio} "
+            f"| {row['predicted_active_units']} | {row['informative_units']} | {skill:.3f} |"
         )
+    predicted = preflight.collapse_weight(spectrum, objective)
+    measured_weight = crossing(table["kl_weight"].to_numpy(), table["kl"].to_numpy())
+    print(f"\n{spectrum.images / p.model.latent_dim:.0f} training images a latent.")
+    if measured_weight is None:
+        print(
+            f"KL falls to {COLLAPSED_BELOW_NATS:g} nat: predicted at a weight of {predicted:.3g}, not in the sweep."
+        )
+    else:
+        print(
+            f"KL falls to {COLLAPSED_BELOW_NATS:g} nat: predicted at a weight of {predicted:.3g}, "
+            f"measured at {measured_weight:.3g}, a factor of {measured_weight / predicted:.2f}."
+        )
+
+
+def weights(spectrum: Spectrum, objective: Objective, count: int) -> list[float]:
+    """From a tenth of the calibrated weight to half of the one where collapse is predicted, and four around it."""
+    collapse = preflight.collapse_weight(spectrum, objective)
+    low = preflight.calibrated_weight(spectrum, objective) / 10
+    return [*np.geomspace(low, collapse / 2, count - 4), *(collapse * np.array([0.75, 1.0, 1.25, 1.6]))]
+
+
+def crossing(weight: np.ndarray, kl: np.ndarray, nats: float = COLLAPSED_BELOW_NATS) -> float | None:
+    """The KL weight at which the measured KL falls to `nats` for good; None where the sweep does not span it.
+
+    Between two trainings ln KL is taken as linear in ln weight. weight: (n,), ascending. kl: (n,).
+    """
+    above = np.flatnonzero(kl > nats)
+    if len(above) == 0 or above[-1] == len(kl) - 1:
+        return None
+    i = above[-1]
+    below = max(float(kl[i + 1]), 1e-6)
+    share = np.log(kl[i] / nats) / np.log(kl[i] / below)
+    return float(weight[i] * (weight[i + 1] / weight[i]) ** share)
 
 
 def measured(
