@@ -24,7 +24,7 @@ from vae.preflight import Spectrum
 
 SWEEP, SWEEP_PLOT = workspace.REPORTS / "sweep.csv", workspace.REPORTS / "sweep.png"
 
-# How far the measured KL may be from the predicted one, as a share of it: more where σ follows the network's
+# How far the predicted KL may be from the measured one, as a share of the measured one: more where σ follows the network's
 # own error, which feeds a small miss back, and for Bernoulli, where the theory is of first order only.
 FIXED_SIGMA_TOLERANCE, TOLERANCE = 0.25, 0.4
 
@@ -117,7 +117,10 @@ def measured(
 
 
 def report(table: pd.DataFrame) -> list[str]:
-    """The sweep as a Markdown table, and the weight where the KL falls to 1 nat, predicted and measured."""
+    """The sweep as a Markdown table, and the weight where the KL falls to 1 nat, predicted and measured.
+
+    A row is judged where the predicted or the measured KL exceeds 1 nat.
+    """
     tolerance, best = table["tolerance"][0], table["elbo"].max()
     lines = [
         "| KL weight | predicted KL | measured KL | measured/predicted | "
@@ -127,10 +130,10 @@ def report(table: pd.DataFrame) -> list[str]:
     for row in table.to_dict("records"):
         predicted, kl = row["predicted_kl"], row["kl"]
         skill = (row["elbo"] - row["mean_image_elbo"]) / (best - row["mean_image_elbo"])
-        within = "yes" if abs(kl - predicted) <= tolerance * predicted else "**no**"
+        within = "yes" if abs(predicted - kl) <= tolerance * kl else "**no**"
         lines.append(
             f"| {row['kl_weight']:.3g} | {predicted:.3g} | {kl:.3g} | {f'{kl / predicted:.2f}' if predicted else ''} "
-            f"| {within if predicted > COLLAPSED_BELOW_NATS else 'under 1 nat'} "
+            f"| {within if max(predicted, kl) > COLLAPSED_BELOW_NATS else 'under 1 nat'} "
             f"| {row['predicted_active_units']:.0f} | {row['informative_units']:.0f} | {skill:.3f} |"
         )
     expected = float(table["collapse_kl_weight"][0])
@@ -160,7 +163,7 @@ def crossing(weight: np.ndarray, kl: np.ndarray, nats: float = COLLAPSED_BELOW_N
 
 
 def plot(tables: dict[str, pd.DataFrame]) -> Figure:
-    """KL over the KL weight for each sweep, with the band that the tolerance allows."""
+    """KL over the KL weight for each sweep; a measured KL in the band is within the tolerance."""
     columns = min(len(tables), 3)
     rows = -(-len(tables) // columns)
     figure = Figure(figsize=(3.4 * columns + 1, 2.6 * rows + 0.6), layout="constrained")
@@ -170,8 +173,8 @@ def plot(tables: dict[str, pd.DataFrame]) -> Figure:
         weight, predicted = table["kl_weight"], table["predicted_kl"].clip(lower=1e-2)
         axes.fill_between(
             weight,
-            predicted * (1 - table["tolerance"]),
-            predicted * (1 + table["tolerance"]),
+            predicted / (1 + table["tolerance"]),
+            predicted / (1 - table["tolerance"]),
             color="#7a828c",
             alpha=0.25,
             lw=0,
