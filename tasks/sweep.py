@@ -24,8 +24,8 @@ from vae.preflight import Spectrum
 
 SWEEP, SWEEP_PLOT = workspace.REPORTS / "sweep.csv", workspace.REPORTS / "sweep.png"
 
-# How far the predicted KL may be from the measured one, as a share of the measured one: more where σ follows the network's
-# own error, which feeds a small miss back, and for Bernoulli, where the theory is of first order only.
+# How far the predicted KL may be from the measured one, as a share of the measured one: more where σ follows
+# the network's own error, which feeds a small miss back, and for Bernoulli, where the theory is of first order.
 FIXED_SIGMA_TOLERANCE, TOLERANCE = 0.25, 0.4
 
 
@@ -123,16 +123,17 @@ def report(table: pd.DataFrame) -> list[str]:
     """
     tolerance, best = table["tolerance"][0], table["elbo"].max()
     lines = [
-        "| KL weight | predicted KL | measured KL | measured/predicted | "
+        "| KL weight | predicted KL | measured KL | predicted/measured | "
         f"within {tolerance:.0%} | predicted active | informative | skill |",
         "|" + " --- |" * 8,
     ]
     for row in table.to_dict("records"):
         predicted, kl = row["predicted_kl"], row["kl"]
         skill = (row["elbo"] - row["mean_image_elbo"]) / (best - row["mean_image_elbo"])
+        ratio = f"{predicted / kl:.2f}" if kl else ""
         within = "yes" if abs(predicted - kl) <= tolerance * kl else "**no**"
         lines.append(
-            f"| {row['kl_weight']:.3g} | {predicted:.3g} | {kl:.3g} | {f'{kl / predicted:.2f}' if predicted else ''} "
+            f"| {row['kl_weight']:.3g} | {predicted:.3g} | {kl:.3g} | {ratio} "
             f"| {within if max(predicted, kl) > COLLAPSED_BELOW_NATS else 'under 1 nat'} "
             f"| {row['predicted_active_units']:.0f} | {row['informative_units']:.0f} | {skill:.3f} |"
         )

@@ -55,7 +55,7 @@ def test_a_row_is_judged_by_its_tolerance_and_only_above_one_nat() -> None:
         }
     )
     first, second, third = sweep.report(table)[2:5]
-    assert "| 1.32 | yes |" in first and "| 1.40 | **no** |" in second and "| under 1 nat |" in third
+    assert "| 0.76 | yes |" in first and "| 0.71 | **no** |" in second and "| under 1 nat |" in third
 
 
 def test_a_sweep_of_small_images_leaves_a_table_that_can_be_shown_again(
