@@ -168,9 +168,10 @@ def plot(tables: dict[str, pd.DataFrame]) -> Figure:
     columns = min(len(tables), 3)
     rows = -(-len(tables) // columns)
     figure = Figure(figsize=(3.4 * columns + 1, 2.6 * rows + 0.6), layout="constrained")
-    for axes, (name, table) in zip(
-        figure.subplots(rows, columns, squeeze=False).flat, tables.items(), strict=False
-    ):
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for unused in panels[len(tables) :]:
+        unused.set_axis_off()
+    for axes, (name, table) in zip(panels, tables.items(), strict=False):
         weight, predicted = table["kl_weight"], table["predicted_kl"].clip(lower=1e-2)
         axes.fill_between(
             weight,
