@@ -29,7 +29,8 @@ def verdict(create_table: Callable[..., Any]) -> None:
     """The verdict and its numbers as a table."""
     monitor = workspace.read_json(workspace.MONITOR)
     names = ("verdict", "summary", "elbo", "kl", "reconstruction", "mse_sampled", "mean_image_mse", "active_units",
-             "informative_units", "prior_gap", "effective_beta", "predicted_kl", "kept_epoch", "stopped")  # fmt: skip
+             "informative_units", "prior_gap", "prior_gap_full", "effective_beta", "predicted_kl",
+             "kept_epoch", "stopped")  # fmt: skip
     rows = [{"what": name.replace("_", " "), "value": str(monitor[name])} for name in names]
     rows += [{"what": "recommendation", "value": line} for line in monitor["recommendations"]]
     create_table(rows, key="monitor", description="The kept model on the whole validation split")

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks import workspace
-from vae import evaluation, grids, pictures, plots, report, saved
+from vae import evaluation, grids, parameters, pictures, plots, report, saved
 from vae.annealing import first_final_epoch
 from vae.batches import open_images
 from vae.devices import Compute, choose
@@ -30,6 +31,7 @@ def main() -> None:
     p = workspace.load_parameters()
     device = choose(p.train).device
     model = saved.load(workspace.MODEL, device)
+    p = parameters.changed(p, model.changes)
     monitor = workspace.read_json(workspace.MONITOR)
     facts, latents = evaluate(p, model, model.compute(device), monitor)
 
@@ -106,7 +108,8 @@ def evaluate(
                 images["test"],
                 labels["test"],
                 evaluated["test"],
-                read_history(),
+                read_epochs(workspace.HISTORY),
+                read_epochs(workspace.KL_PER_LATENT),
                 preflight,
                 monitor["verdict"],
             )
@@ -127,6 +130,7 @@ def draw(
     labels: NDArray[np.object_],
     result: Evaluation,
     history: pd.DataFrame,
+    latent_history: pd.DataFrame,
     preflight: Mapping[str, Any],
     verdict: str,
 ) -> Iterator[Picture]:
@@ -152,7 +156,9 @@ def draw(
     yield Picture(
         "Samples",
         "samples.png",
-        f"{SAMPLES} images decoded from z drawn from the prior N(0, 1): what the model takes images to be. "
+        f"{SAMPLES} images decoded from z drawn from "
+        + ("the prior N(0, 1)" if model.prior is None else "the mixture fitted to the latents after training")
+        + ": what the model takes images to be. "
         + _about_samples(verdict),
         grids.png(grids.grid(pictures.samples(model, SAMPLES, compute, p.seed), columns=8)),
     )
@@ -191,10 +197,24 @@ def draw(
         "KL per latent",
         "kl_per_latent.png",
         f"The test split's KL of each latent, largest first. Below the dashed line, {line:g} nats, "
-        "a latent says next to nothing.",
+        "a latent says next to nothing. Below, in the same order, the share of each latent's variance that is "
+        "its posterior's own: 1 says nothing of the image, 0 tells it exactly.",
         plots.png(
-            plots.kl_per_latent(result.measurement.kl_per_latent, preflight.get("kl_per_latent"), line)
+            plots.kl_per_latent(
+                result.measurement.kl_per_latent,
+                result.measurement.posterior_share,
+                preflight.get("kl_per_latent"),
+                line,
+            )
         ),
+    )
+
+    yield Picture(
+        "KL per latent",
+        "kl_over_time.png",
+        "The validation split's KL of each latent in each epoch, a row a latent, the largest at the end on top. "
+        "A row that turns dark and stays so is a latent lost; one that never lit up was never used.",
+        plots.png(plots.kl_over_time(latent_history, model.kept_epoch)),
     )
 
 
@@ -202,7 +222,11 @@ def latent_table(result: Evaluation) -> pd.DataFrame:
     """A row a latent, the largest KL first: for `dvc plots`, which can lay experiments over one another."""
     kl = result.measurement.kl_per_latent
     order = np.argsort(-np.nan_to_num(kl), kind="stable")
-    columns = {"kl": kl, "mean_variance": result.measurement.mean_variance}
+    columns = {
+        "kl": kl,
+        "mean_variance": result.measurement.mean_variance,
+        "posterior_share": result.measurement.posterior_share,
+    }
     return pd.DataFrame(
         {"rank": np.arange(1, len(kl) + 1), "latent": order}
         | {name: rounded(values[order].tolist()) for name, values in columns.items()}
@@ -227,11 +251,12 @@ def labels_of(manifest: pd.DataFrame, split: str, count: int) -> NDArray[np.obje
     return np.array([None if pd.isna(label) else str(label) for label in rows["label"]], dtype=object)
 
 
-def read_history() -> pd.DataFrame:
+def read_epochs(path: Path) -> pd.DataFrame:
+    """A table with a row an epoch, as train writes them."""
     try:
-        return pd.read_csv(workspace.HISTORY)
+        return pd.read_csv(path)
     except FileNotFoundError:
-        raise InputError(f"{workspace.HISTORY} does not exist; `dvc repro` makes it") from None
+        raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
 
 
 if __name__ == "__main__":

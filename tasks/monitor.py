@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from tasks import workspace
-from vae import devices, diagnostics, saved
+from vae import devices, diagnostics, parameters, preflight, saved
 from vae.annealing import first_final_epoch
 from vae.baseline import MeanImage
 from vae.batches import for_measuring, open_images
@@ -14,7 +14,7 @@ from vae.diagnostics import Measurement
 from vae.errors import InputError
 from vae.history import Row
 from vae.objective import Objective, effective_beta
-from vae.parameters import Parameters
+from vae.parameters import KL, Parameters
 from vae.rounding import rounded
 from vae.saved import Saved
 from vae.verdict import Evidence, judge
@@ -35,21 +35,57 @@ def main() -> None:
     valid = diagnostics.measure(model.model, valid_images, model.likelihood, compute, p.seed)
     check_agreement(model, valid, history)
 
+    p = parameters.changed(p, model.changes)
     evidence = Evidence(
         valid=valid,
         mean_image_mse=MeanImage.of(for_measuring(train_images, p)).mse(valid_images),
         history=history,
-        predicted=workspace.read_json(workspace.PREFLIGHT),
+        predicted=predicted(p, model),
         train=model.train,
         kept_epoch=model.kept_epoch,
+        fitted_gap=(
+            None if model.prior is None else model.prior.gap(valid.aggregate_mean, valid.aggregate_variance)
+        ),
     )
     result = report(p, model, evidence)
+    result["recommendations"] = followable(result["recommendations"], parameters.load(workspace.PARAMS).kl)
     workspace.write_json(workspace.MONITOR, rounded(result))
 
     print(f"verdict: {result['verdict']}. {result['summary']}")
-    for name in ("reasons", "recommendations", "warnings"):
-        for line in result[name]:
-            print(f"  {name[:-1]}: {line}")
+    for name, lines in (
+        ("reason", "reasons"),
+        ("recommendation", "recommendations"),
+        ("warning", "warnings"),
+    ):
+        for line in result[lines]:
+            print(f"  {name}: {line}")
+    for line in result["remedies"]:
+        print(f"  remedied: {line}")
+
+
+def followable(recommendations: list[str], kl: KL) -> list[str]:
+    """With what else has to change in the parameters as they were written: a ramp in steps goes before epochs."""
+    if kl.annealing_steps is None or not any("kl.annealing_epochs" in line for line in recommendations):
+        return recommendations
+    return [*recommendations, "set kl.annealing_steps to null"]
+
+
+def predicted(p: Parameters, model: Saved) -> dict[str, Any]:
+    """What preflight expected; of a remedied model, what it would have expected of the changed parameters."""
+    found = workspace.read_json(workspace.PREFLIGHT)
+    return preflight.expectations(p, preflight.spectrum_of(found, model.pixels)) if model.changes else found
+
+
+def in_words(remedies: list[dict[str, Any]]) -> list[str]:
+    """A line for each attempt that was not kept: what was wrong, and what was changed."""
+    lines = []
+    for number, attempt in enumerate(remedies):
+        changes = ", ".join(f"{name} = {value}" for name, value in attempt["changes"].items())
+        done = "a Gaussian mixture fitted to the latents as the prior" if attempt["fitted_prior"] else changes
+        lines.append(
+            f"attempt {number} was {attempt['verdict']}: {'; '.join(attempt['reasons'])}. Then: {done}"
+        )
+    return lines
 
 
 def check_agreement(model: Saved, valid: Measurement, history: list[Row]) -> None:
@@ -91,6 +127,9 @@ def report(p: Parameters, model: Saved, e: Evidence) -> dict[str, Any]:
         "reasons": verdict.reasons,
         "recommendations": verdict.recommendations,
         "warnings": warnings,
+        "remedies": in_words(model.remedies),
+        "changes": model.changes,
+        "fitted_prior": model.prior is not None,
         "kept_epoch": model.kept_epoch,
         "epochs": len(e.history),
         "stopped": model.stopped,
@@ -104,11 +143,14 @@ def report(p: Parameters, model: Saved, e: Evidence) -> dict[str, Any]:
         "informative_units": valid.informative_units(p.monitor.informative_unit_nats),
         "latents": p.model.latent_dim,
         "prior_gap": valid.prior_gap,
+        "fitted_prior_gap": e.fitted_gap,
+        "prior_gap_full": valid.prior_gap_full,
         "effective_beta": effective_beta(Objective.of(p), valid.mse_sampled),
         "train_elbo": e.train["elbo"],
         "predicted_kl": e.predicted["predicted_kl"],
         "kl_per_latent": valid.kl_per_latent.tolist(),
         "mean_variance": valid.mean_variance.tolist(),
+        "posterior_share": valid.posterior_share.tolist(),
     }
 
 

@@ -8,11 +8,14 @@ from matplotlib.figure import Figure
 
 from tasks import workspace
 from vae import parameters, preflight
+from vae.annealing import ramp_share, share_above
 from vae.batches import open_images
-from vae.objective import COLLAPSED_BELOW_NATS, Objective, effective_beta
-from vae.parameters import Parameters
+from vae.objective import COLLAPSED_BELOW_NATS, Objective
+from vae.parameters import KL, Parameters
 from vae.preflight import Spectrum
 from vae.rounding import rounded
+
+MOST_ABOVE = 0.5  # of a cycle, at weights where linear theory expects collapse
 
 
 def main() -> None:
@@ -25,13 +28,9 @@ def main() -> None:
         drawn=p.data.binarise == "dynamic",
         seed=p.seed,
     )
-    if p.kl.max_weight == "calibrated":
-        anywhere = Objective.of(
-            parameters.with_weight(p, 1.0)
-        )  # which weight is calibrated depends on no weight
-        p = parameters.with_weight(p, rounded(preflight.calibrated_weight(spectrum, anywhere)))
+    p = preflight.with_calibrated_weight(p, spectrum)
     objective = Objective.of(p)
-    result = predicted(p, objective, spectrum)
+    result = predicted(p, spectrum)
     workspace.write_json(workspace.PREFLIGHT, rounded(result))
     plot(spectrum, objective, p.kl.weight).savefig(
         workspace.PREFLIGHT_PLOT, dpi=110, metadata={"Software": None}
@@ -46,32 +45,17 @@ def main() -> None:
         print(f"WARNING: {warning}")
 
 
-def predicted(p: Parameters, objective: Objective, spectrum: Spectrum) -> dict[str, Any]:
+def predicted(p: Parameters, spectrum: Spectrum) -> dict[str, Any]:
     """The content of `reports/preflight.json`."""
-    steered = p.kl.control != "schedule"
-    if steered:
-        prediction = preflight.steered(spectrum, objective, p.kl)
-    else:
-        prediction = preflight.predict(spectrum, objective, p.kl.weight)
-    collapse = preflight.collapse_weight(spectrum, objective)
-    calibrated = preflight.calibrated_weight(spectrum, objective)
-    beta = effective_beta(objective, prediction.mse)
+    result = preflight.expectations(p, spectrum)
+    collapse = result["collapse_kl_weight"]
     return {
-        "predicted_active_units": prediction.active_units,
-        "predicted_kl": prediction.kl
-        if steered or p.kl.weight > 0
-        else None,  # without a KL term it has no bound
-        "predicted_mse": prediction.mse,
-        "kl_weight": p.kl.weight,
-        "critical_kl_weight": preflight.critical_weight(spectrum, objective),
-        "collapse_kl_weight": collapse,
-        "calibrated_kl_weight": calibrated,
-        "equivalent_sigma": prediction.sigma,
-        "effective_beta": beta,
-        "warnings": warnings(p, prediction.kl, collapse, calibrated, spectrum, beta),
-        "eigenvalues": spectrum.eigenvalues.tolist(),
-        "eigenvalue_sum": spectrum.total,
-        "kl_per_latent": prediction.kl_per_latent.tolist(),
+        **result,
+        **schedule_above(p.kl, collapse),
+        "warnings": [
+            *warnings(p, result, spectrum),
+            *controller_warnings(p.kl, spectrum, Objective.of(p), collapse),
+        ],
     }
 
 
@@ -80,9 +64,10 @@ def prediction_of(result: dict[str, Any]) -> str:
     return "unboundedly many" if kl is None else f"{kl:.3g}"
 
 
-def warnings(
-    p: Parameters, kl: float, collapse: float, calibrated: float, spectrum: Spectrum, beta: float
-) -> list[str]:
+def warnings(p: Parameters, result: dict[str, Any], spectrum: Spectrum) -> list[str]:
+    kl = math.inf if result["predicted_kl"] is None else result["predicted_kl"]
+    collapse, calibrated = result["collapse_kl_weight"], result["calibrated_kl_weight"]
+    beta = result["effective_beta"]
     found = []
     if spectrum.total <= 0:
         found.append("all training images are the same: there is nothing for a latent to say")
@@ -95,8 +80,10 @@ def warnings(
     elif p.kl.weight >= collapse:
         found.append(
             f"POSTERIOR COLLAPSE AHEAD: at kl.max_weight = {p.kl.weight:g} linear theory expects a KL of only "
-            f"{kl:.2g} nats; stay below {collapse:.3g}, for example at {calibrated:.2g}"
+            f"{kl:.2g} nats; stay below {collapse:.3g}, for example at {calibrated:.2g}{_when(p.kl, collapse)}"
         )
+        if p.kl.schedule == "cyclical" and share_above(p.kl, collapse) > MOST_ABOVE:
+            found.append(_too_long_above(p.kl, collapse))
     if beta < 0.05:
         found.append(
             f"the KL term hardly counts: an effective beta of {beta:.2g}; samples from the prior will be noise "
@@ -107,12 +94,79 @@ def warnings(
             f"model.latent_dim = {p.model.latent_dim} for {spectrum.images} training images: "
             "the prediction is too high where latents are nearly as many as images"
         )
+    if p.model.architecture == "autoregressive":
+        found.append(
+            "model.architecture = autoregressive: the decoder explains pixels by those before them, so the latents may "
+            "die at a far lower kl.max_weight than linear theory says"
+        )
     if p.objective.likelihood == "bernoulli" and p.data.binarise == "none":
         found.append(
             "a Bernoulli likelihood on grey pixels is not normalised: its ELBO is a cross-entropy bound, "
             "its nll is left out (data.binarise makes it a likelihood)"
         )
     return found
+
+
+def schedule_above(kl: KL, collapse: float) -> dict[str, float | None]:
+    """How much of a cycle lies at or above the collapse weight, and where a ramp crosses it.
+
+    None of it needs the length of the training; what does not apply, or never happens, is None.
+    """
+    above: dict[str, float | None] = dict.fromkeys(
+        ("share_above_collapse", "epoch_of_collapse_weight", "step_of_collapse_weight")
+    )
+    t = ramp_share(kl, collapse)
+    if kl.control != "schedule":
+        return above
+    if kl.schedule == "cyclical":
+        return {**above, "share_above_collapse": share_above(kl, collapse)}
+    if t is None or kl.schedule == "constant":
+        return above
+    if kl.annealing_steps is not None:
+        return {**above, "step_of_collapse_weight": t * kl.annealing_steps}
+    return {**above, "epoch_of_collapse_weight": t * kl.annealing_epochs}
+
+
+def _when(kl: KL, collapse: float) -> str:
+    """When a ramp crosses the collapse weight, as the end of a sentence."""
+    above = schedule_above(kl, collapse)
+    if above["step_of_collapse_weight"] is not None:
+        return f"; the ramp crosses it at step {above['step_of_collapse_weight']:.0f} of {kl.annealing_steps}"
+    if above["epoch_of_collapse_weight"] is not None:
+        return f"; the ramp crosses it after {above['epoch_of_collapse_weight']:.2g} of {kl.annealing_epochs:g} epochs"
+    return ""
+
+
+def _too_long_above(kl: KL, collapse: float) -> str:
+    t = ramp_share(kl, collapse)
+    assert t is not None
+    ratio = math.ceil(100 * MOST_ABOVE / t) / 100 if t > 0 else math.inf
+    longer = f" (kl.ratio = {ratio:g} would make it a half)" if ratio <= 1 else ""
+    return (
+        f"kl.schedule = cyclical spends {share_above(kl, collapse):.0%} of each cycle at weights from {collapse:.3g} "
+        f"on, where linear theory expects collapse; "
+        f"lower kl.max_weight = {kl.weight:g}{longer}"
+    )
+
+
+def controller_warnings(kl: KL, spectrum: Spectrum, objective: Objective, collapse: float) -> list[str]:
+    """Of a PI controller: whether the weight that its set-point takes lies within its bounds, collapse without."""
+    if kl.target_kl is None or spectrum.total <= 0:
+        return []
+    needed = preflight.collapse_weight(spectrum, objective, nats=kl.target_kl)
+    takes = f"kl.target_kl = {kl.target_kl:g} nats takes a weight of about {needed:.2g} by linear theory"
+    if needed < kl.min_weight:
+        return [
+            f"{takes}, below kl.min_weight = {kl.min_weight:g}: the KL will stay lower; lower kl.min_weight"
+        ]
+    if needed > kl.weight:
+        return [f"{takes}, above kl.max_weight = {kl.weight:g}: the KL will stay higher; raise kl.max_weight"]
+    if needed < collapse <= kl.weight:
+        return [
+            f"{takes}; kl.max_weight = {kl.weight:g} lets the controller overshoot beyond {collapse:.3g}, where "
+            f"the latents die: set kl.max_weight between the two, for example to {math.sqrt(needed * collapse):.2g}"
+        ]
+    return []
 
 
 def plot(spectrum: Spectrum, objective: Objective, weight: float) -> Figure:

@@ -58,15 +58,21 @@ def connect() -> tuple[MlflowClient, str]:
 
 
 @contextmanager
-def training_run(name: str | None, resume: str | None, tags: Mapping[str, str]) -> Iterator[Run]:
+def training_run(
+    name: str | None, remembered: Path, tags: Mapping[str, str], nested: bool = False
+) -> Iterator[Run]:
     """A run that ends FINISHED, FAILED, or KILLED where a signal ended the training.
 
     Args:
-        resume: the id of the run that an interrupted training logged to; a new one where it is gone.
+        remembered: a file with the id of the run, which an interrupted training goes on with.
+        nested: within the run that is active: an attempt of a training that may be remedied.
     """
     client, _ = connect()
+    resume = remembered.read_text() if remembered.exists() else None
     known = resume is not None and _exists(client, resume)
-    run = mlflow.start_run(run_id=resume if known else None, run_name=None if known else name)
+    run = mlflow.start_run(run_id=resume if known else None, run_name=None if known else name, nested=nested)
+    remembered.parent.mkdir(parents=True, exist_ok=True)
+    remembered.write_text(run.info.run_id)
     status = "FAILED"
     try:
         mlflow.set_tags({**tags, "resumed": str(known).lower()})
@@ -112,6 +118,13 @@ def log_missing(history: list[dict[str, float]]) -> None:
     for row in history:
         if int(row["epoch"]) not in known:
             log_epoch(row, {}, None)
+
+
+def log_attempt(verdict: str, reasons: list[str], recommendations: list[str]) -> None:
+    """How an attempt ended, and what the next one changes, into the run of that attempt."""
+    mlflow.set_tags(
+        {VERDICT: verdict, "reasons": "; ".join(reasons), "remedy": "; ".join(recommendations) or "none"}
+    )
 
 
 def log_weights(sha256: str, kept_epoch: int, stopped: str | None) -> None:
@@ -171,6 +184,7 @@ def log_evaluation(
             workspace.PREFLIGHT,
             workspace.VALIDATION,
             workspace.HISTORY,
+            workspace.KL_PER_LATENT,
         ):
             if report.exists():
                 mlflow.log_artifact(str(report))

@@ -3,10 +3,11 @@
 import functools
 import hashlib
 import json
+import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,17 @@ from torch import Tensor
 
 from tasks import lineage, workspace
 from tasks.lock import hold
-from vae import checkpoint, devices, diagnostics, parameters, saved, training
+from vae import checkpoint, devices, diagnostics, parameters, preflight, remedy, saved, training
 from vae.annealing import first_final_epoch
 from vae.baseline import MeanImage
-from vae.batches import for_measuring, open_images, steps_per_epoch
+from vae.batches import for_measuring, open_images
 from vae.devices import Compute
 from vae.errors import InputError
 from vae.grids import reconstruction_grid
 from vae.history import HISTORY, Row
 from vae.images import Preprocessing
-from vae.parameters import Parameters
+from vae.parameters import Monitor, Parameters
+from vae.remedy import Attempt
 from vae.rounding import rounded
 from vae.training import Epoch, Trained
 
@@ -87,43 +89,79 @@ def run(
     if ramp_end >= p.train.epochs:
         print(
             f"WARNING: the KL ramp ends after epoch {ramp_end:g} and the training after {p.train.epochs}: no epoch is "
-            "trained at the final weight, so the last one will be kept; lower kl.annealing_epochs"
+            "trained at the final weight, so the last one will be kept; "
+            "lower kl.annealing_epochs, or kl.annealing_steps where it is set"
         )
-    run_id = checkpoints / "mlflow_run_id"
     tags = {
         **lineage.git(),
         **lineage.data(),
         **lineage.flow(),
         **{f"compute.{name}": value for name, value in compute.describe().items()},
     }
-    name = os.environ.get(lineage.FLOW_RUN_NAME)
-    resume = run_id.read_text() if run_id.exists() else None
-    with tracking.training_run(name, resume, tags) as mlflow_run:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        run_id.write_text(mlflow_run.info.run_id)
-        tracking.log_inputs(parameters.load(workspace.PARAMS), train_images, valid_images)
-        with progress(p.train.epochs * steps_per_epoch(len(train_images), p.train.batch_size)) as (step, say):
-            trained = training.train(
-                p,
+
+    def train(now: Parameters, checkpoints: Path) -> Trained:
+        with progress(now.train.epochs * now.train.steps_per_epoch(len(train_images))) as (step, say):
+            return training.train(
+                now,
                 train_images,
                 valid_images,
                 compute,
                 checkpoint_path=checkpoints / "state.pt",
-                initial_weights=initial,
+                initial_weights=None if now.model != p.model else initial,
                 on_step=step,
-                on_epoch=lambda epoch: _tell(epoch, p, valid_images, compute, say),
+                on_epoch=lambda epoch: _tell(epoch, now, valid_images, compute, say),
                 on_resume=_catch_up,
                 on_message=say,
             )
-        write_history(trained.history)
-        sha256 = write_model(p, trained, compute)
+
+    def attempt(now: Parameters, number: int, reason: str) -> Trained:
+        place = checkpoints / f"attempt-{number}"
+        why = {"attempt": str(number), "reason": reason}
+        with tracking.training_run(f"attempt {number}", place / "mlflow_run_id", why, nested=True):
+            return train(now, place)
+
+    name = os.environ.get(lineage.FLOW_RUN_NAME)
+    with tracking.training_run(name, checkpoints / "mlflow_run_id", tags):
+        tracking.log_inputs(parameters.load(workspace.PARAMS), train_images, valid_images)
+        if p.train.on_collapse == "remedy":
+            tried = remedied(p, train_images, valid_images, compute, attempt)
+            kept = remedy.best(tried)
+            trained, sha256 = kept.trained, write_model(kept.parameters, kept.trained, compute, tried)
+            tracking.log_missing(trained.history)
+            tracking.log_attempt(kept.verdict.verdict, kept.verdict.reasons, changes_in_words(kept.changes))
+        else:
+            trained = train(p, checkpoints)
+            sha256 = write_model(p, trained, compute, [])
+        write_history(trained.history, trained.kl_per_latent)
         tracking.log_weights(sha256, trained.kept_epoch, trained.stopped)
-    checkpoint.remove(checkpoints / "state.pt")
+    for place in (*checkpoints.glob("attempt-*"), checkpoints):
+        checkpoint.remove(place / "state.pt")
     if trained.stopped:
         print(f"training stopped early: {trained.stopped}")
     print(
         f"kept epoch {trained.kept_epoch} of {len(trained.history)}; weights {sha256[:12]} in {workspace.MODEL}"
     )
+
+
+def remedied(
+    p: Parameters,
+    train_images: np.ndarray,
+    valid_images: np.ndarray,
+    compute: Compute,
+    train: Callable[[Parameters, int, str], Trained],
+) -> list[Attempt]:
+    """All attempts, each judged as monitor judges, but by the usual thresholds of an active unit.
+
+    An attempt that had ended before an interruption is found in its checkpoint, which holds its last epoch.
+    """
+    pixels = math.prod(p.data.image_shape)
+    spectrum = preflight.spectrum_of(workspace.read_json(workspace.PREFLIGHT), pixels)
+    p = p.model_copy(update={"monitor": Monitor()})
+    return remedy.attempts(p, spectrum, train_images, valid_images, compute, train)
+
+
+def changes_in_words(changes: Mapping[str, Any]) -> list[str]:
+    return [f"{name} = {value}" for name, value in changes.items()]
 
 
 def run_key(p: Parameters, compute: Compute) -> str:
@@ -142,16 +180,26 @@ def run_key(p: Parameters, compute: Compute) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_history(history: list[Row]) -> None:
-    """`reports/history.csv`: only what the same parameters reproduce to the bit."""
+def write_history(history: list[Row], kl_per_latent: list[list[float]]) -> None:
+    """`reports/history.csv` and `reports/kl_per_latent.csv`: only what the same parameters reproduce to the bit."""
     workspace.REPORTS.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame(history, columns=list(HISTORY))
     whole = ["epoch", "step", "valid/active_units", "valid/informative_units"]
     frame[whole] = frame[whole].astype(int)
     frame.to_csv(workspace.HISTORY, index=False)
+    rows = [latent_row(number, kl) for number, kl in enumerate(kl_per_latent, 1)]
+    pd.DataFrame(rows).to_csv(workspace.KL_PER_LATENT, index=False)
 
 
-def write_model(p: Parameters, trained: Trained, compute: Compute) -> str:
+def latent_row(epoch: int, kl_per_latent: list[float]) -> Row:
+    """The KL of each latent over the validation split, in nats per image."""
+    return {"epoch": epoch, **{f"z{j}": kl for j, kl in enumerate(kl_per_latent)}}
+
+
+def write_model(p: Parameters, trained: Trained, compute: Compute, tried: list[Attempt]) -> str:
+    """The kept model, with the attempts before it, if any; returns the hash of its weights."""
+    kept = remedy.best(tried) if tried else None
+    before = tried[: tried.index(kept)] if kept else []
     measured, train_images = trained.train, for_measuring(open_images(workspace.images("train")), p)
     mean_image = MeanImage.of(train_images)
     return saved.save(
@@ -176,6 +224,17 @@ def write_model(p: Parameters, trained: Trained, compute: Compute) -> str:
                 "mean_image_mse": mean_image.mse(train_images),
             }
         ),
+        changes=kept.changes if kept else {},
+        remedies=[
+            {
+                "verdict": attempt.verdict.verdict,
+                "reasons": attempt.verdict.reasons,
+                "changes": {} if following.prior else attempt.verdict.remedy,
+                "fitted_prior": following.prior is not None,
+            }
+            for attempt, following in zip(before, tried[1:], strict=False)
+        ],
+        prior=kept.prior if kept else None,
     )
 
 
@@ -195,6 +254,7 @@ def _tell(
     timing = {"seconds": epoch.seconds, "images_per_second": epoch.images_per_second}
     _append(workspace.TIMING, {"epoch": number, **timing}, fresh=number == 1)
     _append(workspace.HISTORY, row, fresh=number == 1)
+    _append(workspace.KL_PER_LATENT, latent_row(number, epoch.kl_per_latent), fresh=number == 1)
 
     grid = None
     every = -(-p.train.epochs // STEP_IMAGES)
@@ -205,11 +265,11 @@ def _tell(
     tracking.log_epoch(row, timing, grid)
 
 
-def _catch_up(history: list[Row]) -> None:
-    """What a resumed training has behind it: the file, which DVC removed, and epochs that MLflow has not seen."""
+def _catch_up(history: list[Row], kl_per_latent: list[list[float]]) -> None:
+    """What a resumed training has behind it: the files, which DVC removed, and epochs that MLflow has not seen."""
     from tasks import tracking
 
-    write_history(history)
+    write_history(history, kl_per_latent)
     tracking.log_missing(history)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from vae import parameters
 from vae.errors import InputError
 from vae.parameters import Parameters
@@ -29,6 +31,7 @@ VALIDATION_FAILURES = REPORTS / "validation_failures.csv"
 PREFLIGHT = REPORTS / "preflight.json"
 PREFLIGHT_PLOT = REPORTS / "preflight.png"
 HISTORY = REPORTS / "history.csv"
+KL_PER_LATENT = REPORTS / "kl_per_latent.csv"
 TIMING = REPORTS / "timing.csv"
 MONITOR = REPORTS / "monitor.json"
 METRICS = REPORTS / "metrics.json"
@@ -81,15 +84,24 @@ def sha256(path: Path) -> str:
 
 
 def load_parameters() -> Parameters:
-    """`params.yaml`, with a calibrated KL weight as the number that preflight found.
+    """`params.yaml`, a calibrated KL weight as the number that preflight found, and a ramp of steps in epochs.
 
     Raises:
-        InputError: a parameter is not allowed, or preflight has not run.
+        InputError: a parameter is not allowed, or preflight or ingest has not run.
     """
     p = parameters.load(PARAMS)
-    if p.kl.max_weight != "calibrated":
-        return p
-    return parameters.with_weight(p, read_json(PREFLIGHT)["calibrated_kl_weight"])
+    if p.kl.max_weight == "calibrated":
+        p = parameters.with_weight(p, read_json(PREFLIGHT)["calibrated_kl_weight"])
+    if p.kl.annealing_steps is not None:
+        p = parameters.with_ramp(p, p.train.steps_per_epoch(_training_images()))
+    return p
+
+
+def _training_images() -> int:
+    try:
+        return len(np.load(images("train"), mmap_mode="r"))
+    except FileNotFoundError:
+        raise InputError(f"{images('train')} does not exist; `dvc repro ingest` makes it") from None
 
 
 def run(stage: Callable[[], None]) -> NoReturn:

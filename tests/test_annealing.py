@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vae.annealing import first_final_epoch, kl_weight
+from vae.annealing import first_final_epoch, kl_weight, ramp_share, share_above
 from vae.parameters import KL
 
 SCHEDULES = ("constant", "linear", "cosine", "sigmoid", "cyclical")
@@ -101,6 +101,41 @@ def test_from_the_first_final_epoch_on_the_weight_is_full_and_never_before(
     assert kl_weight(ramp, after, epochs) == pytest.approx(ramp.max_weight, rel=ROUNDING)
     if final > 0 and ramp.max_weight > 0.01:
         assert kl_weight(ramp, final * (1 - 1e-3), epochs) < ramp.max_weight
+
+
+ramps = st.builds(
+    kl,
+    schedule=st.sampled_from(("linear", "cosine", "sigmoid", "cyclical")),
+    cycle_shape=st.sampled_from(("linear", "cosine", "sigmoid")),
+    annealing_epochs=st.floats(0.5, 60),
+    cycles=st.integers(1, 8),
+    ratio=st.floats(0.05, 1),
+)
+
+
+@settings(deadline=None)
+@given(ramps, st.floats(0.001, 0.999))
+def test_the_share_of_a_ramp_is_where_the_weight_is_reached(ramp: KL, part: float) -> None:
+    t = ramp_share(ramp, part * ramp.weight)
+    assert t is not None
+    length = ramp.ratio * 24 / ramp.cycles if ramp.schedule == "cyclical" else ramp.annealing_epochs
+    assert kl_weight(ramp, t * length, 24) == pytest.approx(part * ramp.weight, rel=1e-6)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_ends_of_a_ramp(schedule: str) -> None:
+    assert ramp_share(kl(schedule), 2.0) == (0 if schedule == "constant" else pytest.approx(1))
+    assert ramp_share(kl(schedule), 0.0) == 0
+    assert ramp_share(kl(schedule), 2.0001) is None
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine", "sigmoid"])
+@pytest.mark.parametrize(("ratio", "weight"), [(0.5, 0.4), (1.0, 1.5), (0.25, 1.9), (0.5, 2.5)])
+def test_the_share_above_a_weight_by_counting_steps(shape: str, ratio: float, weight: float) -> None:
+    cyclical = kl("cyclical", cycle_shape=shape, ratio=ratio, cycles=4)
+    steps = [kl_weight(cyclical, step / 1000, 8) for step in range(8000)]
+    counted = sum(w >= weight for w in steps) / len(steps)
+    assert share_above(cyclical, weight) == pytest.approx(counted, abs=2e-3)
 
 
 @settings(deadline=None)

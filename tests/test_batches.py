@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vae.batches import epoch_order, generator, in_order, open_images, steps_per_epoch, to_pixels
+from vae.batches import epoch_order, generator, in_order, open_images, to_pixels
 from vae.errors import InputError
 
 CPU = torch.device("cpu")
@@ -61,10 +61,6 @@ def test_a_generator_is_for_one_purpose_at_one_step() -> None:
     assert len({tuple(values.tolist()) for values in drawn.values()}) == len(drawn)
     for (seed, purpose, step), values in drawn.items():
         assert torch.equal(values, torch.randn(4, generator=generator(seed, purpose, step)))
-
-
-def test_only_full_batches_are_steps() -> None:
-    assert [steps_per_epoch(count, 8) for count in (7, 8, 15, 16, 17)] == [0, 1, 1, 2, 2]
 
 
 def test_images_are_mapped_not_read_and_the_file_stays_as_it_was(tmp_path: Path) -> None:

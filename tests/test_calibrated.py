@@ -1,4 +1,4 @@
-"""`kl.max_weight: calibrated` takes the weight that preflight finds, in every stage, and stays in params.yaml."""
+"""What every stage resolves in the same way: a calibrated KL weight, and a ramp in steps."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_training import TRAIN, params
 
+from tasks import monitor, workspace
 from tasks import preflight as stage
-from tasks import workspace
 from vae import parameters, preflight
 from vae.errors import InputError
 from vae.objective import Objective
@@ -45,6 +45,25 @@ def test_the_weight_is_the_one_that_preflight_finds(folder: Path, objective: dic
 def test_a_number_needs_no_preflight(folder: Path) -> None:
     write({"kl.max_weight": 0.25})
     assert workspace.load_parameters().kl.weight == 0.25
+
+
+def test_a_ramp_in_steps_becomes_one_in_epochs(folder: Path) -> None:
+    write(
+        {"kl.annealing_steps": 6, "kl.annealing_epochs": 50}
+    )  # 70 images in batches of 16: 4 steps an epoch
+    p = workspace.load_parameters()
+    assert (p.kl.annealing_epochs, p.kl.annealing_steps) == (1.5, None)
+    workspace.images("train").unlink()
+    with pytest.raises(InputError, match=r"train\.npy does not exist; `dvc repro ingest`"):
+        workspace.load_parameters()
+
+
+def test_advice_about_the_ramp_counts_only_without_one_in_steps() -> None:
+    advice = ["set kl.schedule to linear", "set kl.annealing_epochs to 10"]
+    in_steps, in_epochs = params({"kl.annealing_steps": 9}).kl, params().kl
+    assert monitor.followable(advice, in_steps) == [*advice, "set kl.annealing_steps to null"]
+    assert monitor.followable(advice, in_epochs) == advice
+    assert monitor.followable(advice[:1], in_steps) == advice[:1]
 
 
 def test_before_preflight_it_is_told_what_is_missing(folder: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
-from torch import Tensor, nn
+from torch import Tensor, distributions, nn
 
 from vae import baseline, diagnostics
 from vae.devices import Compute
@@ -47,7 +47,7 @@ class ByHand(nn.Module):
         mu = x.flatten(1)[:, : self.latent_dim] * self.slopes
         return mu, self.logvar.expand_as(mu)
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
         return self.decoder(z).reshape(-1, 1, 1, 1).expand(-1, 1, SIDE, SIDE)
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,12 +81,51 @@ def test_rate_units_and_prior_gap_by_hand() -> None:
     np.testing.assert_allclose(got.mean_variance, [1.0, 0, 0, 0.0025], atol=1e-6)
     np.testing.assert_allclose(got.aggregate_mean, [1.0, 0, 0, 0.05], atol=1e-6)
     np.testing.assert_allclose(got.aggregate_variance, [1.25, 1.0, 0.5, 1.0025], atol=1e-6)
+    np.testing.assert_allclose(got.posterior_share, [0.25 / 1.25, 1, 1, 1 / 1.0025], atol=1e-6)
     assert got.active_units() == 1 and got.active_units(0.001) == 2 and got.active_units(1.1) == 0
     assert got.informative_units() == 1 and got.informative_units(0.09) == 2
     gap = 0.5 * (
         (1.25 + 1 - 1 - math.log(1.25)) + (0.5 - 1 - math.log(0.5)) + (1.0025 + 0.0025 - 1 - math.log(1.0025))
     )
     assert got.prior_gap == pytest.approx(gap, abs=1e-6)
+
+
+@pytest.mark.parametrize("latents", [1, 2, 7])
+def test_the_whole_prior_gap_is_the_kl_of_two_gaussians(latents: int) -> None:
+    random = np.random.default_rng(latents)
+    variances = random.uniform(0.01, 0.5, latents)
+    model, images = ByHand(random.normal(0, 2, latents).tolist(), variances.tolist()), pictures(600)
+    images[:, 0, 1] = images[:, 0, 0] // 2 + 20  # two latents that depend on one another
+    got = measure(model, images, NOISE, CPU, seed=0)
+    mu, _ = encode(model, images, CPU)
+    covariance = np.cov(mu.T.astype(np.float64), bias=True).reshape(latents, latents) + np.diag(variances)
+    np.testing.assert_allclose(got.aggregate_covariance, covariance, atol=1e-6)
+    q = distributions.MultivariateNormal(torch.tensor(mu.mean(0)).double(), torch.tensor(covariance))
+    p = distributions.MultivariateNormal(torch.zeros(latents).double(), torch.eye(latents).double())
+    assert got.prior_gap_full == pytest.approx(float(distributions.kl_divergence(q, p)), rel=1e-5)
+    # the rest is the total correlation, Σ_j H(z_j) − H(z): none for a single latent
+    entropies = stats.norm(0, np.sqrt(np.diag(covariance))).entropy().sum()
+    correlation = entropies - stats.multivariate_normal(cov=covariance).entropy()
+    assert got.prior_gap_full - got.prior_gap == pytest.approx(correlation, abs=1e-5)
+    assert (latents > 1) == (correlation > 0.05)
+
+
+def test_the_posterior_share_is_what_of_z_the_image_does_not_tell() -> None:
+    """1 − R² of the least-squares prediction of a sampled z by the posterior's mean."""
+    model, images = ByHand([0.0, 0.3, 1.0, 6.0], [0.7, 0.2, 0.2, 0.01]), pictures(20_000)
+    got = measure(model, images, NOISE, CPU, seed=0)
+    mu, logvar = encode(model, images, CPU)
+    z = mu + np.exp(0.5 * logvar) * np.random.default_rng(3).standard_normal(mu.shape)
+    told = [0, *(stats.pearsonr(mu[:, j], z[:, j]).statistic ** 2 for j in (1, 2, 3))]
+    np.testing.assert_allclose(got.posterior_share, 1 - np.array(told), atol=0.01)
+    assert got.posterior_share[0] == pytest.approx(1) and got.posterior_share[3] < 0.01
+
+
+def test_the_whole_prior_gap_sees_a_correlation_that_the_diagonal_one_does_not() -> None:
+    zeros, correlated = np.zeros(2), np.array([[1.0, 0.8], [0.8, 1.0]])
+    m = Measurement(1, 0.0, 0.1, 0.1, zeros, zeros, zeros, zeros + 1, correlated)
+    assert m.prior_gap == 0
+    assert m.prior_gap_full == pytest.approx(-0.5 * math.log(1 - 0.8**2))
 
 
 def test_distortion_by_hand() -> None:
@@ -124,7 +163,13 @@ def test_the_batch_size_changes_nothing_but_the_noise(monkeypatch: pytest.Monkey
     monkeypatch.setattr(diagnostics, "BATCH", batch)
     parts = measure(model, torch.from_numpy(images), NOISE, CPU, seed=0)
     assert parts.distortion == pytest.approx(whole.distortion, rel=1e-6)
-    for name in ("kl_per_latent", "mean_variance", "aggregate_mean", "aggregate_variance"):
+    for name in (
+        "kl_per_latent",
+        "mean_variance",
+        "aggregate_mean",
+        "aggregate_variance",
+        "aggregate_covariance",
+    ):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-6)
     assert fitted_sigma(model, images, CPU, 0) == pytest.approx(sigma)
     np.testing.assert_allclose(elbo_per_image(model, images, NOISE, CPU), scores, rtol=1e-6)
@@ -301,5 +346,5 @@ def test_pixel_moments_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_elbo_is_minus_distortion_minus_rate() -> None:
     zeros = np.zeros(2)
-    m = Measurement(1, 7.0, 0.1, 0.2, np.array([1.0, 2.5]), zeros, zeros, zeros + 1)
-    assert (m.rate, m.elbo, m.prior_gap) == (3.5, -10.5, 0.0)
+    m = Measurement(1, 7.0, 0.1, 0.2, np.array([1.0, 2.5]), zeros, zeros, zeros + 1, np.eye(2))
+    assert (m.rate, m.elbo, m.prior_gap, m.prior_gap_full) == (3.5, -10.5, 0.0, 0.0)

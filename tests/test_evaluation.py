@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, norm
 from torch import nn
 
 from vae import evaluation, parameters
+from vae.batches import generator, to_pixels
 from vae.devices import Compute
 from vae.diagnostics import measure, mutual_information
 from vae.evaluation import Probe, importance_weighted_bound, is_binary, psnr, ssim, ssim_window
@@ -39,16 +40,16 @@ class Linear(nn.Module):
         mu = (x.flatten(1) - self.offset) @ self.mu_of
         return mu, self.logvar.expand_as(mu)
 
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
+    def decode(self, z: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
         return (z @ self.weight.T + self.offset).reshape(-1, 1, SIDE, SIDE)
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, ...]:
         mu, logvar = self.encode(x)
         return self.decode(mu + torch.exp(0.5 * logvar) * noise), mu, logvar
 
-    def log_evidence(self, images: np.ndarray) -> float:
-        """ln p(x) of x ~ N(offset, WWᵀ + σ²I), averaged over images."""
-        weight = self.weight.double().numpy()
+    def log_evidence(self, images: np.ndarray, latents: int = LATENTS) -> float:
+        """ln p(x) of x ~ N(offset, WWᵀ + σ²I), averaged over images; W of the first latents only."""
+        weight = self.weight.double().numpy()[:, :latents]
         covariance = weight @ weight.T + SIGMA**2 * np.eye(SIDE * SIDE)
         x = images.reshape(len(images), -1) / 255
         return float(multivariate_normal(self.offset.double().numpy(), covariance).logpdf(x).mean())
@@ -118,6 +119,88 @@ def test_with_a_wrong_posterior_the_bound_lies_between_elbo_and_evidence() -> No
     evidence = model.log_evidence(images)
     assert elbo + 0.3 < few < many < evidence
     assert evidence - many < 0.02
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+@pytest.mark.parametrize("samples", [1, 7])
+def test_the_pruned_bound_is_the_evidence_of_the_smaller_model(kept: int, samples: int) -> None:
+    """W's columns are orthogonal, so each latent's exact posterior stays exact when others are removed."""
+    model, images = Linear(), pictures(300)
+    active, likelihood = np.arange(LATENTS) < kept, Likelihood("gaussian", SIGMA)
+    bound = importance_weighted_bound(model, images, likelihood, CPU, samples, 3, active)
+    assert bound == pytest.approx(model.log_evidence(images, kept), rel=1e-6)
+
+
+class WithUnused(nn.Module):
+    """`Linear` with two more latents, before and after its own, which the decoder ignores."""
+
+    latent_dim = LATENTS + 2
+
+    def __init__(self, inner: Linear) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mu, logvar = self.inner.encode(x)
+        return nn.functional.pad(mu, (1, 1), value=0.7), nn.functional.pad(logvar, (1, 1), value=-1.5)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return self.inner.decode(z[:, 1:-1])
+
+    def forward(self, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        mu, logvar = self.encode(x)
+        return self.decode(mu + torch.exp(0.5 * logvar) * noise), mu, logvar
+
+
+def test_latents_that_the_decoder_ignores_are_pruned_without_a_trace() -> None:
+    inner, images, likelihood = Linear(spread=2.5), pictures(50), Likelihood("gaussian", SIGMA)
+    wide, samples = WithUnused(inner), 5
+    active = measure(wide, images, likelihood, CPU, 0).active(1e-6)
+    assert active.tolist() == [False, True, True, True, False]
+    bound = importance_weighted_bound(wide, images, likelihood, CPU, samples, 0, active)
+    assert bound > importance_weighted_bound(wide, images, likelihood, CPU, samples, 0) + 0.1
+
+    # the bound of the smaller model, written out, with the noise that its latents had in the wider one
+    mu, logvar = (part.double().numpy() for part in inner.encode(to_pixels(images, CPU.device)))
+    random = generator(0, "importance", 0)
+    drawn = [torch.randn(len(images), LATENTS + 2, generator=random).double().numpy() for _ in range(samples)]
+    log_weights = []
+    for noise in (part[:, 1:-1] for part in drawn):
+        z = mu + np.exp(0.5 * logvar) * noise
+        mean = z @ inner.weight.double().numpy().T + 0.5
+        log_likelihood = norm(mean, SIGMA).logpdf(images.reshape(len(images), -1) / 255).sum(1)
+        posterior = norm(mu, np.exp(0.5 * logvar)).logpdf(z).sum(1)
+        log_weights.append(log_likelihood + norm.logpdf(z).sum(1) - posterior)
+    expected = (np.logaddexp.reduce(log_weights, axis=0) - math.log(samples)).mean()
+    assert bound == pytest.approx(expected, rel=1e-6)
+
+
+def test_pruning_is_of_the_test_split_and_free_where_all_are_active(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saved = saved_model(Likelihood("gaussian", 0.3))
+    with torch.no_grad():
+        saved.model.posterior.weight.mul_(3)
+    passes: list[object] = []
+    real = evaluation.importance_weighted_bound
+
+    def counted(*arguments: object) -> float:
+        passes.append(arguments)
+        return real(*arguments)  # type: ignore[arg-type]  # passed on as they came
+
+    monkeypatch.setattr(evaluation, "importance_weighted_bound", counted)
+    result = evaluated(saved)
+    test = result["test"].metrics
+    assert test["active_units"] == LATENTS and len(passes) == 2
+    assert test["nll_pruned"] == test["nll"] and "nll_pruned" not in result["valid"].metrics
+
+    with torch.no_grad():  # the encoder forgets the first latent
+        saved.model.posterior.weight[0].zero_()
+    test = evaluated(saved)["test"].metrics
+    assert test["active_units"] == LATENTS - 1 and len(passes) == 5
+    assert test["nll_pruned"] != test["nll"]
+    pruned = real(saved.model, pictures(24, 24), saved.likelihood, CPU, 20, 0, np.array([False, True, True]))
+    assert test["nll_pruned"] == pytest.approx(-pruned, rel=1e-5)
 
 
 def test_the_bound_repeats_and_follows_the_seed() -> None:
@@ -206,6 +289,7 @@ def test_metrics_of_a_split_agree_with_one_another() -> None:
     assert test["mse"] == pytest.approx(result["test"].errors.mean(), rel=1e-4)
     assert test["psnr"] == pytest.approx(-10 * math.log10(test["mse"]), rel=1e-4)
     assert test["probe_majority"] == 0.5
+    assert 0 < test["mmd"] < 7
     assert test["mutual_information"] is None or test["saturated_at"] is None
 
 
@@ -222,7 +306,7 @@ def test_calibrated_elbo_takes_sigma_from_the_validation_split() -> None:
 def test_bernoulli_on_grey_pixels_has_no_likelihood_and_on_binary_ones_has() -> None:
     saved = saved_model(Likelihood("bernoulli"))
     grey = evaluated(saved)["test"].metrics
-    assert grey["nll"] is None and grey["elbo_calibrated"] is None
+    assert grey["nll"] is None and grey["nll_pruned"] is None and grey["elbo_calibrated"] is None
     binary = evaluated(saved, images=np.where(pictures(40) > 128, 255, 0).astype(np.uint8))["test"].metrics
     assert -binary["nll"] >= binary["elbo"]
 
@@ -241,4 +325,4 @@ def test_a_diverged_model_gives_nulls_and_no_failure() -> None:
     metrics = {split: result.metrics for split, result in evaluated(saved).items()}
     json.dumps(metrics, allow_nan=False)
     assert metrics["test"]["elbo"] is None and metrics["test"]["probe_accuracy"] is None
-    assert metrics["test"]["active_units"] == 0
+    assert metrics["test"]["active_units"] == 0 and metrics["test"]["mmd"] is None

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from vae.model import LOGVAR_MAX, LOGVAR_MIN, VAE, GatedLinear, to_device
+from vae.model import LOGVAR_MIN, VAE, GatedLinear, to_device
 from vae.objective import kl_per_latent
 
 SIZES = [(8, 8), (8, 13), (9, 11), (16, 16), (21, 10), (28, 28), (37, 50)]
@@ -54,14 +54,30 @@ def test_a_layer_for_each_width_and_its_mirror(architecture: str, widths: list[i
     assert not [m for m in bare.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
 
 
-def test_logvar_stays_in_its_range() -> None:
-    model = vae((1, 8, 8)).eval()
+@pytest.mark.parametrize("ceiling", [10.0, 2.0, -3.0])
+def test_logvar_stays_in_its_range(ceiling: float) -> None:
+    model = vae((1, 8, 8), logvar_max=ceiling).eval()
     with torch.no_grad():
         model.posterior.weight.mul_(1e6)
         mu, logvar = model.encode(torch.rand(64, 1, 8, 8))
-    assert logvar.min() == LOGVAR_MIN and logvar.max() == LOGVAR_MAX
-    assert mu.abs().max() > LOGVAR_MAX  # only logvar is held
+    assert logvar.min() == LOGVAR_MIN and logvar.max() == ceiling
+    assert mu.abs().max() > 10  # only logvar is held
     assert torch.exp(0.5 * logvar).isfinite().all() and torch.exp(-logvar).isfinite().all()
+
+
+def test_a_ceiling_below_zero_commits_every_latent_to_a_rate() -> None:
+    """½(exp(c) − 1 − c), the KL of N(0, exp(c)) from the prior, and what gradient descent on the KL comes to."""
+    model = vae((1, 8, 8), logvar_max=-1.0, widths=[8])
+    optimiser = torch.optim.Adam(model.parameters(), 0.05)
+    x = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for _ in range(300):
+        kl = kl_per_latent(*model.encode(x))
+        optimiser.zero_grad()
+        kl.sum().backward()
+        optimiser.step()
+    least = -math.log(math.exp(-0.5)) + (math.exp(-1) - 1) / 2  # ln σ_p/σ_q + (σ_q² − σ_p²)/(2σ_p²)
+    assert kl.min() >= least - 1e-6
+    assert float(kl.detach().mean()) == pytest.approx(least, rel=0.05)
 
 
 def test_z_is_mean_plus_sigma_times_noise() -> None:

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vae import parameters
+from vae.annealing import first_final_epoch, kl_weight
 from vae.errors import InputError
 from vae.parameters import Parameters
 
@@ -114,6 +115,8 @@ def test_what_is_allowed(changes: dict[str, Any]) -> None:
         ("kl.ratio", 1.1, "less than or equal to 1"),
         ("kl.cycles", 0, "greater than or equal to 1"),
         ("kl.annealing_epochs", -1, "greater than or equal to 0"),
+        ("kl.annealing_steps", 0, "greater than or equal to 1"),
+        ("kl.annealing_steps", 2.5, "integer"),
         ("kl.schedule", "warp", "'cyclical'"),
         ("model.latent_dim", 0, "greater than or equal to 1"),
         ("model.latent_dim", -3, "greater than or equal to 1"),
@@ -125,6 +128,9 @@ def test_what_is_allowed(changes: dict[str, Any]) -> None:
         ("model.widths", 32, "list"),
         ("model.widths", [32] * 9, "at most 8"),
         ("model.architecture", "resnet", "'mlp'"),
+        ("model.logvar_max", 10.5, "less than or equal to 10"),
+        ("model.logvar_max", -11, "greater than or equal to -10"),
+        ("model.logvar_max", None, "number"),
         ("model.batch_norm", "yes", "boolean"),
         ("model.batch_norm", 1, "boolean"),
         ("data.image_size", 7, "8 to 256"),
@@ -156,6 +162,7 @@ def test_what_is_allowed(changes: dict[str, Any]) -> None:
         ("train.ema", 1.0, "less than 1"),
         ("train.patience", 0, "greater than or equal to 1"),
         ("train.gradient_clip", 0, "greater than 0"),
+        ("train.aggressive_encoder", 1, "boolean"),
         ("train.device", "tpu", "cuda"),
         ("train.precision", "fp16", "'bf16'"),
         ("train.compile", "yes", "'auto'"),
@@ -235,6 +242,34 @@ def test_all_that_is_wrong_is_told_at_once_a_line_each() -> None:
 
 def test_a_name_with_a_newline_stays_on_one_line() -> None:
     assert "\n" not in refusal({"kl.a\nb": 1, "train.epochs": 60})
+
+
+def test_only_full_batches_are_steps() -> None:
+    train = parameters.parse(with_values({"train.batch_size": 8})).train
+    assert [train.steps_per_epoch(count) for count in (7, 8, 15, 16, 17)] == [0, 1, 1, 2, 2]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5000), st.integers(1, 700), st.sampled_from(["linear", "cosine", "sigmoid"]))
+def test_a_ramp_in_steps_ends_at_its_step(ramp: int, per_epoch: int, schedule: str) -> None:
+    p = parameters.parse(
+        with_values({"kl.annealing_steps": ramp, "kl.schedule": schedule, "train.epochs": 2})
+    )
+    resolved = parameters.with_ramp(p, per_epoch)
+    assert parameters.with_ramp(resolved, 3) == resolved
+
+    def weight(step: int) -> float:
+        return kl_weight(resolved.kl, step / per_epoch, 2)
+
+    assert weight(0) == 0 and weight(ramp - 1) < weight(ramp) == weight(ramp + 1) == 1
+    if schedule == "linear":
+        assert weight(ramp // 2) == pytest.approx(ramp // 2 / ramp)
+    assert first_final_epoch(resolved.kl, 2) * per_epoch == pytest.approx(ramp)
+
+
+def test_without_annealing_steps_the_ramp_is_that_of_annealing_epochs() -> None:
+    p = parameters.parse(VALID)
+    assert parameters.with_ramp(p, 7) is p
 
 
 def test_parameters_can_not_be_changed() -> None:

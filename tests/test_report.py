@@ -83,6 +83,11 @@ def make_workspace(
     if verdict == "diverged":
         history.loc[epochs - 1, history.columns[3:]] = math.nan
     history.to_csv(folder / "reports/history.csv", index=False)
+    latents = pd.DataFrame(random.exponential(size=(epochs, LATENTS))).add_prefix("z")
+    if verdict == "diverged":
+        latents.iloc[-1] = math.nan
+    latents.insert(0, "epoch", history["epoch"])
+    latents.to_csv(folder / "reports/kl_per_latent.csv", index=False)
     advice = [] if verdict == "healthy" else ["set kl.max_weight to 0.01"]
     monitor = {
         "verdict": verdict,
@@ -143,7 +148,7 @@ def test_the_report_tells_all_and_asks_for_nothing(tmp_path: Path, monkeypatch: 
     html = report.html(facts)
     page = Page(html)
     sources = [value for tag, name, value in page.attributes if name in {"src", "href"}]
-    assert len(sources) == len(facts.pictures) == 8
+    assert len(sources) == len(facts.pictures) == 9
     for source in sources:
         assert source and source.startswith("data:image/png;base64,")
         assert base64.b64decode(source.split(",")[1], validate=True).startswith(b"\x89PNG")
@@ -257,6 +262,15 @@ def test_principal_components_find_the_direction_that_varies_most() -> None:
     assert abs(np.corrcoef(points[:, 0], mu[:, 1])[0, 1]) > 0.999
     one, share_of_one = plots.principal_components(mu[:, 1:2])
     assert one.shape == (500, 2) and share_of_one.tolist() == [1.0, 0.0]
+
+
+def test_the_heat_map_of_latents_is_sorted_by_the_last_epoch() -> None:
+    epochs = pd.DataFrame({"epoch": [1, 2, 3], "z0": [5, 1, 0.1], "z1": [0, 1, 2], "z2": [0.2, math.nan, 1]})
+    figure = plots.kl_over_time(epochs, kept_epoch=3)
+    drawn = figure.axes[0].images[0]
+    np.testing.assert_array_equal(drawn.get_array(), [[0, 1, 2], [0.2, 0, 1], [5, 1, 0.1]])
+    assert list(drawn.get_extent()) == [0.5, 3.5, 3.5, 0.5] and drawn.get_clim() == (0, 5)
+    assert plots.png(figure) == plots.png(plots.kl_over_time(epochs, kept_epoch=3))
 
 
 def test_a_map_of_many_classes_names_the_most_frequent() -> None:

@@ -74,6 +74,19 @@ def test_a_round_trip_gives_the_same_bits(tmp_path: Path, name: str, learned_sig
     assert read.compute().precision == "fp32" and read.compute().device.type == "cpu"
 
 
+def test_the_ceiling_of_logvar_is_kept_and_older_models_have_the_old_one(tmp_path: Path) -> None:
+    write(tmp_path / "new", model(logvar_max=-2.0), logvar_max=-2.0)
+    write(tmp_path / "old", model())
+    assert "logvar_max" not in saved.read_config(tmp_path / "old")["model"]
+    ceilings = {}
+    for name in ("new", "old"):
+        read = saved.load(tmp_path / name).model
+        with torch.no_grad():
+            read.posterior.weight.mul_(1e6)
+            ceilings[name] = float(read.encode(torch.rand(64, *SHAPE))[1].max())
+    assert ceilings == {"new": -2.0, "old": 10.0}
+
+
 def test_the_files_repeat_to_the_bit(tmp_path: Path) -> None:
     assert write(tmp_path / "one", model()) == write(tmp_path / "two", model())
     for name in (saved.WEIGHTS, saved.CONFIG):

@@ -78,6 +78,7 @@ def assert_same_bits(one: Trained, other: Trained) -> None:
     for name, tensor in weights.items():
         assert torch.equal(tensor, other_weights[name]), name
     assert rest == other_rest
+    assert one.kl_per_latent == other.kl_per_latent and len(one.kl_per_latent) == len(one.history)
     np.testing.assert_array_equal(one.train.kl_per_latent, other.train.kl_per_latent)
     assert one.train.elbo == other.train.elbo
 
@@ -110,6 +111,13 @@ def interrupted(p: Parameters, path: Path, steps: list[int], epochs: list[int]) 
     [
         {},
         {"train.ema": 0.9},
+        {"model.architecture": "autoregressive", "train.ema": 0.9},
+        {
+            "train.aggressive_encoder": True,  # on in the first epochs, off in the last
+            "kl.schedule": "constant",
+            "kl.max_weight": 12.0,
+            "data.augment": "flip",
+        },
         {"kl.schedule": "cyclical", "kl.cycles": 2, "kl.ratio": 0.5},
         {"data.binarise": "dynamic", "objective.likelihood": "bernoulli"},
         {"data.augment": "flip", "train.learning_rate_schedule": "cosine", "train.weight_decay": 0.1},
@@ -180,6 +188,7 @@ def test_history_has_its_columns_and_adds_up() -> None:
     assert steps == list(range(1, 4 * STEPS + 1))
     for number, row in enumerate(trained.history, 1):
         assert tuple(row) == HISTORY
+        assert row["valid/kl"] == pytest.approx(sum(trained.kl_per_latent[number - 1]), rel=1e-12)
         assert (row["epoch"], row["step"]) == (number, number * STEPS)
         assert row["valid/elbo"] == pytest.approx(-row["valid/reconstruction"] - row["valid/kl"])
         assert row["valid/loss"] == pytest.approx(-row["valid/elbo"])  # a final weight of 1
@@ -268,6 +277,12 @@ def _changes_of(p: Parameters) -> dict[str, Any]:
 
 def test_a_ramp_longer_than_the_training_keeps_the_last_epoch() -> None:
     assert run(params({"kl.annealing_epochs": 50, "train.epochs": 3})).kept_epoch == 3
+
+
+def test_a_ramp_in_steps_is_the_same_ramp() -> None:
+    steps = run(params({"kl.annealing_steps": 6, "kl.annealing_epochs": 50, "train.epochs": 3}))
+    assert [row["kl_weight"] for row in steps.history] == pytest.approx([3 / 6, 1, 1])
+    assert_same_bits(steps, run(params({"kl.annealing_epochs": 1.5, "train.epochs": 3})))
 
 
 def test_patience_waits_for_the_ramp() -> None:

@@ -65,6 +65,7 @@ def measurement(
         mean_variance=mean_variance,
         aggregate_mean=np.zeros(LATENTS),
         aggregate_variance=np.full(LATENTS, variance),
+        aggregate_covariance=variance * np.eye(LATENTS),
     )
 
 

@@ -4,6 +4,8 @@ import math
 
 from vae.parameters import KL
 
+STEEPNESS = 12.0  # of the sigmoid's logistic curve, which the ramp shows from −6 to 6
+
 
 def kl_weight(kl: KL, epoch: float, epochs: int) -> float:
     """The weight of the KL term after `epoch` epochs of training.
@@ -43,6 +45,32 @@ def first_final_epoch(kl: KL, epochs: int) -> float:
     return kl.annealing_epochs
 
 
+def ramp_share(kl: KL, weight: float) -> float | None:
+    """The share of a ramp, 0 to 1, after which the KL weight is at least `weight`; None where it never is."""
+    if weight > kl.weight:
+        return None
+    if kl.schedule == "constant" or weight <= 0:
+        return 0.0
+    u = weight / kl.weight
+    match kl.cycle_shape if kl.schedule == "cyclical" else kl.schedule:
+        case "cosine":
+            return math.acos(1 - 2 * u) / math.pi
+        case "sigmoid":
+            low, high = _logistic(0.0), _logistic(1.0)
+            y = low + u * (high - low)
+            return min(max(0.5 + math.log(y / (1 - y)) / STEEPNESS, 0.0), 1.0)
+    return u
+
+
+def share_above(kl: KL, weight: float) -> float:
+    """The share of each cycle of a cyclical schedule that is spent at weights of `weight` and more.
+
+    1 − ratio·t, with t the share of its ramp at which the weight is reached (Fu 2019, equation 6, solved for it).
+    """
+    t = ramp_share(kl, weight)
+    return 0.0 if t is None else 1 - kl.ratio * t
+
+
 def _linear(t: float) -> float:
     return t
 
@@ -51,11 +79,12 @@ def _cosine(t: float) -> float:
     return (1 - math.cos(math.pi * t)) / 2
 
 
-def _sigmoid(t: float, steepness: float = 12.0) -> float:
-    def logistic(u: float) -> float:
-        return 1 / (1 + math.exp(-steepness * (u - 0.5)))
+def _sigmoid(t: float) -> float:
+    return (_logistic(t) - _logistic(0)) / (_logistic(1) - _logistic(0))
 
-    return (logistic(t) - logistic(0)) / (logistic(1) - logistic(0))
+
+def _logistic(t: float) -> float:
+    return 1 / (1 + math.exp(-STEEPNESS * (t - 0.5)))
 
 
 _SHAPES = {"cosine": _cosine, "sigmoid": _sigmoid}

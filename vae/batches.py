@@ -58,11 +58,6 @@ def in_order(images: np.ndarray | Tensor, batch_size: int, device: torch.device)
         yield to_pixels(images[start : start + batch_size], device)
 
 
-def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Full batches only: a rest of one or two images makes batch norm's statistics meaningless."""
-    return images // batch_size
-
-
 def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
     """A permutation of range(images) for an epoch, counted from 0."""
     return torch.randperm(images, generator=generator(seed, "order", epoch))

@@ -24,10 +24,12 @@ class Measurement:
     Attributes:
         images: how many.
         distortion: −E_q[ln p(x|z)], z sampled.
-        mse: mean squared error of a pixel in [0, 1], with z = μ. mse_sampled: with z sampled.
+        mse: mean squared error of a pixel in [0, 1], with z = μ. mse_sampled: with z sampled. Of an autoregressive
+            decoder both are of each pixel given those before it in the image itself (teacher forcing).
         kl_per_latent: (Z,), averaged over images.
         mean_variance: (Z,), Var_x(E_q[z_j|x]).
         aggregate_mean, aggregate_variance: (Z,), of q(z_j) over the split.
+        aggregate_covariance: (Z, Z), of q(z) over the split: Cov_x(μ) + diag E_x[σ²].
     """
 
     images: int
@@ -38,6 +40,7 @@ class Measurement:
     mean_variance: np.ndarray
     aggregate_mean: np.ndarray
     aggregate_variance: np.ndarray
+    aggregate_covariance: np.ndarray
 
     @property
     def rate(self) -> float:
@@ -47,19 +50,43 @@ class Measurement:
     def elbo(self) -> float:
         return -self.distortion - self.rate
 
+    def active(self, threshold: float = 0.01) -> np.ndarray:
+        """(Z,) bool: whose mean varies over the split by more than the threshold (Burda 2016, section 5.2)."""
+        return self.mean_variance > threshold
+
     def active_units(self, threshold: float = 0.01) -> int:
-        """Latents whose mean varies over the split by more than the threshold (Burda 2016, section 5.2)."""
-        return int((self.mean_variance > threshold).sum())
+        return int(self.active(threshold).sum())
 
     def informative_units(self, nats: float = 0.1) -> int:
         """Latents that cost more than `nats`: of a young model, fewer than are active."""
         return int((self.kl_per_latent > nats).sum())
 
     @property
+    def posterior_share(self) -> np.ndarray:
+        """E_x[σ_j²(x)] / s_j²: (Z,), what of the variance of q(z_j) is the posteriors' own and not the images'.
+
+        1 for a latent that says nothing, near 0 for one that is told exactly: by the law of total variance
+        1 less the share of Var_x(E_q[z_j|x]).
+        """
+        return 1 - self.mean_variance / self.aggregate_variance
+
+    @property
     def prior_gap(self) -> float:
         """½ Σ_j (s_j² + m_j² − 1 − ln s_j²): how far the aggregate posterior's moments are from N(0, 1)."""
         m, s2 = self.aggregate_mean, self.aggregate_variance
         return float(0.5 * np.sum(s2 + m**2 - 1 - np.log(np.maximum(s2, 1e-30))))
+
+    @property
+    def prior_gap_full(self) -> float:
+        """KL(N(m, S) ‖ N(0, I)) = ½ (tr S + mᵀm − Z − ln det S), S the whole covariance of q(z).
+
+        At least `prior_gap`; what it has more is the total correlation of N(m, S), which samples from the
+        prior miss. N images alone add about Z²/4N nats where the posteriors are narrow.
+        """
+        m, s = self.aggregate_mean, self.aggregate_covariance
+        with np.errstate(invalid="ignore"):  # of a diverged model it is NaN, as all else is
+            log_determinant = np.linalg.slogdet(s).logabsdet
+        return float(0.5 * (np.trace(s) + m @ m - len(m) - log_determinant))
 
     def with_likelihood(self, likelihood: Likelihood, pixels: int) -> float:
         """The ELBO that another Gaussian σ would have given, from the same pass."""
@@ -88,13 +115,14 @@ def measure(
         )
         with compute.autocast():
             output, mu, logvar = model(x, noise)
-            central = model.decode(mu)
+            central = model.decode(mu, x)
         add("distortion", -likelihood.log_prob(x, output))
         add("sampled", squared_error(x, likelihood.mean(output)))
         add("central", squared_error(x, likelihood.mean(central)))
         add("kl", kl_per_latent(mu, logvar))
         add("mu", mu)
         add("mu2", mu.double().square())
+        add("outer", (mu.double().T @ mu.double())[None])
         add("variance", logvar.exp())
 
     n, pixels = len(images), math.prod(images.shape[1:])
@@ -109,6 +137,7 @@ def measure(
         mean_variance=mean_variance,
         aggregate_mean=mean["mu"],
         aggregate_variance=mean_variance + mean["variance"],
+        aggregate_covariance=mean["outer"] - np.outer(mean["mu"], mean["mu"]) + np.diag(mean["variance"]),
     )
 
 
@@ -148,7 +177,10 @@ def encode(model: VAE, images: np.ndarray | Tensor, compute: Compute) -> tuple[n
 def reconstruct(
     model: VAE, images: np.ndarray | Tensor, likelihood: Likelihood, compute: Compute
 ) -> np.ndarray:
-    """The mean of p(x|z = μ): uint8 (N, H, W, C) → uint8 of the same shape."""
+    """The mean of p(x|z = μ): uint8 (N, H, W, C) → uint8 of the same shape.
+
+    An autoregressive decoder draws it from μ alone, without a look at the image.
+    """
     parts = []
     for x in _batches(model, images, compute.device):
         with compute.autocast():
@@ -171,7 +203,7 @@ def elbo_per_image(
             for _ in range(samples):
                 noise = torch.randn(mu.shape, generator=random, device=compute.device)
                 log_prob += (
-                    likelihood.log_prob(x, model.decode(mu + torch.exp(0.5 * logvar) * noise)) / samples
+                    likelihood.log_prob(x, model.decode(mu + torch.exp(0.5 * logvar) * noise, x)) / samples
                 )
         parts.append((log_prob - kl_per_latent(mu, logvar).sum(1)).cpu().numpy())
     return np.concatenate(parts)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vae import mixture
 from vae.baseline import MeanImage
 from vae.batches import for_measuring, generator, in_order
 from vae.devices import Compute
@@ -25,6 +26,8 @@ from vae.diagnostics import (
     measure,
     mutual_information,
 )
+from vae.mixture import Mixture
+from vae.mmd import mmd_to_prior
 from vae.model import VAE
 from vae.objective import Likelihood, optimal_sigma
 from vae.parameters import Parameters
@@ -77,7 +80,16 @@ def evaluate(
     mean_image = MeanImage.of(train_images)
     return {
         split: _evaluate_split(
-            saved, images[split], labels[split], measurement, calibrated, mean_image, probe, p, compute
+            saved,
+            images[split],
+            labels[split],
+            measurement,
+            calibrated,
+            mean_image,
+            probe,
+            p,
+            compute,
+            prune=split == "test",
         )
         for split, measurement in measured.items()
     }
@@ -93,6 +105,7 @@ def _evaluate_split(
     probe: "Probe | None",
     p: Parameters,
     compute: Compute,
+    prune: bool,
 ) -> Evaluation:
     likelihood = saved.likelihood
     mu, logvar = encode(saved.model, images, compute)
@@ -103,11 +116,7 @@ def _evaluate_split(
     metrics = {
         "images": len(images),
         "elbo": measurement.elbo,
-        "nll": -importance_weighted_bound(
-            saved.model, images, likelihood, compute, p.evaluate.importance_samples, p.seed
-        )
-        if normalised
-        else None,
+        **_nll(saved, images, p, compute, measurement if prune else None, normalised),
         "reconstruction": measurement.distortion,
         "kl": measurement.rate,
         "mse": measurement.mse,
@@ -119,13 +128,59 @@ def _evaluate_split(
         "mutual_information": information.value,
         "aggregate_kl": information.aggregate_kl,
         "saturated_at": information.saturated_at,
+        "mmd": mmd_to_prior(mu, logvar, p.seed) if finite else None,
+        **_with_fitted_prior(saved.prior, mu, logvar, measurement, p.seed),
         "prior_gap": measurement.prior_gap,
+        "prior_gap_full": measurement.prior_gap_full,
         "elbo_calibrated": measurement.with_likelihood(calibrated, saved.pixels) if calibrated else None,
         "mean_image_elbo": mean_image.elbo(images, likelihood.kind),
         "mean_image_mse": mean_image.mse(images),
         **_probed(probe, mu, labels),
     }
     return Evaluation(rounded(metrics), measurement, mu, errors)
+
+
+def _with_fitted_prior(
+    prior: Mixture | None,
+    mu: NDArray[np.float32],
+    logvar: NDArray[np.float32],
+    measurement: Measurement,
+    seed: int,
+) -> Metrics:
+    """What the fitted prior makes of KL, ELBO and MMD, beside those of N(0, I); nothing where there is none."""
+    if prior is None:
+        return {}
+    rate = mixture.rate(mu, logvar, prior, seed)
+    return {
+        "fitted_prior_kl": rate,
+        "fitted_prior_elbo": -measurement.distortion - rate,
+        "fitted_prior_mmd": mmd_to_prior(mu, logvar, seed, prior),
+    }
+
+
+def _nll(
+    saved: Saved,
+    images: NDArray[np.uint8],
+    p: Parameters,
+    compute: Compute,
+    pruned_by: Measurement | None,
+    normalised: bool,
+) -> Metrics:
+    """`nll`, and `nll_pruned` without the latents that `pruned_by` finds inactive; None if not normalised."""
+    names = ["nll"] if pruned_by is None else ["nll", "nll_pruned"]
+    if not normalised:
+        return dict.fromkeys(names)
+
+    def nll(active: NDArray[np.bool_] | None = None) -> float:
+        samples = p.evaluate.importance_samples
+        return -importance_weighted_bound(
+            saved.model, images, saved.likelihood, compute, samples, p.seed, active
+        )
+
+    metrics: Metrics = dict.fromkeys(names, nll())
+    if pruned_by is not None and not (active := pruned_by.active(p.monitor.active_unit_threshold)).all():
+        metrics["nll_pruned"] = nll(active)
+    return metrics
 
 
 @torch.no_grad()
@@ -136,27 +191,34 @@ def importance_weighted_bound(
     compute: Compute,
     samples: int,
     seed: int,
+    active: NDArray[np.bool_] | None = None,
 ) -> float:
     """L_k = E ln (1/k) Σ_i p(x, z_i)/q(z_i|x), z_i ~ q(z|x) (Burda 2016, equation 8), averaged over images.
 
     It is at least the ELBO, at most ln p(x), and grows with k in expectation. The k terms of a batch are
     summed one after another, in float64, so that memory does not grow with k. The noise follows the seed.
 
-    images: uint8 (N, H, W, C). samples: k.
+    images: uint8 (N, H, W, C). samples: k. active: (Z,), or None for all; the other latents are set to their
+    prior mean 0 and left out of the weights, which gives the bound of the model without them.
     """
     model.eval()
+    kept = torch.ones(model.latent_dim, device=compute.device)
+    if active is not None:
+        kept = torch.from_numpy(active).to(kept)
     total = 0.0
     for index, x in enumerate(in_order(images, BATCH, compute.device)):
         random = generator(seed, "importance", index, compute.device)
         with compute.autocast():
             mu, logvar = model.encode(x)
+        # μ = 0, ln σ² = 0 and ε = 0 make z 0 and its term of the log ratio 0
+        mu, logvar = mu * kept, logvar * kept
         std = torch.exp(0.5 * logvar)
         log_sum = torch.full((len(x),), -math.inf, dtype=torch.float64, device=compute.device)
         for _ in range(samples):
-            noise = torch.randn(mu.shape, generator=random, device=compute.device)
+            noise = kept * torch.randn(mu.shape, generator=random, device=compute.device)
             z = mu + std * noise
             with compute.autocast():
-                output = model.decode(z)
+                output = model.decode(z, x)
             # ln p(z) − ln q(z|x): the normalisers cancel but for ln σ
             log_ratio = 0.5 * (noise.double().square() + logvar.double() - z.double().square()).sum(1)
             log_sum = torch.logaddexp(log_sum, likelihood.log_prob(x, output).double() + log_ratio)
@@ -168,12 +230,15 @@ def importance_weighted_bound(
 def central_quality(
     model: VAE, images: NDArray[np.uint8] | Tensor, likelihood: Likelihood, compute: Compute
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean squared error and SSIM of every image with z = μ: (N,) each."""
+    """Mean squared error and SSIM of every image with z = μ: (N,) each.
+
+    Of an autoregressive decoder, as `Measurement.mse`: each pixel is predicted from those before it in the image.
+    """
     model.eval()
     errors, similarities = [], []
     for x in in_order(images, BATCH, compute.device):
         with compute.autocast():
-            mean = likelihood.mean(model.decode(model.encode(x)[0]))
+            mean = likelihood.mean(model.decode(model.encode(x)[0], x))
         errors.append((x - mean).double().square().flatten(1).mean(1).cpu())
         similarities.append(ssim(mean, x).double().cpu())
     return torch.cat(errors).numpy(), torch.cat(similarities).numpy()

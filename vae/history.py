@@ -14,6 +14,7 @@ HISTORY = (
 
 # A healthy run on leaf photos had a KL of 0.01 nats after its first epoch and of 97 after its second.
 ALARM_EPOCHS, ALARM_STEPS = 2, 100
+GROWING = 1.05  # of the KL, from one epoch to the next
 
 Row = dict[str, float]
 
@@ -45,7 +46,7 @@ def why_stop(history: list[Row], p: Parameters) -> str | None:
         return f"diverged: epoch {len(history)} gave a number that is not finite"
     final = [row for row in history if at_final_weight(row, p)]
     enough = len(final) >= ALARM_EPOCHS and steps_at_final_weight(history, p) >= ALARM_STEPS
-    if p.train.on_collapse == "stop" and enough and all(is_collapsed(row) for row in final[-ALARM_EPOCHS:]):
+    if p.train.on_collapse != "continue" and enough and is_collapse(final[-ALARM_EPOCHS:]):
         kl, active = final[-1]["valid/kl"], final[-1]["valid/active_units"]
         return (
             f"collapsed: a KL of {kl:.4f} nats and {active:.0f} active units "
@@ -56,6 +57,12 @@ def why_stop(history: list[Row], p: Parameters) -> str | None:
         if len(history) - best["epoch"] >= p.train.patience:
             return f"no better validation loss for {p.train.patience} epochs since epoch {best['epoch']:.0f}"
     return None
+
+
+def is_collapse(rows: list[Row]) -> bool:
+    """Whether these epochs carry nothing, and the KL does not grow: a slow starter has as little at first."""
+    grows = rows[-1]["valid/kl"] > GROWING * rows[0]["valid/kl"] and rows[-1]["valid/active_units"] > 0
+    return all(is_collapsed(row) for row in rows) and not grows
 
 
 def is_collapsed(row: Row) -> bool:

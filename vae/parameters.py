@@ -60,11 +60,12 @@ class Data(_Section):
 
 
 class Model(_Section):
-    architecture: Literal["conv", "mlp", "gated_mlp"]
+    architecture: Literal["conv", "mlp", "gated_mlp", "autoregressive"]
     latent_dim: int = Field(ge=1, le=4096)
     widths: list[Annotated[int, Field(ge=1, le=8192)]] = Field(min_length=1, max_length=8)
     batch_norm: bool
     mean_batch_norm: Annotated[float, Field(gt=0, le=10)] | None = None
+    logvar_max: float = Field(ge=-10, le=10, default=10.0)
 
 
 class Objective(_Section):
@@ -78,6 +79,7 @@ class KL(_Section):
     schedule: Literal["constant", "linear", "cosine", "sigmoid", "cyclical"]
     max_weight: Annotated[float, Field(ge=0, le=1e6)] | Literal["calibrated"]
     annealing_epochs: float = Field(ge=0)
+    annealing_steps: Annotated[int, Field(ge=1)] | None = None
     cycles: int = Field(ge=1, default=4)
     ratio: float = Field(gt=0, le=1, default=0.5)
     cycle_shape: Literal["linear", "cosine", "sigmoid"] = "linear"
@@ -138,14 +140,19 @@ class Train(_Section):
     weight_decay: float = Field(ge=0, default=0.0)
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    aggressive_encoder: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     compile: Literal["auto"] | bool = "auto"
     patience: Annotated[int, Field(ge=1)] | None = None
     select: Literal["best", "last"] = "best"
     initial_weights: str | None = None
-    on_collapse: Literal["stop", "continue"] = "stop"
+    on_collapse: Literal["stop", "remedy", "continue"] = "stop"
     remedy_attempts: int = Field(ge=0, default=2)
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Full batches only: a rest of one or two images makes batch norm's statistics meaningless."""
+        return images // self.batch_size
 
 
 class Monitor(_Section):
@@ -178,7 +185,7 @@ class Parameters(_Section):
     def _parts_go_together(self) -> "Parameters":
         height, width = self.data.image_size
         depth = len(self.model.widths)
-        if self.model.architecture == "conv" and min(height, width) < 2**depth:
+        if self.model.architecture in ("conv", "autoregressive") and min(height, width) < 2**depth:
             raise ValueError(
                 f"model.widths = {self.model.widths} halves the image {depth} times, too often for "
                 f"data.image_size = {height}×{width}; "
@@ -215,6 +222,18 @@ class Parameters(_Section):
                     f"objective.importance_samples_train = {objective.importance_samples_train} goes with a "
                     "schedule alone: its bound has no rate for a control or free bits to act on"
                 )
+        if self.train.aggressive_encoder and objective.importance_samples_train > 1:
+            raise ValueError(
+                "train.aggressive_encoder = true with objective.importance_samples_train = "
+                f"{objective.importance_samples_train}: the more samples, the less the bound asks of the encoder; "
+                "set one of them to its default"
+            )
+        if self.train.aggressive_encoder and self.kl.control in ("pi", "geco"):
+            target = "target_kl" if self.kl.control == "pi" else "reconstruction_target"
+            raise ValueError(
+                f"train.aggressive_encoder = true with kl.{target} = {getattr(self.kl, target):g}: the encoder can not "
+                f"converge on an objective that a controller moves; set kl.{target} to null"
+            )
         if objective.reduction == "mean" and self.kl.max_weight == 0 and objective.likelihood == "gaussian":
             raise ValueError(
                 "kl.max_weight = 0 with objective.reduction = mean is an autoencoder: its likelihood has no "
@@ -228,6 +247,31 @@ class Parameters(_Section):
 def with_weight(p: Parameters, weight: float) -> Parameters:
     """The same parameters with `kl.max_weight` a number."""
     return p.model_copy(update={"kl": p.kl.model_copy(update={"max_weight": weight})})
+
+
+def with_ramp(p: Parameters, steps_per_epoch: int) -> Parameters:
+    """The same parameters with `kl.annealing_epochs` as long as `kl.annealing_steps`, which is null then.
+
+    Progress is step / steps_per_epoch, so the ramp ends at exactly this step.
+    """
+    if p.kl.annealing_steps is None:
+        return p
+    # Training refuses an epoch without a full batch, and says why.
+    ramp = {"annealing_epochs": p.kl.annealing_steps / max(steps_per_epoch, 1), "annealing_steps": None}
+    return p.model_copy(update={"kl": p.kl.model_copy(update=ramp)})
+
+
+def changed(p: Parameters, changes: Mapping[str, Any]) -> Parameters:
+    """The parameters with some of them changed, by name.
+
+    Raises:
+        InputError: they do not go together.
+    """
+    values = p.model_dump()
+    for name, value in changes.items():
+        section, key = name.split(".")
+        values[section][key] = value
+    return parse(values, "the remedied parameters")
 
 
 def parse(values: Mapping[str, Any], origin: str = "params.yaml") -> Parameters:

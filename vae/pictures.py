@@ -25,8 +25,10 @@ def reconstructions(saved: Saved, images: NDArray[np.uint8], compute: Compute) -
 
 @torch.no_grad()
 def samples(saved: Saved, count: int, compute: Compute, seed: int) -> Pictures:
-    """With z from the prior N(0, 1)."""
+    """With z from the prior N(0, I), or from the one that was fitted to the latents."""
     random = generator(seed, "prior", 0)
+    if saved.prior is not None:
+        return _drawn(saved, saved.prior.sample(count, random), compute)
     return _drawn(saved, torch.randn(count, saved.model.latent_dim, generator=random), compute)
 
 

@@ -10,6 +10,7 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
@@ -80,16 +81,22 @@ def training_curves(history: pd.DataFrame, ramp_epochs: float, kept_epoch: int) 
         return figure
 
 
-def kl_per_latent(kl: NDArray[np.float64], predicted: Sequence[float] | None, informative: float) -> Figure:
+def kl_per_latent(
+    kl: NDArray[np.float64],
+    posterior_share: NDArray[np.float64],
+    predicted: Sequence[float] | None,
+    informative: float,
+) -> Figure:
     """Each latent's KL, largest first, with what linear theory expected and the line of `informative` nats.
 
-    kl: (Z,), nats per image.
+    kl: (Z,), nats per image. posterior_share: (Z,), in [0, 1], drawn below in the order of the KL.
     """
     with _style():
-        figure = Figure(figsize=(8, 3.6), layout="constrained")
-        ax = figure.subplots()
-        order = np.sort(np.nan_to_num(kl, nan=0, posinf=0))[::-1]
-        place = np.arange(1, len(order) + 1)
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        ax, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.2])
+        kl = np.nan_to_num(kl, nan=0, posinf=0)
+        ranked = np.argsort(-kl, kind="stable")
+        place, order = np.arange(1, len(kl) + 1), kl[ranked]
         above = order > informative
         for bars, colour, label in (
             (above, BLUE, "informative"),
@@ -97,15 +104,46 @@ def kl_per_latent(kl: NDArray[np.float64], predicted: Sequence[float] | None, in
         ):
             if bars.any():
                 ax.bar(place[bars], order[bars], width=0.85, color=colour, label=label)
+                below.bar(place[bars], np.nan_to_num(posterior_share)[ranked][bars], width=0.85, color=colour)
         if predicted is not None and len(predicted):
             expected = np.sort(np.asarray(predicted, dtype=np.float64))[::-1]
             steps = np.arange(len(expected) + 1) + 0.5
             ax.stairs(expected, steps, baseline=None, color=ORANGE, lw=1.6, label="expected by linear theory")
         ax.axhline(informative, color=RED, lw=1, ls="--")
-        ax.set(xlabel="latent, sorted", ylabel="KL, nats per image", xlim=(0.4, len(order) + 0.6))
+        ax.set(ylabel="KL, nats per image", xlim=(0.4, len(order) + 0.6))
+        below.set(xlabel="latent, sorted", ylabel="posterior's share\nof variance", ylim=(0, 1))
         ax.set_ylim(0, max(ax.get_ylim()[1], 2 * informative))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend()
+        return figure
+
+
+def kl_over_time(epochs: pd.DataFrame, kept_epoch: int) -> Figure:
+    """A heat map of KL, in nats per image: epochs to the right, latents from the top by their last KL.
+
+    epochs: the column `epoch`, and one for each latent. The colour goes by the root, so that a latent of
+    0.1 nats is told from one of none beside others of several nats. kept_epoch: as above.
+    """
+    with _style():
+        kl = np.nan_to_num(epochs.drop(columns="epoch").to_numpy(np.float64), nan=0, posinf=0)
+        ranked = np.argsort(-kl[-1], kind="stable")
+        figure = Figure(figsize=(8, 4.2), layout="constrained")
+        ax = figure.subplots()
+        drawn = ax.imshow(
+            kl[:, ranked].T,
+            extent=(0.5, len(kl) + 0.5, kl.shape[1] + 0.5, 0.5),
+            norm=PowerNorm(0.5, vmin=0, vmax=max(kl.max(), 1e-3)),
+            cmap="viridis",
+            aspect="auto",
+            interpolation="nearest",
+        )
+        if kept_epoch > 0:
+            ax.axvline(kept_epoch, color="white", lw=1, ls=":")
+        ax.grid(visible=False)
+        ax.set(xlabel="epoch", ylabel="latent, sorted by its last KL")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+        figure.colorbar(drawn, ax=ax, label="KL, nats per image")
         return figure
 
 

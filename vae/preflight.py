@@ -7,15 +7,18 @@ many latents live. A deep VAE is not linear, but the prediction is close where i
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vae.baseline import pixel_moments
-from vae.objective import COLLAPSED_BELOW_NATS, SMALLEST_SIGMA, Objective
-from vae.parameters import KL
+from vae.objective import COLLAPSED_BELOW_NATS, SMALLEST_SIGMA, Objective, effective_beta
+from vae.parameters import KL, Parameters, with_weight
+from vae.rounding import rounded
 
 EXACT_UP_TO = 2048  # pixels: beyond that only the leading eigenvalues, by subspace iteration
 MOST_IMAGES = 20_000  # of a larger set, so many, evenly taken: its leading eigenvalues are known well by then
@@ -101,6 +104,54 @@ def spectrum(
         values = torch.linalg.eigvalsh(basis.T @ covariance_times(basis))
     leading = values.flip(0).clamp_min(0)[: min(latents, pixels)].numpy()
     return Spectrum(leading, total, pixels, len(images))
+
+
+def with_calibrated_weight(p: Parameters, spectrum: Spectrum) -> Parameters:
+    """The same parameters, a `kl.max_weight` of `calibrated` as its number."""
+    if p.kl.max_weight != "calibrated":
+        return p
+    anywhere = Objective.of(with_weight(p, 1.0))  # which weight is calibrated depends on no weight
+    return with_weight(p, rounded(calibrated_weight(spectrum, anywhere)))
+
+
+def expectations(p: Parameters, spectrum: Spectrum) -> dict[str, Any]:
+    """What linear theory says of a training with these parameters: the numbers of `reports/preflight.json`.
+
+    KL in nats per image; `predicted_kl` is None without a KL term, which leaves it no bound. `calibrated_kl` and
+    `calibrated_mse` are those of the calibrated weight, whatever the weight or the control.
+
+    spectrum: of at least as many latents as the parameters have.
+    """
+    objective = Objective.of(p)
+    spectrum = replace(spectrum, eigenvalues=spectrum.eigenvalues[: p.model.latent_dim])
+    is_steered = p.kl.control != "schedule"
+    prediction = (
+        steered(spectrum, objective, p.kl) if is_steered else predict(spectrum, objective, p.kl.weight)
+    )
+    best_weight = calibrated_weight(spectrum, objective)
+    best = predict(spectrum, Objective.of(with_weight(p, best_weight)), best_weight)
+    return {
+        "predicted_active_units": prediction.active_units,
+        "predicted_kl": prediction.kl if is_steered or p.kl.weight > 0 else None,
+        "predicted_mse": prediction.mse,
+        "kl_weight": p.kl.weight,
+        "critical_kl_weight": critical_weight(spectrum, objective),
+        "collapse_kl_weight": collapse_weight(spectrum, objective),
+        "calibrated_kl_weight": best_weight,
+        "calibrated_kl": best.kl,
+        "calibrated_mse": best.mse,
+        "equivalent_sigma": prediction.sigma,
+        "effective_beta": effective_beta(objective, prediction.mse),
+        "eigenvalues": spectrum.eigenvalues.tolist(),
+        "eigenvalue_sum": spectrum.total,
+        "images": spectrum.images,
+        "kl_per_latent": prediction.kl_per_latent.tolist(),
+    }
+
+
+def spectrum_of(report: Mapping[str, Any], pixels: int) -> Spectrum:
+    """The spectrum that a `reports/preflight.json` holds."""
+    return Spectrum(np.array(report["eigenvalues"]), report["eigenvalue_sum"], pixels, report["images"])
 
 
 def predict(spectrum: Spectrum, objective: Objective, weight: float) -> Prediction:

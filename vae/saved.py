@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from vae.devices import Compute
 from vae.errors import InputError
+from vae.mixture import Mixture
 from vae.model import VAE, to_device
 from vae.objective import Likelihood
 
-WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+WEIGHTS, CONFIG, PRIOR = "weights.safetensors", "config.json", "prior.safetensors"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Saved:
         train: measured on the training split at the end: images, elbo, reconstruction, kl, mse,
             mse_sampled, mean_image_elbo, mean_image_mse.
         sha256: of the weights file.
+        changes: of the parameters, by name, where a remedy made the model; none otherwise.
+        remedies: the attempts before it: `verdict`, `reasons`, and the `changes` that they led to.
+        prior: fitted to the latents after training, where samples are not to come from N(0, I).
     """
 
     model: VAE
@@ -44,6 +48,9 @@ class Saved:
     stopped: str | None
     train: dict[str, float]
     sha256: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    remedies: list[dict[str, Any]] = field(default_factory=list)
+    prior: Mixture | None = None
 
     @property
     def pixels(self) -> int:
@@ -65,6 +72,9 @@ def save(
     kept_epoch: int,
     stopped: str | None,
     train: dict[str, float],
+    changes: dict[str, Any] | None = None,
+    remedies: list[dict[str, Any]] | None = None,
+    prior: Mixture | None = None,
 ) -> str:
     """Writes the model into a folder; returns the SHA-256 of its weights."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +90,11 @@ def save(
         "kept_epoch": kept_epoch,
         "stopped": stopped,
         "train": train,
+        "changes": changes or {},
+        "remedies": remedies or [],
     }
+    if prior is not None:
+        save_file(prior.tensors(), folder / PRIOR)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return weights_hash(folder)
 
@@ -96,7 +110,12 @@ def load(folder: Path, device: torch.device | None = None) -> Saved:
         _check(config)
         weights = read_weights(folder / WEIGHTS)
         shape = tuple(config["image_shape"])
-        model = VAE(shape, learned_sigma="log_sigma" in weights, **config["model"])
+        model = VAE(
+            shape,
+            learned_sigma="log_sigma" in weights,
+            likelihood=config["likelihood"]["kind"],
+            **config["model"],
+        )
         model.load_state_dict(weights)
         model = to_device(model, device or torch.device("cpu"))
         return Saved(
@@ -109,6 +128,9 @@ def load(folder: Path, device: torch.device | None = None) -> Saved:
             stopped=config["stopped"],
             train=config["train"],
             sha256=weights_hash(folder),
+            changes=config.get("changes", {}),
+            remedies=config.get("remedies", []),
+            prior=Mixture(**read_weights(folder / PRIOR)) if (folder / PRIOR).exists() else None,
         )
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()

@@ -5,6 +5,8 @@ the same bits as one that was never interrupted.
 """
 
 import copy
+import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -17,17 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vae import checkpoint, control
+from vae import aggressive, checkpoint, control
 from vae.annealing import kl_weight
 from vae.baseline import MeanImage
-from vae.batches import epoch_order, for_measuring, generator, steps_per_epoch, to_pixels
+from vae.batches import epoch_order, for_measuring, generator, to_pixels
 from vae.devices import Compute
-from vae.diagnostics import Measurement, fitted_sigma, measure
+from vae.diagnostics import Measurement, encode, fitted_sigma, measure, mutual_information
 from vae.errors import InputError
 from vae.history import Row, chosen_epoch, why_stop
 from vae.model import VAE, to_device
 from vae.objective import Likelihood, Objective, kl_per_latent, optimal_sigma, squared_error
-from vae.parameters import Parameters, Train
+from vae.parameters import Parameters, Train, with_ramp
 
 SIGMA_IMAGES = 2048  # of the training split, for the σ of each epoch's validation
 
@@ -41,6 +43,7 @@ class Epoch:
     images_per_second: float
     model: VAE
     likelihood: Likelihood
+    kl_per_latent: list[float]  # of the validation split
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Trained:
         kept_epoch: the epoch of the model, counted from 1; 0 where the first one diverged already.
         stopped: why training ended before its last epoch, or None.
         train: the training split, measured with the kept model and its frozen likelihood.
+        kl_per_latent: of the validation split, Z numbers for each row of the history.
     """
 
     model: VAE
@@ -59,6 +63,7 @@ class Trained:
     kept_epoch: int
     stopped: str | None
     train: Measurement
+    kl_per_latent: list[list[float]]
 
 
 def build(p: Parameters) -> VAE:
@@ -72,7 +77,9 @@ def build(p: Parameters) -> VAE:
             p.model.widths,
             p.model.batch_norm,
             p.model.mean_batch_norm,
+            p.model.logvar_max,
             learned_sigma=p.objective.sigma == "learned",
+            likelihood=p.objective.likelihood,
         )
 
 
@@ -107,7 +114,7 @@ def train(
     initial_weights: Mapping[str, Tensor] | None = None,
     on_step: Callable[[int], None] = lambda step: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    on_resume: Callable[[list[Row]], None] = lambda history: None,
+    on_resume: Callable[[list[Row], list[list[float]]], None] = lambda history, kl_per_latent: None,
     on_message: Callable[[str], None] = print,
 ) -> Trained:
     """Trains a VAE and keeps its best epoch at the final KL weight.
@@ -116,12 +123,13 @@ def train(
         train_images, valid_images: uint8 (N, H, W, C).
         checkpoint_path: resumed from if it exists, written after every epoch.
         on_step: called with the number of steps done. on_epoch: after each new epoch. on_resume: with the
-            history so far, where training goes on from a checkpoint.
+            history and the KL per latent so far, where training goes on from a checkpoint.
 
     Raises:
         InputError: fewer training images than a batch, weights that do not fit, no memory on the GPU.
     """
-    steps = steps_per_epoch(len(train_images), p.train.batch_size)
+    steps = p.train.steps_per_epoch(len(train_images))
+    p = with_ramp(p, steps)
     if steps == 0 or (p.model.batch_norm and p.train.batch_size < 2):
         raise InputError(_batch_problem(p, len(train_images)))
     if len(valid_images) < 2:
@@ -154,7 +162,9 @@ def train(
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(p.train.ema), use_buffers=True)
     judged = model if average is None else cast(VAE, average.module)
     control_state = control.start(p.kl, device)
+    phase, (inference, generation) = aggressive.Phase(p.train.aggressive_encoder), aggressive.halves(model)
     history: list[Row] = []
+    kl_per_epoch: list[list[float]] = []
     kept_epoch, kept_weights = 0, copy.deepcopy(judged.state_dict())
 
     # Resume from the last epoch that was completed.
@@ -168,9 +178,11 @@ def train(
             if average is not None:
                 average.load_state_dict(state["average"])
             control_state = state["control"]
+            phase = aggressive.Phase(**state["phase"])
             history = state["history"]
             kept_epoch, kept_weights = state["kept_epoch"], state["kept_weights"]
-            on_resume(history)
+            kl_per_epoch = state["kl_per_latent"]
+            on_resume(history, kl_per_epoch)
             on_message(f"resumed after epoch {len(history)} of {p.train.epochs}")
 
     resident = _resident(train_images, device)
@@ -180,6 +192,27 @@ def train(
     if compute.compiled:
         loss_of, bound_of = torch.compile(_loss), torch.compile(_importance_weighted_loss)
     stopped = why_stop(history, p)
+
+    def descend(loss: Tensor, weights: list[nn.Parameter] | None) -> None:
+        """One step of the optimiser, of these weights only; None: of all."""
+        optimiser.zero_grad(set_to_none=True)
+        with _memory_errors_explained(p.train):
+            (objective.scale * loss).backward(inputs=weights)
+        if p.train.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), p.train.gradient_clip)
+        optimiser.step()
+
+    def encoder_step(step: int, beta: Tensor, share: float, sub_step: int) -> Tensor:
+        """One sub-step of the aggressive phase, on a batch of its own, with the control as it stands."""
+        chosen = aggressive.random_batch(p.seed, step, sub_step, len(train_images), p.train.batch_size)
+        x, noise = _batch(p, resident, chosen, step, device, f"aggressive{sub_step}.")
+        with _memory_errors_explained(p.train), compute.autocast():
+            distortion, _, penalised, mse = loss_of(model, objective, x, noise)
+            loss = control.loss(
+                p.kl, control_state, distortion, penalised, mse, beta, share, objective.pixels
+            )
+        descend(loss, inference)
+        return loss
 
     while stopped is None and len(history) < p.train.epochs:
         epoch = len(history)
@@ -196,27 +229,27 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = p.train.learning_rate * learning_rate_factor(p.train, progress)
 
-            # Forward, backward, step; nothing here waits for the device.
+            beta = torch.tensor(objective.beta(weight), device=device)
+            share = weight / p.kl.weight if p.kl.weight else 1.0
+
+            # In the aggressive phase the encoder goes first, on other batches, and this step is the decoder's.
+            if phase.on:
+                aggressive.converge(functools.partial(encoder_step, step, beta, share))
+
+            # Forward, backward, step; outside that phase nothing here waits for the device.
             x, noise = _batch(
                 p, resident, order[batch * p.train.batch_size :][: p.train.batch_size], step, device
             )
-            beta = torch.tensor(objective.beta(weight), device=device)
             with _memory_errors_explained(p.train), compute.autocast():
                 if samples > 1:
                     loss, distortion, rate = bound_of(model, objective, x, noise, beta)
                 else:
                     distortion, rate, penalised, mse = loss_of(model, objective, x, noise)
                     control_state = control.update(p.kl, control_state, rate, mse)
-                    share = weight / p.kl.weight if p.kl.weight else 1.0
                     loss = control.loss(
                         p.kl, control_state, distortion, penalised, mse, beta, share, objective.pixels
                     )
-            optimiser.zero_grad(set_to_none=True)
-            with _memory_errors_explained(p.train):
-                (objective.scale * loss).backward()
-            if p.train.gradient_clip is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), p.train.gradient_clip)
-            optimiser.step()
+            descend(loss, generation if phase.on else None)
             if average is not None:
                 average.update_parameters(model)
             sums += torch.stack([loss, distortion, rate]).detach()
@@ -244,6 +277,12 @@ def train(
             "valid/informative_units": valid.informative_units(),
         }
         history.append(row)
+        kl_per_epoch.append(valid.kl_per_latent.tolist())
+
+        if phase.on:
+            phase = phase.after(mutual_information(*encode(model, valid_images, compute), p.seed))
+            if not phase.on:
+                on_message(f"the aggressive encoder phase ends with epoch {epoch + 1}")
 
         # Keep what is best so far, write the checkpoint, tell.
         if chosen_epoch(history, p) == epoch + 1:
@@ -256,20 +295,23 @@ def train(
                     "optimiser": optimiser.state_dict(),
                     "average": None if average is None else average.state_dict(),
                     "control": control_state,
+                    "phase": dataclasses.asdict(phase),
                     "history": history,
+                    "kl_per_latent": kl_per_epoch,
                     "kept_epoch": kept_epoch,
                     "kept_weights": kept_weights,
                 },
             )
         seconds = time.perf_counter() - started
-        on_epoch(Epoch(row, seconds, steps * p.train.batch_size / trained_seconds, judged, likelihood))
+        speed = steps * p.train.batch_size / trained_seconds
+        on_epoch(Epoch(row, seconds, speed, judged, likelihood, kl_per_epoch[-1]))
         stopped = why_stop(history, p)
 
     # Freeze the kept model with the likelihood that everything reported will use.
     judged.load_state_dict(kept_weights)
     likelihood = likelihood_of(objective, judged, measured_images, compute, p.seed)
     measured = measure(judged, measured_images, likelihood, compute, p.seed)
-    return Trained(judged, likelihood, history, kept_epoch, stopped, measured)
+    return Trained(judged, likelihood, history, kept_epoch, stopped, measured, kl_per_epoch)
 
 
 def learning_rate_factor(train: Train, progress: float) -> float:
@@ -324,8 +366,9 @@ def _importance_weighted_loss(
     """
     mu, logvar = model.encode(x)
     z = mu + torch.exp(0.5 * logvar) * noise
-    output = model.decode(z.flatten(0, 1))
-    log_likelihood = objective.log_weights(x.repeat(len(noise), 1, 1, 1), output, model.log_sigma)
+    repeated = x.repeat(len(noise), 1, 1, 1)
+    output = model.decode(z.flatten(0, 1), repeated)
+    log_likelihood = objective.log_weights(repeated, output, model.log_sigma)
     log_likelihood = log_likelihood.view(len(noise), len(x))
     log_ratio = 0.5 * (noise.square() + logvar - z.square()).sum(2)
     bound = torch.logsumexp(log_likelihood + beta * log_ratio, 0) - math.log(len(noise))
@@ -333,17 +376,23 @@ def _importance_weighted_loss(
 
 
 def _batch(
-    p: Parameters, images: Tensor, chosen: Tensor, step: int, device: torch.device
+    p: Parameters, images: Tensor, chosen: Tensor, step: int, device: torch.device, purpose: str = ""
 ) -> tuple[Tensor, Tensor]:
-    """Pixels (B, C, H, W), augmented and drawn as the parameters say, and a step's noise (k, B, Z)."""
+    """Pixels (B, C, H, W), augmented and drawn as the parameters say, and a step's noise (k, B, Z).
+
+    purpose: sets the random draws apart from those of the step itself.
+    """
     x = to_pixels(images[chosen.to(images.device)], device)
     if p.data.augment == "flip":
-        coin = torch.rand(len(x), generator=generator(p.seed, "flip", step, device), device=device) < 0.5
+        coin = (
+            torch.rand(len(x), generator=generator(p.seed, purpose + "flip", step, device), device=device)
+            < 0.5
+        )
         x = torch.where(coin[:, None, None, None], x.flip(3), x)
     if p.data.binarise == "dynamic":
-        x = torch.bernoulli(x, generator=generator(p.seed, "binarise", step, device))
+        x = torch.bernoulli(x, generator=generator(p.seed, purpose + "binarise", step, device))
     shape = (p.objective.importance_samples_train, len(x), p.model.latent_dim)
-    noise = torch.randn(shape, generator=generator(p.seed, "noise", step, device), device=device)
+    noise = torch.randn(shape, generator=generator(p.seed, purpose + "noise", step, device), device=device)
     return x, noise
 
 

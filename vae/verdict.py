@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from vae import cure
 from vae.annealing import first_final_epoch
 from vae.diagnostics import Measurement
-from vae.history import ALARM_STEPS, Row, at_final_weight, steps_at_final_weight
+from vae.history import ALARM_EPOCHS, ALARM_STEPS, Row, at_final_weight, is_collapse, steps_at_final_weight
 from vae.objective import COLLAPSED_BELOW_NATS, Objective, effective_beta
 from vae.parameters import Parameters
 
@@ -16,6 +17,7 @@ NO_BETTER_THAN_MEAN = 0.95  # of the mean image's error
 PARTLY_COLLAPSED_SHARE = 0.4  # of the predicted KL
 PARTLY_COLLAPSED_EPOCHS = 5  # past the ramp, before a low KL counts
 FLAT_SHARE = 0.02  # of the whole fall of the training loss, over the last epochs
+KL_GROWS = 1.05  # over the last epochs
 PRIOR_GAP_SHARE = 0.4  # of the rate
 SMALLEST_BETA = 0.05
 OVERFITTED_SHARE = 0.25  # of what was learnt
@@ -24,12 +26,23 @@ RUNAWAY_NATS = 1e5
 
 @dataclass(frozen=True)
 class Verdict:
-    """A name, one sentence, the numbers that led to it, and parameters to change with their values."""
+    """A name, one sentence, the numbers that led to it, and what to do.
+
+    Attributes:
+        remedy: parameters to change, by name, with their values: what `train.on_collapse: remedy` restarts with.
+        advice: what no parameter can do.
+    """
 
     verdict: str
     summary: str
     reasons: list[str]
-    recommendations: list[str]
+    remedy: dict[str, Any] = field(default_factory=dict)
+    advice: list[str] = field(default_factory=list)
+
+    @property
+    def recommendations(self) -> list[str]:
+        """Remedy and advice in words."""
+        return [f"set {name} to {_yaml(value)}" for name, value in self.remedy.items()] + self.advice
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,7 @@ class Evidence:
         predicted: `reports/preflight.json`.
         train: the training split as the kept model sees it: elbo, mean_image_elbo, ….
         kept_epoch: 0 where no epoch was finite.
+        fitted_gap: how far the aggregate posterior is from a prior fitted after training, in nats; None without one.
     """
 
     valid: Measurement
@@ -51,6 +65,16 @@ class Evidence:
     predicted: Mapping[str, Any]
     train: Mapping[str, float]
     kept_epoch: int
+    fitted_gap: float | None = None
+
+    @property
+    def fitted_prior(self) -> bool:
+        return self.fitted_gap is not None
+
+    @property
+    def prior_gap(self) -> float:
+        """Between the aggregate posterior and the prior that samples come from."""
+        return self.valid.prior_gap if self.fitted_gap is None else self.fitted_gap
 
 
 def judge(p: Parameters, e: Evidence) -> Verdict:
@@ -68,126 +92,163 @@ def judge(p: Parameters, e: Evidence) -> Verdict:
             f"KL {valid.rate:.3g} nats (linear theory expected {_expected(e):.3g})",
             f"mean squared error {valid.mse_sampled:.3g} against {e.mean_image_mse:.3g} of the mean image",
         ],
-        [],
     )
 
 
 def _diverged(p: Parameters, e: Evidence) -> Verdict | None:
-    slower = p.train.learning_rate / 10
-    remedy = [f"set train.learning_rate to {slower:.1g}"]
-    if (p.train.gradient_clip or math.inf) > 1:
-        remedy.append("set train.gradient_clip to 1.0")
-    elif p.train.precision != "fp32":
-        remedy.append("set train.precision to fp32")
+    summary, reason = "", ""
     for row in e.history:
         broken = [name for name, value in row.items() if not math.isfinite(value)]
         if broken:
+            summary = f"Training diverged in epoch {row['epoch']:.0f}."
             reason = f"{', '.join(broken)} not finite in epoch {row['epoch']:.0f}"
-            return Verdict("diverged", f"Training diverged in epoch {row['epoch']:.0f}.", [reason], remedy)
-    kl = e.history[-1]["valid/kl"] if e.history else e.valid.rate
-    if kl > RUNAWAY_NATS:
-        reason = f"KL of {kl:.3g} nats in the last epoch; more than {RUNAWAY_NATS:.0e} is a runaway encoder"
-        return Verdict("diverged", "Training diverged: the KL grows without bound.", [reason], remedy)
-    return None
+            break
+    else:
+        kl = e.history[-1]["valid/kl"] if e.history else e.valid.rate
+        if kl > RUNAWAY_NATS:
+            summary = "Training diverged: the KL grows without bound."
+            reason = (
+                f"KL of {kl:.3g} nats in the last epoch; more than {RUNAWAY_NATS:.0e} is a runaway encoder"
+            )
+    if not reason:
+        return None
+    remedy: dict[str, Any] = {}
+    if p.train.learning_rate > cure.USUAL_LEARNING_RATE:
+        remedy["train.learning_rate"] = cure.USUAL_LEARNING_RATE
+    else:
+        remedy["train.learning_rate"] = cure.short(p.train.learning_rate / 10)
+        if (p.train.gradient_clip or math.inf) > 1:
+            remedy |= cure.gentler_clip(p)
+        elif p.train.precision != "fp32":
+            remedy["train.precision"] = "fp32"
+    if p.kl.control == "schedule" and effective_beta(Objective.of(p), e.mean_image_mse) < SMALLEST_BETA:
+        remedy |= cure.elbo(p, e.predicted)  # without a KL term nothing holds the posterior back
+    return Verdict("diverged", summary, [reason], remedy)
 
 
 def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
     active = e.valid.active_units(p.monitor.active_unit_threshold)
-    if active > 0 and e.valid.rate >= COLLAPSED_BELOW_NATS:
-        return None
     summary = "The posterior collapsed: the latents carry nothing."
-    reasons = [
-        f"KL of {e.valid.rate:.4g} nats per image over all {p.model.latent_dim} latents, {active} active units"
-    ]
-    recommendations = []
+    if active == 0 or e.valid.rate < COLLAPSED_BELOW_NATS:
+        reasons = [
+            f"KL of {e.valid.rate:.4g} nats per image over all {p.model.latent_dim} latents, {active} active units"
+        ]
+    elif _ended_collapsed(p, e):
+        last = e.history[-1]
+        summary = "The posterior collapsed during the training: the kept epoch is from before."
+        reasons = [
+            f"KL of {last['valid/kl']:.4g} nats and {last['valid/active_units']:.0f} active units in the last epoch, "
+            f"{e.valid.rate:.3g} nats in epoch {e.kept_epoch}, which was kept"
+        ]
+    else:
+        return None
+
     collapse_weight = e.predicted["collapse_kl_weight"]
+    steps = steps_at_final_weight(e.history, p)
+    if p.kl.control != "schedule" and _expected(e) < COLLAPSED_BELOW_NATS:
+        reasons.append(f"the control (kl.{p.kl.control}) was asked for a rate of {_expected(e):.2g} nats")
+        return Verdict("collapsed", summary, reasons, cure.without_target(p, e.predicted))
     if p.kl.control == "schedule" and p.kl.weight >= collapse_weight:
         reasons.append(
             f"kl.max_weight = {p.kl.weight:g} is not below {collapse_weight:.3g}, "
             "from where on linear theory expects less than 1 nat of these images"
         )
-        recommendations.append(_lower_weight(e))
-    elif (steps := steps_at_final_weight(e.history, p)) < ALARM_STEPS:
+        if collapse_weight == 0:
+            return Verdict(
+                "collapsed",
+                summary,
+                reasons,
+                advice=["give other images in data.path: these are all the same"],
+            )
+        return Verdict("collapsed", summary, reasons, cure.elbo(p, e.predicted) | cure.normalised(p))
+    if p.model.architecture == "autoregressive":
+        reasons.append("an autoregressive decoder can do without latents: it sees the pixels before each one")
+        remedy = cure.elbo(p, e.predicted) or {"kl.free_bits": cure.more_free_bits(p)}
+        return Verdict("collapsed", summary, reasons, remedy)
+    if steps < ALARM_STEPS:
         reasons.append(
             f"only {steps:.0f} steps were trained at the final KL weight, too few to tell a collapse from a slow start"
         )
         epochs = math.ceil(
             first_final_epoch(p.kl, p.train.epochs) + len(e.history) * 3 * ALARM_STEPS / e.history[-1]["step"]
         )
-        recommendations.append(f"set train.epochs to {max(epochs, 2 * p.train.epochs)}")
-    else:
-        reasons.append(
-            f"linear theory expected {_expected(e):.3g} nats at this weight, "
-            "so the optimisation is at fault rather than the weight"
-        )
-        recommendations.append(f"set train.learning_rate to {p.train.learning_rate / 4:.1g}")
-        recommendations += _longer_ramp(p)
-        if not p.model.batch_norm:
-            recommendations.append("set model.batch_norm to true")
-    return Verdict("collapsed", summary, reasons, recommendations)
+        return Verdict("collapsed", summary, reasons, {"train.epochs": max(epochs, 2 * p.train.epochs)})
+    reasons.append(
+        f"linear theory expected {_expected(e):.3g} nats at this weight, "
+        "so the optimisation is at fault rather than the weight"
+    )
+    return Verdict("collapsed", summary, reasons, cure.gentler(p, int(e.train["images"])))
 
 
 def _not_learning(p: Parameters, e: Evidence) -> Verdict | None:
     if e.valid.mse_sampled < NO_BETTER_THAN_MEAN * e.mean_image_mse:
         return None
-    return Verdict(
-        "not_learning",
-        "The model does no better than the mean image.",
-        [
-            f"mean squared error {e.valid.mse_sampled:.4g}, the mean image's is {e.mean_image_mse:.4g}; "
-            f"less than {NO_BETTER_THAN_MEAN:g} of that is learning"
-        ],
-        [
-            f"set train.epochs to {4 * p.train.epochs}",
-            f"set train.learning_rate to {p.train.learning_rate / 4:.1g}",
-        ],
+    reason = (
+        f"mean squared error {e.valid.mse_sampled:.4g}, the mean image's is {e.mean_image_mse:.4g}; "
+        f"less than {NO_BETTER_THAN_MEAN:g} of that is learning"
     )
+    rate = p.train.learning_rate
+    remedy: dict[str, Any] = {}
+    if rate > cure.USUAL_LEARNING_RATE or rate < cure.SMALL_LEARNING_RATE:
+        remedy["train.learning_rate"] = cure.USUAL_LEARNING_RATE
+    else:
+        remedy = {"train.epochs": 4 * p.train.epochs, "train.learning_rate": cure.short(rate / 4)}
+    return Verdict("not_learning", "The model does no better than the mean image.", [reason], remedy)
 
 
 def _partly_collapsed(p: Parameters, e: Evidence) -> Verdict | None:
     expected = _expected(e)
-    if not math.isfinite(expected):
-        return None  # without a KL term there is nothing to fall short of
+    if not math.isfinite(expected) or p.model.architecture == "autoregressive":
+        return None  # no KL term to fall short of; a decoder that linear theory says nothing of
     past_ramp = e.kept_epoch - first_final_epoch(p.kl, p.train.epochs)
     if e.valid.rate >= PARTLY_COLLAPSED_SHARE * expected or past_ramp < PARTLY_COLLAPSED_EPOCHS:
         return None
-    if not _settled(p, e):
+    final = [row for row in e.history if at_final_weight(row, p)]
+    flat = (
+        "training loss" if _settled(p, e) else "KL" if _grows_no_more([r["valid/kl"] for r in final]) else ""
+    )
+    if not flat:
         return None
+    reason = (
+        f"KL of {e.valid.rate:.3g} nats, under {PARTLY_COLLAPSED_SHARE:g} × the {expected:.3g} that "
+        f"linear theory expects, {past_ramp:.0f} epochs past the ramp and with a flat {flat}"
+    )
     return Verdict(
         "partly_collapsed",
         "Part of the latents collapsed: the KL is far below what these images allow.",
-        [
-            f"KL of {e.valid.rate:.3g} nats, under {PARTLY_COLLAPSED_SHARE:g} × the {expected:.3g} that "
-            f"linear theory expects, {past_ramp:.0f} epochs past the ramp and with a flat training loss"
-        ],
-        [
-            *_longer_ramp(p),
-            f"set kl.free_bits to {max(2 * p.kl.free_bits, 0.1):g}",
-            f"set train.learning_rate to {p.train.learning_rate / 2:.1g}",
-        ],
+        [reason],
+        cure.gentler(p, int(e.train["images"])),
     )
 
 
 def _under_regularised(p: Parameters, e: Evidence) -> Verdict | None:
-    beta = effective_beta(Objective.of(p), e.valid.mse_sampled)
-    gap = e.valid.prior_gap / e.valid.rate
-    if gap <= PRIOR_GAP_SHARE and beta >= SMALLEST_BETA:
+    reached = _reached_share(p, e)
+    beta = effective_beta(Objective.of(p), e.valid.mse_sampled) * reached
+    gap = e.prior_gap / e.valid.rate
+    if gap <= PRIOR_GAP_SHARE and (beta >= SMALLEST_BETA or e.fitted_prior):
         return None
     reasons = []
     if gap > PRIOR_GAP_SHARE:
         reasons.append(
-            f"the aggregate posterior is {e.valid.prior_gap:.3g} nats from the prior, "
+            f"the aggregate posterior is {e.prior_gap:.3g} nats from the prior, "
             f"{gap:.2f} of the rate (more than {PRIOR_GAP_SHARE:g})"
         )
     if beta < SMALLEST_BETA:
         reasons.append(f"effective beta of {beta:.3g}, below {SMALLEST_BETA:g}")
+    summary = "The KL term has too little weight: samples from the prior will be noise."
+    if reached < 1 and beta < SMALLEST_BETA:
+        reasons.append(
+            f"the ramp ends after epoch {first_final_epoch(p.kl, p.train.epochs):g}, the training after "
+            f"{len(e.history)}: the weight got to {reached:.2g} of its final value"
+        )
+        ramp = cure.short(max(p.train.epochs / 6, 1))
+        return Verdict("under_regularised", summary, reasons, {"kl.annealing_epochs": ramp})
     if beta >= SMALLEST_BETA and not _settled(p, e):
         # The aggregate posterior of a young model is far from the prior, and comes nearer.
         reasons.append("the training loss was still falling")
         summary = "Training ended before the latents had settled: samples from the prior will be poor."
-        return Verdict("under_regularised", summary, reasons, [f"set train.epochs to {4 * p.train.epochs}"])
-    summary = "The KL term has too little weight: samples from the prior will be noise."
-    return Verdict("under_regularised", summary, reasons, [_higher_weight(p, e)])
+        return Verdict("under_regularised", summary, reasons, {"train.epochs": 4 * p.train.epochs})
+    return Verdict("under_regularised", summary, reasons, cure.higher_weight(p, e.predicted))
 
 
 def _overfitted(p: Parameters, e: Evidence) -> Verdict | None:
@@ -195,14 +256,14 @@ def _overfitted(p: Parameters, e: Evidence) -> Verdict | None:
     learnt = e.train["elbo"] - e.train["mean_image_elbo"]
     if learnt <= 0 or gap <= OVERFITTED_SHARE * learnt:
         return None
-    remedy = []
+    remedy: dict[str, Any] = {}
     narrower = [max(width // 2, min(width, 4)) for width in p.model.widths]
     if narrower != p.model.widths:
-        remedy.append(f"set model.widths to {narrower}")
+        remedy["model.widths"] = narrower
     patience = max(p.train.epochs // 10, 3)
     if (p.train.patience or math.inf) > patience:
-        remedy.append(f"set train.patience to {patience}")
-    remedy.append("add images" + (" or set data.augment to flip" if p.data.augment == "none" else ""))
+        remedy["train.patience"] = patience
+    advice = "add images" + (" or set data.augment to flip" if p.data.augment == "none" else "")
     return Verdict(
         "overfitted",
         "The model knows its training images far better than others.",
@@ -211,34 +272,25 @@ def _overfitted(p: Parameters, e: Evidence) -> Verdict | None:
             f"is {gap / learnt:.2f} of what was learnt over the mean image (more than {OVERFITTED_SHARE:g})"
         ],
         remedy,
+        [advice],
     )
 
 
-def _lower_weight(e: Evidence) -> str:
-    calibrated, collapse = e.predicted["calibrated_kl_weight"], e.predicted["collapse_kl_weight"]
-    if calibrated < collapse:
-        return f"set kl.max_weight to {calibrated:.2g}, where the loss is the ELBO of the best sigma"
-    if collapse > 0:
-        return f"set kl.max_weight to {collapse / 4:.2g}, a quarter of where linear theory expects collapse"
-    return "give other images in data.path: these are all the same"
+def _ended_collapsed(p: Parameters, e: Evidence) -> bool:
+    """Whether the last epochs carried nothing, as the alarm has it, though an earlier one was kept."""
+    final = [row for row in e.history if at_final_weight(row, p)][-ALARM_EPOCHS:]
+    enough = len(final) == ALARM_EPOCHS and steps_at_final_weight(e.history, p) >= ALARM_STEPS
+    return enough and is_collapse(final)
 
 
-def _higher_weight(p: Parameters, e: Evidence) -> str:
-    calibrated = float(f"{e.predicted['calibrated_kl_weight']:.2g}")
-    if calibrated > p.kl.weight:
-        return f"set kl.max_weight to {calibrated:g}, where the loss is the ELBO of the best sigma"
-    return f"set kl.max_weight to {2 * p.kl.weight:.2g}"
-
-
-def _longer_ramp(p: Parameters) -> list[str]:
-    """Twice the ramp, of a schedule that has one, in a training that is twice as long at least."""
-    ramp = max(2 * p.kl.annealing_epochs, 5)
-    steps = [f"set kl.annealing_epochs to {ramp:g}"]
-    if p.kl.schedule in ("constant", "cyclical"):
-        steps.insert(0, "set kl.schedule to linear")
-    if p.train.epochs < 2 * ramp:
-        steps.append(f"set train.epochs to {math.ceil(2 * ramp)}")
-    return steps
+def _reached_share(p: Parameters, e: Evidence) -> float:
+    """Of the final KL weight, what the kept epoch had: 1 unless the ramp outlasted the training."""
+    if p.kl.control not in ("schedule", "capacity") or not p.kl.weight:
+        return 1.0
+    kept = next((row for row in e.history if row["epoch"] == e.kept_epoch), None)
+    if kept is None or at_final_weight(kept, p):
+        return 1.0
+    return min(kept["kl_weight"] / p.kl.weight, 1.0)
 
 
 def _expected(e: Evidence) -> float:
@@ -253,6 +305,13 @@ def _settled(p: Parameters, e: Evidence) -> bool:
     return _flat(final, [row["train/loss"] for row in e.history])
 
 
+def _grows_no_more(final: list[float], epochs: int = PARTLY_COLLAPSED_EPOCHS) -> bool:
+    """Whether the last epochs, all at the final weight, have no more KL than those before them."""
+    if len(final) < 2 * epochs:
+        return False
+    return sum(final[-epochs:]) <= KL_GROWS * sum(final[-2 * epochs : -epochs])
+
+
 def _flat(final: list[float], losses: list[float], epochs: int = PARTLY_COLLAPSED_EPOCHS) -> bool:
     """Whether the last epochs, all at the final weight, fell by little of what the training fell in all."""
     if len(final) < 2 * epochs:
@@ -260,3 +319,9 @@ def _flat(final: list[float], losses: list[float], epochs: int = PARTLY_COLLAPSE
     recent = sum(final[-2 * epochs : -epochs]) / epochs - sum(final[-epochs:]) / epochs
     whole = max(losses) - min(losses)
     return recent <= FLAT_SHARE * whole
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,102 @@
+"""The image sets of the collapse cases, made from a seed and from two photos that scikit-learn bundles.
+
+`python -m tasks.zoo_images` writes them to `data/zoo/`, where the experiments of `experiments/collapse/` look for them.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+FOLDER = Path("data/zoo")
+
+Images = NDArray[np.uint8]
+
+
+def main() -> None:
+    write(FOLDER)
+    print(f"zoo: {', '.join(sorted(MAKERS))} in {FOLDER}")
+
+
+def write(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, make in MAKERS.items():
+        np.save(folder / f"{name}.npy", np.asarray(make()))
+
+
+def photos(side: int, count: int) -> Images:
+    """Patches of a temple in China and of a flower, at half their size: (count, side, side, 3)."""
+    from sklearn.datasets import load_sample_images
+
+    random = np.random.default_rng(0)
+    halves = [
+        image[: len(image) // 2 * 2].reshape(len(image) // 2, 2, -1, 2, 3).mean((1, 3))
+        for image in load_sample_images().images
+    ]
+    patches = []
+    for index in range(count):
+        image = halves[index % 2]
+        top, left = (random.integers(length - side + 1) for length in image.shape[:2])
+        patches.append(image[top : top + side, left : left + side])
+    return np.rint(patches).astype(np.uint8)
+
+
+def factors(latents: int, count: int, noise: float = 0.02) -> Images:
+    """A linear Gaussian model, whose best VAE is known: smooth patterns times N(0, 1), and pixel noise.
+
+    (count, 16, 16, 1). Each pattern moves a pixel by as much as the noise does, 0.02 (root mean square): an
+    eigenvalue of 0.1 against 0.0004.
+    """
+    random = np.random.default_rng(1)
+    y, x = np.mgrid[0:16, 0:16] / 16
+    waves = sorted(((a * a + b * b, a, b) for a in range(8) for b in range(8) if a + b), key=lambda w: w[0])
+    patterns = np.stack(
+        [np.cos(np.pi * a * (y + 1 / 32)) * np.cos(np.pi * b * (x + 1 / 32)) for _, a, b in waves]
+    )
+    patterns = patterns[:latents] / np.sqrt((patterns[:latents] ** 2).mean((1, 2), keepdims=True))
+    values = 0.5 + 0.02 * np.tensordot(random.standard_normal((count, latents)), patterns, 1)
+    values = values + noise * random.standard_normal(values.shape)
+    return np.rint(255 * values.clip(0, 1)).astype(np.uint8)[..., None]
+
+
+def blobs(count: int) -> Images:
+    """One bright spot a picture, of any place, size and strength: (count, 24, 24, 1). Few factors, none linear."""
+    random = np.random.default_rng(2)
+    y, x = np.mgrid[0:24, 0:24][..., None] + 0.5
+    cy, cx = random.uniform(5, 19, (2, count))
+    width, strength = random.uniform(1.5, 3.5, count), random.uniform(0.4, 1.0, count)
+    values = strength * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * width**2))
+    return np.rint(255 * values.transpose(2, 0, 1)).astype(np.uint8)[..., None]
+
+
+def same(count: int) -> Images:
+    """One picture, again and again."""
+    return np.repeat(photos(32, 1), count, axis=0)
+
+
+def blank(count: int) -> Images:
+    """Black pictures but for the corner, whose grey differs by less than a level in the mean."""
+    images = np.zeros((count, 16, 16, 1), np.uint8)
+    images[np.arange(count), np.arange(count) // 16 % 16, np.arange(count) % 16] = 1
+    return images
+
+
+def unscaled(count: int) -> NDArray[np.float32]:
+    """Photos as floats from 0 to 255, which nobody brought to [0, 1]."""
+    return photos(32, count).astype(np.float32)
+
+
+MAKERS = {
+    "photos-32": lambda: photos(32, 1500),
+    "photos-64": lambda: photos(64, 600),
+    "photos-32-few": lambda: photos(32, 160),
+    "factors-19": lambda: factors(19, 2000),
+    "factors-5": lambda: factors(5, 3000),
+    "blobs": lambda: blobs(1500),
+    "same": lambda: same(300),
+    "blank": lambda: blank(256),
+    "unscaled": lambda: unscaled(300),
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The stage's files, from a training in a workspace of its own: whole and the same after an interruption."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from tasks import tracking, train, workspace
+from vae import parameters, saved
+from vae.devices import Compute
+from vae.diagnostics import measure
+
+CPU = Compute(torch.device("cpu"), "fp32")
+EPOCHS, LATENTS = 4, 3
+PARAMETERS = {
+    "seed": 0,
+    "data": {
+        "source": "npy", "path": "x", "image_size": 8, "channels": 1, "valid_fraction": 0.1,
+        "test_fraction": 0.1, "max_bad_fraction": 0.0,
+    },
+    "model": {"architecture": "mlp", "latent_dim": LATENTS, "widths": [8], "batch_norm": False},
+    "objective": {"likelihood": "gaussian", "sigma": 0.3, "reduction": "sum"},
+    "kl": {"schedule": "constant", "max_weight": 1.0, "annealing_epochs": 0},
+    "train": {"epochs": EPOCHS, "batch_size": 16, "learning_rate": 3e-3, "select": "last", "on_collapse": "continue"},
+    "monitor": {},
+    "evaluate": {"importance_samples": 2, "register_as": "vae"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    workspace.IMAGES.mkdir(parents=True)
+    YAML().dump(PARAMETERS, workspace.PARAMS)
+    for seed, split in enumerate(workspace.SPLITS):
+        grey = np.random.default_rng(seed).integers(0, 256, (48, 1, 1, 1))
+        np.save(workspace.images(split), np.broadcast_to(grey, (48, 8, 8, 1)).astype(np.uint8))
+    return tmp_path
+
+
+def run() -> None:
+    p = parameters.load(workspace.PARAMS)
+    arrays = [np.load(workspace.images(split)) for split in ("train", "valid")]
+    train.run(p, *arrays, CPU, None, Path("checkpoints").absolute())
+
+
+def tables() -> list[bytes]:
+    return [path.read_bytes() for path in (workspace.HISTORY, workspace.KL_PER_LATENT)]
+
+
+def test_the_tables_of_epochs_are_whole_after_an_interruption(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run()
+    whole = tables()
+    latents, history = pd.read_csv(workspace.KL_PER_LATENT), pd.read_csv(workspace.HISTORY)
+    assert list(latents) == ["epoch", *(f"z{j}" for j in range(LATENTS))]
+    assert latents["epoch"].tolist() == list(range(1, EPOCHS + 1))
+    np.testing.assert_allclose(latents.drop(columns="epoch").sum(axis=1), history["valid/kl"], rtol=1e-12)
+    model = saved.load(workspace.MODEL)
+    last = measure(model.model, np.load(workspace.images("valid")), model.likelihood, CPU, seed=0)
+    np.testing.assert_allclose(latents.iloc[-1, 1:], last.kl_per_latent, rtol=1e-12)
+
+    real = tracking.log_epoch
+
+    def cut_off(row: Any, *rest: Any) -> None:
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+        real(row, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tracking, "log_epoch", cut_off)
+        run()
+    so_far = tables()
+    assert all(
+        part == table[: len(part)] and part.count(b"\n") == 3
+        for part, table in zip(so_far, whole, strict=True)
+    )
+    for path in (workspace.HISTORY, workspace.KL_PER_LATENT):
+        path.unlink()  # as DVC does before a stage
+    run()
+    assert tables() == whole

@@ -1,0 +1,101 @@
+"""A decoder that sees the pixels before the one it predicts: p(x|z) = Π_i p(x_i | x_<i, z), in raster order.
+
+A PixelCNN (van den Oord 2016a, "Pixel recurrent neural networks", section 3.3) conditioned at every pixel on a map
+decoded from z (van den Oord 2016b, "Conditional image generation with PixelCNN decoders", equation 5; Gulrajani
+2017, "PixelVAE"). The channels of a pixel are independent of one another, given the pixels before it.
+
+Such a decoder can do without the latents, which makes it the strongest cause of posterior collapse.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+FIRST, HIDDEN = 7, 3  # sides of the kernels: of the layer that sees the image, and of those after it
+LAYERS = 4  # after the first one
+REACH = FIRST // 2 + LAYERS * (
+    HIDDEN // 2
+)  # how many rows up, and columns to either side, a pixel is seen from
+
+
+class MaskedConv2d(nn.Conv2d):
+    """A convolution that sees the pixels above, and those to the left in the same row; `B` also the pixel itself.
+
+    Type A looks at the image, where the pixel itself is what is to be predicted; type B at layers above A.
+    """
+
+    mask: Tensor
+
+    def __init__(self, kind: Literal["A", "B"], before: int, after: int, side: int) -> None:
+        super().__init__(before, after, side, padding=side // 2)
+        mask = torch.zeros(1, 1, side, side)
+        mask[..., : side // 2, :] = 1
+        mask[..., side // 2, : side // 2 + (kind == "B")] = 1
+        self.register_buffer("mask", mask, persistent=False)
+
+    @property
+    def seen(self) -> int:
+        """Of how many inputs each output is a sum."""
+        return self.in_channels * int(self.mask.sum())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(x, self.weight * self.mask, self.bias, padding=self.padding)
+
+
+class PixelCNN(nn.Module):
+    """The decoder: teacher forcing with an image, generation without one.
+
+    There is no batch norm among its masked layers: in training its statistics would tell a pixel of those after it.
+
+    Args:
+        conditions: z (B, Z) → a map (B, F, H, W).
+        filters: F. channels: of the image.
+        bernoulli: the output is logits, so that what is generated is their sigmoid.
+    """
+
+    def __init__(self, conditions: nn.Module, filters: int, channels: int, bernoulli: bool) -> None:
+        super().__init__()
+        self.channels, self.bernoulli = channels, bernoulli
+        self.conditions = conditions
+        self.first = MaskedConv2d("A", channels, filters, FIRST)
+        self.hidden = nn.ModuleList(MaskedConv2d("B", filters, filters, HIDDEN) for _ in range(LAYERS))
+        self.condition = nn.ModuleList(nn.Conv2d(filters, filters, 1) for _ in range(LAYERS + 1))
+        self.output = nn.Conv2d(filters, channels, 1)
+
+    @torch.no_grad()
+    def shrink_branches(self) -> None:
+        """Once, after the usual initialisation: the sum of what the layers add begins at the scale of one of them."""
+        for layer in (*self.hidden, *self.condition):
+            assert isinstance(layer, nn.Conv2d)
+            layer.weight.div_(math.sqrt(LAYERS + len(self.condition)))
+
+    def forward(self, z: Tensor, x: Tensor | None) -> Tensor:
+        """z: (B, Z); x: (B, C, H, W), pixels in [0, 1] → (B, C, H, W): of each pixel given z and those before it."""
+        conditions = self.conditions(z)
+        return self.predict(self.generate(conditions) if x is None else x, conditions)
+
+    def predict(self, x: Tensor, conditions: Tensor) -> Tensor:
+        """All pixels at once, each from x before it. conditions: (B, F, H, W)."""
+        h = self.first(x) + self.condition[0](conditions)
+        for layer, condition in zip(self.hidden, self.condition[1:], strict=True):
+            h = h + layer(functional.silu(h)) + condition(conditions)
+        return self.output(functional.silu(h))
+
+    def generate(self, conditions: Tensor) -> Tensor:
+        """The image whose every pixel is the mean given z and the pixels before it: (B, C, H, W) in [0, 1].
+
+        A pixel depends on the window of `REACH` around it only, so no more than that is computed for it.
+        """
+        images, _, height, width = conditions.shape
+        x = conditions.new_zeros(images, self.channels, height, width, dtype=torch.float32)
+        for row in range(height):
+            for column in range(width):
+                top, left = max(row - REACH, 0), max(column - REACH, 0)
+                window = (..., slice(top, row + 1), slice(left, column + REACH + 1))
+                output = self.predict(x[window], conditions[window])[..., row - top, column - left].float()
+                # In training it has seen nothing but pixels in [0, 1].
+                x[..., row, column] = torch.sigmoid(output) if self.bernoulli else output.clamp(0, 1)
+        return x

@@ -1,0 +1,103 @@
+"""Changes of parameters that cure a diagnosis, by name with their values; `vae.verdict` chooses among them."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from vae.parameters import Parameters
+
+# What a remedy falls back on: values at which trainings of many kinds were healthy.
+USUAL_LEARNING_RATE = 2e-3  # with Adam
+SMALL_LEARNING_RATE = 1e-4  # below it a training that has learnt nothing has hardly begun
+LEAST_NORMALISED = 8  # images: batch norm over fewer says more of the batch than of the image
+USUAL_CLIP = 100.0  # of the norm of the gradient, in nats
+USUAL_BATCH = 32
+USUAL_WIDTH = 256
+IMAGES_A_LATENT = 2  # with fewer training images than that most latents find nothing that holds for others
+
+
+def elbo(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
+    """The objective whose rate counts as much as its distortion: the ELBO, with the sigma that fits best.
+
+    A weight that is calibrated before training comes near to it; a sigma that follows the training gets there.
+    """
+    weight, collapse = predicted["calibrated_kl_weight"], predicted["collapse_kl_weight"]
+    if weight >= collapse:  # of such images even the ELBO keeps less than 1 nat
+        return {"kl.max_weight": short(collapse / 4)}
+    if p.objective.likelihood == "bernoulli":
+        return {"kl.max_weight": short(weight)}
+    changes: dict[str, Any] = {}
+    if p.objective.reduction == "mean":
+        changes["objective.reduction"] = "sum"
+    if not isinstance(p.objective.sigma, str):
+        changes["objective.sigma"] = "optimal"
+    if p.kl.weight != 1:
+        changes["kl.max_weight"] = 1.0
+    return changes
+
+
+def higher_weight(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
+    changes = elbo(p, predicted) if p.kl.control == "schedule" else {}
+    if changes.get("kl.max_weight", math.inf) <= p.kl.weight and "objective.reduction" not in changes:
+        changes = {}
+    return changes or {"kl.max_weight": short(2 * p.kl.weight)}
+
+
+def without_target(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
+    """A control that was asked for next to nothing, switched off."""
+    name = {"capacity": "capacity", "pi": "target_kl", "geco": "reconstruction_target"}[p.kl.control]
+    return {f"kl.{name}": None, **elbo(p, predicted)}
+
+
+def gentler_clip(p: Parameters) -> dict[str, Any]:
+    """The default's clipping where there is less, else a tenth of what there is."""
+    if p.train.gradient_clip is None or p.train.gradient_clip > USUAL_CLIP:
+        return {"train.gradient_clip": USUAL_CLIP}
+    return {"train.gradient_clip": short(p.train.gradient_clip / 10)}
+
+
+def normalised(p: Parameters) -> dict[str, Any]:
+    """Batch norm in a convolutional network without: what else keeps latents from dying in the first steps."""
+    lacks = p.model.architecture == "conv" and not p.model.batch_norm
+    return {"model.batch_norm": True} if lacks and p.train.batch_size >= LEAST_NORMALISED else {}
+
+
+def gentler(p: Parameters, images: int) -> dict[str, Any]:
+    """Where the images hold more than the latents carry: what keeps them from learning it, the surest cause first."""
+    latents = p.model.latent_dim
+    if p.model.batch_norm and p.train.batch_size < LEAST_NORMALISED <= images:
+        return {"train.batch_size": min(USUAL_BATCH, images)}
+    if latents * IMAGES_A_LATENT > images:
+        return {"model.latent_dim": max(images // IMAGES_A_LATENT, 1)}
+    if p.model.architecture in ("mlp", "gated_mlp") and min(p.model.widths) < latents:
+        return {"model.widths": [max(width, 4 * latents, USUAL_WIDTH) for width in p.model.widths]}
+    if p.train.learning_rate > USUAL_LEARNING_RATE:
+        return {"train.learning_rate": USUAL_LEARNING_RATE}
+    changes: dict[str, Any] = {"train.learning_rate": short(p.train.learning_rate / 4), **longer_ramp(p)}
+    if not p.model.batch_norm and p.train.batch_size >= LEAST_NORMALISED:
+        changes["model.batch_norm"] = True
+    elif (
+        p.kl.control == "schedule" and not p.kl.free_bits_total and p.objective.importance_samples_train == 1
+    ):
+        changes["kl.free_bits"] = more_free_bits(p)
+    return changes
+
+
+def more_free_bits(p: Parameters) -> float:
+    return short(max(2 * p.kl.free_bits, 0.1))
+
+
+def longer_ramp(p: Parameters) -> dict[str, Any]:
+    """Twice the ramp, of a schedule that has one, in a training that is twice as long at least."""
+    ramp = short(max(2 * p.kl.annealing_epochs, 5))
+    changes: dict[str, Any] = {"kl.annealing_epochs": ramp}
+    if p.kl.schedule in ("constant", "cyclical"):
+        changes["kl.schedule"] = "linear"
+    if p.train.epochs < 2 * ramp:
+        changes["train.epochs"] = math.ceil(2 * ramp)
+    return changes
+
+
+def short(value: float) -> float:
+    """Two digits: as a person would write it."""
+    return float(f"{value:.2g}")

@@ -1,0 +1,144 @@
+"""`train.on_collapse: remedy`: a training that ends unhealthy starts again with what its diagnosis recommends.
+
+Everything follows from the parameters, so the same ones lead to the same attempts and the same bits. Where only the
+prior is at fault, nothing is trained again: a mixture is fitted to the latents, and samples come from it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from vae import diagnostics, mixture, parameters, preflight
+from vae.baseline import MeanImage
+from vae.batches import for_measuring
+from vae.devices import Compute
+from vae.diagnostics import Measurement
+from vae.errors import InputError
+from vae.mixture import Mixture
+from vae.objective import Likelihood, optimal_sigma
+from vae.parameters import Parameters
+from vae.preflight import Spectrum
+from vae.training import Trained
+from vae.verdict import Evidence, Verdict, judge
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """A training and what came of it.
+
+    Attributes:
+        changes: of the user's parameters, by name, with their values; none in the first attempt.
+        parameters: with these changes.
+        prior: fitted to the latents of the attempt before, whose model this is, where only the prior was at fault.
+    """
+
+    changes: dict[str, Any]
+    parameters: Parameters
+    trained: Trained
+    evidence: Evidence
+    verdict: Verdict
+    prior: Mixture | None = None
+
+
+def attempts(
+    p: Parameters,
+    spectrum: Spectrum,
+    train_images: np.ndarray,
+    valid_images: np.ndarray,
+    compute: Compute,
+    train: Callable[[Parameters, int, str], Trained],
+    on_message: Callable[[str], None] = print,
+) -> list[Attempt]:
+    """Trains until a model is healthy, nothing is left to change, or `train.remedy_attempts` restarts are used up.
+
+    Args:
+        spectrum: of the training images, for what linear theory expects of the changed parameters.
+        train: called with the parameters of an attempt, its number from 0, and why there is one.
+    """
+    tried: list[Attempt] = []
+    changes: dict[str, Any] = {}
+    reason = "the parameters as they are"
+    while True:
+        now = parameters.changed(p, changes)
+        restarts_left = p.train.remedy_attempts - len(tried)
+        trained = train(now, len(tried), reason)
+        evidence = evidence_of(now, trained, spectrum, train_images, valid_images, compute)
+        verdict = judge(now, evidence)
+        tried.append(Attempt(dict(changes), now, trained, evidence, verdict))
+        if verdict.verdict == "under_regularised" and (not restarts_left or only_the_prior(now, verdict)):
+            on_message(f"{verdict.verdict}: {'; '.join(verdict.reasons)}; fitting a prior to the latents")
+            tried.append(with_fitted_prior(tried[-1], train_images, valid_images, compute))
+            return tried
+        if verdict.verdict == "healthy" or not verdict.remedy or not restarts_left:
+            return tried
+        try:
+            parameters.changed(p, changes | verdict.remedy)
+        except InputError as error:
+            on_message(f"no further remedy: {error}")
+            return tried
+        changes = changes | verdict.remedy
+        reason = f"{verdict.verdict}: {'; '.join(verdict.reasons)}"
+        on_message(f"{reason}\nremedy {len(tried)}: {'; '.join(verdict.recommendations)}")
+
+
+def best(tried: list[Attempt]) -> Attempt:
+    """The healthy one, which is the last; else the one whose ELBO, at the σ of its own error, is highest."""
+    return max(tried, key=lambda a: (a.verdict.verdict == "healthy", calibrated_elbo(a)))
+
+
+def evidence_of(
+    p: Parameters,
+    trained: Trained,
+    spectrum: Spectrum,
+    train_images: np.ndarray,
+    valid_images: np.ndarray,
+    compute: Compute,
+) -> Evidence:
+    """All that the verdict on a training rests on; measures the whole validation split."""
+    measured = for_measuring(train_images, p)
+    mean_image = MeanImage.of(measured)
+    return Evidence(
+        valid=diagnostics.measure(trained.model, valid_images, trained.likelihood, compute, p.seed),
+        mean_image_mse=mean_image.mse(valid_images),
+        history=trained.history,
+        predicted=preflight.expectations(p, spectrum),
+        train={
+            "images": trained.train.images,
+            "elbo": trained.train.elbo,
+            "mean_image_elbo": mean_image.elbo(measured, trained.likelihood.kind),
+        },
+        kept_epoch=trained.kept_epoch,
+    )
+
+
+def only_the_prior(p: Parameters, verdict: Verdict) -> bool:
+    """Whether all that is left to do is to raise a weight that is the ELBO's own already, or that a control sets."""
+    as_the_elbo = p.objective.reduction == "sum" and isinstance(p.objective.sigma, str) and p.kl.weight >= 1
+    return set(verdict.remedy) == {"kl.max_weight"} and (p.kl.control != "schedule" or as_the_elbo)
+
+
+def with_fitted_prior(
+    attempt: Attempt, train_images: np.ndarray, valid_images: np.ndarray, compute: Compute
+) -> Attempt:
+    """The same model with a mixture for its prior, judged again."""
+    p = attempt.parameters
+    encoded = diagnostics.encode(attempt.trained.model, for_measuring(train_images, p), compute)
+    prior = mixture.fit(*encoded, p.seed)
+    valid = attempt.evidence.valid
+    evidence = replace(attempt.evidence, fitted_gap=prior.gap(valid.aggregate_mean, valid.aggregate_variance))
+    return replace(attempt, evidence=evidence, verdict=judge(p, evidence), prior=prior)
+
+
+def calibrated_elbo(attempt: Attempt) -> float:
+    """The ELBO with the σ of the validation split's own error, so that models of different σ compare."""
+    valid, likelihood = attempt.evidence.valid, attempt.trained.likelihood
+    return elbo_calibrated(valid, likelihood, int(np.prod(attempt.parameters.data.image_shape)))
+
+
+def elbo_calibrated(valid: Measurement, likelihood: Likelihood, pixels: int) -> float:
+    """Of a Bernoulli likelihood the ELBO itself."""
+    if likelihood.kind == "bernoulli":
+        return valid.elbo
+    return valid.with_likelihood(Likelihood("gaussian", optimal_sigma(valid.mse_sampled)), pixels)
