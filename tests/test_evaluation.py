@@ -1,5 +1,6 @@
 """Known values: closed forms for a linear model, for SSIM and for mutual information."""
 
+import dataclasses
 import json
 import math
 
@@ -9,11 +10,13 @@ import torch
 from scipy.stats import multivariate_normal, norm
 from torch import nn
 
-from vae import evaluation, parameters
+from vae import evaluation, mixture, parameters
 from vae.batches import generator, to_pixels
 from vae.devices import Compute
-from vae.diagnostics import measure, mutual_information
+from vae.diagnostics import encode, measure, mutual_information
 from vae.evaluation import Probe, importance_weighted_bound, is_binary, psnr, ssim, ssim_window
+from vae.mixture import Mixture
+from vae.mmd import mmd_to_prior
 from vae.model import VAE
 from vae.objective import Likelihood
 from vae.saved import Saved
@@ -291,6 +294,31 @@ def test_metrics_of_a_split_agree_with_one_another() -> None:
     assert test["probe_majority"] == 0.5
     assert 0 < test["mmd"] < 7
     assert test["mutual_information"] is None or test["saturated_at"] is None
+
+
+def test_a_fitted_prior_is_measured_beside_the_standard_normal() -> None:
+    """One that is N(0, I) gives the same numbers, but for the sampling; one fitted to q(z) better ones."""
+    model = saved_model(Likelihood("gaussian", 0.3))
+    plain = evaluated(model)["test"].metrics
+    assert not [name for name in plain if name.startswith("fitted_prior")]
+    mu, logvar = encode(model.model, pictures(40, 40), CPU)
+    one, identity = torch.ones(1).double(), torch.eye(LATENTS)[None].double()
+    standard = Mixture(one, torch.zeros(1, LATENTS).double(), identity)
+    fitted = mixture.fit(mu, logvar, seed=0)
+    of = {}
+    for name, prior in (("standard", standard), ("fitted", fitted)):
+        result = evaluated(dataclasses.replace(model, prior=prior))
+        assert {split for split in result if "fitted_prior_kl" in result[split].metrics} == set(result)
+        test = of[name] = result["test"].metrics
+        assert test["fitted_prior_elbo"] == pytest.approx(
+            -test["reconstruction"] - test["fitted_prior_kl"], rel=1e-5
+        )
+        assert all(test[key] == plain[key] for key in plain), "nothing else changes"
+        encoded = encode(model.model, pictures(24, 24), CPU)
+        assert test["fitted_prior_mmd"] == pytest.approx(mmd_to_prior(*encoded, 0, prior), abs=1e-4)
+        assert test["fitted_prior_kl"] == pytest.approx(mixture.rate(*encoded, prior, 0), rel=1e-4)
+    assert of["standard"]["fitted_prior_kl"] == pytest.approx(plain["kl"], abs=0.5)
+    assert of["fitted"]["fitted_prior_kl"] < of["standard"]["fitted_prior_kl"]
 
 
 def test_calibrated_elbo_takes_sigma_from_the_validation_split() -> None:

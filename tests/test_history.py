@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vae import parameters
 from vae.annealing import first_final_epoch
-from vae.history import HISTORY, Row, at_final_weight, chosen_epoch, why_stop
+from vae.history import HISTORY, Row, at_final_weight, chosen_epoch, is_collapse, why_stop
 from vae.parameters import Parameters
 
 
@@ -136,3 +136,27 @@ def test_the_alarm_wants_a_hundred_steps_there() -> None:
 def test_collapsed_is_less_than_a_nat_or_no_active_unit(kl: float, active: int, stops: bool) -> None:
     history = rows([1.0] * 6, **{"valid/kl": [kl] * 6, "valid/active_units": [active] * 6})
     assert (why_stop(history, params()) is not None) is stops
+
+
+@pytest.mark.parametrize(
+    ("kl", "active", "stops"),
+    [
+        ([0.2, 0.22], [1, 1], False),  # grows by a tenth: a slow starter
+        ([0.2, 0.209], [1, 1], True),  # by less than a twentieth
+        ([0.2, 0.1], [1, 1], True),
+        ([0.2, 0.22], [1, 0], True),  # growing, and of no use to any latent
+        ([0.9, 1.1], [0, 1], False),
+        ([5.0, 0.9], [1, 1], False),  # one epoch is none
+    ],
+)
+def test_a_kl_that_grows_raises_no_alarm(kl: list[float], active: list[float], stops: bool) -> None:
+    history = rows([1.0] * 5, **{"valid/kl": [0.0] * 3 + kl, "valid/active_units": [0, 0, 0, *active]})
+    assert is_collapse(history[-2:]) is stops
+    assert (why_stop(history, params()) is not None) is stops
+
+
+def test_a_slow_starter_trains_on_until_it_carries_something() -> None:
+    kl = [0.001 * 1.5**epoch for epoch in range(20)]
+    history = rows([1.0] * 20, **{"valid/kl": kl, "valid/active_units": [1.0] * 20})
+    assert [why_stop(history[:length], params()) for length in range(21)] == [None] * 21
+    assert kl[10] < 1 < kl[-1]

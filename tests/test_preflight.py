@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_training import params
 
-from vae import preflight
+from vae import parameters, preflight
 from vae.objective import SMALLEST_SIGMA, Objective, effective_beta, gaussian_log_prob, kl_per_latent
 from vae.preflight import Spectrum
 
@@ -313,3 +314,65 @@ def test_drawn_pixels_have_the_covariance_of_draws(
     assert predicted.total == pytest.approx(measured.total, rel=0.01)
     undrawn = preflight.spectrum(images, 5, bernoulli)
     assert undrawn.total < 0.8 * predicted.total
+
+
+def parameters_of(**changes: Any) -> parameters.Parameters:
+    return params({name.replace("__", "."): value for name, value in changes.items()})
+
+
+def test_expectations_are_those_of_the_weight_and_of_the_calibrated_one() -> None:
+    p = parameters_of(objective__sigma=0.3, kl__max_weight=4.0)
+    s = Spectrum(ALL[:3], float(ALL.sum()), 64, 1000)
+    o = Objective.of(p)
+    got = preflight.expectations(p, s)
+    prediction = preflight.predict(s, o, 4.0)
+    assert (got["predicted_kl"], got["predicted_mse"]) == (prediction.kl, prediction.mse)
+    assert got["predicted_active_units"] == prediction.active_units and got["kl_weight"] == 4
+    best = preflight.calibrated_weight(s, o)
+    assert got["calibrated_kl_weight"] == best
+    assert (got["calibrated_kl"], got["calibrated_mse"]) == (
+        preflight.predict(s, o, best).kl,
+        preflight.predict(s, o, best).mse,
+    )
+    # of any other weight the same: it says what could be, not what was asked for
+    other = preflight.expectations(parameters_of(objective__sigma=0.3, kl__max_weight=0.1), s)
+    assert [other[k] for k in ("calibrated_kl", "calibrated_mse")] == [
+        got[k] for k in ("calibrated_kl", "calibrated_mse")
+    ]
+    assert other["predicted_kl"] > got["predicted_kl"]
+
+
+def test_expectations_of_a_control_are_its_target_and_of_no_kl_term_nothing() -> None:
+    s = Spectrum(ALL[:3], float(ALL.sum()), 64, 1000)
+    assert preflight.expectations(parameters_of(kl__capacity=2.0), s)["predicted_kl"] == pytest.approx(2.0)
+    assert preflight.expectations(parameters_of(kl__max_weight=0.0), s)["predicted_kl"] is None
+
+
+def test_a_model_of_fewer_latents_expects_less_of_the_same_spectrum() -> None:
+    s = Spectrum(ALL[:3], float(ALL.sum()), 64, 1000)
+    fewer = preflight.expectations(parameters_of(model__latent_dim=2), s)
+    assert fewer == preflight.expectations(
+        parameters_of(model__latent_dim=2), Spectrum(ALL[:2], float(ALL.sum()), 64, 1000)
+    )
+    assert len(fewer["kl_per_latent"]) == 2
+
+
+def test_a_spectrum_comes_back_from_the_report() -> None:
+    p = parameters_of(kl__max_weight=0.7)
+    s = Spectrum(ALL[:3], float(ALL.sum()), 64, 1000)
+    report = preflight.expectations(p, s)
+    back = preflight.spectrum_of(report, 64)
+    np.testing.assert_array_equal(back.eigenvalues, s.eigenvalues)
+    assert (back.total, back.pixels, back.images) == (s.total, s.pixels, s.images)
+    assert preflight.expectations(p, back) == report
+
+
+def test_a_calibrated_weight_becomes_its_number_and_a_number_stays() -> None:
+    s = Spectrum(ALL[:3], float(ALL.sum()), 64, 1000)
+    p = parameters_of(kl__max_weight="calibrated", objective__reduction="mean")
+    o = Objective.of(parameters_of(kl__max_weight=1.0, objective__reduction="mean"))
+    got = preflight.with_calibrated_weight(p, s)
+    assert got.kl.weight == pytest.approx(preflight.calibrated_weight(s, o), rel=1e-5)
+    assert preflight.expectations(got, s)["calibrated_kl_weight"] == pytest.approx(got.kl.weight, rel=1e-5)
+    number = parameters_of(kl__max_weight=0.7)
+    assert preflight.with_calibrated_weight(number, s) is number

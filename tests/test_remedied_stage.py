@@ -96,6 +96,9 @@ def test_a_training_that_collapsed_is_started_again_and_all_of_it_is_told(place:
     spectrum = theory.spectrum_of(workspace.read_json(workspace.PREFLIGHT), 64)
     assert result["predicted_kl"] == pytest.approx(theory.expectations(p, spectrum)["predicted_kl"], rel=1e-4)
     assert result["predicted_kl"] > 1 > workspace.read_json(workspace.PREFLIGHT)["predicted_kl"]
+    assert result["recommendations"] == [
+        "keep the remedy: set objective.sigma to optimal", "keep the remedy: set kl.max_weight to 1.0",
+    ]  # fmt: skip
     (line,) = result["remedies"]
     assert line.startswith("attempt 0 was collapsed: KL of ")
     assert line.endswith("Then: objective.sigma = optimal, kl.max_weight = 1.0")

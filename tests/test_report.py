@@ -13,7 +13,7 @@ import torch
 from ruamel.yaml import YAML
 
 from tasks import evaluate, workspace
-from vae import grids, parameters, plots, report, saved
+from vae import grids, mixture, parameters, plots, report, saved
 from vae.devices import Compute
 from vae.errors import InputError
 from vae.history import HISTORY
@@ -164,6 +164,38 @@ def test_the_report_tells_all_and_asks_for_nothing(tmp_path: Path, monkeypatch: 
     ):
         assert expected in page.text
     assert "… and 10 more" in page.text  # of 60 quarantined files, 50 are named
+
+
+def test_what_remedies_did_is_told_with_the_fitted_prior_before_and_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_workspace(tmp_path)
+    plain = Page(report.html(facts_of(tmp_path, monkeypatch)))
+    assert "Remedies" not in plain.text and "fitted prior" not in plain.text
+
+    read = saved.load(Path("models/vae"))
+    mu = np.random.default_rng(0).normal(size=(60, LATENTS)).astype(np.float32)
+    prior = mixture.fit(mu, np.zeros_like(mu), seed=0)
+    p = parameters.load(workspace.PARAMS)
+    changes = {"kl.max_weight": 0.123}
+    saved.save(
+        Path("models/vae"), read.model, p.model.model_dump(), p.data.image_shape, read.likelihood, {},
+        "fp32", 6, None, {}, changes=changes, prior=prior,
+    )  # fmt: skip
+    path = workspace.MONITOR
+    told = {
+        "remedies": ["attempt 0 was <collapsed>: a & b. Then: kl.max_weight = 0.123"],
+        "fitted_prior": True,
+    }
+    path.write_text(json.dumps(workspace.read_json(path) | told | {"changes": changes}))
+    facts = facts_of(tmp_path, monkeypatch)
+    test = facts.metrics["test"]
+    text = Page(report.html(facts)).text
+    assert "Remedies" in text and "attempt 0 was <collapsed>: a & b." in text
+    for name in ("kl", "fitted_prior_kl", "elbo", "fitted_prior_elbo", "mmd", "fitted_prior_mmd"):
+        assert test[name] is not None and report.number(test[name]) in text, name
+    assert test["fitted_prior_elbo"] == pytest.approx(-test["reconstruction"] - test["fitted_prior_kl"])
+    assert "the mixture fitted to the latents" in text
 
 
 def test_what_a_user_named_is_shown_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

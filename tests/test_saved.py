@@ -3,11 +3,12 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vae import saved
+from vae import mixture, saved
 from vae.errors import InputError
 from vae.model import VAE, to_device
 from vae.objective import Likelihood
@@ -85,6 +86,52 @@ def test_the_ceiling_of_logvar_is_kept_and_older_models_have_the_old_one(tmp_pat
             read.posterior.weight.mul_(1e6)
             ceilings[name] = float(read.encode(torch.rand(64, *SHAPE))[1].max())
     assert ceilings == {"new": -2.0, "old": 10.0}
+
+
+def test_what_a_remedy_changed_and_a_fitted_prior_come_back(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    mu = random.normal(size=(50, 4)).astype(np.float32)
+    prior = mixture.fit(mu, np.full((50, 4), -1.0, np.float32), seed=0)
+    changes = {"kl.max_weight": 1.0, "model.widths": [6, 8], "kl.capacity": None}
+    remedies = [{"verdict": "collapsed", "reasons": ["a"], "changes": changes, "fitted_prior": True}]
+    for folder in (tmp_path, tmp_path / "again"):
+        saved.save(
+            folder, model(), architecture(), SHAPE, NOISE, {}, "fp32", 1, None, {},
+            changes=changes, remedies=remedies, prior=prior,
+        )  # fmt: skip
+    read = saved.load(tmp_path)
+    assert (read.changes, read.remedies) == (changes, remedies)
+    assert read.prior is not None
+    for name, tensor in prior.tensors().items():
+        assert torch.equal(read.prior.tensors()[name], tensor), name
+    z = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(read.prior.log_prob(z), prior.log_prob(z))
+    assert (tmp_path / saved.PRIOR).read_bytes() == (tmp_path / "again" / saved.PRIOR).read_bytes()
+    (tmp_path / saved.PRIOR).write_bytes(b"prior")
+    with pytest.raises(InputError, match=r"prior.safetensors is not a safetensors file"):
+        saved.load(tmp_path)
+
+
+def test_a_model_without_a_remedy_has_none_and_neither_has_an_older_one(tmp_path: Path) -> None:
+    write(tmp_path, model())
+    assert not (tmp_path / saved.PRIOR).exists()
+    config = saved.read_config(tmp_path)
+    for older in (False, True):
+        if older:
+            del config["changes"], config["remedies"]
+            (tmp_path / saved.CONFIG).write_text(json.dumps(config))
+        read = saved.load(tmp_path)
+        assert (read.changes, read.remedies, read.prior) == ({}, [], None)
+
+
+def test_a_model_saved_over_one_with_a_fitted_prior_has_no_prior(tmp_path: Path) -> None:
+    mu = np.zeros((50, 4), np.float32)
+    saved.save(
+        tmp_path, model(), architecture(), SHAPE, NOISE, {}, "fp32", 1, None, {},
+        prior=mixture.fit(mu, mu, seed=0),
+    )  # fmt: skip
+    write(tmp_path, model())
+    assert saved.load(tmp_path).prior is None
 
 
 def test_the_files_repeat_to_the_bit(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def fit(mu: np.ndarray, logvar: np.ndarray, seed: int) -> Mixture:
     return Mixture(
         torch.from_numpy(model.weights_),
         torch.from_numpy(model.means_),
-        torch.linalg.cholesky(torch.from_numpy(model.covariances_)),
+        torch.linalg.cholesky(torch.from_numpy(model.covariances_)).contiguous(),  # safetensors asks for it
     )
 
 

@@ -93,6 +93,7 @@ def save(
         "changes": changes or {},
         "remedies": remedies or [],
     }
+    (folder / PRIOR).unlink(missing_ok=True)  # of the model that was here before
     if prior is not None:
         save_file(prior.tensors(), folder / PRIOR)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
