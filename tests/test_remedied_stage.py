@@ -15,6 +15,7 @@ from test_train_stage import CPU, PARAMETERS
 from tasks import monitor, preflight, tracking, train, workspace
 from vae import parameters, saved
 from vae import preflight as theory
+from vae.diagnostics import measure
 
 EPOCHS, STOPPED = 24, 4  # of a training; of one that collapses, 30 steps an epoch: the alarm comes past 100
 FILES = (
@@ -145,3 +146,52 @@ def test_interrupted_in_the_second_attempt_and_resumed_it_gives_the_same_bits(
     np.testing.assert_allclose(
         curve(client, second.info.run_id), pd.read_csv(workspace.HISTORY)["valid/kl"], rtol=1e-12
     )
+
+
+def edit(**changes: Any) -> None:
+    yaml = YAML()
+    values = yaml.load(workspace.PARAMS)
+    for name, value in changes.items():
+        section, key = name.split("__")
+        values[section][key] = value
+    yaml.dump(values, workspace.PARAMS)
+
+
+def test_a_fitted_prior_is_saved_judged_and_told(place: Path) -> None:
+    edit(kl__max_weight=1e-6, train__remedy_attempts=0, train__epochs=8)
+    run()
+    monitor.main()
+    model, result = saved.load(workspace.MODEL), workspace.read_json(workspace.MONITOR)
+    assert model.prior is not None and model.changes == {}
+    assert result["fitted_prior"] is True and result["changes"] == {}
+    assert result["verdict"] == "healthy", result
+    assert result["fitted_prior_gap"] < 0.1 * result["prior_gap"]
+    valid = np.load(workspace.images("valid"))
+    measured = measure(model.model, valid, model.likelihood, CPU, seed=0)
+    gap = model.prior.gap(measured.aggregate_mean, measured.aggregate_variance)
+    assert result["fitted_prior_gap"] == pytest.approx(gap, rel=1e-4)
+    (line,) = result["remedies"]
+    assert line.startswith("attempt 0 was under_regularised: ")
+    assert line.endswith("Then: a Gaussian mixture fitted to the latents as the prior")
+    client, experiment = tracking.connect()
+    attempts = [r for r in client.search_runs([experiment]) if "mlflow.parentRunId" in r.data.tags]
+    assert len(attempts) == 1, "nothing was trained again"
+    first = [(workspace.MODEL / name).read_bytes() for name in (saved.PRIOR, saved.CONFIG)]
+    run()
+    assert [(workspace.MODEL / name).read_bytes() for name in (saved.PRIOR, saved.CONFIG)] == first
+
+
+def test_remedies_in_words() -> None:
+    collapsed = {"verdict": "collapsed", "reasons": ["a", "b"], "fitted_prior": False}
+    changes = {"kl.max_weight": 1.0, "kl.capacity": None}
+    lines = monitor.in_words(
+        [
+            {**collapsed, "changes": changes},
+            {"verdict": "under_regularised", "reasons": ["c"], "fitted_prior": True, "changes": {}},
+        ]
+    )
+    assert lines == [
+        "attempt 0 was collapsed: a; b. Then: kl.max_weight = 1.0, kl.capacity = None",
+        "attempt 1 was under_regularised: c. Then: a Gaussian mixture fitted to the latents as the prior",
+    ]
+    assert monitor.in_words([]) == []
