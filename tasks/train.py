@@ -134,8 +134,8 @@ def run(
             sha256 = write_model(p, trained, compute, [])
         write_history(trained.history, trained.kl_per_latent)
         tracking.log_weights(sha256, trained.kept_epoch, trained.stopped)
-    for state in (checkpoints / "state.pt", *checkpoints.glob("attempt-*/state.pt")):
-        checkpoint.remove(state)
+    for place in (*checkpoints.glob("attempt-*"), checkpoints):
+        checkpoint.remove(place / "state.pt")
     if trained.stopped:
         print(f"training stopped early: {trained.stopped}")
     print(
