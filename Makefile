@@ -45,6 +45,9 @@ down: setup ## Stop the servers; a run in progress is cancelled
 test: setup ## Run the tests
 	@$(BIN)/python -m pytest
 
+zoo: setup ## Run the collapse cases: is each verdict right, does the remedy rescue
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tasks.zoo
+
 check: setup ## Lint, format and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
@@ -55,7 +58,7 @@ constraints: setup ## Pin the whole transitive set anew
 
 clean: ## Remove what was made, the environment and the stores included
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m flows.servers down && $(BIN)/python -c 'from tasks import overlay; overlay.apply(None, None)'; fi
-	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports data/images data/manifest.parquet
+	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports data/images data/manifest.parquet data/zoo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup run up down test check constraints clean
+.PHONY: help setup run up down test zoo check constraints clean

@@ -76,6 +76,11 @@ def predicted(p: Parameters, model: Saved) -> dict[str, Any]:
     return preflight.expectations(p, preflight.spectrum_of(found, model.pixels)) if model.changes else found
 
 
+def to_keep(changes: dict[str, Any]) -> list[str]:
+    """What made a remedied model healthy, for `params.yaml`: the next training need not find it again."""
+    return [f"keep the remedy: set {name} to {value}" for name, value in changes.items()]
+
+
 def in_words(remedies: list[dict[str, Any]]) -> list[str]:
     """A line for each attempt that was not kept: what was wrong, and what was changed."""
     lines = []
@@ -125,7 +130,7 @@ def report(p: Parameters, model: Saved, e: Evidence) -> dict[str, Any]:
         "verdict": verdict.verdict,
         "summary": verdict.summary,
         "reasons": verdict.reasons,
-        "recommendations": verdict.recommendations,
+        "recommendations": verdict.recommendations or to_keep(model.changes),
         "warnings": warnings,
         "remedies": in_words(model.remedies),
         "changes": model.changes,

@@ -33,7 +33,7 @@ from vae.parameters import Parameters
 from vae.remedy import Attempt
 
 FOLDER = Path("experiments/collapse")
-ZOO = workspace.REPORTS / "zoo.csv"
+ZOO, ZOO_TABLE = workspace.REPORTS / "zoo.csv", workspace.REPORTS / "zoo.md"
 RESCUED_SKILL = 0.98  # of the best setting known
 
 COLUMNS = (
@@ -74,6 +74,7 @@ def main(
     workspace.REPORTS.mkdir(exist_ok=True)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table.to_csv(ZOO, index=False)
+    ZOO_TABLE.write_text(markdown(table), encoding="utf-8")
     print(summary(table) + f" {(time.perf_counter() - started) / 60:.1f} minutes.")
     if not table["right"].all() or not (table["rescued"] != "no").all():
         raise typer.Exit(1)
@@ -234,17 +235,34 @@ def _folder_of_its_own() -> Iterator[None]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    def short(value: Any) -> str:
-        return "–" if value is None or value == "" else f"{value:.3g}"
-
     mark = "" if row["right"] else "  ← WRONG"
     skill = (
         f" (skill {row['skill']:.3f}: {row['final_verdict']}, {row['remedies']})" if row["rescued"] else ""
     )
     return (
-        f"{row['case']:36} {short(row['predicted_kl']):>10} {short(row['kl']):>9}  {row['verdict']:22} "
+        f"{row['case']:36} {_short(row['predicted_kl']):>10} {_short(row['kl']):>9}  {row['verdict']:22} "
         f"{row['expected']:22} {row['rescued'] or '–'}{skill}{mark}  {row['seconds']:.0f} s"
     )
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as docs/collapse.md has it."""
+    lines = [
+        "| case | predicted KL | measured KL | verdict | expected | rescued by | skill |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in table.to_dict("records"):
+        predicted, kl, skill = (_short(row[name]) for name in ("predicted_kl", "kl", "skill"))
+        mark = "" if row["right"] else " (wrong)"
+        how = {"yes": row["remedies"], "no": f"not rescued: {row['remedies']}"}.get(row["rescued"], "–")
+        lines.append(
+            f"| {row['case']} | {predicted} | {kl} | {row['verdict']}{mark} | {row['expected']} | {how} | {skill} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) and math.isfinite(value) else "–"
 
 
 def summary(table: pd.DataFrame) -> str:

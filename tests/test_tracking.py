@@ -58,6 +58,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
         yield client
 
 
+@pytest.fixture
+def remembered(tmp_path: Path) -> Path:
+    """Where a training's run is remembered; its folder is made when there is something to remember."""
+    return tmp_path / "checkpoints" / "mlflow_run_id"
+
+
 def status(client: MlflowClient, run_id: str) -> tuple[str, str]:
     run = client.get_run(run_id)
     return run.info.status, run.data.tags["ended"]
@@ -68,11 +74,11 @@ def status(client: MlflowClient, run_id: str) -> tuple[str, str]:
     [(None, "FINISHED"), (RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
 )
 def test_a_run_ends_as_its_training_ended(
-    store: MlflowClient, error: type[BaseException] | None, expected: str
+    store: MlflowClient, remembered: Path, error: type[BaseException] | None, expected: str
 ) -> None:
     run_id = ""
     try:
-        with tracking.training_run("a name", None, {"git.commit": "abc"}) as run:
+        with tracking.training_run("a name", remembered, {"git.commit": "abc"}) as run:
             run_id = run.info.run_id
             if error:
                 raise error
@@ -84,16 +90,19 @@ def test_a_run_ends_as_its_training_ended(
     assert (tags["git.commit"], tags["resumed"], tags["mlflow.runName"]) == ("abc", "false", "a name")
 
 
-def test_a_resumed_training_goes_on_in_its_run_and_logs_parameters_once(store: MlflowClient) -> None:
+def test_a_resumed_training_goes_on_in_its_run_and_logs_parameters_once(
+    store: MlflowClient, remembered: Path
+) -> None:
     p = parameters.load(PROJECT / "experiments" / "default.yaml")
     images = np.zeros((4, 8, 8, 1), np.uint8)
     row = dict.fromkeys(HISTORY, 1.0)
-    with pytest.raises(KeyboardInterrupt), tracking.training_run("n", None, {}) as first:
+    with pytest.raises(KeyboardInterrupt), tracking.training_run("n", remembered, {}) as first:
         tracking.log_inputs(p, images, images)
         tracking.log_epoch({**row, "epoch": 1}, {"seconds": 0.5}, np.zeros((4, 4, 3), np.uint8))
         raise KeyboardInterrupt
     run_id = first.info.run_id
-    with tracking.training_run("another name", run_id, {}) as second:
+    assert remembered.read_text() == run_id
+    with tracking.training_run("another name", remembered, {}) as second:
         tracking.log_inputs(p, images, images)
         tracking.log_epoch({**row, "epoch": 2, "valid/kl": 2.0}, {"seconds": 0.5}, None)
     assert second.info.run_id == run_id
@@ -107,14 +116,35 @@ def test_a_resumed_training_goes_on_in_its_run_and_logs_parameters_once(store: M
     assert len(store.list_artifacts(run_id, "images")) >= 1
 
 
-def test_a_run_that_is_gone_is_not_resumed(store: MlflowClient) -> None:
-    with tracking.training_run("n", None, {}) as deleted:
+def test_attempts_are_runs_within_the_run_and_end_before_it(store: MlflowClient, tmp_path: Path) -> None:
+    with tracking.training_run("n", tmp_path / "id", {}) as outer:
+        for number in range(2):
+            with tracking.training_run(
+                f"attempt {number}", tmp_path / f"{number}" / "id", {"reason": f"why {number}"}, nested=True
+            ) as inner:
+                tracking.log_epoch({**dict.fromkeys(HISTORY, 1.0), "epoch": 1}, {}, None)
+            assert store.get_run(inner.info.run_id).info.status == "FINISHED"
+            active = mlflow.active_run()
+            assert active is not None and active.info.run_id == outer.info.run_id
+    found = store.search_runs(
+        [outer.info.experiment_id], f"tags.`mlflow.parentRunId` = '{outer.info.run_id}'"
+    )
+    assert {(run.info.run_name, run.data.tags["reason"]) for run in found} == {
+        ("attempt 0", "why 0"), ("attempt 1", "why 1"),
+    }  # fmt: skip
+    assert store.get_metric_history(outer.info.run_id, "valid/kl") == [], "each curve is in its own run"
+
+
+def test_a_run_that_is_gone_is_not_resumed(store: MlflowClient, remembered: Path) -> None:
+    with tracking.training_run("n", remembered, {}) as deleted:
         pass
     store.delete_run(deleted.info.run_id)
     for gone in (deleted.info.run_id, "0" * 32):
-        with tracking.training_run("n", gone, {}) as run:
+        remembered.write_text(gone)
+        with tracking.training_run("n", remembered, {}) as run:
             pass
-        assert run.info.run_id != gone
+        assert run.info.run_id not in (gone, deleted.info.run_id)
+        assert remembered.read_text() == run.info.run_id
         assert store.get_run(run.info.run_id).data.tags["resumed"] == "false"
 
 
@@ -142,9 +172,9 @@ def model(seed: int) -> Saved:
     return saved.load(workspace.MODEL)
 
 
-def test_the_run_of_a_model_is_found_by_its_weights(store: MlflowClient) -> None:
+def test_the_run_of_a_model_is_found_by_its_weights(store: MlflowClient, remembered: Path) -> None:
     wanted = model(1)
-    with tracking.training_run("n", None, {}) as run:
+    with tracking.training_run("n", remembered, {}) as run:
         tracking.log_weights(wanted.sha256, 1, None)
     assert tracking.run_of(wanted.sha256).info.run_id == run.info.run_id
     assert tracking.run_of(model(2).sha256).info.run_id != run.info.run_id
@@ -185,9 +215,11 @@ def test_the_same_weights_are_registered_once_and_the_candidate_moves(store: Mlf
     assert len(store.search_model_versions("name = 'vae'")) == 2
 
 
-def test_an_evaluation_goes_into_the_run_of_the_weights_and_leaves_its_status(store: MlflowClient) -> None:
+def test_an_evaluation_goes_into_the_run_of_the_weights_and_leaves_its_status(
+    store: MlflowClient, remembered: Path
+) -> None:
     wanted = model(6)
-    with pytest.raises(KeyboardInterrupt), tracking.training_run("n", None, {}) as run:
+    with pytest.raises(KeyboardInterrupt), tracking.training_run("n", remembered, {}) as run:
         tracking.log_weights(wanted.sha256, 1, None)
         raise KeyboardInterrupt
     evaluate(wanted)

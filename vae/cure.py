@@ -13,6 +13,7 @@ LEAST_NORMALISED = 8  # images: batch norm over fewer says more of the batch tha
 USUAL_CLIP = 100.0  # of the norm of the gradient, in nats
 USUAL_BATCH = 32
 USUAL_WIDTH = 256
+WIDEST = 8192  # as parameters allow
 IMAGES_A_LATENT = 2  # with fewer training images than that most latents find nothing that holds for others
 
 
@@ -22,7 +23,7 @@ def elbo(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
     A weight that is calibrated before training comes near to it; a sigma that follows the training gets there.
     """
     weight, collapse = predicted["calibrated_kl_weight"], predicted["collapse_kl_weight"]
-    if weight >= collapse:  # of such images even the ELBO keeps less than 1 nat
+    if 0 < collapse <= weight:  # of such images even the ELBO keeps less than 1 nat
         return {"kl.max_weight": short(collapse / 4)}
     if p.objective.likelihood == "bernoulli":
         return {"kl.max_weight": short(weight)}
@@ -30,7 +31,10 @@ def elbo(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
     if p.objective.reduction == "mean":
         changes["objective.reduction"] = "sum"
     if not isinstance(p.objective.sigma, str):
-        changes["objective.sigma"] = "optimal"
+        one = (
+            p.objective.importance_samples_train == 1
+        )  # its bound can not take the error of a batch for its sigma
+        changes["objective.sigma"] = "optimal" if one else "learned"
     if p.kl.weight != 1:
         changes["kl.max_weight"] = 1.0
     return changes
@@ -40,13 +44,20 @@ def higher_weight(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]
     changes = elbo(p, predicted) if p.kl.control == "schedule" else {}
     if changes.get("kl.max_weight", math.inf) <= p.kl.weight and "objective.reduction" not in changes:
         changes = {}
-    return changes or {"kl.max_weight": short(2 * p.kl.weight)}
+    return changes or {"kl.max_weight": short(2 * p.kl.weight) or 1.0}
 
 
 def without_target(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
     """A control that was asked for next to nothing, switched off."""
     name = {"capacity": "capacity", "pi": "target_kl", "geco": "reconstruction_target"}[p.kl.control]
     return {f"kl.{name}": None, **elbo(p, predicted)}
+
+
+def of_a_seeing_decoder(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes latents worth their cost to a decoder that does without them."""
+    if p.kl.control != "schedule":
+        return without_target(p, predicted)
+    return elbo(p, predicted) or free_bits(p) or {"kl.max_weight": short(p.kl.weight / 2)}
 
 
 def gentler_clip(p: Parameters) -> dict[str, Any]:
@@ -70,21 +81,26 @@ def gentler(p: Parameters, images: int) -> dict[str, Any]:
     if latents * IMAGES_A_LATENT > images:
         return {"model.latent_dim": max(images // IMAGES_A_LATENT, 1)}
     if p.model.architecture in ("mlp", "gated_mlp") and min(p.model.widths) < latents:
-        return {"model.widths": [max(width, 4 * latents, USUAL_WIDTH) for width in p.model.widths]}
+        return {
+            "model.widths": [max(width, min(4 * latents, WIDEST), USUAL_WIDTH) for width in p.model.widths]
+        }
     if p.train.learning_rate > USUAL_LEARNING_RATE:
         return {"train.learning_rate": USUAL_LEARNING_RATE}
     changes: dict[str, Any] = {"train.learning_rate": short(p.train.learning_rate / 4), **longer_ramp(p)}
     if not p.model.batch_norm and p.train.batch_size >= LEAST_NORMALISED:
         changes["model.batch_norm"] = True
-    elif (
-        p.kl.control == "schedule" and not p.kl.free_bits_total and p.objective.importance_samples_train == 1
-    ):
-        changes["kl.free_bits"] = more_free_bits(p)
+    else:
+        changes |= free_bits(p)
     return changes
 
 
-def more_free_bits(p: Parameters) -> float:
-    return short(max(2 * p.kl.free_bits, 0.1))
+def free_bits(p: Parameters) -> dict[str, Any]:
+    """Twice what is free, of each latent or of all; nothing where free bits do not go with the other parameters."""
+    if p.kl.control != "schedule" or p.objective.importance_samples_train > 1:
+        return {}
+    if p.kl.free_bits_total:
+        return {"kl.free_bits_total": short(2 * p.kl.free_bits_total)}
+    return {"kl.free_bits": short(max(2 * p.kl.free_bits, 0.1))}
 
 
 def longer_ramp(p: Parameters) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Everything follows from the parameters, so the same ones lead to the same attemp
 prior is at fault, nothing is trained again: a mixture is fitted to the latents, and samples come from it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -85,7 +86,12 @@ def attempts(
 
 def best(tried: list[Attempt]) -> Attempt:
     """The healthy one, which is the last; else the one whose ELBO, at the σ of its own error, is highest."""
-    return max(tried, key=lambda a: (a.verdict.verdict == "healthy", calibrated_elbo(a)))
+
+    def rank(attempt: Attempt) -> tuple[bool, float]:
+        elbo = calibrated_elbo(attempt)
+        return attempt.verdict.verdict == "healthy", elbo if math.isfinite(elbo) else -math.inf
+
+    return max(tried, key=rank)
 
 
 def evidence_of(

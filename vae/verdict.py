@@ -145,6 +145,10 @@ def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
 
     collapse_weight = e.predicted["collapse_kl_weight"]
     steps = steps_at_final_weight(e.history, p)
+    if collapse_weight == 0:
+        reasons.append("linear theory expects less than 1 nat of these images at any KL weight")
+        advice = ["give other images in data.path: these are all the same"]
+        return Verdict("collapsed", summary, reasons, advice=advice)
     if p.kl.control != "schedule" and _expected(e) < COLLAPSED_BELOW_NATS:
         reasons.append(f"the control (kl.{p.kl.control}) was asked for a rate of {_expected(e):.2g} nats")
         return Verdict("collapsed", summary, reasons, cure.without_target(p, e.predicted))
@@ -153,18 +157,10 @@ def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
             f"kl.max_weight = {p.kl.weight:g} is not below {collapse_weight:.3g}, "
             "from where on linear theory expects less than 1 nat of these images"
         )
-        if collapse_weight == 0:
-            return Verdict(
-                "collapsed",
-                summary,
-                reasons,
-                advice=["give other images in data.path: these are all the same"],
-            )
         return Verdict("collapsed", summary, reasons, cure.elbo(p, e.predicted) | cure.normalised(p))
     if p.model.architecture == "autoregressive":
         reasons.append("an autoregressive decoder can do without latents: it sees the pixels before each one")
-        remedy = cure.elbo(p, e.predicted) or {"kl.free_bits": cure.more_free_bits(p)}
-        return Verdict("collapsed", summary, reasons, remedy)
+        return Verdict("collapsed", summary, reasons, cure.of_a_seeing_decoder(p, e.predicted))
     if steps < ALARM_STEPS:
         reasons.append(
             f"only {steps:.0f} steps were trained at the final KL weight, too few to tell a collapse from a slow start"

@@ -1,0 +1,144 @@
+"""Train, monitor and evaluate with `train.on_collapse: remedy`, in a workspace of their own: a weight far too high."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from ruamel.yaml import YAML
+from test_train_stage import CPU, PARAMETERS
+
+from tasks import monitor, preflight, tracking, train, workspace
+from vae import parameters, saved
+from vae import preflight as theory
+
+EPOCHS = 6
+FILES = (
+    workspace.HISTORY,
+    workspace.KL_PER_LATENT,
+    workspace.MODEL / saved.WEIGHTS,
+    workspace.MODEL / saved.CONFIG,
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    workspace.IMAGES.mkdir(parents=True)
+    workspace.REPORTS.mkdir()
+    values: dict[str, Any] = copy.deepcopy(PARAMETERS)
+    values["kl"]["max_weight"] = 1e5
+    values["train"] |= {"epochs": EPOCHS, "on_collapse": "remedy", "select": "best"}
+    YAML().dump(values, workspace.PARAMS)
+    for seed, split in enumerate(workspace.SPLITS):
+        random = np.random.default_rng(seed)
+        halves = np.repeat(random.integers(0, 256, (480, 1, 2, 1)), 4, axis=2)
+        images = np.broadcast_to(halves, (480, 8, 8, 1)) + random.integers(-3, 4, (480, 8, 8, 1))
+        np.save(workspace.images(split), images.clip(0, 255).astype(np.uint8))
+    preflight.main()
+    return tmp_path
+
+
+def run() -> None:
+    p = workspace.load_parameters()
+    arrays = [np.load(workspace.images(split)) for split in ("train", "valid")]
+    train.run(p, *arrays, CPU, None, Path("checkpoints").absolute())
+
+
+def contents() -> list[bytes]:
+    return [path.read_bytes() for path in FILES]
+
+
+def test_a_training_that_collapsed_is_started_again_and_all_of_it_is_told(place: Path) -> None:
+    written = workspace.PARAMS.read_bytes()
+    run()
+    assert workspace.PARAMS.read_bytes() == written, "the recorded parameters stay the user's"
+
+    config = saved.read_config(workspace.MODEL)
+    changes = {"objective.sigma": "optimal", "kl.max_weight": 1.0}
+    assert config["changes"] == changes
+    (before,) = config["remedies"]
+    assert (before["verdict"], before["changes"], before["fitted_prior"]) == ("collapsed", changes, False)
+    assert any("kl.max_weight = 100000" in reason for reason in before["reasons"])
+    history = pd.read_csv(workspace.HISTORY)
+    assert history["epoch"].tolist() == list(range(1, EPOCHS + 1)) and history["valid/kl"].iloc[-1] > 1
+    assert (history["kl_weight"] == 1).all(), "the history is that of the attempt that was kept"
+
+    client, experiment = tracking.connect()
+    runs = client.search_runs([experiment], order_by=["attribute.start_time ASC"])
+    (outer,) = [found for found in runs if "mlflow.parentRunId" not in found.data.tags]
+    inner = {found.data.tags["attempt"]: found for found in runs if found is not outer}
+    assert set(inner) == {"0", "1"}
+    assert all(found.data.tags["mlflow.parentRunId"] == outer.info.run_id for found in inner.values())
+    assert all(found.info.status == "FINISHED" for found in runs)
+    assert inner["0"].data.tags["reason"] == "the parameters as they are"
+    assert inner["1"].data.tags["reason"].startswith("collapsed: KL of ")
+    collapsed, kept = (curve(client, inner[number].info.run_id) for number in "01")
+    assert collapsed[-1] < 1
+    np.testing.assert_allclose(kept, history["valid/kl"])
+    np.testing.assert_allclose(curve(client, outer.info.run_id), history["valid/kl"])
+    assert outer.data.params["kl.max_weight"] == "100000.0", "parameters as the user wrote them"
+    assert outer.data.tags[tracking.VERDICT] == "healthy"
+    assert "kl.max_weight = 1.0" in outer.data.tags["remedy"]
+    assert outer.data.tags[tracking.WEIGHTS] == saved.weights_hash(workspace.MODEL)
+    assert list(place.glob("checkpoints/**/state.pt")) == []
+
+    monitor.main()
+    result = workspace.read_json(workspace.MONITOR)
+    assert result["verdict"] == "healthy" and result["changes"] == changes
+    p = parameters.changed(workspace.load_parameters(), changes)
+    spectrum = theory.spectrum_of(workspace.read_json(workspace.PREFLIGHT), 64)
+    assert result["predicted_kl"] == pytest.approx(theory.expectations(p, spectrum)["predicted_kl"], rel=1e-4)
+    assert result["predicted_kl"] > 1 > workspace.read_json(workspace.PREFLIGHT)["predicted_kl"]
+    (line,) = result["remedies"]
+    assert line.startswith("attempt 0 was collapsed: KL of ")
+    assert line.endswith("Then: objective.sigma = optimal, kl.max_weight = 1.0")
+
+
+def curve(client: MlflowClient, run_id: str) -> list[float]:
+    points = sorted(client.get_metric_history(run_id, "valid/kl"), key=lambda point: point.step)
+    return [point.value for point in points]
+
+
+def test_interrupted_in_the_second_attempt_and_resumed_it_gives_the_same_bits(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run()
+    whole = contents()
+    real, trained_epochs = tracking.log_epoch, 0
+
+    def cut_off(row: Any, timing: Any, grid: Any) -> None:
+        nonlocal trained_epochs
+        trained_epochs += bool(timing)
+        if trained_epochs == EPOCHS + 2:
+            raise KeyboardInterrupt
+        real(row, timing, grid)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tracking, "log_epoch", cut_off)
+        run()
+    assert mlflow.active_run() is None
+    client, experiment = tracking.connect()
+    killed = client.search_runs([experiment], "tags.ended = 'KILLED'")
+    assert {found.data.tags.get("attempt") for found in killed} == {None, "1"}
+    for path in FILES:
+        path.unlink(missing_ok=True)  # as DVC does before a stage
+    trained_epochs = -100
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "log_epoch", cut_off)
+        run()
+    assert contents() == whole
+    # The first attempt was not trained again, and the second from its third epoch on: its second was whole.
+    assert trained_epochs == -100 + EPOCHS - 2
+    assert client.search_runs([experiment], "tags.ended = 'KILLED'") == []
+    assert {client.get_run(found.info.run_id).info.status for found in killed} == {"FINISHED"}
+    second = next(found for found in killed if found.data.tags.get("attempt") == "1")
+    np.testing.assert_allclose(
+        curve(client, second.info.run_id), pd.read_csv(workspace.HISTORY)["valid/kl"], rtol=1e-12
+    )
