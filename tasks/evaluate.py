@@ -17,6 +17,7 @@ from vae.devices import Compute, choose
 from vae.errors import InputError
 from vae.evaluation import Evaluation
 from vae.parameters import Parameters
+from vae.preflight import of_remedied
 from vae.report import Facts, Picture, number
 from vae.rounding import rounded
 from vae.saved import Saved
@@ -86,7 +87,7 @@ def evaluate(
     images = {split: open_images(workspace.images(split)) for split in workspace.SPLITS}
     manifest = read_manifest()
     labels = {split: labels_of(manifest, split, len(array)) for split, array in images.items()}
-    preflight = workspace.read_json(workspace.PREFLIGHT)
+    preflight = of_remedied(workspace.read_json(workspace.PREFLIGHT), p, model.changes, model.pixels)
     print(
         f"evaluate: {len(images['valid']):,} valid and {len(images['test']):,} test images, "
         f"{p.evaluate.importance_samples:,} importance samples each",

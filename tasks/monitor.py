@@ -3,13 +3,15 @@
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from tasks import workspace
-from vae import devices, diagnostics, parameters, preflight, saved
+from vae import cure, devices, diagnostics, mixture, parameters, preflight, saved
 from vae.annealing import first_final_epoch
 from vae.baseline import MeanImage
 from vae.batches import for_measuring, open_images
+from vae.devices import Compute
 from vae.diagnostics import Measurement
 from vae.errors import InputError
 from vae.history import Row
@@ -40,12 +42,12 @@ def main() -> None:
         valid=valid,
         mean_image_mse=MeanImage.of(for_measuring(train_images, p)).mse(valid_images),
         history=history,
-        predicted=predicted(p, model),
+        predicted=preflight.of_remedied(
+            workspace.read_json(workspace.PREFLIGHT), p, model.changes, model.pixels
+        ),
         train=model.train,
         kept_epoch=model.kept_epoch,
-        fitted_gap=(
-            None if model.prior is None else model.prior.gap(valid.aggregate_mean, valid.aggregate_variance)
-        ),
+        fitted_gap=fitted_gap(model, valid, valid_images, compute, p.seed),
     )
     result = report(p, model, evidence)
     result["recommendations"] = followable(result["recommendations"], parameters.load(workspace.PARAMS).kl)
@@ -70,25 +72,35 @@ def followable(recommendations: list[str], kl: KL) -> list[str]:
     return [*recommendations, "set kl.annealing_steps to null"]
 
 
-def predicted(p: Parameters, model: Saved) -> dict[str, Any]:
-    """What preflight expected; of a remedied model, what it would have expected of the changed parameters."""
-    found = workspace.read_json(workspace.PREFLIGHT)
-    return preflight.expectations(p, preflight.spectrum_of(found, model.pixels)) if model.changes else found
+def fitted_gap(
+    model: Saved, valid: Measurement, valid_images: np.ndarray, compute: Compute, seed: int
+) -> float | None:
+    if model.prior is None:
+        return None
+    mu, logvar = diagnostics.encode(model.model, valid_images, compute)
+    return mixture.gap(valid.prior_gap, mu, logvar, model.prior, seed)
 
 
-def to_keep(changes: dict[str, Any]) -> list[str]:
-    """What made a remedied model healthy, for `params.yaml`: the next training need not find it again."""
-    return [f"keep the remedy: set {name} to {value}" for name, value in changes.items()]
+def to_keep(changes: dict[str, Any], remedy: dict[str, Any]) -> list[str]:
+    """What a remedied model was made with, for `params.yaml`: what is still to change counts from there."""
+    return [
+        f"keep the remedy: set {name} to {cure.written(value)}"
+        for name, value in changes.items()
+        if name not in remedy
+    ]
 
 
 def in_words(remedies: list[dict[str, Any]]) -> list[str]:
-    """A line for each attempt that was not kept: what was wrong, and what was changed."""
+    """A line for each attempt: what was changed, what came of it, and which was kept."""
     lines = []
     for number, attempt in enumerate(remedies):
-        changes = ", ".join(f"{name} = {value}" for name, value in attempt["changes"].items())
-        done = "a Gaussian mixture fitted to the latents as the prior" if attempt["fitted_prior"] else changes
+        changes = [f"{name} = {cure.written(value)}" for name, value in attempt["changes"].items()]
+        if attempt["fitted_prior"]:
+            changes.append("a Gaussian mixture fitted to the latents as the prior")
+        made = ", ".join(changes) or "the parameters as they are"
+        kept = " This one was kept." if attempt["kept"] else ""
         lines.append(
-            f"attempt {number} was {attempt['verdict']}: {'; '.join(attempt['reasons'])}. Then: {done}"
+            f"attempt {number}, {made}: {attempt['verdict']}. {'; '.join(attempt['reasons'])}.{kept}"
         )
     return lines
 
@@ -130,7 +142,7 @@ def report(p: Parameters, model: Saved, e: Evidence) -> dict[str, Any]:
         "verdict": verdict.verdict,
         "summary": verdict.summary,
         "reasons": verdict.reasons,
-        "recommendations": verdict.recommendations or to_keep(model.changes),
+        "recommendations": to_keep(model.changes, verdict.remedy) + verdict.recommendations,
         "warnings": warnings,
         "remedies": in_words(model.remedies),
         "changes": model.changes,

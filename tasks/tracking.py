@@ -120,11 +120,17 @@ def log_missing(history: list[dict[str, float]]) -> None:
             log_epoch(row, {}, None)
 
 
-def log_attempt(verdict: str, reasons: list[str], recommendations: list[str]) -> None:
-    """How an attempt ended, and what the next one changes, into the run of that attempt."""
-    mlflow.set_tags(
-        {VERDICT: verdict, "reasons": "; ".join(reasons), "remedy": "; ".join(recommendations) or "none"}
-    )
+def log_attempt(run_id: str, verdict: str, reasons: list[str], changes: list[str]) -> None:
+    """What an attempt changed of the parameters and how it ended, into the run of that attempt."""
+    client = MlflowClient()
+    tags = {VERDICT: verdict, "reasons": "; ".join(reasons), "changes": "; ".join(changes) or "none"}
+    for name, value in tags.items():
+        client.set_tag(run_id, name, value)
+
+
+def log_remedy(changes: str, attempts: int) -> None:
+    """What the kept attempt changed, into the run of the training."""
+    mlflow.set_tags({"remedy": changes, "attempts": str(attempts)})
 
 
 def log_weights(sha256: str, kept_epoch: int, stopped: str | None) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tasks import lineage, workspace
 from tasks.lock import hold
-from vae import checkpoint, devices, diagnostics, parameters, preflight, remedy, saved, training
+from vae import checkpoint, cure, devices, diagnostics, parameters, preflight, remedy, saved, training
 from vae.annealing import first_final_epoch
 from vae.baseline import MeanImage
 from vae.batches import for_measuring, open_images
@@ -117,8 +117,13 @@ def run(
     def attempt(now: Parameters, number: int, reason: str) -> Trained:
         place = checkpoints / f"attempt-{number}"
         why = {"attempt": str(number), "reason": reason}
-        with tracking.training_run(f"attempt {number}", place / "mlflow_run_id", why, nested=True):
+        if initial is not None and now.model != p.model:
+            print("train.initial_weights are of another network than this attempt's: it starts from new ones")
+        with tracking.training_run(f"attempt {number}", place / "mlflow_run_id", why, nested=True) as run:
+            nested.append(run.info.run_id)
             return train(now, place)
+
+    nested: list[str] = []  # the attempts' runs
 
     name = os.environ.get(lineage.FLOW_RUN_NAME)
     with tracking.training_run(name, checkpoints / "mlflow_run_id", tags):
@@ -128,7 +133,11 @@ def run(
             kept = remedy.best(tried)
             trained, sha256 = kept.trained, write_model(kept.parameters, kept.trained, compute, tried)
             tracking.log_missing(trained.history)
-            tracking.log_attempt(kept.verdict.verdict, kept.verdict.reasons, changes_in_words(kept.changes))
+            for run_id, one in zip(nested, tried, strict=False):
+                tracking.log_attempt(
+                    run_id, one.verdict.verdict, one.verdict.reasons, changes_in_words(one.changes)
+                )
+            tracking.log_remedy("; ".join(changes_in_words(kept.changes)) or "none", len(tried))
         else:
             trained = train(p, checkpoints)
             sha256 = write_model(p, trained, compute, [])
@@ -161,7 +170,7 @@ def remedied(
 
 
 def changes_in_words(changes: Mapping[str, Any]) -> list[str]:
-    return [f"{name} = {value}" for name, value in changes.items()]
+    return [f"{name} = {cure.written(value)}" for name, value in changes.items()]
 
 
 def run_key(p: Parameters, compute: Compute) -> str:
@@ -199,7 +208,6 @@ def latent_row(epoch: int, kl_per_latent: list[float]) -> Row:
 def write_model(p: Parameters, trained: Trained, compute: Compute, tried: list[Attempt]) -> str:
     """The kept model, with the attempts before it, if any; returns the hash of its weights."""
     kept = remedy.best(tried) if tried else None
-    before = tried[: tried.index(kept)] if kept else []
     measured, train_images = trained.train, for_measuring(open_images(workspace.images("train")), p)
     mean_image = MeanImage.of(train_images)
     return saved.save(
@@ -227,12 +235,14 @@ def write_model(p: Parameters, trained: Trained, compute: Compute, tried: list[A
         changes=kept.changes if kept else {},
         remedies=[
             {
+                "changes": attempt.changes,
+                "fitted_prior": attempt.prior is not None,
                 "verdict": attempt.verdict.verdict,
                 "reasons": attempt.verdict.reasons,
-                "changes": {} if following.prior else attempt.verdict.remedy,
-                "fitted_prior": following.prior is not None,
+                "kept": attempt is kept,
             }
-            for attempt, following in zip(before, tried[1:], strict=False)
+            for attempt in tried
+            if len(tried) > 1
         ],
         prior=kept.prior if kept else None,
     )

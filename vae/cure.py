@@ -13,7 +13,8 @@ LEAST_NORMALISED = 8  # images: batch norm over fewer says more of the batch tha
 USUAL_CLIP = 100.0  # of the norm of the gradient, in nats
 USUAL_BATCH = 32
 USUAL_WIDTH = 256
-WIDEST = 8192  # as parameters allow
+WIDEST, HIGHEST_WEIGHT = 8192, 1e6  # as parameters allow
+LOGVAR_CEILING = 2.0  # of a posterior that ran away
 IMAGES_A_LATENT = 2  # with fewer training images than that most latents find nothing that holds for others
 
 
@@ -41,10 +42,17 @@ def elbo(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def higher_weight(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
-    changes = elbo(p, predicted) if p.kl.control == "schedule" else {}
-    if changes.get("kl.max_weight", math.inf) <= p.kl.weight and "objective.reduction" not in changes:
-        changes = {}
-    return changes or {"kl.max_weight": short(2 * p.kl.weight) or 1.0}
+    """The ELBO where the weight is below it, else twice the weight; nothing where a control sets it."""
+    if p.kl.control != "schedule":
+        return {}
+    changes = elbo(p, predicted)
+    if rises(changes, p) or any(name.startswith("objective.") for name in changes):
+        return changes
+    return {"kl.max_weight": min(short(2 * p.kl.weight) or 1.0, HIGHEST_WEIGHT)}
+
+
+def rises(changes: Mapping[str, Any], p: Parameters) -> bool:
+    return changes.get("kl.max_weight", -math.inf) > p.kl.weight
 
 
 def without_target(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,11 +61,15 @@ def without_target(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any
     return {f"kl.{name}": None, **elbo(p, predicted)}
 
 
-def of_a_seeing_decoder(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes latents worth their cost to a decoder that does without them."""
+def of_autoregressive(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes latents worth their cost to a decoder that can do without them: a lower weight, then free bits."""
     if p.kl.control != "schedule":
         return without_target(p, predicted)
-    return elbo(p, predicted) or free_bits(p) or {"kl.max_weight": short(p.kl.weight / 2)}
+    changes = elbo(p, predicted)
+    lowers = changes.get("kl.max_weight", math.inf) < p.kl.weight
+    if lowers or any(name.startswith("objective.") for name in changes):
+        return changes
+    return free_bits(p) or {"kl.max_weight": short(p.kl.weight / 2)}
 
 
 def gentler_clip(p: Parameters) -> dict[str, Any]:
@@ -69,7 +81,7 @@ def gentler_clip(p: Parameters) -> dict[str, Any]:
 
 def normalised(p: Parameters) -> dict[str, Any]:
     """Batch norm in a convolutional network without: what else keeps latents from dying in the first steps."""
-    lacks = p.model.architecture == "conv" and not p.model.batch_norm
+    lacks = p.model.architecture == "conv" and not p.model.batch_norm and not p.train.initial_weights
     return {"model.batch_norm": True} if lacks and p.train.batch_size >= LEAST_NORMALISED else {}
 
 
@@ -79,14 +91,19 @@ def gentler(p: Parameters, images: int) -> dict[str, Any]:
     if p.model.batch_norm and p.train.batch_size < LEAST_NORMALISED <= images:
         return {"train.batch_size": min(USUAL_BATCH, images)}
     if latents * IMAGES_A_LATENT > images:
-        return {"model.latent_dim": max(images // IMAGES_A_LATENT, 1)}
+        fewer = max(images // IMAGES_A_LATENT, 1)
+        if p.objective.reduction == "mean":  # its weight is a latent's: the same for all of them together
+            return {"model.latent_dim": fewer, "kl.max_weight": short(p.kl.weight * fewer / latents)}
+        return {"model.latent_dim": fewer}
     if p.model.architecture in ("mlp", "gated_mlp") and min(p.model.widths) < latents:
         return {
             "model.widths": [max(width, min(4 * latents, WIDEST), USUAL_WIDTH) for width in p.model.widths]
         }
     if p.train.learning_rate > USUAL_LEARNING_RATE:
         return {"train.learning_rate": USUAL_LEARNING_RATE}
-    changes: dict[str, Any] = {"train.learning_rate": short(p.train.learning_rate / 4), **longer_ramp(p)}
+    changes: dict[str, Any] = {"train.learning_rate": short(p.train.learning_rate / 4)}
+    if p.kl.control in ("schedule", "capacity"):
+        changes |= longer_ramp(p)
     if not p.model.batch_norm and p.train.batch_size >= LEAST_NORMALISED:
         changes["model.batch_norm"] = True
     else:
@@ -103,6 +120,17 @@ def free_bits(p: Parameters) -> dict[str, Any]:
     return {"kl.free_bits": short(max(2 * p.kl.free_bits, 0.1))}
 
 
+def ramp_within(p: Parameters) -> dict[str, Any]:
+    """A ramp over the first sixth of the training, where it would have outlasted it."""
+    return {"kl.annealing_epochs": short(max(p.train.epochs / 6, 0.5))}
+
+
+def longer_training(p: Parameters, epochs: int, had: int) -> dict[str, Any]:
+    """At most four times as long; without the patience that ended it, if it did."""
+    changes: dict[str, Any] = {"train.epochs": min(epochs, 4 * p.train.epochs)}
+    return changes | ({"train.patience": None} if p.train.patience and had < p.train.epochs else {})
+
+
 def longer_ramp(p: Parameters) -> dict[str, Any]:
     """Twice the ramp, of a schedule that has one, in a training that is twice as long at least."""
     ramp = short(max(2 * p.kl.annealing_epochs, 5))
@@ -112,6 +140,13 @@ def longer_ramp(p: Parameters) -> dict[str, Any]:
     if p.train.epochs < 2 * ramp:
         changes["train.epochs"] = math.ceil(2 * ramp)
     return changes
+
+
+def written(value: Any) -> str:
+    """As YAML has it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def short(value: float) -> float:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-COMPONENTS = 10  # as Ghosh 2020 has it; fewer where the images are few
-IMAGES_A_COMPONENT = 20
+COMPONENTS = 10
+IMAGES_A_ROW = 10  # of a full covariance
 SMALLEST_VARIANCE = 1e-4  # added to each: a component must not shrink onto a single image
 
 
@@ -39,22 +39,6 @@ class Mixture:
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
         return (self.means[component] + (self.scales[component] @ noise[:, :, None])[:, :, 0]).float()
 
-    def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance of each latent: (Z,) each."""
-        variance = self.scales.square().sum(2)
-        mean = self.weights @ self.means
-        return mean.numpy(), (self.weights @ (variance + self.means.square()) - mean.square()).numpy()
-
-    def gap(self, mean: np.ndarray, variance: np.ndarray) -> float:
-        """How far q(z) with these moments is from this prior: `Measurement.prior_gap` with the prior's own moments.
-
-        ½ Σ_j (r_j + d_j² − 1 − ln r_j), r_j the ratio of the variances, d_j the distance of the means in the
-        prior's standard deviations.
-        """
-        m, s2 = self.moments()
-        ratio = np.maximum(variance / s2, 1e-30)
-        return float(0.5 * np.sum(ratio + (mean - m) ** 2 / s2 - 1 - np.log(ratio)))
-
     def tensors(self) -> dict[str, Tensor]:
         return {"weights": self.weights, "means": self.means, "scales": self.scales}
 
@@ -65,19 +49,38 @@ class Mixture:
 
 
 def fit(mu: np.ndarray, logvar: np.ndarray, seed: int) -> Mixture:
-    """Fitted to one z ~ q(z|x) of each image. mu, logvar: (N, Z), of the training split."""
+    """Fitted to one z ~ q(z|x) of each image. mu, logvar: (N, Z), of the training split.
+
+    Ten full covariances, as Ghosh 2020 has it, where there are ten images for each of a row's entries; fewer of them,
+    or diagonal ones, where there are not: a covariance of fewer images than latents is of the images, not of q(z).
+    """
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # has no stubs
 
     z = draw(mu, logvar, seed)
-    components = int(np.clip(len(z) // IMAGES_A_COMPONENT, 1, COMPONENTS))
+    images, latents = z.shape
+    full = min(images // (IMAGES_A_ROW * latents), COMPONENTS)
+    kind, components = ("full", full) if full else ("diag", int(np.clip(images // 100, 1, COMPONENTS)))
     with threadpool_limits(1):  # the number of threads would decide the last bits
-        model = GaussianMixture(components, reg_covar=SMALLEST_VARIANCE, random_state=seed).fit(z)
+        model = GaussianMixture(
+            components, covariance_type=kind, reg_covar=SMALLEST_VARIANCE, random_state=seed
+        )
+        model.fit(z)
+        covariances = model.covariances_ if full else np.stack([np.diag(v) for v in model.covariances_])
+        scales = np.linalg.cholesky(covariances)
     return Mixture(
-        torch.from_numpy(model.weights_),
-        torch.from_numpy(model.means_),
-        torch.linalg.cholesky(torch.from_numpy(model.covariances_)).contiguous(),  # safetensors asks for it
+        *(torch.from_numpy(np.ascontiguousarray(a)) for a in (model.weights_, model.means_, scales))
     )
+
+
+def gap(prior_gap: float, mu: np.ndarray, logvar: np.ndarray, prior: Mixture, seed: int) -> float:
+    """How far q(z) is from a fitted prior, in nats: KL(q(z) ‖ p) falls by what the rate falls by.
+
+    R = I(x; z) + KL(q(z) ‖ p) (Hoffman & Johnson 2016), and I does not depend on p.
+
+    prior_gap: of the same images from N(0, I). mu, logvar: (N, Z), of images that the prior was not fitted to.
+    """
+    return max(prior_gap + rate(mu, logvar, prior, seed) - rate(mu, logvar, None, seed), 0.0)
 
 
 def draw(mu: np.ndarray, logvar: np.ndarray, seed: int) -> np.ndarray:

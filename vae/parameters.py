@@ -269,7 +269,9 @@ def changed(p: Parameters, changes: Mapping[str, Any]) -> Parameters:
     """
     values = p.model_dump()
     for name, value in changes.items():
-        section, key = name.split(".")
+        section, _, key = name.partition(".")
+        if not isinstance(values.get(section), dict) or key not in values[section]:
+            raise InputError(f"{name} is not a parameter that can be changed")
         values[section][key] = value
     return parse(values, "the remedied parameters")
 

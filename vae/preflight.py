@@ -149,6 +149,13 @@ def expectations(p: Parameters, spectrum: Spectrum) -> dict[str, Any]:
     }
 
 
+def of_remedied(
+    report: Mapping[str, Any], p: Parameters, changes: Mapping[str, Any], pixels: int
+) -> dict[str, Any]:
+    """A `reports/preflight.json` as it would have been with the changed parameters p."""
+    return {**report, **expectations(p, spectrum_of(report, pixels))} if changes else dict(report)
+
+
 def spectrum_of(report: Mapping[str, Any], pixels: int) -> Spectrum:
     """The spectrum that a `reports/preflight.json` holds."""
     return Spectrum(np.array(report["eigenvalues"]), report["eigenvalue_sum"], pixels, report["images"])

@@ -64,20 +64,29 @@ def attempts(
     while True:
         now = parameters.changed(p, changes)
         restarts_left = p.train.remedy_attempts - len(tried)
-        trained = train(now, len(tried), reason)
+        try:
+            trained = train(now, len(tried), reason)
+        except InputError as error:
+            if not tried:
+                raise
+            on_message(f"the remedied training could not be run: {error}")
+            return tried
         evidence = evidence_of(now, trained, spectrum, train_images, valid_images, compute)
         verdict = judge(now, evidence)
         tried.append(Attempt(dict(changes), now, trained, evidence, verdict))
-        if verdict.verdict == "under_regularised" and (not restarts_left or only_the_prior(now, verdict)):
+        if only_the_prior(now, verdict):
             on_message(f"{verdict.verdict}: {'; '.join(verdict.reasons)}; fitting a prior to the latents")
             tried.append(with_fitted_prior(tried[-1], train_images, valid_images, compute))
             return tried
         if verdict.verdict == "healthy" or not verdict.remedy or not restarts_left:
             return tried
         try:
-            parameters.changed(p, changes | verdict.remedy)
+            following = parameters.changed(p, changes | verdict.remedy)
         except InputError as error:
             on_message(f"no further remedy: {error}")
+            return tried
+        if any(following == attempt.parameters for attempt in tried):
+            on_message("no further remedy: what is left to change was tried already")
             return tried
         changes = changes | verdict.remedy
         reason = f"{verdict.verdict}: {'; '.join(verdict.reasons)}"
@@ -121,8 +130,14 @@ def evidence_of(
 
 def only_the_prior(p: Parameters, verdict: Verdict) -> bool:
     """Whether all that is left to do is to raise a weight that is the ELBO's own already, or that a control sets."""
+    if verdict.verdict != "under_regularised":
+        return False
     as_the_elbo = p.objective.reduction == "sum" and isinstance(p.objective.sigma, str) and p.kl.weight >= 1
-    return set(verdict.remedy) == {"kl.max_weight"} and (p.kl.control != "schedule" or as_the_elbo)
+    return (
+        not verdict.remedy
+        if p.kl.control != "schedule"
+        else as_the_elbo and set(verdict.remedy) == {"kl.max_weight"}
+    )
 
 
 def with_fitted_prior(
@@ -133,7 +148,8 @@ def with_fitted_prior(
     encoded = diagnostics.encode(attempt.trained.model, for_measuring(train_images, p), compute)
     prior = mixture.fit(*encoded, p.seed)
     valid = attempt.evidence.valid
-    evidence = replace(attempt.evidence, fitted_gap=prior.gap(valid.aggregate_mean, valid.aggregate_variance))
+    judged = diagnostics.encode(attempt.trained.model, valid_images, compute)
+    evidence = replace(attempt.evidence, fitted_gap=mixture.gap(valid.prior_gap, *judged, prior, p.seed))
     return replace(attempt, evidence=evidence, verdict=judge(p, evidence), prior=prior)
 
 

@@ -20,6 +20,7 @@ from vae.model import VAE, to_device
 from vae.objective import Likelihood
 
 WEIGHTS, CONFIG, PRIOR = "weights.safetensors", "config.json", "prior.safetensors"
+FIXED = ("train.device", "train.initial_weights", "train.on_collapse", "train.remedy_attempts")
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,9 @@ def load(folder: Path, device: torch.device | None = None) -> Saved:
             stopped=config["stopped"],
             train=config["train"],
             sha256=weights_hash(folder),
-            changes=config.get("changes", {}),
+            changes=_check_changes(config.get("changes", {})),
             remedies=config.get("remedies", []),
-            prior=Mixture(**read_weights(folder / PRIOR)) if (folder / PRIOR).exists() else None,
+            prior=_read_prior(folder / PRIOR, model.latent_dim),
         )
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
@@ -148,6 +149,28 @@ def _check(config: dict[str, Any]) -> None:
     known = isinstance(sigma, int | float) and 0 < sigma < math.inf if kind == "gaussian" else sigma is None
     if kind not in ("gaussian", "bernoulli") or not known:
         raise ValueError(f"likelihood = {config['likelihood']!r} is none")
+
+
+def _check_changes(changes: Any) -> dict[str, Any]:
+    """Raises: ValueError: more than a remedy may change: it must not choose thresholds, places or names."""
+    if not isinstance(changes, dict) or not all(
+        name.startswith(("model.", "objective.", "kl.", "train.")) and name not in FIXED for name in changes
+    ):
+        raise ValueError(f"changes = {changes!r} are no remedy's")
+    return changes
+
+
+def _read_prior(path: Path, latents: int) -> Mixture | None:
+    """Raises: ValueError: it is no mixture over so many latents."""
+    if not path.exists():
+        return None
+    prior = Mixture(**read_weights(path))
+    components = len(prior.weights)
+    fits = prior.means.shape == (components, latents) and prior.scales.shape == (components, latents, latents)
+    finite = all(bool(tensor.isfinite().all()) for tensor in prior.tensors().values())
+    if not fits or not finite or (prior.weights < 0).any() or abs(float(prior.weights.sum()) - 1) > 1e-6:
+        raise ValueError(f"{path.name} is no mixture over {latents} latents")
+    return prior
 
 
 def read_config(folder: Path) -> dict[str, Any]:

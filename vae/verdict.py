@@ -42,7 +42,7 @@ class Verdict:
     @property
     def recommendations(self) -> list[str]:
         """Remedy and advice in words."""
-        return [f"set {name} to {_yaml(value)}" for name, value in self.remedy.items()] + self.advice
+        return [f"set {name} to {cure.written(value)}" for name, value in self.remedy.items()] + self.advice
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,6 @@ class Evidence:
     train: Mapping[str, float]
     kept_epoch: int
     fitted_gap: float | None = None
-
-    @property
-    def fitted_prior(self) -> bool:
-        return self.fitted_gap is not None
 
     @property
     def prior_gap(self) -> float:
@@ -117,13 +113,14 @@ def _diverged(p: Parameters, e: Evidence) -> Verdict | None:
         remedy["train.learning_rate"] = cure.USUAL_LEARNING_RATE
     else:
         remedy["train.learning_rate"] = cure.short(p.train.learning_rate / 10)
+        if p.model.logvar_max > cure.LOGVAR_CEILING:
+            remedy["model.logvar_max"] = cure.LOGVAR_CEILING
         if (p.train.gradient_clip or math.inf) > 1:
             remedy |= cure.gentler_clip(p)
-        elif p.train.precision != "fp32":
-            remedy["train.precision"] = "fp32"
     if p.kl.control == "schedule" and effective_beta(Objective.of(p), e.mean_image_mse) < SMALLEST_BETA:
         remedy |= cure.elbo(p, e.predicted)  # without a KL term nothing holds the posterior back
-    return Verdict("diverged", summary, [reason], remedy)
+    advice = [] if p.train.precision == "fp32" else ["set train.precision to fp32 if it diverges again"]
+    return Verdict("diverged", summary, [reason], remedy, advice)
 
 
 def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
@@ -160,15 +157,17 @@ def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
         return Verdict("collapsed", summary, reasons, cure.elbo(p, e.predicted) | cure.normalised(p))
     if p.model.architecture == "autoregressive":
         reasons.append("an autoregressive decoder can do without latents: it sees the pixels before each one")
-        return Verdict("collapsed", summary, reasons, cure.of_a_seeing_decoder(p, e.predicted))
+        return Verdict("collapsed", summary, reasons, cure.of_autoregressive(p, e.predicted))
     if steps < ALARM_STEPS:
         reasons.append(
             f"only {steps:.0f} steps were trained at the final KL weight, too few to tell a collapse from a slow start"
         )
-        epochs = math.ceil(
-            first_final_epoch(p.kl, p.train.epochs) + len(e.history) * 3 * ALARM_STEPS / e.history[-1]["step"]
-        )
-        return Verdict("collapsed", summary, reasons, {"train.epochs": max(epochs, 2 * p.train.epochs)})
+        ramp_end = first_final_epoch(p.kl, p.train.epochs)
+        if ramp_end >= p.train.epochs and p.kl.schedule != "cyclical":
+            return Verdict("collapsed", summary, reasons, cure.ramp_within(p))
+        epochs = math.ceil(ramp_end + len(e.history) * 3 * ALARM_STEPS / e.history[-1]["step"])
+        remedy = cure.longer_training(p, max(epochs, 2 * p.train.epochs), len(e.history))
+        return Verdict("collapsed", summary, reasons, remedy)
     reasons.append(
         f"linear theory expected {_expected(e):.3g} nats at this weight, "
         "so the optimisation is at fault rather than the weight"
@@ -221,7 +220,7 @@ def _under_regularised(p: Parameters, e: Evidence) -> Verdict | None:
     reached = _reached_share(p, e)
     beta = effective_beta(Objective.of(p), e.valid.mse_sampled) * reached
     gap = e.prior_gap / e.valid.rate
-    if gap <= PRIOR_GAP_SHARE and (beta >= SMALLEST_BETA or e.fitted_prior):
+    if gap <= PRIOR_GAP_SHARE and beta >= SMALLEST_BETA:
         return None
     reasons = []
     if gap > PRIOR_GAP_SHARE:
@@ -232,18 +231,21 @@ def _under_regularised(p: Parameters, e: Evidence) -> Verdict | None:
     if beta < SMALLEST_BETA:
         reasons.append(f"effective beta of {beta:.3g}, below {SMALLEST_BETA:g}")
     summary = "The KL term has too little weight: samples from the prior will be noise."
-    if reached < 1 and beta < SMALLEST_BETA:
+    if beta < SMALLEST_BETA <= beta / reached and p.kl.schedule != "cyclical":
         reasons.append(
             f"the ramp ends after epoch {first_final_epoch(p.kl, p.train.epochs):g}, the training after "
             f"{len(e.history)}: the weight got to {reached:.2g} of its final value"
         )
-        ramp = cure.short(max(p.train.epochs / 6, 1))
-        return Verdict("under_regularised", summary, reasons, {"kl.annealing_epochs": ramp})
+        return Verdict("under_regularised", summary, reasons, cure.ramp_within(p))
     if beta >= SMALLEST_BETA and not _settled(p, e):
         # The aggregate posterior of a young model is far from the prior, and comes nearer.
-        reasons.append("the training loss was still falling")
+        reasons.append("the training loss had not been flat for ten epochs at the final weight")
         summary = "Training ended before the latents had settled: samples from the prior will be poor."
-        return Verdict("under_regularised", summary, reasons, {"train.epochs": 4 * p.train.epochs})
+        longer = cure.longer_training(p, 4 * p.train.epochs, len(e.history))
+        return Verdict("under_regularised", summary, reasons, longer)
+    if p.kl.control != "schedule":
+        advice = f"ask less of the control (kl.{p.kl.control}), or sample from a prior fitted to the latents"
+        return Verdict("under_regularised", summary, reasons, advice=[advice])
     return Verdict("under_regularised", summary, reasons, cure.higher_weight(p, e.predicted))
 
 
@@ -315,9 +317,3 @@ def _flat(final: list[float], losses: list[float], epochs: int = PARTLY_COLLAPSE
     recent = sum(final[-2 * epochs : -epochs]) / epochs - sum(final[-epochs:]) / epochs
     whole = max(losses) - min(losses)
     return recent <= FLAT_SHARE * whole
-
-
-def _yaml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
