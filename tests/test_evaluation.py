@@ -147,7 +147,7 @@ class WithUnused(nn.Module):
         mu, logvar = self.inner.encode(x)
         return nn.functional.pad(mu, (1, 1), value=0.7), nn.functional.pad(logvar, (1, 1), value=-1.5)
 
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
+    def decode(self, z: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
         return self.inner.decode(z[:, 1:-1])
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, ...]:
