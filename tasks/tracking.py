@@ -128,9 +128,9 @@ def log_attempt(run_id: str, verdict: str, reasons: list[str], changes: list[str
         client.set_tag(run_id, name, value)
 
 
-def log_remedy(changes: str, attempts: int) -> None:
-    """What the kept attempt changed, into the run of the training."""
-    mlflow.set_tags({"remedy": changes, "attempts": str(attempts)})
+def log_remedy(verdict: str, changes: str, attempts: int) -> None:
+    """How the kept attempt ended and what it changed, into the run of the training."""
+    mlflow.set_tags({VERDICT: verdict, "remedy": changes, "attempts": str(attempts)})
 
 
 def log_weights(sha256: str, kept_epoch: int, stopped: str | None) -> None:

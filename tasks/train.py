@@ -137,7 +137,8 @@ def run(
                 tracking.log_attempt(
                     run_id, one.verdict.verdict, one.verdict.reasons, changes_in_words(one.changes)
                 )
-            tracking.log_remedy("; ".join(changes_in_words(kept.changes)) or "none", len(tried))
+            words = "; ".join(changes_in_words(kept.changes)) or "none"
+            tracking.log_remedy(kept.verdict.verdict, words, len(tried))
         else:
             trained = train(p, checkpoints)
             sha256 = write_model(p, trained, compute, [])

@@ -5,10 +5,8 @@ import pytest
 import torch
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
-from torch.distributions import Normal, kl_divergence
 
 from vae import mixture, mmd
-from vae.diagnostics import Measurement
 from vae.mixture import Mixture
 
 LATENTS = 3
@@ -59,9 +57,8 @@ def test_samples_have_the_moments_and_the_covariances() -> None:
     prior = some_mixture()
     z = prior.sample(200_000, torch.Generator().manual_seed(3))
     assert z.shape == (200_000, LATENTS) and z.dtype == torch.float32
-    mean, variance = prior.moments()
+    mean = (prior.weights @ prior.means).numpy()
     np.testing.assert_allclose(z.mean(0), mean, atol=0.03)
-    np.testing.assert_allclose(z.var(0), variance, rtol=0.02)
     second = sum(
         weight * (scale @ scale.T + torch.outer(m, m))
         for weight, m, scale in zip(prior.weights, prior.means, prior.scales, strict=True)
@@ -76,24 +73,19 @@ def test_samples_follow_the_generator_alone() -> None:
     assert not torch.equal(one, some_mixture().sample(20, torch.Generator().manual_seed(5)))
 
 
-def test_the_gap_of_its_own_moments_is_nothing_and_grows_by_the_closed_form() -> None:
-    prior = some_mixture()
-    mean, variance = prior.moments()
-    assert prior.gap(mean, variance) == pytest.approx(0, abs=1e-12)
-    other_mean, other_variance = mean + np.array([0.3, -1.0, 2.0]), variance * [0.1, 1.0, 7.0]
-    normals = [
-        Normal(torch.from_numpy(m), torch.from_numpy(v).sqrt())
-        for m, v in ((other_mean, other_variance), (mean, variance))
-    ]
-    expected = float(kl_divergence(normals[0], normals[1]).sum())
-    assert prior.gap(other_mean, other_variance) == pytest.approx(expected, rel=1e-10)
-
-
-def test_the_gap_to_a_standard_normal_is_that_of_the_diagnostics() -> None:
-    mean, variance = np.array([0.5, -2.0, 0.0]), np.array([0.2, 3.0, 1.0])
-    empty = np.zeros(LATENTS)
-    measured = Measurement(9, 0.0, 0.0, 0.0, empty, empty, mean, variance, np.diag(variance))
-    assert standard().gap(mean, variance) == pytest.approx(measured.prior_gap, rel=1e-12)
+def test_the_gap_falls_by_what_the_rate_falls_by() -> None:
+    """q(z) = N(2, 1) of each latent, and a prior that is just that: the whole of KL(q(z) ‖ N(0, I)) goes."""
+    random = np.random.default_rng(7)
+    mu = (2 + np.sqrt(0.5) * random.normal(size=(40_000, LATENTS))).astype(np.float32)
+    logvar = np.full_like(mu, np.log(0.5))
+    moved = Mixture(
+        torch.ones(1).double(), torch.full((1, LATENTS), 2.0).double(), torch.eye(LATENTS)[None].double()
+    )
+    closed = LATENTS * 0.5 * 2.0**2
+    assert mixture.gap(closed, mu, logvar, moved, seed=0) == pytest.approx(0, abs=0.05)
+    assert mixture.gap(closed, mu, logvar, standard(), seed=0) == pytest.approx(closed, rel=1e-9)
+    far = Mixture(moved.weights, -moved.means, moved.scales)  # a worse prior widens it
+    assert mixture.gap(closed, mu, logvar, far, seed=0) == pytest.approx(LATENTS * 0.5 * 4.0**2, rel=0.02)
 
 
 def test_the_rate_against_a_standard_normal_is_the_kl() -> None:
@@ -128,8 +120,6 @@ def test_a_fit_is_nearer_to_the_latents_than_the_prior_was() -> None:
     mu, logvar = posteriors(400)
     prior = mixture.fit(mu, logvar, seed=0)
     assert prior.weights.shape == (10,) and float(prior.weights.sum()) == pytest.approx(1)
-    mean, variance = mu.mean(0), mu.var(0) + np.exp(logvar).mean(0)
-    assert prior.gap(mean, variance) < 0.05
     assert mixture.rate(mu, logvar, prior, seed=0) < mixture.rate(mu, logvar, None, seed=0) - 5
     held_out = posteriors(400, seed=9)
     assert mixture.rate(*held_out, prior, seed=0) < mixture.rate(*held_out, None, seed=0) - 5
@@ -144,9 +134,19 @@ def test_a_fit_repeats_to_the_bit_and_follows_the_seed() -> None:
     assert not torch.equal(one.means, third.means)
 
 
-@pytest.mark.parametrize(("images", "components"), [(10, 1), (39, 1), (60, 3), (5000, 10)])
+@pytest.mark.parametrize(("images", "components"), [(10, 1), (29, 1), (60, 2), (5000, 10)])
 def test_few_images_get_few_components(images: int, components: int) -> None:
     assert mixture.fit(*posteriors(images), seed=0).weights.shape == (components,)
+
+
+def test_a_prior_over_more_latents_than_images_is_no_worse_than_none() -> None:
+    """Full covariances of 200 images in 64 latents would give a rate of 287,000 nats on other images."""
+    random = np.random.default_rng(8)
+    mu = (3 * random.normal(size=(400, 64))).astype(np.float32)
+    logvar = np.full_like(mu, -3.0)
+    prior = mixture.fit(mu[:200], logvar[:200], seed=0)
+    fitted, standard = (mixture.rate(mu[200:], logvar[200:], p, seed=0) for p in (prior, None))
+    assert fitted < standard
 
 
 def test_no_component_shrinks_onto_an_image() -> None:
