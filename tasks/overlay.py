@@ -48,9 +48,9 @@ def apply(
         text = before if before is not None else standing
     else:
         base = _text(EXPERIMENTS / f"{DEFAULT}.yaml") if experiment else before or standing
-        values = _flat(_experiment(experiment)) if experiment else {}
-        text = _lay_over(base, {**values, **_flat(overrides or {})})
-    check(parameters.parse(_mapping(text, "params.yaml"), "params.yaml"))
+        values = flat(_experiment(experiment)) if experiment else {}
+        text = lay_over(base, {**values, **flat(overrides or {})})
+    check(parameters.parse(mapping(text, "params.yaml"), "params.yaml"))
 
     if text != standing:
         path.write_text(text, encoding="utf-8")
@@ -93,7 +93,7 @@ def _experiment(name: str) -> dict[str, Any]:
     }
     if name not in known:
         raise InputError(f"experiment {name!r} does not exist; known: {', '.join(sorted(known))}")
-    return _mapping(_text(known[name]), str(known[name]))
+    return mapping(_text(known[name]), str(known[name]))
 
 
 def _text(path: Path) -> str:
@@ -103,7 +103,8 @@ def _text(path: Path) -> str:
         raise InputError(f"{path} is not text in UTF-8: {error}") from None
 
 
-def _mapping(text: str, origin: str) -> dict[str, Any]:
+def mapping(text: str, origin: str) -> dict[str, Any]:
+    """Raises: InputError: no YAML, or no mapping."""
     try:
         values = _yaml("safe").load(text)
     except YAMLError as error:
@@ -113,17 +114,18 @@ def _mapping(text: str, origin: str) -> dict[str, Any]:
     return values or {}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"kl": {"max_weight": 1}}` → `{"kl.max_weight": 1}`."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
-        flat |= _flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
-    return flat
+        found |= flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
+    return found
 
 
-def _lay_over(text: str, values: Mapping[str, Any]) -> str:
+def lay_over(text: str, values: Mapping[str, Any]) -> str:
     """The YAML text with values replaced, comments and layout kept."""
-    _mapping(text, "params.yaml")
+    mapping(text, "params.yaml")
     yaml = _yaml("rt")
     document = yaml.load(text)
     for key, value in values.items():
@@ -132,7 +134,7 @@ def _lay_over(text: str, values: Mapping[str, Any]) -> str:
         for section in sections:
             place = place.get(section) if isinstance(place, dict) else None
         if not isinstance(place, dict) or name not in place:
-            like = difflib.get_close_matches(key, _flat(document), 1)
+            like = difflib.get_close_matches(key, flat(document), 1)
             hint = f"did you mean {like[0]}?" if like else "params.yaml names them all"
             raise InputError(f"{key} is not a parameter; {hint}")
         if isinstance(place[name], list) and isinstance(value, list):
@@ -146,10 +148,10 @@ def _lay_over(text: str, values: Mapping[str, Any]) -> str:
 
 def _changes(old: str, new: str) -> list[str]:
     try:
-        before = _flat(_mapping(old, "params.yaml"))
+        before = flat(mapping(old, "params.yaml"))
     except InputError as error:
         return [f"{error}; it is written anew"]
-    after = _flat(_mapping(new, "params.yaml"))
+    after = flat(mapping(new, "params.yaml"))
     return [
         f"params.yaml: {key}: {before.get(key)} → {after.get(key)}"
         for key in after

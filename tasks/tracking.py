@@ -22,12 +22,13 @@ from mlflow.exceptions import MlflowException
 from tasks import lineage, workspace
 from tasks.lock import hold
 from tasks.promotion import Champion, decide
+from vae import saved as saved_files
 from vae.parameters import Parameters
 from vae.saved import Saved
 
 EXPERIMENT = "vae-train"
 _SERVED_WITH = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors", "torch")
-WEIGHTS = "weights.sha256"
+WEIGHTS, PRIOR = "weights.sha256", "prior.sha256"
 VERDICT = "verdict"
 CANDIDATE, CHAMPION = "candidate", "champion"
 
@@ -209,7 +210,7 @@ def log_evaluation(
 def point_candidate(weights_sha256: str, name: str) -> None:
     """Moves the alias `candidate` to the version with these weights, where the registry has one."""
     client, _ = connect()
-    number = _version_of(client, name, weights_sha256)
+    number = _version_of(client, name, weights_sha256, prior_hash())
     if number is not None:
         client.set_registered_model_alias(name, CANDIDATE, number)
 
@@ -229,7 +230,8 @@ def run_url(run: Run) -> str:
 
 def _register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdict: str) -> str:
     """Logs the model, registers it and moves the alias `candidate`; the same weights are registered once."""
-    number = _version_of(client, name, saved.sha256)
+    prior = prior_hash()
+    number = _version_of(client, name, saved.sha256, prior)
     if number is None:
         height, width = saved.image_shape[1:]
         example = np.zeros((2, height, width, saved.image_shape[0]), np.uint8)
@@ -247,16 +249,26 @@ def _register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdic
         source = f"models:/{logged.model_id}"
         number = client.create_model_version(name, source, run_id, model_id=logged.model_id).version
         client.set_model_version_tag(name, number, WEIGHTS, saved.sha256)
+        client.set_model_version_tag(name, number, PRIOR, prior)
         client.set_model_version_tag(name, number, "run_id", run_id)
     client.set_model_version_tag(name, number, VERDICT, verdict)
     client.set_registered_model_alias(name, CANDIDATE, number)
     return f"models:/{name}/{number}"
 
 
-def _version_of(client: MlflowClient, name: str, weights_sha256: str) -> str | None:
+def prior_hash() -> str:
+    """Of the fitted prior beside the weights, which makes another model of the same ones; `none` without one."""
+    path = workspace.MODEL / saved_files.PRIOR
+    return workspace.sha256(path) if path.exists() else "none"
+
+
+def _version_of(client: MlflowClient, name: str, weights_sha256: str, prior: str) -> str | None:
     """The registered version with these weights; a name that is not registered yet has none."""
     versions = client.search_model_versions(f"name = '{name}'")
-    return next((v.version for v in versions if v.tags.get(WEIGHTS) == weights_sha256), None)
+    wanted = (weights_sha256, prior)
+    return next(
+        (v.version for v in versions if (v.tags.get(WEIGHTS), v.tags.get(PRIOR, "none")) == wanted), None
+    )
 
 
 def _promotion(client: MlflowClient, run: Run, name: str, verdict: str, test_elbo: float | None) -> str:

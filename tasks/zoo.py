@@ -111,7 +111,7 @@ class Zoo:
         }
 
     def _trained(self, case: Case, text: str) -> dict[str, Any]:
-        values = overlay._flat(overlay._mapping(text, case.name)) | {"train.on_collapse": "remedy"}
+        values = overlay.flat(overlay.mapping(text, case.name)) | {"train.on_collapse": "remedy"}
         p, train_images, valid_images, spectrum = self._prepared(values)
         tried = self._attempts(p, spectrum, train_images, valid_images)
         first, last = tried[0], remedy.best(tried)
@@ -173,9 +173,9 @@ class Zoo:
         self, values: dict[str, Any]
     ) -> tuple[Parameters, np.ndarray, np.ndarray, preflight.Spectrum]:
         """Parameters, images and their spectrum; a refusal names who refused."""
-        text = overlay._lay_over(self.base, values)
+        text = overlay.lay_over(self.base, values)
         try:
-            p = parameters.parse(overlay._mapping(text, "the case"), "the case")
+            p = parameters.parse(overlay.mapping(text, "the case"), "the case")
         except InputError:
             raise _Refused("refused by parameters") from None
         key = repr((p.seed, p.data))

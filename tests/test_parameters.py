@@ -51,18 +51,6 @@ def test_the_projects_own_file_loads() -> None:
     assert p.data.image_shape == (p.data.channels, *p.data.image_size)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((PROJECT / "experiments").rglob("*.yaml")), ids=lambda path: path.stem
-)
-def test_every_experiment_is_a_valid_overlay(path: Path) -> None:
-    from ruamel.yaml import YAML
-
-    values = copy.deepcopy(VALID)
-    for section, overlay in YAML(typ="safe").load(path).items():
-        values[section] = {**values[section], **overlay} if isinstance(overlay, dict) else overlay
-    assert isinstance(parameters.parse(values), Parameters)
-
-
 def test_a_number_of_pixels_is_a_square() -> None:
     assert parameters.parse(with_values({"data.image_size": 16})).data.image_shape == (1, 16, 16)
     oblong = with_values({"data.image_size": [24, 40], "data.channels": 3})

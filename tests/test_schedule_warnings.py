@@ -16,7 +16,7 @@ COLLAPSE = preflight.collapse_weight(SPECTRUM, Objective.of(params()))
 
 def result(**changes: Any) -> dict[str, Any]:
     p = params({f"kl.{name}": value for name, value in changes.items()})
-    return predicted(p, Objective.of(p), SPECTRUM)
+    return predicted(p, SPECTRUM)
 
 
 def told(found: dict[str, Any], words: str) -> bool:
@@ -65,10 +65,7 @@ def test_where_a_ramp_crosses_the_collapse_weight() -> None:
 
 def test_the_length_of_the_training_changes_nothing() -> None:
     changes = {"kl.schedule": "cyclical", "kl.max_weight": 2 * COLLAPSE}
-    one, other = (
-        predicted(p, Objective.of(p), SPECTRUM)
-        for p in (params({**changes, "train.epochs": n}) for n in (3, 90))
-    )
+    one, other = (predicted(p, SPECTRUM) for p in (params({**changes, "train.epochs": n}) for n in (3, 90)))
     np.testing.assert_equal(one, other)
 
 
@@ -76,7 +73,7 @@ def test_a_decoder_that_sees_pixels_is_told() -> None:
     words = "the latents may die at a far lower kl.max_weight"
     assert not told(result(), words)
     p = params({"model.architecture": "autoregressive"})
-    assert told(predicted(p, Objective.of(p), SPECTRUM), words)
+    assert told(predicted(p, SPECTRUM), words)
 
 
 def test_a_controller_is_told_of_bounds_that_its_set_point_does_not_fit() -> None:

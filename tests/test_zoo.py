@@ -60,8 +60,8 @@ def test_every_case_takes_digits_or_images_that_are_made() -> None:
     made = {f"{zoo_images.FOLDER}/{name}.npy" for name in zoo_images.MAKERS}
     used = set()
     for case in read_cases():
-        values = overlay._flat(
-            overlay._mapping((FOLDER / f"{case.name}.yaml").read_text(encoding="utf-8"), case.name)
+        values = overlay.flat(
+            overlay.mapping((FOLDER / f"{case.name}.yaml").read_text(encoding="utf-8"), case.name)
         )
         if values.get("data.source", "digits") != "digits":
             used.add(values["data.path"])
