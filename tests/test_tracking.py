@@ -15,8 +15,9 @@ import torch
 from mlflow import MlflowClient
 
 from tasks import lineage, tracking, workspace
-from vae import parameters, saved
+from vae import mixture, parameters, saved
 from vae.history import HISTORY
+from vae.mixture import Mixture
 from vae.model import VAE
 from vae.objective import Likelihood
 from vae.saved import Saved
@@ -148,7 +149,7 @@ def test_a_run_that_is_gone_is_not_resumed(store: MlflowClient, remembered: Path
         assert store.get_run(run.info.run_id).data.tags["resumed"] == "false"
 
 
-def model(seed: int) -> Saved:
+def model(seed: int, prior: Mixture | None = None) -> Saved:
     """A tiny model in models/vae, where the stages expect it."""
     torch.manual_seed(seed)
     architecture: dict[str, Any] = {
@@ -168,6 +169,7 @@ def model(seed: int) -> Saved:
         kept_epoch=1,
         stopped=None,
         train={"elbo": 1.0},
+        prior=prior,
     )
     return saved.load(workspace.MODEL)
 
@@ -213,6 +215,13 @@ def test_the_same_weights_are_registered_once_and_the_candidate_moves(store: Mlf
     assert first == f"models:/vae/{candidate.version}"
     assert candidate.tags[tracking.VERDICT] == "overfitted"
     assert len(store.search_model_versions("name = 'vae'")) == 2
+
+
+def test_a_fitted_prior_makes_another_version_of_the_same_weights(store: MlflowClient) -> None:
+    prior = mixture.fit(np.random.default_rng(0).normal(size=(50, 2)), np.zeros((50, 2)), seed=0)
+    plain, fitted = evaluate(model(7)), evaluate(model(7, prior))
+    assert fitted != plain
+    assert evaluate(model(7, prior)) == fitted and evaluate(model(7)) == plain
 
 
 def test_an_evaluation_goes_into_the_run_of_the_weights_and_leaves_its_status(
