@@ -94,7 +94,7 @@ def in_words(remedies: list[dict[str, Any]]) -> list[str]:
     """A line for each attempt: what was changed, what came of it, and which was kept."""
     lines = []
     for number, attempt in enumerate(remedies):
-        changes = [f"{name} = {cure.written(value)}" for name, value in attempt["changes"].items()]
+        changes = cure.in_words(attempt["changes"])
         if attempt["fitted_prior"]:
             changes.append("a Gaussian mixture fitted to the latents as the prior")
         made = ", ".join(changes) or "the parameters as they are"

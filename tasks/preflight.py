@@ -21,13 +21,7 @@ MOST_ABOVE = 0.5  # of a cycle, at weights where linear theory expects collapse
 def main() -> None:
     p = parameters.load(workspace.PARAMS)
     images = open_images(workspace.images("train"))
-    spectrum = preflight.spectrum(
-        images,
-        p.model.latent_dim,
-        bernoulli=p.objective.likelihood == "bernoulli",
-        drawn=p.data.binarise == "dynamic",
-        seed=p.seed,
-    )
+    spectrum = preflight.spectrum_for(p, images)
     p = preflight.with_calibrated_weight(p, spectrum)
     objective = Objective.of(p)
     result = predicted(p, spectrum)

@@ -55,8 +55,7 @@ def sweep(p: Parameters, weight: list[float] | None, count: int) -> pd.DataFrame
     """A row for each weight, in ascending order."""
     p = with_weight(p, 1.0)
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
-    bernoulli, drawn = p.objective.likelihood == "bernoulli", p.data.binarise == "dynamic"
-    spectrum = preflight.spectrum(train_images, p.model.latent_dim, bernoulli, drawn, p.seed)
+    spectrum = preflight.spectrum_for(p, train_images)
     chosen = sorted(weight) if weight else weights(spectrum, Objective.of(p), count)
     return pd.DataFrame(
         measured(with_weight(p, w), spectrum, train_images, valid_images)
@@ -81,7 +80,6 @@ def measured(
     """
     from vae.baseline import MeanImage
     from vae.batches import for_measuring
-    from vae.objective import Likelihood, optimal_sigma
 
     p = p.model_copy(update={"train": p.train.model_copy(update={"on_collapse": "continue"})})
     compute = devices.choose(p.train, training.flops(p, len(train_images)))
@@ -91,9 +89,7 @@ def measured(
     valid = diagnostics.measure(trained.model, valid_images, trained.likelihood, compute, p.seed)
     pixels = int(np.prod(valid_images.shape[1:]))
     # Models of different σ compare by the ELBO that each has with the σ of its own validation error.
-    elbo, kl_at_measured_sigma = valid.elbo, predicted.kl
-    if trained.likelihood.kind == "gaussian":
-        elbo = valid.with_likelihood(Likelihood("gaussian", optimal_sigma(valid.mse_sampled)), pixels)
+    elbo, kl_at_measured_sigma = valid.elbo_at_own_sigma(trained.likelihood.kind, pixels), predicted.kl
     own_sigma = objective.known_likelihood(log_sigma=0.0) is None or objective.sigma == "learned"
     if own_sigma and trained.likelihood.sigma is not None:
         fixed = replace(objective, sigma=trained.likelihood.sigma)

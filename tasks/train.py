@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,9 +135,9 @@ def run(
             tracking.log_missing(trained.history)
             for run_id, one in zip(nested, tried, strict=False):
                 tracking.log_attempt(
-                    run_id, one.verdict.verdict, one.verdict.reasons, changes_in_words(one.changes)
+                    run_id, one.verdict.verdict, one.verdict.reasons, cure.in_words(one.changes)
                 )
-            words = "; ".join(changes_in_words(kept.changes)) or "none"
+            words = "; ".join(cure.in_words(kept.changes)) or "none"
             tracking.log_remedy(kept.verdict.verdict, words, len(tried))
         else:
             trained = train(p, checkpoints)
@@ -168,10 +168,6 @@ def remedied(
     spectrum = preflight.spectrum_of(workspace.read_json(workspace.PREFLIGHT), pixels)
     p = p.model_copy(update={"monitor": Monitor()})
     return remedy.attempts(p, spectrum, train_images, valid_images, compute, train)
-
-
-def changes_in_words(changes: Mapping[str, Any]) -> list[str]:
-    return [f"{name} = {cure.written(value)}" for name, value in changes.items()]
 
 
 def run_key(p: Parameters, compute: Compute) -> str:

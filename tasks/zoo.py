@@ -21,14 +21,15 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+import torch
 import typer
 
 from tasks import ingest, overlay, validate, workspace, zoo_images
-from vae import devices, parameters, preflight, remedy, training
+from vae import cure, devices, parameters, preflight, remedy, training
 from vae.baseline import MeanImage
 from vae.batches import for_measuring, open_images
 from vae.errors import InputError
-from vae.objective import Likelihood, optimal_sigma
+from vae.objective import gaussian_log_prob, optimal_sigma
 from vae.parameters import Parameters
 from vae.remedy import Attempt
 
@@ -124,10 +125,7 @@ class Zoo:
         }
         if first.verdict.verdict == "healthy":
             return row
-        steps = [
-            f"{a.verdict.verdict} → {' '.join(f'{k}={v}' for k, v in a.verdict.remedy.items())}"
-            for a in tried
-        ]
+        steps = [f"{a.verdict.verdict} → {', '.join(cure.in_words(a.verdict.remedy))}" for a in tried]
         steps = steps[: tried.index(last)]
         if last.prior is not None:
             steps[-1] = "a fitted prior"
@@ -182,8 +180,7 @@ class Zoo:
         if key not in self.images:
             self.images[key] = _ingested(text)
         train_images, valid_images = self.images[key]
-        drawn, bernoulli = p.data.binarise == "dynamic", p.objective.likelihood == "bernoulli"
-        spectrum = preflight.spectrum(train_images, p.model.latent_dim, bernoulli, drawn, p.seed)
+        spectrum = preflight.spectrum_for(p, train_images)
         p = preflight.with_calibrated_weight(p, spectrum)
         p = parameters.with_ramp(p, p.train.steps_per_epoch(len(train_images)))
         return p, train_images, valid_images, spectrum
@@ -211,8 +208,9 @@ def mean_image_elbo(p: Parameters, train_images: np.ndarray, valid_images: np.nd
     if p.objective.likelihood == "bernoulli":
         return mean_image.elbo(valid_images, "bernoulli")
     pixels = int(np.prod(p.data.image_shape))
-    variance = Likelihood("gaussian", optimal_sigma(mean_image.mse(valid_images))).variance
-    return -0.5 * pixels * (math.log(2 * math.pi * variance) + 1)
+    mse = mean_image.mse(valid_images)
+    error = torch.tensor(mse * pixels, dtype=torch.float64)
+    return float(gaussian_log_prob(error, pixels, optimal_sigma(mse) ** 2))
 
 
 def _predicted_verdict(attempt: Attempt) -> str:

@@ -347,3 +347,13 @@ def served(by_flow: ByFlow) -> Workspace:
     """The workspace in which the flow has run, its servers up."""
     by_flow.place.up()
     return by_flow.place
+
+
+@pytest.fixture
+def empty_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of a stage that is called in this process, with a store of its own and no files yet."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    Path("data/images").mkdir(parents=True)
+    return tmp_path

@@ -27,11 +27,7 @@ FILES = (
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    workspace.IMAGES.mkdir(parents=True)
+def place(empty_workspace: Path) -> Path:
     workspace.REPORTS.mkdir()
     values: dict[str, Any] = copy.deepcopy(PARAMETERS)
     values["kl"]["max_weight"] = 1e5
@@ -43,7 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         images = np.broadcast_to(halves, (480, 8, 8, 1)) + random.integers(-3, 4, (480, 8, 8, 1))
         np.save(workspace.images(split), images.clip(0, 255).astype(np.uint8))
     preflight.main()
-    return tmp_path
+    return empty_workspace
 
 
 def run() -> None:

@@ -11,7 +11,6 @@ from test_training import CPU, TRAIN, VALID, assert_same_bits, blobs, params
 from vae import mixture, preflight, remedy, training
 from vae.baseline import MeanImage
 from vae.diagnostics import encode, measure
-from vae.objective import Likelihood
 from vae.parameters import Parameters
 from vae.remedy import Attempt, attempts
 from vae.training import Trained
@@ -196,4 +195,4 @@ def test_the_best_is_healthy_or_else_of_the_highest_elbo_that_is_a_number() -> N
     elbo = remedy.calibrated_elbo(poor)
     assert elbo == pytest.approx(-32 * (np.log(2 * np.pi * 0.05) + 1) - 3.0, rel=1e-6)
     bernoulli = poor.evidence.valid
-    assert remedy.elbo_calibrated(bernoulli, Likelihood("bernoulli"), 64) == bernoulli.elbo
+    assert bernoulli.elbo_at_own_sigma("bernoulli", 64) == bernoulli.elbo

@@ -32,16 +32,12 @@ PARAMETERS = {
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    workspace.IMAGES.mkdir(parents=True)
+def place(empty_workspace: Path) -> Path:
     YAML().dump(PARAMETERS, workspace.PARAMS)
     for seed, split in enumerate(workspace.SPLITS):
         grey = np.random.default_rng(seed).integers(0, 256, (48, 1, 1, 1))
         np.save(workspace.images(split), np.broadcast_to(grey, (48, 8, 8, 1)).astype(np.uint8))
-    return tmp_path
+    return empty_workspace
 
 
 def run() -> None:

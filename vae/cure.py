@@ -32,10 +32,9 @@ def elbo(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
     if p.objective.reduction == "mean":
         changes["objective.reduction"] = "sum"
     if not isinstance(p.objective.sigma, str):
-        one = (
-            p.objective.importance_samples_train == 1
-        )  # its bound can not take the error of a batch for its sigma
-        changes["objective.sigma"] = "optimal" if one else "learned"
+        # The importance-weighted bound can not take the error of a batch for its sigma.
+        many = p.objective.importance_samples_train > 1
+        changes["objective.sigma"] = "learned" if many else "optimal"
     if p.kl.weight != 1:
         changes["kl.max_weight"] = 1.0
     return changes
@@ -46,13 +45,17 @@ def higher_weight(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]
     if p.kl.control != "schedule":
         return {}
     changes = elbo(p, predicted)
-    if rises(changes, p) or any(name.startswith("objective.") for name in changes):
-        return changes
-    return {"kl.max_weight": min(short(2 * p.kl.weight) or 1.0, HIGHEST_WEIGHT)}
+    rises = changes.get("kl.max_weight", -math.inf) > p.kl.weight
+    return (
+        changes
+        if rises or _another_objective(changes)
+        else {"kl.max_weight": min(short(2 * p.kl.weight) or 1.0, HIGHEST_WEIGHT)}
+    )
 
 
-def rises(changes: Mapping[str, Any], p: Parameters) -> bool:
-    return changes.get("kl.max_weight", -math.inf) > p.kl.weight
+def _another_objective(changes: Mapping[str, Any]) -> bool:
+    """Whether the weight before and after are of different losses, and do not compare."""
+    return any(name.startswith("objective.") for name in changes)
 
 
 def without_target(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +70,7 @@ def of_autoregressive(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, 
         return without_target(p, predicted)
     changes = elbo(p, predicted)
     lowers = changes.get("kl.max_weight", math.inf) < p.kl.weight
-    if lowers or any(name.startswith("objective.") for name in changes):
+    if lowers or _another_objective(changes):
         return changes
     return free_bits(p) or {"kl.max_weight": short(p.kl.weight / 2)}
 
@@ -140,6 +143,10 @@ def longer_ramp(p: Parameters) -> dict[str, Any]:
     if p.train.epochs < 2 * ramp:
         changes["train.epochs"] = math.ceil(2 * ramp)
     return changes
+
+
+def in_words(changes: Mapping[str, Any]) -> list[str]:
+    return [f"{name} = {written(value)}" for name, value in changes.items()]
 
 
 def written(value: Any) -> str:

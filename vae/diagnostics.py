@@ -88,6 +88,12 @@ class Measurement:
             log_determinant = np.linalg.slogdet(s).logabsdet
         return float(0.5 * (np.trace(s) + m @ m - len(m) - log_determinant))
 
+    def elbo_at_own_sigma(self, kind: str, pixels: int) -> float:
+        """The ELBO at the σ of this split's own error, so that models of different σ compare; Bernoulli: the ELBO."""
+        if kind == "bernoulli":
+            return self.elbo
+        return self.with_likelihood(Likelihood("gaussian", optimal_sigma(self.mse_sampled)), pixels)
+
     def with_likelihood(self, likelihood: Likelihood, pixels: int) -> float:
         """The ELBO that another Gaussian σ would have given, from the same pass."""
         error = torch.tensor(self.mse_sampled * pixels, dtype=torch.float64)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 COMPONENTS = 10
-IMAGES_A_ROW = 10  # of a full covariance
+IMAGES_A_ROW = 10  # of a full covariance, which has one for each latent
 SMALLEST_VARIANCE = 1e-4  # added to each: a component must not shrink onto a single image
 
 
@@ -51,7 +51,7 @@ class Mixture:
 def fit(mu: np.ndarray, logvar: np.ndarray, seed: int) -> Mixture:
     """Fitted to one z ~ q(z|x) of each image. mu, logvar: (N, Z), of the training split.
 
-    Ten full covariances, as Ghosh 2020 has it, where there are ten images for each of a row's entries; fewer of them,
+    Ten full covariances, as Ghosh 2020 has it, where there are ten images for each latent of each; fewer of them,
     or diagonal ones, where there are not: a covariance of fewer images than latents is of the images, not of q(z).
     """
     from sklearn.mixture import GaussianMixture
@@ -80,7 +80,8 @@ def gap(prior_gap: float, mu: np.ndarray, logvar: np.ndarray, prior: Mixture, se
 
     prior_gap: of the same images from N(0, I). mu, logvar: (N, Z), of images that the prior was not fitted to.
     """
-    return max(prior_gap + rate(mu, logvar, prior, seed) - rate(mu, logvar, None, seed), 0.0)
+    z = draw(mu, logvar, seed)
+    return max(prior_gap + float((_log_prior(z, None) - _log_prior(z, prior)).mean()), 0.0)
 
 
 def draw(mu: np.ndarray, logvar: np.ndarray, seed: int) -> np.ndarray:
@@ -93,8 +94,10 @@ def rate(mu: np.ndarray, logvar: np.ndarray, mixture: Mixture | None, seed: int)
     """E_x KL(q(z|x) ‖ p(z)) in nats per image, one sample of z an image; against N(0, I) without a mixture."""
     z, logvar = draw(mu, logvar, seed), logvar.astype(np.float64)
     own = -0.5 * (np.log(2 * np.pi) + logvar + (z - mu) ** 2 / np.exp(logvar)).sum(1)
+    return float((own - _log_prior(z, mixture)).mean())
+
+
+def _log_prior(z: np.ndarray, mixture: Mixture | None) -> np.ndarray:
     if mixture is None:
-        prior = -0.5 * (np.log(2 * np.pi) + z**2).sum(1)
-    else:
-        prior = mixture.log_prob(torch.from_numpy(z)).numpy()
-    return float((own - prior).mean())
+        return -0.5 * (np.log(2 * np.pi) + z**2).sum(1)
+    return mixture.log_prob(torch.from_numpy(z)).numpy()

@@ -106,6 +106,12 @@ def spectrum(
     return Spectrum(leading, total, pixels, len(images))
 
 
+def spectrum_for(p: Parameters, images: np.ndarray) -> Spectrum:
+    """Of these training images, as these parameters see them."""
+    bernoulli, drawn = p.objective.likelihood == "bernoulli", p.data.binarise == "dynamic"
+    return spectrum(images, p.model.latent_dim, bernoulli, drawn, p.seed)
+
+
 def with_calibrated_weight(p: Parameters, spectrum: Spectrum) -> Parameters:
     """The same parameters, a `kl.max_weight` of `calibrated` as its number."""
     if p.kl.max_weight != "calibrated":

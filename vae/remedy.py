@@ -15,10 +15,8 @@ from vae import diagnostics, mixture, parameters, preflight
 from vae.baseline import MeanImage
 from vae.batches import for_measuring
 from vae.devices import Compute
-from vae.diagnostics import Measurement
 from vae.errors import InputError
 from vae.mixture import Mixture
-from vae.objective import Likelihood, optimal_sigma
 from vae.parameters import Parameters
 from vae.preflight import Spectrum
 from vae.training import Trained
@@ -154,13 +152,6 @@ def with_fitted_prior(
 
 
 def calibrated_elbo(attempt: Attempt) -> float:
-    """The ELBO with the σ of the validation split's own error, so that models of different σ compare."""
-    valid, likelihood = attempt.evidence.valid, attempt.trained.likelihood
-    return elbo_calibrated(valid, likelihood, int(np.prod(attempt.parameters.data.image_shape)))
-
-
-def elbo_calibrated(valid: Measurement, likelihood: Likelihood, pixels: int) -> float:
-    """Of a Bernoulli likelihood the ELBO itself."""
-    if likelihood.kind == "bernoulli":
-        return valid.elbo
-    return valid.with_likelihood(Likelihood("gaussian", optimal_sigma(valid.mse_sampled)), pixels)
+    """The ELBO with the σ of the validation split's own error."""
+    pixels = math.prod(attempt.parameters.data.image_shape)
+    return attempt.evidence.valid.elbo_at_own_sigma(attempt.trained.likelihood.kind, pixels)

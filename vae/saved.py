@@ -36,7 +36,8 @@ class Saved:
             mse_sampled, mean_image_elbo, mean_image_mse.
         sha256: of the weights file.
         changes: of the parameters, by name, where a remedy made the model; none otherwise.
-        remedies: the attempts before it: `verdict`, `reasons`, and the `changes` that they led to.
+        remedies: every attempt, where there was more than one: its `changes`, whether it is a `fitted_prior`, its
+            `verdict` and `reasons`, and whether it was `kept`.
         prior: fitted to the latents after training, where samples are not to come from N(0, I).
     """
 

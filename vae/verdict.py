@@ -183,9 +183,8 @@ def _not_learning(p: Parameters, e: Evidence) -> Verdict | None:
         f"less than {NO_BETTER_THAN_MEAN:g} of that is learning"
     )
     rate = p.train.learning_rate
-    remedy: dict[str, Any] = {}
     if rate > cure.USUAL_LEARNING_RATE or rate < cure.SMALL_LEARNING_RATE:
-        remedy["train.learning_rate"] = cure.USUAL_LEARNING_RATE
+        remedy: dict[str, Any] = {"train.learning_rate": cure.USUAL_LEARNING_RATE}
     else:
         remedy = {"train.epochs": 4 * p.train.epochs, "train.learning_rate": cure.short(rate / 4)}
     return Verdict("not_learning", "The model does no better than the mean image.", [reason], remedy)
