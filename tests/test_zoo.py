@@ -157,7 +157,7 @@ def test_a_refused_a_refused_and_a_collapsed_case_are_run(
     collapsed = rows["beta-far-above-critical"]
     assert collapsed["verdict"] == collapsed["predicted_verdict"] == "collapsed"
     assert collapsed["kl"] < 1 and collapsed["predicted_kl"] < 1
-    assert collapsed["remedies"] == "collapsed → kl.max_weight=1.0"
+    assert collapsed["remedies"] == "collapsed → kl.max_weight = 1"
     assert (collapsed["final_verdict"], collapsed["rescued"]) == ("healthy", "yes")
     assert zoo.RESCUED_SKILL <= collapsed["skill"] <= 1
 
@@ -165,7 +165,7 @@ def test_a_refused_a_refused_and_a_collapsed_case_are_run(
     assert zoo.summary(table) == ("tune: 3 of 3 verdicts right, 0 of 0 healthy ones alarmed, 1 of 1 rescued.")
     lines = zoo.markdown(table).splitlines()
     assert len(lines) == 5 and all(line.count("|") == lines[0].count("|") for line in lines)
-    assert "collapsed → kl.max_weight=1.0" in lines[4] and "(wrong)" not in "".join(lines)
+    assert "collapsed → kl.max_weight = 1" in lines[4] and "(wrong)" not in "".join(lines)
     wrong = zoo.markdown(table.assign(right=False, rescued="no"))
     assert wrong.count("(wrong)") == 3 and "not rescued: collapsed" in wrong
     assert zoo._line(collapsed | {"right": False}).count("WRONG") == 1 and "WRONG" not in zoo._line(collapsed)
