@@ -93,11 +93,22 @@ def point_candidate(name: str) -> None:
     from tasks import tracking
     from vae import saved
 
-    tracking.point_candidate(saved.weights_hash(workspace.MODEL), name)
+    with tracking.away(f"the alias candidate of {name} stays where it was"):
+        tracking.point_candidate(saved.weights_hash(workspace.MODEL), name)
+
+
+def end_dead_runs() -> None:
+    """A stage that was killed could not end its run in MLflow."""
+    from tasks import tracking
+
+    with tracking.away("a run of it may stand as RUNNING until the next one starts"):
+        tracking.connect()
 
 
 def _mlflow_links() -> list[tuple[str, str]]:
     from tasks import tracking
     from vae import saved
 
-    return tracking.links(tracking.run_of(saved.weights_hash(workspace.MODEL)))
+    with tracking.away("no links to its run"):
+        return tracking.links(tracking.run_of(saved.weights_hash(workspace.MODEL)))
+    return []

@@ -5,6 +5,7 @@ A process, because a CUDA error poisons the one that it happens in, and a killed
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -22,6 +23,12 @@ _CHATTER = re.compile(
     r"|Updating lock file 'dvc\.lock'|Use `dvc push`.*|To track the changes with git, run:"
     r"|\s+git add .*|To enable auto staging, run:|\s+dvc config core\.autostage true|Generating lock file 'dvc\.lock')$"
 )
+_OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.M)
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
+OUT_OF_MEMORY = (
+    "the kernel killed it because memory ran out; lower train.batch_size, model.widths or data.image_size, or end "
+    "what else uses memory, and run again: it goes on from its last checkpoint"
+)
 _EXIT = re.compile(r"failed to run: .*, exited with (-?\d+)")
 
 
@@ -32,19 +39,21 @@ class StageFailed(Exception):
     Attributes:
         reason: the last thing that it said of an error.
         exit_code: of the stage's program, or of DVC where that failed itself.
+        exhausted: the machine had no memory or no disk left for it.
     """
 
     stage: str
     reason: str
     exit_code: int
+    exhausted: bool = False
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.reason}"
 
     @property
     def may_be_retried(self) -> bool:
-        """Not where the user has to change something, nor where somebody stopped it."""
-        return self.exit_code not in (workspace.INPUT_ERROR, 130)
+        """Not where the user has to change something, nor where somebody stopped it, nor without memory or disk."""
+        return self.exit_code not in (workspace.INPUT_ERROR, 130) and not self.exhausted
 
 
 def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) -> Outcome:
@@ -58,6 +67,7 @@ def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) 
     """
     outcome: Outcome = "Completed"
     reason, last, exit_code = "", "", 0
+    killed_before = _killed_for_memory()
     command = [
         sys.executable,
         "-m",
@@ -102,8 +112,22 @@ def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) 
         process.stdin.close()  # whatever ended the loop, the supervisor ends what still runs
         code = process.wait()
     if code != 0:
-        raise StageFailed(stage, reason or f"ended with exit code {code}", exit_code or code)
+        exhausted = "No space left on device" in reason
+        if exit_code in KILLED:
+            exhausted = _killed_for_memory() > killed_before
+            reason = (
+                OUT_OF_MEMORY if exhausted else "it was killed (SIGKILL), and not by the kernel for memory"
+            )
+        raise StageFailed(stage, reason or f"ended with exit code {code}", exit_code or code, exhausted)
     return outcome
+
+
+def _killed_for_memory() -> int:
+    """How many processes the kernel has killed since it started because memory ran out; 0 where it does not say."""
+    try:
+        return int(_OOM_KILLS.search(Path("/proc/vmstat").read_text())[1])  # type: ignore[index]  # caught below
+    except (OSError, TypeError):
+        return 0
 
 
 def _environment(additions: Mapping[str, str]) -> dict[str, str]:

@@ -28,7 +28,7 @@ from prefect.utilities.urls import url_for
 
 from flows import artifacts, runs, stage
 from tasks import lineage, overlay, source, workspace
-from tasks.lock import hold
+from tasks.lock import free_dvc, hold
 from vae import parameters
 from vae.errors import InputError
 
@@ -48,12 +48,14 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
     log = get_run_logger()
     try:
         with hold(workspace.root() / ".run" / "workspace.lock", f"flow run {flow_run.name}"), runs.recorded():
+            free_dvc(workspace.root())
             for change in overlay.apply(experiment, overrides, check=lambda p: source.check(p.data)):
                 log.info(change)
             p = parameters.load(workspace.PARAMS)
             for name in STAGES:
                 state = run_stage.with_options(name=name, task_run_name=name)(name, return_state=True)
                 if not state.is_completed():
+                    artifacts.end_dead_runs()
                     return Failed(message=state.message)
             return finish(p)
     except InputError as error:

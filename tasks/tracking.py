@@ -2,8 +2,9 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# A server that is down is given up within seconds, not minutes: what it misses is sent later.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 import mlflow
 import numpy as np
@@ -19,7 +24,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
-from tasks import lineage, workspace
+from tasks import alive, lineage, unsent, workspace
 from tasks.lock import hold
 from tasks.promotion import Champion, decide
 from vae import saved as saved_files
@@ -31,12 +36,17 @@ _SERVED_WITH = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml"
 WEIGHTS, PRIOR = "weights.sha256", "prior.sha256"
 VERDICT = "verdict"
 CANDIDATE, CHAMPION = "candidate", "champion"
+SILENCE = 60  # seconds without another try, where the store did not answer
+
+_open: list[unsent.Training] = []  # the trainings that are told of, the innermost last
+_silent_until = 0.0
 
 
 def connect() -> tuple[MlflowClient, str]:
     """The store: MLFLOW_TRACKING_URI where it is set, else the SQLite file of the workspace.
 
-    The first use creates or migrates the database, which two processes may not do at once.
+    The first use creates or migrates the database, which two processes may not do at once. What an earlier
+    training could not tell is sent, and the runs of dead processes are ended.
 
     Returns:
         A client, and the id of the experiment.
@@ -55,96 +65,172 @@ def connect() -> tuple[MlflowClient, str]:
                 None if remote else (root / "mlruns").as_uri(),
                 tags={"mlflow.experimentKind": "custom_model_development"},  # the UI's pages for training
             )
-    return client, mlflow.set_experiment(EXPERIMENT).experiment_id
+        experiment_id = mlflow.set_experiment(EXPERIMENT).experiment_id
+        for run_id in unsent.send_kept(client, experiment_id):
+            print(f"MLflow answers again: what it missed of run {run_id} is sent")
+        for run_id in alive.left_behind(_running()):
+            if _exists(client, run_id) and client.get_run(run_id).info.status == "RUNNING":
+                client.set_tag(run_id, "ended", "KILLED")
+                client.set_terminated(run_id, "KILLED")
+    return client, experiment_id
+
+
+@contextmanager
+def away(what: str) -> Iterator[None]:
+    """Where the store does not answer, that is told and the work goes on; it is not asked again for a minute."""
+    global _silent_until
+    try:
+        yield
+    except Exception as error:
+        if not unsent.is_away(error):
+            raise
+        _silent_until = time.monotonic() + SILENCE
+        if _open:
+            _open[-1].behind = True
+        reason = str(error).strip().splitlines()[0][:300]
+        print(f"WARNING: MLflow at {mlflow.get_tracking_uri()}: {reason}; {what}", flush=True)
+
+
+def _answers() -> bool:
+    """Whether the open training's run has all that was told so far; where the store was away, it is sent now."""
+    training = _open[-1]
+    if training.behind and time.monotonic() >= _silent_until:
+        with away(_GOES_ON):
+            unsent.send(*connect(), training)
+            if mlflow.active_run() is None:
+                mlflow.start_run(training.run_id)
+            print("MLflow answers again: what it missed is sent", flush=True)
+    return not training.behind
+
+
+_GOES_ON = "the training goes on; what it missed is sent when it answers again"
 
 
 @contextmanager
 def training_run(
     name: str | None, remembered: Path, tags: Mapping[str, str], nested: bool = False
-) -> Iterator[Run]:
-    """A run that ends FINISHED, FAILED, or KILLED where a signal ended the training.
+) -> Iterator[Run | None]:
+    """A run that ends FINISHED, FAILED, or KILLED where a signal ended the training; None where MLflow is away.
 
     Args:
         remembered: a file with the id of the run, which an interrupted training goes on with.
         nested: within the run that is active: an attempt of a training that may be remedied.
     """
-    client, _ = connect()
     resume = remembered.read_text() if remembered.exists() else None
-    known = resume is not None and _exists(client, resume)
-    run = mlflow.start_run(run_id=resume if known else None, run_name=None if known else name, nested=nested)
-    remembered.parent.mkdir(parents=True, exist_ok=True)
-    remembered.write_text(run.info.run_id)
-    status = "FAILED"
-    try:
-        mlflow.set_tags({**tags, "resumed": str(known).lower()})
-        yield run
-        status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
-        raise
-    finally:
-        mlflow.set_tag("ended", status)
-        mlflow.end_run(status)
+    training, run = unsent.Training(name, dict(tags), resume), None
+    _open.append(training)
+    with ExitStack() as stack:
+        with away(_GOES_ON):
+            client, _ = connect()
+            known = resume is not None and _exists(client, resume)
+            run = mlflow.start_run(
+                run_id=resume if known else None, run_name=None if known else name, nested=nested
+            )
+            training.run_id = run.info.run_id
+            training.tags["resumed"] = str(known).lower()
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            remembered.write_text(training.run_id)
+            stack.enter_context(alive.noted(_running(), training.run_id, {"pid": os.getpid()}))
+            mlflow.set_tags(training.tags)
+        training.status = "FAILED"
+        try:
+            yield run
+            training.status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            training.status = "KILLED"
+            raise
+        finally:
+            _end(training)
+
+
+def _end(training: unsent.Training) -> None:
+    """Closes the innermost run; keeps what the store could not be told."""
+    training.tags["ended"] = training.status
+    if time.monotonic() >= _silent_until:
+        with away(_GOES_ON):
+            if training.behind:
+                unsent.send(*connect(), training)
+            mlflow.set_tag("ended", training.status)
+    _open.pop()
+    if mlflow.active_run() is not None:
+        with away("its run is ended when it answers again"):
+            mlflow.end_run(training.status)
+    if training.behind:
+        kept = unsent.keep(training)
+        print(f"WARNING: MLflow does not answer: {kept} holds what it missed, and the next run sends it")
 
 
 def log_inputs(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray) -> None:
     """Parameters as the user wrote them, and the data sets by name, digest and size: what a run lacks of them."""
-    run = mlflow.active_run()
-    known = {} if run is None else run.data.params
     flat = {
         f"{section}.{key}": value
         for section, values in p.model_dump().items()
         if isinstance(values, dict)
         for key, value in values.items()
     } | {"seed": p.seed}
-    mlflow.log_params({name: value for name, value in flat.items() if name not in known})
-    for split, images in (("train", train_images), ("valid", valid_images)):
-        digest = workspace.sha256(workspace.images(split))[:36]
-        mlflow.log_input(
-            mlflow.data.from_numpy(  # type: ignore[attr-defined]  # made at import, unseen by mypy
-                images[:1], name=f"{p.data.source}-{split}", digest=digest
-            ),
-            context=split,
-        )
+    _open[-1].parameters.update(flat)
+    if not _answers():
+        return
+    with away(_GOES_ON):
+        run = mlflow.active_run()
+        known = {} if run is None else run.data.params
+        mlflow.log_params({name: value for name, value in flat.items() if name not in known})
+        for split, images in (("train", train_images), ("valid", valid_images)):
+            digest = workspace.sha256(workspace.images(split))[:36]
+            mlflow.log_input(
+                mlflow.data.from_numpy(  # type: ignore[attr-defined]  # made at import, unseen by mypy
+                    images[:1], name=f"{p.data.source}-{split}", digest=digest
+                ),
+                context=split,
+            )
 
 
 def log_missing(history: list[dict[str, float]]) -> None:
     """Epochs that an interrupted training had no time to log."""
-    run = mlflow.active_run()
-    known = (
-        set()
-        if run is None
-        else {m.step for m in MlflowClient().get_metric_history(run.info.run_id, "valid/kl")}
-    )
-    for row in history:
-        if int(row["epoch"]) not in known:
-            log_epoch(row, {}, None)
+    _open[-1].history |= {int(row["epoch"]): row for row in history}
+    _open[-1].behind = True
+    _answers()
 
 
-def log_attempt(run_id: str, verdict: str, reasons: list[str], changes: list[str]) -> None:
+def log_attempt(run_id: str | None, verdict: str, reasons: list[str], changes: list[str]) -> None:
     """What an attempt changed of the parameters and how it ended, into the run of that attempt."""
+    if run_id is None:
+        return
     client = MlflowClient()
     tags = {VERDICT: verdict, "reasons": "; ".join(reasons), "changes": "; ".join(changes) or "none"}
-    for name, value in tags.items():
-        client.set_tag(run_id, name, value)
+    with away("the verdict of an attempt is not in its run"):
+        for name, value in tags.items():
+            client.set_tag(run_id, name, value)
 
 
 def log_remedy(verdict: str, changes: str, attempts: int) -> None:
     """How the kept attempt ended and what it changed, into the run of the training."""
-    mlflow.set_tags({VERDICT: verdict, "remedy": changes, "attempts": str(attempts)})
+    _tag({VERDICT: verdict, "remedy": changes, "attempts": str(attempts)})
 
 
 def log_weights(sha256: str, kept_epoch: int, stopped: str | None) -> None:
-    mlflow.set_tags({WEIGHTS: sha256, "kept_epoch": str(kept_epoch), "stopped": stopped or "no"})
+    _tag({WEIGHTS: sha256, "kept_epoch": str(kept_epoch), "stopped": stopped or "no"})
+
+
+def _tag(tags: dict[str, str]) -> None:
+    _open[-1].tags |= tags
+    if _answers():
+        with away(_GOES_ON):
+            mlflow.set_tags(tags)
 
 
 def log_epoch(row: Mapping[str, float], timing: Mapping[str, float], grid: np.ndarray | None) -> None:
     """The history's row, the timing, and a grid of reconstructions (H, W, 3) uint8 as a step image."""
     step = int(row["epoch"])
-    metrics = {name: value for name, value in {**row, **timing}.items() if name != "epoch"}
-    mlflow.log_metrics(metrics, step=step)
-    if grid is not None:
-        mlflow.log_image(grid, key="reconstructions", step=step)
+    told = _answers()
+    _open[-1].history[step] = {**row, **timing}
+    if not told:
+        return
+    with away(_GOES_ON):
+        metrics = {name: value for name, value in {**row, **timing}.items() if name != "epoch"}
+        mlflow.log_metrics(metrics, step=step)
+        if grid is not None:
+            mlflow.log_image(grid, key="reconstructions", step=step)
 
 
 def run_of(weights_sha256: str) -> Run:
@@ -321,6 +407,11 @@ def _run_from_files(client: MlflowClient, experiment_id: str, weights_sha256: st
             client.log_batch(run_id, metrics[start : start + 1000])
     client.set_terminated(run_id)
     return client.get_run(run_id)
+
+
+def _running() -> Path:
+    """Notes of the runs that processes of this workspace work for."""
+    return workspace.root() / ".run" / "mlflow_runs"
 
 
 def _exists(client: MlflowClient, run_id: str) -> bool:

@@ -5,12 +5,10 @@ import hashlib
 import json
 import math
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,27 +33,26 @@ from vae.training import Epoch, Trained
 
 STEP_IMAGES = 30  # at most so many grids of reconstructions a run, spread over its epochs
 GRID_IMAGES = 16
+CONDITIONS = "conditions.json"  # beside the checkpoints: how they were computed
 
 
 def main() -> None:
-    # A cancelled run is told as KILLED, also where a shell's & had SIGINT ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
     p = workspace.load_parameters()
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     compute = devices.choose(p.train, training.flops(p, len(train_images)))
     initial = initial_weights(p.train.initial_weights)
 
     # The lock is of the folder that the outputs go to: an experiment in a copy of the workspace has its own.
-    with hold(Path(".run/train.lock"), "a training"):
-        run(
-            p,
-            train_images,
-            valid_images,
-            compute,
-            initial,
-            workspace.root() / ".checkpoints" / run_key(p, compute),
-        )
+    # It is waited for: a trainer whose DVC was killed takes a moment to end.
+    with hold(Path(".run/train.lock"), "a training", seconds=15, tell=True):
+        checkpoints = workspace.root() / ".checkpoints"
+        key = run_key(p)
+        place = checkpoints / f"{key}-{conditions_key(compute)}"
+        for other in sorted(checkpoints.glob(f"{key}-*")):
+            if other != place and (other / CONDITIONS).exists():
+                print(_other_conditions(other, compute))
+        workspace.write_json(place / CONDITIONS, compute.describe())
+        run(p, train_images, valid_images, compute, initial, place)
 
 
 def initial_weights(path: str | None) -> dict[str, Tensor] | None:
@@ -120,10 +117,10 @@ def run(
         if initial is not None and now.model != p.model:
             print("train.initial_weights are of another network than this attempt's: it starts from new ones")
         with tracking.training_run(f"attempt {number}", place / "mlflow_run_id", why, nested=True) as run:
-            nested.append(run.info.run_id)
+            nested.append(run.info.run_id if run else None)
             return train(now, place)
 
-    nested: list[str] = []  # the attempts' runs
+    nested: list[str | None] = []  # the attempts' runs, where MLflow answered
 
     name = os.environ.get(lineage.FLOW_RUN_NAME)
     with tracking.training_run(name, checkpoints / "mlflow_run_id", tags):
@@ -170,13 +167,12 @@ def remedied(
     return remedy.attempts(p, spectrum, train_images, valid_images, compute, train)
 
 
-def run_key(p: Parameters, compute: Compute) -> str:
-    """Names a training by all that shapes its bits: what dvc.yaml says it depends on, and how it is computed."""
+def run_key(p: Parameters) -> str:
+    """Names a training by what dvc.yaml says it depends on: parameters, data and code."""
     digest = hashlib.sha256()
     stage = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]["train"]
     values = {key: functools.reduce(getattr, key.split("."), p) for key in stage["params"]}
     digest.update(json.dumps(values, sort_keys=True, default=lambda section: section.model_dump()).encode())
-    digest.update(json.dumps(compute.describe(), sort_keys=True).encode())
     inputs = [workspace.images("train"), workspace.images("valid")]
     inputs += [Path(dep) for dep in stage["deps"] if dep.endswith(".py")]
     if p.train.initial_weights:
@@ -184,6 +180,25 @@ def run_key(p: Parameters, compute: Compute) -> str:
     for path in inputs:
         digest.update(workspace.sha256(path).encode())
     return digest.hexdigest()[:16]
+
+
+def conditions_key(compute: Compute) -> str:
+    """Names how it is computed, which decides the last bits too."""
+    return hashlib.sha256(json.dumps(compute.describe(), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _other_conditions(checkpoints: Path, compute: Compute) -> str:
+    """Why an interrupted training is not gone on with: under other conditions its bits would be neither's."""
+    theirs, ours = workspace.read_json(checkpoints / CONDITIONS), compute.describe()
+    differ = ", ".join(
+        f"{name} {theirs.get(name)} (here {ours.get(name)})"
+        for name in sorted({*theirs, *ours})
+        if theirs.get(name) != ours.get(name)
+    )
+    return (
+        f"WARNING: {checkpoints} holds an interrupted training of the same parameters, made with {differ}: this one "
+        "starts anew; under the same conditions it would go on from there"
+    )
 
 
 def write_history(history: list[Row], kl_per_latent: list[list[float]]) -> None:
@@ -305,10 +320,6 @@ def progress(steps: int) -> Iterator[tuple[Callable[[int], None], Callable[[str]
     with Progress(*columns) as bar:
         task = bar.add_task("training", total=steps)
         yield (lambda step: bar.update(task, completed=step)), bar.console.print
-
-
-def _interrupt(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

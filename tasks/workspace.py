@@ -5,10 +5,15 @@ workspace (`dvc exp run --temp`). Stores, locks and checkpoints are one for all 
 under `root()`.
 """
 
+import errno
 import hashlib
 import json
 import os
+import shutil
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,6 +46,11 @@ REPORT = REPORTS / "report.html"
 SPLITS = ("train", "valid", "test")
 
 MLFLOW_PORT = int(os.environ.get("VAE_TRAIN_MLFLOW_PORT", "5000"))
+
+_PARENT = os.getppid()  # as early as can be: DVC, or the shell that it uses
+
+# What a user can put right about a disk or a folder.
+_PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 INPUT_ERROR = 2  # exit code: the user has to change something, so trying again is of no use
 
@@ -106,12 +116,41 @@ def _training_images() -> int:
 
 def run(stage: Callable[[], None]) -> NoReturn:
     """Runs a stage's `main`: what the user can put right ends in one line and an exit code of its own."""
+    # Both end a stage as Ctrl-C does, also where a shell's & had SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    if "DVC_STAGE" in os.environ:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         stage()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(INPUT_ERROR)
+    except OSError as error:
+        if error.errno not in _PLACE_ERRORS:
+            raise
+        print(f"error: {_of_place(error)}", file=sys.stderr, flush=True)
+        sys.exit(INPUT_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
     sys.exit(0)
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _end_with_parent() -> None:
+    """Where DVC was killed alone, its stage ends too: the next `dvc repro` would start a second one beside it."""
+    while os.getppid() == _PARENT:
+        time.sleep(0.5)
+    print("the program that ran this stage is gone", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _of_place(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    free = shutil.disk_usage(Path.cwd()).free
+    todo = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+    return f"{where}{error.strerror} ({free / 1e6:,.0f} MB are free here); {todo}, then run the same command again"

@@ -9,13 +9,22 @@ import torch
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes aside, syncs, renames: at every moment `path` or its previous one is whole."""
+    """Writes aside, syncs, renames: at every moment `path` or its previous one is whole.
+
+    Raises:
+        OSError: the disk is full or may not be written to; what was there before is untouched.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with aside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        aside.unlink(missing_ok=True)
+        # What the file raised stands behind an error of torch's own archive, which says nothing of a disk.
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
     if path.exists():
         path.replace(_previous(path))
     aside.replace(path)

@@ -4,6 +4,7 @@ Each of these decides the last bits of the weights, as the number of threads doe
 is recorded with every run.
 """
 
+import os
 import platform
 import shutil
 from contextlib import AbstractContextManager, nullcontext
@@ -38,7 +39,7 @@ class Compute:
         hardware = platform.machine()
         if self.device.type == "cuda":
             hardware = torch.cuda.get_device_name(self.device)
-        return {
+        found = {
             "device": str(self.device),
             "hardware": hardware,
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -47,10 +48,13 @@ class Compute:
             "threads": str(torch.get_num_threads()),
             "torch": torch.__version__,
         }
+        if self.device.type == "cuda":
+            found["deterministic"] = str(torch.are_deterministic_algorithms_enabled()).lower()
+        return found
 
 
 def choose(train: Train, training_flops: float = 0.0) -> Compute:
-    """The device, precision and compilation that `train` asks for.
+    """The device, precision, kernels and compilation that `train` asks for.
 
     Args:
         training_flops: floating-point operations of the whole training, for `compile: auto`.
@@ -68,7 +72,16 @@ def choose(train: Train, training_flops: float = 0.0) -> Compute:
     if compiled == "auto":
         compiler = shutil.which("c++" if device.type == "cpu" else "cc")  # Inductor's, and Triton's
         compiled = training_flops >= COMPILE_FROM_FLOPS[device.type] and compiler is not None
+    if device.type == "cuda":
+        use_kernels(train.deterministic)
     return Compute(device, precision, compiled)
+
+
+def use_kernels(deterministic: bool) -> None:
+    """Only those that give the same bits each time, or whichever is fastest; for the whole process."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits only with this
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
 
 
 def _device(name: str) -> torch.device:

@@ -144,6 +144,7 @@ class Train(_Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     compile: Literal["auto"] | bool = "auto"
+    deterministic: bool = True
     patience: Annotated[int, Field(ge=1)] | None = None
     select: Literal["best", "last"] = "best"
     initial_weights: str | None = None

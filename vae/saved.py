@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from vae.devices import Compute
@@ -81,7 +82,7 @@ def save(
     """Writes the model into a folder; returns the SHA-256 of its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
+    _write(weights, folder / WEIGHTS)
     config = {
         "format": 1,
         "model": architecture,
@@ -97,9 +98,14 @@ def save(
     }
     (folder / PRIOR).unlink(missing_ok=True)  # of the model that was here before
     if prior is not None:
-        save_file(prior.tensors(), folder / PRIOR)
+        _write(prior.tensors(), folder / PRIOR)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return weights_hash(folder)
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises: OSError: the disk is full or may not be written to, which safetensors says in its own words only."""
+    path.write_bytes(to_bytes(tensors))
 
 
 def load(folder: Path, device: torch.device | None = None) -> Saved:

@@ -288,20 +288,29 @@ def train(
         if chosen_epoch(history, p) == epoch + 1:
             kept_epoch, kept_weights = epoch + 1, copy.deepcopy(judged.state_dict())
         if checkpoint_path is not None:
-            checkpoint.save(
-                checkpoint_path,
-                {
-                    "model": model.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "average": None if average is None else average.state_dict(),
-                    "control": control_state,
-                    "phase": dataclasses.asdict(phase),
-                    "history": history,
-                    "kl_per_latent": kl_per_epoch,
-                    "kept_epoch": kept_epoch,
-                    "kept_weights": kept_weights,
-                },
-            )
+            try:
+                checkpoint.save(
+                    checkpoint_path,
+                    {
+                        "model": model.state_dict(),
+                        "optimiser": optimiser.state_dict(),
+                        "average": None if average is None else average.state_dict(),
+                        "control": control_state,
+                        "phase": dataclasses.asdict(phase),
+                        "history": history,
+                        "kl_per_latent": kl_per_epoch,
+                        "kept_epoch": kept_epoch,
+                        "kept_weights": kept_weights,
+                    },
+                )
+            except (
+                OSError
+            ) as error:  # the one before still stands, and training may end well without a newer one
+                on_message(
+                    f"warning: no checkpoint of epoch {epoch + 1}: {error.strerror or error}; "
+                    f"free some space for {checkpoint_path.parent}. The training goes on; an interruption would cost "
+                    "the epochs since the last one"
+                )
         seconds = time.perf_counter() - started
         speed = steps * p.train.batch_size / trained_seconds
         on_epoch(Epoch(row, seconds, speed, judged, likelihood, kl_per_epoch[-1]))
