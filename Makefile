@@ -45,8 +45,12 @@ down: setup ## Stop the servers; a run in progress is cancelled
 test: setup ## Run the tests
 	@$(BIN)/python -m pytest
 
-zoo: setup ## Run the collapse cases: is each verdict right, does the remedy rescue
+zoo: setup ## Run the collapse cases: is each verdict right, does the remedy rescue (10 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tasks.zoo
+
+chaos: setup ## Kill runs at random moments and bring faults about: is what they leave the same to the bit
+	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/chaos.py
+	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/faults.py
 
 check: setup ## Lint, format and types
 	@$(BIN)/ruff check
@@ -61,4 +65,4 @@ clean: ## Remove what was made, the environment and the stores included
 	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports data/images data/manifest.parquet data/zoo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup run up down test zoo check constraints clean
+.PHONY: help setup run up down test zoo chaos check constraints clean

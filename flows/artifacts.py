@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,11 @@ def closing(folder: Path, experiment: str = "", settings: str = "") -> str:
     advice = [f"           {line}" for line in monitor["recommendations"]]
     if advised := [f"{m[1]}={m[2]}" for line in monitor["recommendations"] if (m := _ADVICE.match(line))]:
         name = f"EXPERIMENT={experiment} " if experiment else ""
-        advice.append(f'           try: make run {name}SET="{" ".join([settings, *advised]).strip()}"')
+        named = {word.partition("=")[0] for word in advised}
+        kept = [word for word in shlex.split(settings) if word.partition("=")[0] not in named]
+        advice.append(f'           try: make run {name}SET="{shlex.join([*kept, *advised])}"')
+    if len(monitor["remedies"]) > 1:
+        advice = [f"remedied   {line}" for line in monitor["remedies"]] + advice
     warnings = [f"warning    {line}" for line in monitor["warnings"]]
     return "\n".join(
         [
@@ -82,10 +87,10 @@ def closing(folder: Path, experiment: str = "", settings: str = "") -> str:
     )
 
 
-_NUMBERS = (("ELBO", "elbo"), ("KL", "kl"), ("active units", "active_units"), ("MSE", "mse"))
+_NUMBERS = (("ELBO", "elbo"), ("KL", "kl"), ("active units", "active_units"), ("MSE (z = μ)", "mse"))
 
 
-_ADVICE = re.compile(r"set (\S+) to ([^\s,\[\]]+)(?:,|$)")
+_ADVICE = re.compile(r"(?:keep the remedy: )?set (\S+) to ([^\s,\[\]]+)(?:,|$)")
 
 
 def point_candidate(name: str) -> None:

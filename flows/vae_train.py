@@ -34,7 +34,7 @@ from vae.errors import InputError
 
 STAGES = ("ingest", "validate", "preflight", "train", "monitor", "evaluate")
 UNHEALTHY = "Unhealthy"
-_EPOCH = re.compile(r"^epoch (\d+)/(\d+)  ")
+_EPOCH = re.compile(r"^(?:attempt \d+: )?epoch (\d+)/(\d+)  ")
 
 
 @flow(name="vae-train", flow_run_name=runs.name, description=__doc__, validate_parameters=True)

@@ -92,7 +92,9 @@ def _experiment(name: str) -> dict[str, Any]:
         file.relative_to(EXPERIMENTS).with_suffix("").as_posix(): file for file in EXPERIMENTS.rglob("*.yaml")
     }
     if name not in known:
-        raise InputError(f"experiment {name!r} does not exist; known: {', '.join(sorted(known))}")
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        advice = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
+        raise InputError(f"experiment {name!r} does not exist; {advice}")
     return mapping(_text(known[name]), str(known[name]))
 
 

@@ -89,6 +89,10 @@ def run(
             "trained at the final weight, so the last one will be kept; "
             "lower kl.annealing_epochs, or kl.annealing_steps where it is set"
         )
+    for warning in (
+        workspace.read_json(workspace.PREFLIGHT)["warnings"] if workspace.PREFLIGHT.exists() else []
+    ):
+        print(f"WARNING: preflight: {warning}")  # also where preflight itself had nothing to do anew
     tags = {
         **lineage.git(),
         **lineage.data(),
@@ -96,8 +100,13 @@ def run(
         **{f"compute.{name}": value for name, value in compute.describe().items()},
     }
 
-    def train(now: Parameters, checkpoints: Path) -> Trained:
-        with progress(now.train.epochs * now.train.steps_per_epoch(len(train_images))) as (step, say):
+    def train(now: Parameters, checkpoints: Path, which: str = "") -> Trained:
+        steps = now.train.epochs * now.train.steps_per_epoch(len(train_images))
+        with progress(steps) as (step, tell):
+
+            def say(line: str) -> None:
+                tell(which + line)
+
             return training.train(
                 now,
                 train_images,
@@ -118,7 +127,7 @@ def run(
             print("train.initial_weights are of another network than this attempt's: it starts from new ones")
         with tracking.training_run(f"attempt {number}", place / "mlflow_run_id", why, nested=True) as run:
             nested.append(run.info.run_id if run else None)
-            return train(now, place)
+            return train(now, place, f"attempt {number}: ")
 
     nested: list[str | None] = []  # the attempts' runs, where MLflow answered
 
@@ -146,7 +155,8 @@ def run(
     if trained.stopped:
         print(f"training stopped early: {trained.stopped}")
     print(
-        f"kept epoch {trained.kept_epoch} of {len(trained.history)}; weights {sha256[:12]} in {workspace.MODEL}"
+        f"kept epoch {trained.kept_epoch} of the {len(trained.history)} trained; "
+        f"weights {sha256[:12]} in {workspace.MODEL}"
     )
 
 

@@ -129,7 +129,8 @@ def test_what_a_person_has_edited_since_is_left_alone(params: Path) -> None:
 
 
 REFUSED: dict[str, tuple[str | None, dict[str, Any], str]] = {
-    "unknown experiment": ("wild", {}, "experiment 'wild' does not exist; known: collapse/one, default, wide"),
+    "unknown experiment": ("zzz", {}, "experiment 'zzz' does not exist; known: collapse/one, default, wide"),
+    "mistyped experiment": ("wild", {}, "experiment 'wild' does not exist; did you mean wide?"),
     "a path for an experiment": ("../params", {}, "does not exist"),
     "unknown key": (None, {"train.epoch": 2}, "train.epoch is not a parameter"),
     "unknown section": (None, {"trian": {"epochs": 2}}, "trian.epochs is not a parameter"),

@@ -85,8 +85,9 @@ def judge(p: Parameters, e: Evidence) -> Verdict:
         f"The model is healthy: its latents carry {valid.rate:.1f} nats per image in "
         f"{valid.informative_units(p.monitor.informative_unit_nats)} informative units.",
         [
-            f"KL {valid.rate:.3g} nats (linear theory expected {_expected(e):.3g})",
-            f"mean squared error {valid.mse_sampled:.3g} against {e.mean_image_mse:.3g} of the mean image",
+            f"KL {valid.rate:,.1f} nats (linear theory expected {_expected(e):,.1f})",
+            f"mean squared error {valid.mse_sampled:.3g} (validation, z sampled) against {e.mean_image_mse:.3g} of the "
+            "mean image",
         ],
     )
 
@@ -186,7 +187,9 @@ def _not_learning(p: Parameters, e: Evidence) -> Verdict | None:
     if rate > cure.USUAL_LEARNING_RATE or rate < cure.SMALL_LEARNING_RATE:
         remedy: dict[str, Any] = {"train.learning_rate": cure.USUAL_LEARNING_RATE}
     else:
-        remedy = {"train.epochs": 4 * p.train.epochs, "train.learning_rate": cure.short(rate / 4)}
+        remedy = {"train.epochs": 4 * p.train.epochs}
+        if _settled(p, e):  # a loss that still falls wants time, not smaller steps
+            remedy["train.learning_rate"] = cure.short(rate / 4)
     return Verdict("not_learning", "The model does no better than the mean image.", [reason], remedy)
 
 
