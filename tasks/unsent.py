@@ -42,7 +42,8 @@ class Training:
 def is_away(error: Exception) -> bool:
     """Whether the store is at fault (does not answer, is full or damaged), and not what it was asked."""
     if isinstance(error, MlflowException):
-        return error.get_http_status_code() >= 500
+        # A damaged database is a bad request to MLflow.
+        return error.get_http_status_code() >= 500 or isinstance(error.__cause__, SQLAlchemyError)
     return isinstance(error, SQLAlchemyError | OSError)
 
 

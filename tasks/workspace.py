@@ -9,7 +9,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -151,6 +150,7 @@ def _end_with_parent() -> None:
 
 def _of_place(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    free = shutil.disk_usage(Path.cwd()).free
-    todo = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
-    return f"{where}{error.strerror} ({free / 1e6:,.0f} MB are free here); {todo}, then run the same command again"
+    todo = (
+        "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "make it writable"
+    )
+    return f"{where}{error.strerror}; {todo}, then run the same command again"

@@ -129,3 +129,18 @@ def test_remove_leaves_nothing(tmp_path: Path) -> None:
     checkpoint.remove(path)
     assert list(tmp_path.iterdir()) == []
     checkpoint.remove(path)  # again is no error
+
+
+def test_a_full_disk_is_told_as_one_and_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    checkpoint.save(path, state(1))
+    for size in (
+        1,
+        1 << 20,
+    ):  # what fits into a buffer fails when it is flushed, what does not when it is written
+        (tmp_path / "state.pt.new").symlink_to("/dev/full")
+        with pytest.raises(OSError, match="No space left on device"):
+            checkpoint.save(path, {"kept_epoch": 2, "weights": torch.zeros(size)})
+        assert epoch_of(path) == 1 and [file.name for file in tmp_path.iterdir()] == ["state.pt"]
+    checkpoint.save(path, state(3))
+    assert epoch_of(path) == 3

@@ -1,3 +1,4 @@
+import json
 import signal
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.lock import hold
+from tasks.lock import free_dvc, hold
 from vae.errors import InputError
 
 HOLDER = """
@@ -79,3 +80,45 @@ def test_without_a_readable_note_the_file_is_named(lock: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_it_says_for_whom_it_waits(lock: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    process = other_holder(lock)
+    threading.Timer(2.5, process.kill).start()
+    with hold(lock, "b", seconds=30, tell=True):
+        assert f"flow run quiet-otter (process {process.pid}); waiting up to 30 s" in capfd.readouterr().err
+    process.wait()
+
+
+def rwlock(root: Path, content: str) -> Path:
+    path = root / ".dvc" / "tmp" / "rwlock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"write": 3}', '{"write": {"x": {}}}', '{"read": {"x": [{"pid": "a"}]}}']
+)
+def test_a_torn_lock_of_dvc_is_removed(tmp_path: Path, content: str) -> None:
+    path = rwlock(tmp_path, content)
+    free_dvc(tmp_path)
+    assert not path.exists()
+    free_dvc(tmp_path)  # none is no error
+
+
+def test_a_lock_of_dvc_is_removed_unless_a_dvc_holds_it(tmp_path: Path) -> None:
+    sleeper = "import time; time.sleep(60)"
+    stranger = subprocess.Popen([sys.executable, "-c", sleeper])
+    repro = subprocess.Popen([sys.executable, "-c", sleeper, "dvc", "repro"])
+    try:
+        for pid, kept in ((stranger.pid, False), (repro.pid, True), (2**22 - 1, False)):
+            entry = {"pid": pid, "cmd": "dvc repro"}
+            for content in ({"write": {"/a": entry}}, {"read": {"/a": [entry]}, "write": {}}):
+                path = rwlock(tmp_path, json.dumps(content))
+                free_dvc(tmp_path)
+                assert path.exists() is kept
+    finally:
+        for process in (stranger, repro):
+            process.kill()
+            process.wait()

@@ -353,3 +353,10 @@ def test_a_young_model_far_from_the_prior_is_told_to_train_longer() -> None:
     assert young.recommendations == [f"set train.epochs to {4 * p.train.epochs}"]
     settled = judge(p, evidence(**UNDER))
     assert all("kl.max_weight" in line for line in settled.recommendations)
+
+
+def test_a_training_too_short_wants_time_and_a_flat_one_smaller_steps() -> None:
+    falling = evidence(**NOT_LEARNING, history=history(40, FALLING))
+    assert judge(params(), falling).remedy == {"train.epochs": 4 * params().train.epochs}
+    flat = judge(params(), evidence(**NOT_LEARNING)).remedy
+    assert flat["train.learning_rate"] == pytest.approx(params().train.learning_rate / 4)

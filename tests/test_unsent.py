@@ -1,0 +1,133 @@
+"""MLflow away at the start, in the middle or at the end of a training: it goes on, and nothing is missing later."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from tasks import alive, tracking, unsent, workspace
+from vae import parameters
+from vae.history import HISTORY
+
+PROJECT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A store as its first use makes it, which takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        tracking.connect()
+    return (folder / "mlflow.db").read_bytes()
+
+
+@pytest.fixture
+def store(made: bytes, empty_workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The database of a store of its own. Without a pause, so that each call tries again."""
+    path = empty_workspace / "mlflow.db"
+    path.write_bytes(made)
+    for split in workspace.SPLITS:
+        np.save(workspace.images(split), np.zeros((4, 8, 8, 1), np.uint8))
+    monkeypatch.setattr(tracking, "SILENCE", 0.0)
+    monkeypatch.setattr(tracking, "_silent_until", 0.0)
+    yield path
+    while mlflow.active_run() is not None:
+        mlflow.end_run()
+
+
+class Away:
+    """Makes of a store's file what is no database, and puts it right again."""
+
+    def __init__(self, database: Path) -> None:
+        self.database, self.whole = database, b""
+
+    def begin(self) -> None:
+        self.whole = self.database.read_bytes()
+        self.database.write_bytes(b"no database " * 1000)
+
+    def end(self) -> None:
+        self.database.write_bytes(self.whole)
+
+
+def row(epoch: int) -> dict[str, float]:
+    return {**dict.fromkeys(HISTORY, 1.0), "epoch": epoch, "valid/kl": float(epoch)}
+
+
+def trained(away: Away, begins: int, ends: int, remembered: Path) -> None:
+    """A training of four epochs during which the store is away: from before epoch `begins` to before `ends`."""
+    p = parameters.load(PROJECT / "experiments" / "default.yaml")
+    images = np.zeros((4, 8, 8, 1), np.uint8)
+    if begins == 0:
+        away.begin()
+    with tracking.training_run("a name", remembered, {"git.commit": "abc"}):
+        tracking.log_inputs(p, images, images)
+        for epoch in range(1, 5):
+            if epoch == begins:
+                away.begin()
+            if epoch == ends:
+                away.end()
+            tracking.log_epoch(row(epoch), {"seconds": 0.5}, None)
+        tracking.log_weights("f" * 64, 4, None)
+    if ends > 4:
+        away.end()
+
+
+@pytest.mark.parametrize(("begins", "ends"), [(0, 2), (0, 9), (2, 4), (3, 9)])
+def test_nothing_is_missing_once_it_answers_again(
+    store: Path, tmp_path: Path, begins: int, ends: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(Away(store), begins, ends, tmp_path / "id")
+    said = capsys.readouterr().out
+    assert "WARNING: MLflow at " in said and "the training goes on" in said
+    assert (len(list((tmp_path / ".run" / "unsent").glob("*.json"))) == 1) is (ends > 4)
+    client, experiment = tracking.connect()
+    (run,) = client.search_runs([experiment])
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "a name")
+    assert run.data.tags["git.commit"] == "abc" and run.data.tags[tracking.WEIGHTS] == "f" * 64
+    assert run.data.tags["ended"] == "FINISHED" and run.data.params["train.epochs"] == "60"
+    history = client.get_metric_history(run.info.run_id, "valid/kl")
+    assert [(m.step, m.value) for m in sorted(history, key=lambda m: m.step)] == [
+        (e, float(e)) for e in (1, 2, 3, 4)
+    ]
+    assert list((tmp_path / ".run" / "unsent").glob("*.json")) == [], "what was kept is sent once"
+    assert tracking.run_of("f" * 64).info.run_id == run.info.run_id
+
+
+def test_it_is_not_asked_again_for_a_while(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "SILENCE", 60.0)
+    begin = time.monotonic()
+    trained(Away(store), 2, 9, tmp_path / "id")
+    assert capsys.readouterr().out.count("WARNING: MLflow at ") <= 2 and time.monotonic() - begin < 30
+
+
+def test_what_was_asked_wrongly_is_an_error_and_not_told_as_an_outage(store: Path) -> None:
+    with pytest.raises(MlflowException), tracking.away("the work goes on"):
+        MlflowClient().get_run("no such run")
+    with tracking.away("the work goes on"):
+        raise ConnectionRefusedError("nobody is there")
+    assert not unsent.is_away(ValueError("a bug"))
+
+
+def test_the_run_of_a_dead_process_is_ended_by_the_next_that_comes(
+    store: Path, empty_workspace: Path
+) -> None:
+    client, experiment = tracking.connect()
+    run = client.create_run(experiment)
+    folder = empty_workspace / ".run" / "mlflow_runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    with alive.noted(folder, run.info.run_id, {}):
+        tracking.connect()
+        assert client.get_run(run.info.run_id).info.status == "RUNNING", "its process lives"
+    (folder / f"{run.info.run_id}.json").write_text("{}")  # as a killed process leaves it
+    tracking.connect()
+    ended = client.get_run(run.info.run_id)
+    assert (ended.info.status, ended.data.tags["ended"]) == ("KILLED", "KILLED")
