@@ -48,6 +48,10 @@ test: setup ## Run the tests
 zoo: setup ## Run the collapse cases: is each verdict right, does the remedy rescue (10 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tasks.zoo
 
+bench: setup ## Time this trainer beside pythae, Lightning and a plain loop (half an hour)
+	@$(BIN)/pip install --quiet --editable '.[bench]' --constraint constraints.txt
+	@$(BIN)/python -m tasks.bench
+
 chaos: setup ## Kill runs at random moments and bring faults about: is what they leave the same to the bit
 	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/chaos.py
 	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/faults.py
@@ -65,4 +69,4 @@ clean: ## Remove what was made, the environment and the stores included
 	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports data/images data/manifest.parquet data/zoo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup run up down test zoo chaos check constraints clean
+.PHONY: help setup run up down test zoo bench chaos check constraints clean

@@ -1,0 +1,248 @@
+"""How fast it trains, side by side with the trainers that a user would pick instead: `make bench`.
+
+Each training runs in a process of its own, the trainers in turn, several times over. The images are patches of two
+photos that scikit-learn bundles. Written to `reports/bench.csv`; docs/benchmarks.md has what it gave, and where.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+
+from tasks import workspace
+from tasks.peers import PEERS
+from vae import devices, parameters, training
+from vae.baseline import MeanImage
+from vae.devices import Compute
+from vae.diagnostics import measure
+from vae.errors import InputError
+from vae.objective import Likelihood, optimal_sigma
+from vae.parameters import Parameters
+
+OURS, COMPILED = "vae-train", "vae-train, compiled"
+TRAINERS = (OURS, COMPILED, *PEERS)
+BENCH = workspace.REPORTS / "bench.csv"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A size of images and a network for it; how many images an epoch has, so that one takes seconds."""
+
+    side: int
+    channels: int
+    widths: tuple[int, ...]
+    latents: int
+    batch: int
+    images: int
+    epochs: int = 4
+
+
+CASES = {
+    "32": Case(32, 1, (32, 64, 128), 32, 128, 4096),
+    "64": Case(64, 3, (32, 64, 128, 256), 64, 64, 1024),
+    "128": Case(128, 3, (32, 64, 128, 256), 256, 64, 256),
+    "224": Case(224, 3, (32, 64, 128, 256), 256, 32, 96, 3),
+}
+
+
+def main(
+    case: Annotated[list[str] | None, typer.Option(help=f"one of {', '.join(CASES)}; else all")] = None,
+    trainer: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(TRAINERS)}; all")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="of each training")] = 3,
+) -> None:
+    """Trains the same network with each trainer, in turn, and compares speed, memory and what was learnt."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in case or CASES:
+            chosen = _known(name, CASES)
+            rate = matrix_rate()
+            for repeat in range(repeats):
+                for who in trainer or TRAINERS:
+                    _known(who, dict.fromkeys(TRAINERS))
+                    found = _in_a_process(name, who, repeat, folder)
+                    rows.append({"case": name, "trainer": who, "repeat": repeat, **found})
+                    _say(rows[-1], chosen)
+            for row in rows:
+                if row["case"] == name:
+                    row["of_matrix_rate"] = row["flops_per_second"] / rate
+    table = pd.DataFrame(rows)
+    workspace.REPORTS.mkdir(exist_ok=True)
+    table.to_csv(BENCH, index=False)
+    print("\n" + "\n".join(markdown(table)))
+
+
+def parameters_of(case: Case, seed: int) -> Parameters:
+    return parameters.parse(
+        {
+            "seed": seed,
+            "data": {
+                "source": "npy", "path": ".", "image_size": case.side, "channels": case.channels,
+                "valid_fraction": 0.1, "test_fraction": 0.1, "max_bad_fraction": 0.0,
+            },
+            "model": {
+                "architecture": "conv", "latent_dim": case.latents, "widths": list(case.widths), "batch_norm": False,
+            },
+            "objective": {"likelihood": "gaussian", "sigma": 0.1, "reduction": "sum"},
+            "kl": {"schedule": "constant", "max_weight": 1.0, "annealing_epochs": 0},
+            "train": {
+                "epochs": case.epochs, "batch_size": case.batch, "learning_rate": 1e-3, "select": "last",
+                "on_collapse": "continue", "compile": False,
+            },
+            "monitor": {},
+            "evaluate": {"importance_samples": 1, "register_as": "vae"},
+        },
+        "the benchmark",
+    )  # fmt: skip
+
+
+def photos(side: int, channels: int, count: int) -> np.ndarray:
+    """Patches of two photos: uint8 (count, side, side, channels)."""
+    from sklearn.datasets import load_sample_images
+
+    random, whole = np.random.default_rng(0), load_sample_images().images
+    found = []
+    for index in range(count):
+        image = whole[index % 2]
+        top, left = (random.integers(length - side + 1) for length in image.shape[:2])
+        found.append(image[top : top + side, left : left + side])
+    patches = np.stack(found)
+    return patches if channels == 3 else patches.mean(3, keepdims=True).astype(np.uint8)
+
+
+def matrix_rate(side: int = 2048, seconds: float = 2.0) -> float:
+    """Floating-point operations a second of the machine's float32 matrix product, the limit of any training."""
+    a, b = torch.randn(2, side, side)
+    a @ b
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        a @ b
+        count += 1
+    return count * 2 * side**3 / (time.perf_counter() - begin)
+
+
+def one(name: str, trainer: str, seed: int) -> dict[str, Any]:
+    """One training, in this process: seconds of each epoch, peak memory, and what it learnt."""
+    case = CASES[name]
+    p = parameters_of(case, seed)
+    images = photos(case.side, case.channels, case.images + case.images // 4)
+    train, valid = images[: case.images], images[case.images :]
+    begin = time.perf_counter()
+    if trainer in PEERS:
+        torch.manual_seed(seed)
+        model = training.build(p)
+        seconds = PEERS[trainer](p, model, train)
+    else:
+        compute = Compute(torch.device("cpu"), devices.choose(p.train).precision, trainer == COMPILED)
+        speeds: list[float] = []
+        trained = training.train(
+            p, train, valid, compute, on_epoch=lambda epoch: speeds.append(epoch.images_per_second)
+        )
+        model, seconds = trained.model, [_images(p) / speed for speed in speeds]
+    whole = time.perf_counter() - begin
+    return {
+        "seconds": seconds,
+        "whole_seconds": whole,
+        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "skill": skill(p, model, valid),
+    }
+
+
+def skill(p: Parameters, model: Any, images: np.ndarray) -> float:
+    """The calibrated ELBO on images that were not trained on, over that of the mean image, in nats per image."""
+    compute = Compute(torch.device("cpu"), "fp32")
+    likelihood = Likelihood("gaussian", float(p.objective.sigma))
+    measured = measure(model.eval(), images, likelihood, compute, p.seed)
+    pixels = int(np.prod(images.shape[1:]))
+    calibrated = Likelihood("gaussian", optimal_sigma(measured.mse_sampled))
+    return measured.with_likelihood(calibrated, pixels) - MeanImage.of(images).elbo(images, "gaussian")
+
+
+def _images(p: Parameters) -> int:
+    case = next(c for c in CASES.values() if c.side == p.data.image_shape[1])
+    return p.train.steps_per_epoch(case.images) * p.train.batch_size
+
+
+def _in_a_process(name: str, trainer: str, seed: int, folder: str) -> dict[str, Any]:
+    path = Path(folder) / "result.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.bench", "--only", name, trainer, str(seed), str(path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise InputError(f"{trainer} at {name}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    found = json.loads(path.read_text())
+    case = CASES[name]
+    p = parameters_of(case, seed)
+    steady = statistics.median(found["seconds"][1:])
+    speed = _images(p) / steady
+    return {
+        "images_per_second": speed,
+        "first_epoch_seconds": found["seconds"][0],
+        "whole_seconds": found["whole_seconds"],
+        "flops_per_second": training.flops(p, 1) / p.train.epochs * speed,
+        "peak_megabytes": found["peak_megabytes"],
+        "skill": found["skill"],
+    }
+
+
+def markdown(table: pd.DataFrame) -> list[str]:
+    """Medians, with the lowest and the highest; ratios are of the same repeat, so of neighbours in time."""
+    lines = [
+        "| case | trainer | images/s | over pythae | over Lightning | over the plain loop | share of the matrix rate | "
+        "first epoch | peak memory | skill over the plain loop's |",
+        "| --- |" + " --- |" * 9,
+    ]
+    for (name, who), rows in table.groupby(["case", "trainer"], sort=False):
+        speed = rows.set_index("repeat")["images_per_second"]
+        cells = [_spread(speed, ".0f")]
+        for peer in ("pythae", "Lightning", "plain loop"):
+            other = table[(table.case == name) & (table.trainer == peer)].set_index("repeat")[
+                "images_per_second"
+            ]
+            cells.append("–" if other.empty else _spread(speed / other, ".2f"))
+        reference = table[(table.case == name) & (table.trainer == "plain loop")]["skill"]
+        cells += [
+            f"{rows['of_matrix_rate'].median():.0%}",
+            f"{rows['first_epoch_seconds'].median():.1f} s",
+            f"{rows['peak_megabytes'].median():,.0f} MB",
+            "–" if reference.empty else f"{rows['skill'].median() / reference.median():.3f}",
+        ]
+        lines.append(f"| {_title(CASES[str(name)])} | {who} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _title(case: Case) -> str:
+    return f"{case.side}×{case.side}×{case.channels}, batch {case.batch}, {case.latents} latents"
+
+
+def _spread(values: Any, form: str) -> str:
+    return f"{values.median():{form}} ({values.min():{form}}–{values.max():{form}})"
+
+
+def _say(row: dict[str, Any], case: Case) -> None:
+    print(f"{_title(case)}: {row['trainer']}: {row['images_per_second']:.0f} images/s", flush=True)
+
+
+def _known(name: str, among: dict[str, Any]) -> Any:
+    if name not in among:
+        raise InputError(f"{name!r} is none of {', '.join(among)}")
+    return among[name]
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--only"]:
+        name, trainer, seed, path = sys.argv[2:6]
+        Path(path).write_text(json.dumps(one(name, trainer, int(seed))))
+    else:
+        workspace.run(lambda: typer.run(main))
