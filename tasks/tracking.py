@@ -28,7 +28,8 @@ from vae.saved import Saved
 
 EXPERIMENT = "vae-train"
 _SERVED_WITH = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors", "torch")
-WEIGHTS, PRIOR = "weights.sha256", "prior.sha256"
+WEIGHTS, PRIOR, INITIAL_WEIGHTS = "weights.sha256", "prior.sha256", "initial_weights.sha256"
+EVALUATED = "evaluated."  # the commit whose code made the final metrics, which may be a later one
 VERDICT = "verdict"
 CANDIDATE, CHAMPION = "candidate", "champion"
 
@@ -88,7 +89,10 @@ def training_run(
 
 
 def log_inputs(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray) -> None:
-    """Parameters as the user wrote them, and the data sets by name, digest and size: what a run lacks of them."""
+    """Parameters as the user wrote them, the machine, and the data sets by name and digest: what a run lacks of them.
+
+    `params.yaml` and `dvc.lock` go in as they stand, so that `tasks.reproduce` can put them back.
+    """
     run = mlflow.active_run()
     known = {} if run is None else run.data.params
     flat = {
@@ -98,6 +102,12 @@ def log_inputs(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray
         for key, value in values.items()
     } | {"seed": p.seed}
     mlflow.log_params({name: value for name, value in flat.items() if name not in known})
+    mlflow.set_tags(lineage.machine())
+    if p.train.initial_weights:
+        mlflow.set_tag(INITIAL_WEIGHTS, workspace.sha256(Path(p.train.initial_weights)))
+    for path in (workspace.PARAMS, lineage.LOCK):
+        if path.exists():
+            mlflow.log_artifact(str(path))
     for split, images in (("train", train_images), ("valid", valid_images)):
         digest = workspace.sha256(workspace.images(split))[:36]
         mlflow.log_input(
@@ -173,7 +183,8 @@ def log_evaluation(
     """
     run = run_of(saved.sha256)
     client, run_id = MlflowClient(), run.info.run_id
-    for name, value in {**lineage.stage("train"), VERDICT: monitor["verdict"]}.items():
+    evaluated = {EVALUATED + name: value for name, value in lineage.git().items()}
+    for name, value in {**lineage.stage("train"), **evaluated, VERDICT: monitor["verdict"]}.items():
         client.set_tag(run_id, name, value)
     numbers = {
         f"{split}/{name}": value
@@ -192,6 +203,8 @@ def log_evaluation(
             workspace.VALIDATION,
             workspace.HISTORY,
             workspace.KL_PER_LATENT,
+            workspace.PARAMS,
+            lineage.LOCK,
         ):
             if report.exists():
                 mlflow.log_artifact(str(report))
