@@ -88,7 +88,8 @@ def reproduce(run_id: str, ingest: bool = False) -> int:
         print(f"commit     {recorded.commit[:12]}" + _told(recorded, tree), flush=True)
         (tree / workspace.PARAMS).write_text(recorded.parameters, encoding="utf-8")
         find_beside(root, tree, "train.initial_weights")
-        if ingest or not data_from_cache(recorded, root, tree):
+        settle(root, tree)
+        if ingest or not data_from_cache(recorded, tree):
             print(f"data       ingested again from {find_beside(root, tree, 'data.path')}", flush=True)
             run_again(recorded, tree)
         else:
@@ -185,8 +186,8 @@ def _told(recorded: Recorded, tree: Path) -> str:
     return f", with {' and '.join(filter(None, (words, unread)))}"
 
 
-def data_from_cache(recorded: Recorded, root: Path, tree: Path) -> bool:
-    """Brings the run's arrays and manifest out of the cache of the main workspace; False where it lacks them."""
+def settle(root: Path, tree: Path) -> None:
+    """DVC's settings in the worktree: the cache of the main workspace, everything else its own."""
     cache = subprocess.run(
         [sys.executable, "-m", "dvc", "cache", "dir"], cwd=root, capture_output=True, text=True, check=False
     )
@@ -194,6 +195,10 @@ def data_from_cache(recorded: Recorded, root: Path, tree: Path) -> bool:
     if cache.returncode == 0:
         local += ["[cache]", f"dir = {cache.stdout.strip()}"]
     (tree / ".dvc" / "config.local").write_text("\n".join(local) + "\n", encoding="utf-8")
+
+
+def data_from_cache(recorded: Recorded, tree: Path) -> bool:
+    """Brings the run's arrays and manifest out of DVC's cache; False where it lacks them."""
     if recorded.lock is None:
         return False
     (tree / lineage.LOCK).write_text(recorded.lock, encoding="utf-8")
