@@ -40,7 +40,7 @@ def keep(flow_run_name: str, flow_run_id: str, something_ran: bool) -> str:
 
 def unique(flow_run_name: str, flow_run_id: str, taken: set[str]) -> str:
     """A name that Git takes for a reference, and that no experiment has."""
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", flow_run_name).strip("-") or "run"
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", flow_run_name).strip("-") or "run"
     return name if name not in taken else f"{name}-{flow_run_id[:8]}"
 
 

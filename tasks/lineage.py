@@ -19,13 +19,14 @@ FLOW_RUN_ID, FLOW_RUN_NAME, FLOW_RUN_URL = (
     "VAE_TRAIN_FLOW_RUN_NAME",
     "VAE_TRAIN_FLOW_RUN_URL",
 )
+EXPERIMENT_NAME = "DVC_EXP_NAME"  # DVC gives it to the stages of an experiment
 
 
 # Libraries that pixels, numbers or tables pass through; torch stands among `compute.*`.
 _SHAPING = ("numpy", "pandas", "pillow", "scikit-learn", "scipy", "torchmetrics")
 
 # What a person may have set that decides which instructions a library takes.
-_SWITCHES = (
+SWITCHES = (
     "ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "NVIDIA_TF32_OVERRIDE",
     "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE",
 )  # fmt: skip
@@ -53,11 +54,12 @@ def git() -> dict[str, str]:
 
 
 def flow() -> dict[str, str]:
-    """The Prefect flow run that this process works for; empty outside one."""
+    """The Prefect flow run, or the `dvc exp run`, that this process works for; empty outside both."""
     names = {
         "prefect.flow_run_id": FLOW_RUN_ID,
         "prefect.flow_run_name": FLOW_RUN_NAME,
         "prefect.flow_run_url": FLOW_RUN_URL,
+        "dvc.experiment": EXPERIMENT_NAME,
     }
     return {tag: os.environ[name] for tag, name in names.items() if os.environ.get(name)}
 
@@ -72,7 +74,7 @@ def data(folder: Path = Path()) -> dict[str, str]:
 
 def machine() -> dict[str, str]:
     """`machine.*` and `version.*`: what besides `vae.devices.Compute.describe` may decide the last bits."""
-    switches = [f"{name}={os.environ[name]}" for name in _SWITCHES if name in os.environ]
+    switches = [f"{name}={os.environ[name]}" for name in SWITCHES if name in os.environ]
     return {
         "machine.cpu": _cpu(),
         "machine.system": platform.platform(),

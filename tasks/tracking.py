@@ -72,6 +72,7 @@ def training_run(
     client, _ = connect()
     resume = remembered.read_text() if remembered.exists() else None
     known = resume is not None and _exists(client, resume)
+    name = name or os.environ.get(lineage.EXPERIMENT_NAME)
     run = mlflow.start_run(run_id=resume if known else None, run_name=None if known else name, nested=nested)
     remembered.parent.mkdir(parents=True, exist_ok=True)
     remembered.write_text(run.info.run_id)
