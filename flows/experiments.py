@@ -9,7 +9,7 @@ import sys
 from tasks import lineage
 from tasks.workspace import PARAMS
 
-SECONDS = 120
+SECONDS = 600  # DVC looks at every source file
 _WHO = {"NAME": "vae-train", "EMAIL": "vae-train@localhost"}  # where Git knows no name of the user's
 
 
@@ -67,7 +67,7 @@ def _dvc(*arguments: str) -> tuple[int, str]:
     While DVC saves, HEAD is detached: whoever interrupts the flow waits until it is back.
     """
     environment = {**os.environ, "DVC_NO_ANALYTICS": "true"}
-    if lineage.git_says("config", "user.email") is None:
+    if None in (lineage.git_says("config", "user.name"), lineage.git_says("config", "user.email")):
         for name, value in _WHO.items():
             for role in ("AUTHOR", "COMMITTER"):
                 environment.setdefault(f"GIT_{role}_{name}", value)

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 # The tags of what decides the last bits besides data, parameters and code.
-CONDITIONS = ("compute.", "machine.", "version.")
+CONDITIONS = ("compute.", "machine.", "version.", "resumed")
+
+# The code that is run again is that of the training; the final numbers may have come from other code.
+_EVALUATION = {"git.commit": "commit of the evaluation", "git.changed": "not committed at the evaluation"}
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,10 @@ def conditions(then: Mapping[str, str], here: Mapping[str, str]) -> list[Differe
     found = [
         Difference(name, then.get(name, "not recorded"), here.get(name, "not recorded")) for name in names
     ]
-    commits = [then.get("git.commit"), then.get("evaluated.git.commit")]
-    if None not in commits and commits[0] != commits[1]:
-        found.append(Difference("commit of the evaluation", str(commits[1])[:12], str(commits[0])[:12]))
+    for tag, what in _EVALUATION.items():
+        trained, evaluated = then.get(tag), then.get(f"evaluated.{tag}")
+        if None not in (trained, evaluated):
+            found.append(Difference(what, _one_line(evaluated), _one_line(trained)))
     return [one for one in found if not one.same]
 
 
@@ -114,6 +118,10 @@ def _apart(old: Any, new: Any) -> float:
     if isinstance(old, int | float) and isinstance(new, int | float):
         return abs(old - new) / (max(abs(old), abs(new)) or 1.0)
     return float("inf")
+
+
+def _one_line(value: str | None) -> str:
+    return (value or "").replace("\n", ", ") or "nothing"
 
 
 def _sha256(content: bytes) -> str:

@@ -50,9 +50,17 @@ def test_conditions_are_of_machine_and_code_and_only_those_that_differ() -> None
         Difference("version.numpy", "2.0", "not recorded"),
         Difference("version.torch", "not recorded", "3"),
     ]
-    later = {"git.commit": "a" * 40, "evaluated.git.commit": "b" * 40}
-    assert differences.conditions(later, {}) == [Difference("commit of the evaluation", "b" * 12, "a" * 12)]
-    assert differences.conditions({**later, "evaluated.git.commit": "a" * 40}, {}) == []
+
+
+def test_an_evaluation_by_other_code_is_a_condition() -> None:
+    same = {"git.commit": "a", "git.changed": "", "evaluated.git.commit": "a", "evaluated.git.changed": ""}
+    assert differences.conditions(same, {}) == []
+    other = {**same, "evaluated.git.commit": "b", "evaluated.git.changed": "params.yaml\nvae/report.py"}
+    assert differences.conditions(other, {}) == [
+        Difference("commit of the evaluation", "b", "a"),
+        Difference("not committed at the evaluation", "params.yaml, vae/report.py", "nothing"),
+    ]
+    assert differences.conditions({"git.commit": "a"}, {}) == [], "it was never evaluated"
 
 
 SAME, OTHER, UNKNOWN = Difference("a", "1", "1"), Difference("b", "1", "2", "why"), Difference("c", None, "3")
