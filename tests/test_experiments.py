@@ -1,5 +1,7 @@
 """Results kept as DVC experiments, in small repositories of their own."""
 
+import csv
+import io
 import os
 import subprocess
 import sys
@@ -85,10 +87,14 @@ def test_a_run_is_kept_listed_with_its_metrics_and_brought_back(repository: Path
     train(3)
     said = experiments.keep("collapse/leaves é-20260131", RUN, something_ran=True)
     assert "collapse-leaves-20260131-01234567" in said, "the name is taken"
-    table = dvc("exp", "show", "--csv").splitlines()
-    seeds = {row.split(",")[1]: row.split(",")[-1] for row in table if row.startswith(",collapse")}
-    assert seeds == {"collapse-leaves-20260131": "2", "collapse-leaves-20260131-01234567": "3"}, table
+    rows = csv.DictReader(io.StringIO(dvc("exp", "show", "--csv")))
+    assert {row["Experiment"]: row["metrics.json:seed"] for row in rows if row["Experiment"]} == {
+        "collapse-leaves-20260131": "2",
+        "collapse-leaves-20260131-01234567": "3",
+    }
 
+    git("config", "user.name", "t")  # a person's own `dvc exp apply` wants it
+    git("config", "user.email", "t@example.invalid")
     dvc("exp", "apply", "collapse-leaves-20260131")
     assert Path("metrics.json").read_text() == '{"seed": 2}\n'
     assert dvc("status").strip() == "Data and pipelines are up to date."
