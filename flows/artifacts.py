@@ -37,6 +37,20 @@ def verdict(create_table: Callable[..., Any]) -> None:
     create_table(rows, key="monitor", description="The kept model on the whole validation split")
 
 
+def origin(create_link: Callable[..., Any]) -> None:
+    """A link to the MLflow run that made the model, though this flow run may have found it cached."""
+    from tasks import trace, tracking
+    from vae import saved
+
+    run = tracking.run_of(saved.weights_hash(workspace.MODEL))
+    create_link(
+        tracking.run_url(run),
+        key="mlflow-run",
+        link_text=f"MLflow run {run.info.run_name}",
+        description="\n".join(f"- {what}: {value}" for what, value in trace.described(run)),
+    )
+
+
 def summary() -> str:
     """Markdown: verdict, numbers, what to do, links."""
     monitor = workspace.read_json(workspace.MONITOR)

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -26,7 +27,7 @@ from prefect.states import Completed, Failed, State
 from prefect.tasks import Task
 from prefect.utilities.urls import url_for
 
-from flows import artifacts, runs, stage
+from flows import artifacts, experiments, runs, stage
 from tasks import lineage, overlay, source, workspace
 from tasks.lock import free_dvc, hold
 from vae import parameters
@@ -52,12 +53,14 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
             for change in overlay.apply(experiment, overrides, check=lambda p: source.check(p.data)):
                 log.info(change)
             p = parameters.load(workspace.PARAMS)
+            something_ran = False
             for name in STAGES:
                 state = run_stage.with_options(name=name, task_run_name=name)(name, return_state=True)
                 if not state.is_completed():
                     artifacts.end_dead_runs()
                     return Failed(message=state.message)
-            return finish(p)
+                something_ran |= state.name not in ("Cached", "Restored")
+            return finish(p, something_ran)
     except InputError as error:
         log.error(str(error))
         return Failed(message=str(error))
@@ -87,10 +90,12 @@ def run_stage(name: str) -> State:
     return Completed(name=outcome, message=f"{name}: {outcome.lower()}")
 
 
-def finish(p: parameters.Parameters) -> State:
-    """The verdict as an artifact, and as the state of the flow run."""
+def finish(p: parameters.Parameters, something_ran: bool) -> State:
+    """The results kept as an experiment; the verdict as an artifact, and as the state of the flow run."""
     monitor = workspace.read_json(workspace.MONITOR)
     artifacts.point_candidate(p.evaluate.register_as)
+    get_run_logger().info(experiments.keep(str(flow_run.name), str(flow_run.id), something_ran))
+    artifacts.origin(create_link_artifact)
     create_markdown_artifact(
         artifacts.summary(), key="verdict", description="The verdict, and where to look next"
     )

@@ -1,12 +1,17 @@
-"""What a run was made of: commit, data, stage, flow run. Tags for MLflow, links for the report."""
+"""What a run was made of: commit, data, stage, flow run, machine. Tags for MLflow, links for the report."""
 
 import hashlib
 import json
 import os
+import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from tasks import workspace
+
+LOCK = Path("dvc.lock")
 
 # The flow gives these to the stages that it runs.
 FLOW_RUN_ID, FLOW_RUN_NAME, FLOW_RUN_URL = (
@@ -14,53 +19,100 @@ FLOW_RUN_ID, FLOW_RUN_NAME, FLOW_RUN_URL = (
     "VAE_TRAIN_FLOW_RUN_NAME",
     "VAE_TRAIN_FLOW_RUN_URL",
 )
+EXPERIMENT_NAME = "DVC_EXP_NAME"  # DVC gives it to the stages of an experiment
+
+
+# Libraries that pixels, numbers or tables pass through; torch stands among `compute.*`.
+_SHAPING = ("numpy", "pandas", "pillow", "scikit-learn", "scipy", "torchmetrics")
+
+# What a person may have set that decides which instructions a library takes.
+SWITCHES = (
+    "ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE",
+)  # fmt: skip
+
+MANY = 100  # changed files that a tag names; "…" stands for the others
 
 
 def git() -> dict[str, str]:
-    """`git.commit` and `git.dirty`; outside a repository the commit that a container image was built from."""
-    commit = _git("rev-parse", "HEAD")
+    """`git.commit`, `git.dirty` and `git.changed`: the files that differ from the commit, a line each.
+
+    Outside a repository the commit that a container image was built from.
+    """
+    commit = git_says("rev-parse", "HEAD")
     if commit is None:
         return {"git.commit": os.environ["GIT_COMMIT"]} if os.environ.get("GIT_COMMIT") else {}
-    changed = _git("status", "--porcelain", "--untracked-files=no") or ""
+    changed = (git_says("diff", "--name-only", "--relative", "-z", "HEAD") or "").split("\0")
     # dvc.lock changes while the pipeline runs: it records results, it does not shape them.
-    dirty = any(line[3:] != "dvc.lock" for line in changed.splitlines())
-    return {"git.commit": commit, "git.dirty": str(dirty).lower()}
+    changed = [name for name in changed if name and name != str(LOCK)]
+    named = [*changed[:MANY], *(["…"] if len(changed) > MANY else [])]
+    return {
+        "git.commit": commit,
+        "git.dirty": str(bool(changed)).lower(),
+        "git.changed": "\n".join(named),
+    }
 
 
 def flow() -> dict[str, str]:
-    """The Prefect flow run that this process works for; empty outside one."""
+    """The Prefect flow run, or the `dvc exp run`, that this process works for; empty outside both."""
     names = {
         "prefect.flow_run_id": FLOW_RUN_ID,
         "prefect.flow_run_name": FLOW_RUN_NAME,
         "prefect.flow_run_url": FLOW_RUN_URL,
+        "dvc.experiment": EXPERIMENT_NAME,
     }
     return {tag: os.environ[name] for tag, name in names.items() if os.environ.get(name)}
 
 
-def data() -> dict[str, str]:
-    """`data.sha256`: one hash over the three arrays."""
+def data(folder: Path = Path()) -> dict[str, str]:
+    """`data.sha256`: one hash over the three arrays of a workspace."""
     digest = hashlib.sha256()
     for split in workspace.SPLITS:
-        digest.update(workspace.sha256(workspace.images(split)).encode())
+        digest.update(workspace.sha256(folder / workspace.images(split)).encode())
     return {"data.sha256": digest.hexdigest()}
+
+
+def machine() -> dict[str, str]:
+    """`machine.*` and `version.*`: what besides `vae.devices.Compute.describe` may decide the last bits."""
+    switches = [f"{name}={os.environ[name]}" for name in SWITCHES if name in os.environ]
+    return {
+        "machine.cpu": _cpu(),
+        "machine.system": platform.platform(),
+        "machine.switches": " ".join(switches) or "none",
+        "version.python": platform.python_version(),
+        **{f"version.{package}": version(package) for package in _SHAPING},
+    }
 
 
 def stage(name: str) -> dict[str, str]:
     """`dvc.STAGE`: the hash of a stage's entry in dvc.lock, so of its code, data, parameters and results."""
+    hashed = stage_hash(LOCK.read_text(encoding="utf-8"), name) if LOCK.exists() else None
+    return {} if hashed is None else {f"dvc.{name}": hashed}
+
+
+def stage_hash(lock: str, name: str) -> str | None:
+    """Of a stage's entry in the text of a dvc.lock; None where it has none."""
     from ruamel.yaml import YAML
 
-    lock = Path("dvc.lock")
-    if not lock.exists():
-        return {}
-    entry = (YAML(typ="safe").load(lock) or {}).get("stages", {}).get(name)
-    if entry is None:
-        return {}
-    return {f"dvc.{name}": hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()}
+    stages: dict[str, Any] = (YAML(typ="safe").load(lock) or {}).get("stages", {})
+    if name not in stages:
+        return None
+    return hashlib.sha256(json.dumps(stages[name], sort_keys=True).encode()).hexdigest()
 
 
-def _git(*arguments: str) -> str | None:
+def git_says(*arguments: str) -> str | None:
+    """What Git prints in the working folder; None where it fails or is not there."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
     return done.stdout.rstrip("\n") if done.returncode == 0 else None
+
+
+def _cpu() -> str:
+    """The processor's own name, where the system tells it."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

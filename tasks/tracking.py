@@ -33,7 +33,8 @@ from vae.saved import Saved
 
 EXPERIMENT = "vae-train"
 _SERVED_WITH = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors", "torch")
-WEIGHTS, PRIOR = "weights.sha256", "prior.sha256"
+WEIGHTS, PRIOR, INITIAL_WEIGHTS = "weights.sha256", "prior.sha256", "initial_weights.sha256"
+EVALUATED = "evaluated."  # the commit whose code made the final metrics, which may be a later one
 VERDICT = "verdict"
 CANDIDATE, CHAMPION = "candidate", "champion"
 SILENCE = 60  # seconds without another try, where the store did not answer
@@ -117,6 +118,7 @@ def training_run(
         nested: within the run that is active: an attempt of a training that may be remedied.
     """
     resume = remembered.read_text() if remembered.exists() else None
+    name = name or os.environ.get(lineage.EXPERIMENT_NAME)
     training, run = unsent.Training(name, dict(tags), resume), None
     _open.append(training)
     with ExitStack() as stack:
@@ -150,7 +152,8 @@ def _end(training: unsent.Training) -> None:
         with away(_GOES_ON):
             if training.behind:
                 unsent.send(*connect(), training)
-            mlflow.set_tag("ended", training.status)
+            elif training.run_id:
+                MlflowClient().set_tag(training.run_id, "ended", training.status)
     _open.pop()
     if mlflow.active_run() is not None:
         with away("its run is ended when it answers again"):
@@ -161,20 +164,30 @@ def _end(training: unsent.Training) -> None:
 
 
 def log_inputs(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray) -> None:
-    """Parameters as the user wrote them, and the data sets by name, digest and size: what a run lacks of them."""
+    """Parameters as the user wrote them, the machine, and the data sets by name and digest: what a run lacks of them.
+
+    `params.yaml` and `dvc.lock` go in as they stand, so that `tasks.reproduce` can put them back.
+    """
     flat = {
         f"{section}.{key}": value
         for section, values in p.model_dump().items()
         if isinstance(values, dict)
         for key, value in values.items()
     } | {"seed": p.seed}
+    tags = lineage.machine()
+    if p.train.initial_weights:
+        tags[INITIAL_WEIGHTS] = workspace.sha256(Path(p.train.initial_weights))
     _open[-1].parameters.update(flat)
+    _tag(tags)
     if not _answers():
         return
     with away(_GOES_ON):
         run = mlflow.active_run()
         known = {} if run is None else run.data.params
         mlflow.log_params({name: value for name, value in flat.items() if name not in known})
+        for path in (workspace.PARAMS, lineage.LOCK):
+            if path.exists():
+                mlflow.log_artifact(str(path))
         for split, images in (("train", train_images), ("valid", valid_images)):
             digest = workspace.sha256(workspace.images(split))[:36]
             mlflow.log_input(
@@ -259,7 +272,8 @@ def log_evaluation(
     """
     run = run_of(saved.sha256)
     client, run_id = MlflowClient(), run.info.run_id
-    for name, value in {**lineage.stage("train"), VERDICT: monitor["verdict"]}.items():
+    evaluated = {EVALUATED + name: value for name, value in lineage.git().items()}
+    for name, value in {**lineage.stage("train"), **evaluated, VERDICT: monitor["verdict"]}.items():
         client.set_tag(run_id, name, value)
     numbers = {
         f"{split}/{name}": value
@@ -278,6 +292,8 @@ def log_evaluation(
             workspace.VALIDATION,
             workspace.HISTORY,
             workspace.KL_PER_LATENT,
+            workspace.PARAMS,
+            lineage.LOCK,
         ):
             if report.exists():
                 mlflow.log_artifact(str(report))

@@ -57,6 +57,8 @@ def test_prefect_holds_the_flow_run_and_six_task_runs_all_completed(
     assert by_key["training"]["type"] == "progress" and by_key["training"]["data"] == 100.0
     assert by_key["monitor"]["type"] == "table" and '"verdict"' in by_key["monitor"]["data"]
     assert by_key["verdict"]["type"] == "markdown" and "MLflow run" in by_key["verdict"]["data"]
+    assert "/#/experiments/1/runs/" in by_key["mlflow-run"]["data"]
+    assert run["name"] in by_key["mlflow-run"]["description"], "with commit, train stage and flow run"
 
 
 def test_both_ways_leave_the_same_lock_and_a_clean_status(by_flow: ByFlow, by_dvc: ByDVC) -> None:
@@ -70,13 +72,24 @@ def test_both_ways_leave_the_same_lock_and_a_clean_status(by_flow: ByFlow, by_dv
     assert by_flow.git_status == " M dvc.lock\n"
 
 
+def test_a_flow_run_is_kept_as_an_experiment_of_its_name_and_a_cached_one_is_not_kept_again(
+    by_flow: ByFlow, served: Workspace
+) -> None:
+    name = served.flow_run(by_flow.first.flow_run)["name"]
+    assert f"kept as the DVC experiment {name}; `dvc exp apply {name}` brings it back" in by_flow.first.output
+    logs = served.ask_prefect("logs/filter", logs={"flow_run_id": {"any_": [by_flow.deployment.flow_run]}})
+    assert f"these results are kept as the DVC experiment {name}" in [log["message"] for log in logs]
+
+
 def test_a_second_run_finds_every_task_cached(by_flow: ByFlow, served: Workspace) -> None:
     """By the worker, so that a deployment's run is seen as well."""
     done = by_flow.deployment
     assert done.code == 0 and "Completed" in done.output.splitlines()[-1], done.output
     assert served.task_states(done.flow_run) == dict.fromkeys(STAGES, "Cached")
     artifacts = served.ask_prefect("artifacts/filter", flow_runs={"id": {"any_": [done.flow_run]}})
-    assert {artifact["key"] for artifact in artifacts} == {"monitor", "verdict"}, "nothing was trained"
+    assert {artifact["key"] for artifact in artifacts} == {"monitor", "verdict", "mlflow-run"}, (
+        "nothing trained"
+    )
 
 
 # MLflow
