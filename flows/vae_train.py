@@ -150,7 +150,9 @@ def main(experiment: str = "", settings: str = "") -> int:
     if state.name == UNHEALTHY:
         return 3
     if not state.is_completed():
-        print(f"error: {state.message}", file=sys.stderr)
+        lost = "; Prefect's server is gone, and what was finished is kept: run the same command again"
+        away = "connection attempts failed" in (state.message or "")
+        print(f"error: {state.message}{lost if away else ''}", file=sys.stderr)
     return 0 if state.is_completed() else 1
 
 

@@ -49,10 +49,10 @@ class Case:
 
 
 CASES = {
-    "32": Case(32, 1, (32, 64, 128), 32, 128, 4096),
-    "64": Case(64, 3, (32, 64, 128, 256), 64, 64, 1024),
-    "128": Case(128, 3, (32, 64, 128, 256), 256, 64, 256),
-    "224": Case(224, 3, (32, 64, 128, 256), 256, 32, 96, 3),
+    "32": Case(32, 1, (32, 64, 128), 32, 128, 4096, 6),
+    "64": Case(64, 3, (32, 64, 128, 256), 64, 64, 1536, 6),
+    "128": Case(128, 3, (32, 64, 128, 256), 256, 64, 384, 4),
+    "224": Case(224, 3, (32, 64, 128, 256), 256, 32, 128, 3),
 }
 
 
@@ -143,7 +143,9 @@ def one(name: str, trainer: str, seed: int) -> dict[str, Any]:
         model = training.build(p)
         seconds = PEERS[trainer](p, model, train)
     else:
-        compute = Compute(torch.device("cpu"), devices.choose(p.train).precision, trainer == COMPILED)
+        compute = Compute(
+            torch.device("cpu"), devices.choose(p.train, training.flops(p)).precision, trainer == COMPILED
+        )
         speeds: list[float] = []
         trained = training.train(
             p, train, valid, compute, on_epoch=lambda epoch: speeds.append(epoch.images_per_second)
@@ -190,7 +192,7 @@ def _in_a_process(name: str, trainer: str, seed: int, folder: str) -> dict[str, 
         "images_per_second": speed,
         "first_epoch_seconds": found["seconds"][0],
         "whole_seconds": found["whole_seconds"],
-        "flops_per_second": training.flops(p, 1) / p.train.epochs * speed,
+        "flops_per_second": training.flops(p) * speed,
         "peak_megabytes": found["peak_megabytes"],
         "skill": found["skill"],
     }

@@ -82,7 +82,7 @@ def measured(
     from vae.batches import for_measuring
 
     p = p.model_copy(update={"train": p.train.model_copy(update={"on_collapse": "continue"})})
-    compute = devices.choose(p.train, training.flops(p, len(train_images)))
+    compute = devices.choose(p.train, training.flops(p), len(train_images))
     objective = Objective.of(p)
     predicted = preflight.predict(spectrum, objective, p.kl.weight)
     trained = training.train(p, train_images, valid_images, compute, on_message=lambda line: None)

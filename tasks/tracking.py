@@ -88,7 +88,7 @@ def away(what: str) -> Iterator[None]:
         _silent_until = time.monotonic() + SILENCE
         if _open:
             _open[-1].behind = True
-        reason = str(error).strip().splitlines()[0][:300]
+        reason = str(error).strip().splitlines()[0][:200]
         print(f"WARNING: MLflow at {mlflow.get_tracking_uri()}: {reason}; {what}", flush=True)
 
 

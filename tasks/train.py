@@ -39,7 +39,7 @@ CONDITIONS = "conditions.json"  # beside the checkpoints: how they were computed
 def main() -> None:
     p = workspace.load_parameters()
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
-    compute = devices.choose(p.train, training.flops(p, len(train_images)))
+    compute = devices.choose(p.train, training.flops(p), len(train_images))
     initial = initial_weights(p.train.initial_weights)
 
     # The lock is of the folder that the outputs go to: an experiment in a copy of the workspace has its own.

@@ -20,6 +20,10 @@ from vae.parameters import Train
 # about five minutes of training on two cores, at some 100 GFLOP/s.
 COMPILE_FROM_FLOPS = {"cpu": 3e13, "cuda": 3e15}
 
+# A CPU with bf16 instructions trains larger networks some 1.5 to 2 times as fast with them; of small ones the
+# conversions eat what is won (docs/benchmarks.md).
+BF16_FROM_IMAGE_FLOPS = 2e7
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -53,11 +57,12 @@ class Compute:
         return found
 
 
-def choose(train: Train, training_flops: float = 0.0) -> Compute:
+def choose(train: Train, image_flops: float = 0.0, images: int = 0) -> Compute:
     """The device, precision, kernels and compilation that `train` asks for.
 
     Args:
-        training_flops: floating-point operations of the whole training, for `compile: auto`.
+        image_flops: floating-point operations of one image, forward and backward, for `precision: auto`.
+        images: of an epoch, for `compile: auto`.
 
     Raises:
         InputError: CUDA is asked for and absent, or has no bf16.
@@ -65,13 +70,16 @@ def choose(train: Train, training_flops: float = 0.0) -> Compute:
     device = _device(train.device)
     precision = train.precision
     if precision == "auto":
-        precision = "bf16" if _has_fast_bf16(device) else "fp32"
+        worth_it = device.type == "cuda" or image_flops >= BF16_FROM_IMAGE_FLOPS
+        precision = "bf16" if worth_it and _has_bf16(device) else "fp32"
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise InputError("train.precision = bf16: this GPU has no bf16; use fp32 or auto")
     compiled = train.compile
     if compiled == "auto":
         compiler = shutil.which("c++" if device.type == "cpu" else "cc")  # Inductor's, and Triton's
-        compiled = training_flops >= COMPILE_FROM_FLOPS[device.type] and compiler is not None
+        compiled = (
+            image_flops * images * train.epochs >= COMPILE_FROM_FLOPS[device.type] and compiler is not None
+        )
     if device.type == "cuda":
         use_kernels(train.deterministic)
     return Compute(device, precision, compiled)
@@ -95,7 +103,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _has_fast_bf16(device: torch.device) -> bool:
+def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported()  # bf16 without matrix units is no faster than fp32
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

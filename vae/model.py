@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -152,13 +152,24 @@ def _convolutional(
         last = level == 1
         odd = (sizes[level - 1][0] % 2, sizes[level - 1][1] % 2)  # a row or column that the halving lost
         up.append(
-            nn.ConvTranspose2d(
+            _ConvTranspose2d(
                 mirrored[level], mirrored[level - 1], 4, 2, 1, output_padding=odd, bias=last or not batch_norm
             )
         )
         if not last:
             up += _normalised_silu(nn.BatchNorm2d(mirrored[level - 1]) if batch_norm else None)
     return nn.Sequential(*down, nn.Flatten()), features, nn.Sequential(*up)
+
+
+class _ConvTranspose2d(nn.ConvTranspose2d):
+    """With its bias added apart in bf16 on a CPU, where its gradient otherwise costs as much as all of the rest."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if self.bias is None or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(x, output_size)
+        padding = cast(tuple[int, ...], self.padding)
+        output = functional.conv_transpose2d(x, self.weight, None, self.stride, padding, self.output_padding)
+        return output + self.bias.to(output.dtype)[:, None, None]
 
 
 def _fully_connected(

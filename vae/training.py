@@ -83,8 +83,8 @@ def build(p: Parameters) -> VAE:
         )
 
 
-def flops(p: Parameters, images: int) -> float:
-    """Floating-point operations of the whole training: forward, and twice that backward, on `images` an epoch."""
+def flops(p: Parameters) -> float:
+    """Floating-point operations of training on one image: forward, and twice that backward."""
     per_image = 0.0
 
     def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -102,7 +102,7 @@ def flops(p: Parameters, images: int) -> float:
             layer.register_forward_hook(count)
     with torch.no_grad():
         model(torch.zeros(1, *p.data.image_shape), torch.zeros(1, p.model.latent_dim))
-    return 3 * per_image * images * p.train.epochs
+    return 3 * per_image
 
 
 def train(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import typer
 from chaos import PROMISED_SECONDS, clean, hashes, start, statuses, workers
 from conftest import DEPLOYMENT, Done, Running, Workspace, copy_project, edit, free_ports, wait_for
@@ -282,6 +283,7 @@ def orphaned_trainer(place: Workspace) -> str:
     """DVC is ended by SIGTERM and leaves its trainer; a second `dvc repro` follows at once"""
     running = training(place, "dvc")
     running.process.terminate()
+    running.process.wait(timeout=20)
     second = start(place, "dvc").ended()
     assert second.code == 0 and "resumed after epoch" in second.output, second.output
     running.ended(seconds=30)
@@ -483,7 +485,7 @@ def main(only: str = "") -> None:
                     after = after if again.code == 0 else f"exit code {again.code}: {again.output[-300:]}"
                 except NotTried as reason:
                     seen, after = f"{_NOT_TRIED}{reason}", "–"
-                except (Exception, KeyboardInterrupt) as error:
+                except (Exception, pytest.fail.Exception) as error:
                     seen, after = f"NOT AS EXPECTED: {str(error)[-3000:]}", "?"
                     for parts in workers(place).values():
                         for process in parts:
