@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -25,6 +26,16 @@ def git() -> dict[str, str]:
     # dvc.lock changes while the pipeline runs: it records results, it does not shape them.
     dirty = any(line[3:] != "dvc.lock" for line in changed.splitlines())
     return {"git.commit": commit, "git.dirty": str(dirty).lower()}
+
+
+def commit_url(commit: str) -> str | None:
+    """Where the commit can be looked at: on the host of the remote `origin`, where that is a web host."""
+    remote = _git("remote", "get-url", "origin") or ""
+    # https://user:secret@host/path.git and git@host:path.git; who logs in there, and how, is left out
+    found = re.fullmatch(
+        r"(?:https?://(?:[^/@]*@)?|ssh://git@|git@)([\w.-]+)(?::\d+/|[:/])(.+?)(?:\.git)?/?", remote
+    )
+    return f"https://{found[1]}/{found[2]}/commit/{commit}" if found else None
 
 
 def flow() -> dict[str, str]:

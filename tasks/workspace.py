@@ -35,6 +35,7 @@ KL_PER_LATENT = REPORTS / "kl_per_latent.csv"
 TIMING = REPORTS / "timing.csv"
 MONITOR = REPORTS / "monitor.json"
 METRICS = REPORTS / "metrics.json"
+SUMMARY = REPORTS / "summary.json"
 PLOTS = REPORTS / "plots"
 REPORT = REPORTS / "report.html"
 
