@@ -33,7 +33,7 @@ class Amount:
     steps: int
 
 
-MANY = Amount(pairs=8, samples=48, latents=8, steps=9)
+MANY = Amount(pairs=8, samples=48, latents=8, steps=7)
 FEW = Amount(pairs=4, samples=12, latents=3, steps=5)  # of a decoder that draws pixel by pixel
 
 
