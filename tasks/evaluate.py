@@ -43,7 +43,7 @@ def main() -> None:
     workspace.PLOTS.mkdir(parents=True)
     for picture in facts.pictures:
         (workspace.PLOTS / picture.file).write_bytes(picture.png)
-    latents.to_csv(workspace.PLOTS / "kl_per_latent.csv", index=False)
+    latents.to_csv(workspace.LATENTS, index=False)
     workspace.REPORT.write_text(report.html(facts), encoding="utf-8")
 
     test = facts.metrics["test"]

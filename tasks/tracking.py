@@ -188,6 +188,8 @@ def log_evaluation(
         mlflow.log_artifacts(str(plots), "plots")
         for report in (
             workspace.METRICS,
+            workspace.SUMMARY,
+            workspace.LATENTS,
             workspace.MONITOR,
             workspace.PREFLIGHT,
             workspace.VALIDATION,

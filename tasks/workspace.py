@@ -36,6 +36,7 @@ TIMING = REPORTS / "timing.csv"
 MONITOR = REPORTS / "monitor.json"
 METRICS = REPORTS / "metrics.json"
 SUMMARY = REPORTS / "summary.json"
+LATENTS = REPORTS / "latents.csv"
 PLOTS = REPORTS / "plots"
 REPORT = REPORTS / "report.html"
 
