@@ -14,8 +14,8 @@ from vae import evaluation, illustrations, latent_map, parameters, report, saved
 from vae.batches import open_images
 from vae.devices import Compute, choose
 from vae.errors import InputError
-from vae.facts import Facts
 from vae.evaluation import Evaluation
+from vae.facts import Facts
 from vae.parameters import Parameters
 from vae.preflight import of_remedied
 from vae.probe import classes_read

@@ -172,7 +172,9 @@ def expected_kl(
         ax = figure.subplots()
         ax.semilogx(weights, kl, color=ORANGE, label="expected by linear theory")
         if collapse is not None and collapse < weights[-1]:
-            ax.axvspan(collapse, weights[-1], color=RED, alpha=0.12, lw=0, label="collapse expected")
+            ax.axvspan(
+                max(collapse, weights[0]), weights[-1], color=RED, alpha=0.12, lw=0, label="collapse expected"
+            )
         if weight > 0:
             ax.axvline(weight, color=INK, lw=1, ls=":", label=f"weight of this run: {weight:g}")
             if measured is not None:

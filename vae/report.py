@@ -102,7 +102,7 @@ def html(facts: Facts, origin: Origin | None = None) -> str:
         parameters=_parameters(facts.parameters),
         changed=facts.monitor.get("changes") or {},
     )
-    return page.rstrip() + "\n"
+    return page.strip() + "\n"
 
 
 def number(value: Any) -> str:
