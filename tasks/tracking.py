@@ -241,6 +241,8 @@ def origin(run: Run, promotion: str | None, champion: tuple[str, Run] | None) ->
     if champion is None:
         return Origin(rows, promotion)
     version, its_run = champion
+    if its_run.info.run_id == run.info.run_id:
+        return Origin([*rows, ("Champion", f"this model, version {version}", None)], promotion)
     metrics = {
         name.removeprefix("test/"): value
         for name, value in its_run.data.metrics.items()

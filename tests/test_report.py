@@ -294,7 +294,7 @@ def test_only_the_copy_of_a_run_tells_of_its_origin(tmp_path: Path, monkeypatch:
 def test_without_a_champion_the_copy_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_workspace(tmp_path)
     page = Page(report.html(facts_of(tmp_path, monkeypatch), Origin([])))
-    assert "There is no champion to compare with." in page.text
+    assert "There is no other champion to compare with." in page.text
 
 
 def test_the_summary_is_the_verdict_and_few_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
