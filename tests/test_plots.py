@@ -1,11 +1,14 @@
 """Figures and grids: what they show, and that they repeat to the bit."""
 
+import base64
+import io
 import math
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from vae import grids, plots
 
@@ -85,3 +88,17 @@ def test_a_map_of_many_classes_names_the_most_frequent() -> None:
     assert len(names) == 11 and "30 other classes" in names and "no class" in names
     assert " _$\\alpha^ frequent" in names
     assert plots.png(figure) == plots.png(figure)
+
+
+def test_a_page_keeps_small_pictures_sharp_and_bounds_big_ones() -> None:
+    random = np.random.default_rng(0)
+    small = grids.png(random.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    uri, *size = grids.embedded(small)
+    assert base64.b64decode(uri.removeprefix("data:image/png;base64,")) == small and size == [60, 40]
+    photos = random.normal(0.5, 0.1, (48, 256, 256, 3)).astype(np.float32)  # noise is the worst there is
+    picture = grids.png(grids.grid(photos, columns=8))
+    uri, *size = grids.embedded(picture)
+    assert len(picture) > 3e6 > 1e6 > len(uri)
+    assert size == [1200, round(1541 * 1200 / 2055)]
+    shown = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))))
+    assert shown.size == tuple(size) and grids.embedded(picture)[0] == uri

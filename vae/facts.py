@@ -1,7 +1,5 @@
 """What a report tells: plain data, gathered by the stage evaluate and laid out by `vae.report`."""
 
-import base64
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,16 +31,6 @@ class Picture:
     svg: str | None = None
     rows: Sequence[str] = ()
     columns: Sequence[str] = ()
-
-    @property
-    def uri(self) -> str:
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels, from the PNG's header."""
-        width, height = struct.unpack(">II", self.png[16:24])
-        return width, height
 
     @property
     def drawing(self) -> Markup:

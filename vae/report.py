@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vae.facts import Facts, Origin, Picture
+from vae.grids import embedded
 from vae.latent_map import HEIGHT, WIDTH
 from vae.parameters import Parameters
 
@@ -69,7 +70,7 @@ def html(facts: Facts, origin: Origin | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "printable": printable}
+    environment.filters |= {"number": number, "printable": printable, "embedded": embedded}
     script = (folder / "report.js").read_text(encoding="utf-8")
     verdict = str(facts.monitor.get("verdict", "unknown"))
     level = LEVEL_OF.get(verdict, "poor")
