@@ -243,8 +243,7 @@ def test_the_report_repeats_to_the_bit_and_names_no_place(
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("verdict", ["healthy", "collapsed", "diverged"])
-@pytest.mark.parametrize("labelled", [True, False])
-@pytest.mark.parametrize("epochs", [1, 30])
+@pytest.mark.parametrize(("labelled", "epochs"), [(True, 30), (False, 1)])
 def test_every_case_has_a_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, labelled: bool, epochs: int
 ) -> None:
@@ -289,12 +288,8 @@ def test_only_the_copy_of_a_run_tells_of_its_origin(tmp_path: Path, monkeypatch:
     plain = Page(report.html(facts))
     assert "Against the champion" not in plain.text and "the champion" in plain.text  # where it is found
     assert address not in plain.text
-
-
-def test_without_a_champion_the_copy_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_workspace(tmp_path)
-    page = Page(report.html(facts_of(tmp_path, monkeypatch), Origin([])))
-    assert "There is no other champion to compare with." in page.text
+    alone = Page(report.html(facts, Origin([])))
+    assert "There is no other champion to compare with." in alone.text
 
 
 def test_the_summary_is_the_verdict_and_few_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
