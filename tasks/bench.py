@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,7 +67,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         for name in case or CASES:
             chosen = _known(name, CASES)
-            rate = matrix_rate()
+            rate = max(matrix_rate(precision) for precision in (torch.float32, torch.bfloat16))
             for repeat in range(repeats):
                 for who in trainer or TRAINERS:
                     _known(who, dict.fromkeys(TRAINERS))
@@ -120,15 +121,27 @@ def photos(side: int, channels: int, count: int) -> np.ndarray:
     return patches if channels == 3 else patches.mean(3, keepdims=True).astype(np.uint8)
 
 
-def matrix_rate(side: int = 2048, seconds: float = 2.0) -> float:
-    """Floating-point operations a second of the machine's float32 matrix product, the limit of any training."""
-    a, b = torch.randn(2, side, side)
-    a @ b
+def matrix_rate(precision: torch.dtype, seconds: float = 2.0) -> float:
+    """Floating-point operations a second that the machine reaches at best in this precision.
+
+    The better of a matrix product and a wide convolution: the two come from different libraries, and on some
+    machines the one of the matrix product is the slower.
+    """
+    a, b = torch.randn(2, 2048, 2048).to(precision)
+    x, w = torch.randn(32, 256, 16, 16).to(precision), torch.randn(256, 256, 3, 3).to(precision)
+    x, w = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, w))
+    product = _rate(lambda: a @ b, 2 * 2048**3, seconds)
+    convolution = _rate(lambda: torch.nn.functional.conv2d(x, w), 2 * 32 * 14 * 14 * 9 * 256**2, seconds)
+    return max(product, convolution)
+
+
+def _rate(operation: Callable[[], Any], flops: int, seconds: float) -> float:
+    operation()
     begin, count = time.perf_counter(), 0
     while time.perf_counter() - begin < seconds:
-        a @ b
+        operation()
         count += 1
-    return count * 2 * side**3 / (time.perf_counter() - begin)
+    return count * flops / (time.perf_counter() - begin)
 
 
 def one(name: str, trainer: str, seed: int) -> dict[str, Any]:
@@ -143,9 +156,8 @@ def one(name: str, trainer: str, seed: int) -> dict[str, Any]:
         model = training.build(p)
         seconds = PEERS[trainer](p, model, train)
     else:
-        compute = Compute(
-            torch.device("cpu"), devices.choose(p.train, training.flops(p)).precision, trainer == COMPILED
-        )
+        precision = devices.choose(p.train, training.flops(p)).precision
+        compute = Compute(torch.device("cpu"), precision, trainer == COMPILED)
         speeds: list[float] = []
         trained = training.train(
             p, train, valid, compute, on_epoch=lambda epoch: speeds.append(epoch.images_per_second)

@@ -1,7 +1,7 @@
 """Stage evaluate: how good the model is on images it has never seen; numbers, plots and a report of it all."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,23 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks import workspace
-from vae import evaluation, grids, parameters, pictures, plots, report, saved
-from vae.annealing import first_final_epoch
+from vae import evaluation, illustrations, latent_map, parameters, report, saved
 from vae.batches import open_images
 from vae.devices import Compute, choose
 from vae.errors import InputError
 from vae.evaluation import Evaluation
+from vae.facts import Facts
 from vae.parameters import Parameters
 from vae.preflight import of_remedied
-from vae.report import Facts, Picture, number
+from vae.probe import classes_read
+from vae.report import number
 from vae.rounding import rounded
 from vae.saved import Saved
 
-PAIRS = 8  # best, median and worst reconstructions, this many each
-SAMPLES = 48
-TRAVERSED = 8  # latents
-STEPS = np.linspace(-3, 3, 9)
+# What a person compares runs by: few enough for the width of a screen.
+SUMMARY = (
+    "elbo", "elbo_calibrated", "nll", "kl", "informative_units", "mse", "ssim", "prior_gap", "probe_accuracy",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -37,11 +38,12 @@ def main() -> None:
     facts, latents = evaluate(p, model, model.compute(device), monitor)
 
     workspace.write_json(workspace.METRICS, facts.metrics)
+    workspace.write_json(workspace.SUMMARY, summary(facts))
     shutil.rmtree(workspace.PLOTS, ignore_errors=True)
     workspace.PLOTS.mkdir(parents=True)
     for picture in facts.pictures:
         (workspace.PLOTS / picture.file).write_bytes(picture.png)
-    latents.to_csv(workspace.PLOTS / "kl_per_latent.csv", index=False)
+    latents.to_csv(workspace.LATENTS, index=False)
     workspace.REPORT.write_text(report.html(facts), encoding="utf-8")
 
     test = facts.metrics["test"]
@@ -63,20 +65,14 @@ def main() -> None:
             facts.metrics,
             monitor,
             workspace.PLOTS,
-            lambda links: report.html(facts, links),
+            lambda origin: report.html(facts, origin),
             p,
         )
 
 
-def _about_samples(verdict: str) -> str:
-    if verdict == "collapsed":
-        return "They are all alike because the latents are not used."
-    if verdict == "under_regularised":
-        return "Most of the prior lies where no image was encoded, so most of these are of nothing seen."
-    return (
-        "With few images or many latents they can be blurred or mixed even where reconstructions are good: "
-        "the verdict judges the latents, not these."
-    )
+def summary(facts: Facts) -> dict[str, str | float | None]:
+    """The verdict and the few numbers of the test split that `dvc metrics diff` and `dvc exp show` compare."""
+    return {"verdict": facts.monitor["verdict"], **{name: facts.metrics["test"][name] for name in SUMMARY}}
 
 
 def evaluate(
@@ -89,7 +85,8 @@ def evaluate(
     """
     images = {split: open_images(workspace.images(split)) for split in workspace.SPLITS}
     manifest = read_manifest()
-    labels = {split: labels_of(manifest, split, len(array)) for split, array in images.items()}
+    rows = {split: rows_of(manifest, split, len(array)) for split, array in images.items()}
+    labels = {split: labels_of(found) for split, found in rows.items()}
     preflight = of_remedied(workspace.read_json(workspace.PREFLIGHT), p, model.changes, model.pixels)
     print(
         f"evaluate: {len(images['valid']):,} valid and {len(images['test']):,} test images, "
@@ -97,6 +94,7 @@ def evaluate(
         flush=True,
     )
     evaluated = evaluation.evaluate(model, images, labels, p, compute)
+    test = evaluated["test"]
     facts = Facts(
         parameters=p,
         metrics={split: result.metrics for split, result in evaluated.items()},
@@ -104,122 +102,28 @@ def evaluate(
         preflight=preflight,
         validation=workspace.read_json(workspace.VALIDATION),
         manifest=manifest,
-        pictures=list(
-            draw(
+        pictures=[
+            *illustrations.drawn(p, model, compute, images["test"], test, monitor["verdict"]),
+            *illustrations.charts(
                 p,
                 model,
-                compute,
-                images["test"],
+                test,
                 labels["test"],
-                evaluated["test"],
                 read_epochs(workspace.HISTORY),
                 read_epochs(workspace.KL_PER_LATENT),
                 preflight,
-                monitor["verdict"],
-            )
+            ),
+        ],
+        latent_map=latent_map.draw(
+            test.mu, images["test"], labels["test"], described(rows["test"], test.errors), p.seed
         ),
+        classes_read=classes_read(labels["test"], test.guesses),
         hashes={
             **{f"{split} images": workspace.sha256(workspace.images(split)) for split in workspace.SPLITS},
             "model weights": model.sha256,
         },
     )
-    return facts, latent_table(evaluated["test"])
-
-
-def draw(
-    p: Parameters,
-    model: Saved,
-    compute: Compute,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.object_],
-    result: Evaluation,
-    history: pd.DataFrame,
-    latent_history: pd.DataFrame,
-    preflight: Mapping[str, Any],
-    verdict: str,
-) -> Iterator[Picture]:
-    """Every picture of the report, in its order; images, labels and result are of the test split."""
-    errors = np.nan_to_num(result.errors, nan=np.inf)
-    by_error = np.argsort(errors, kind="stable")
-    middle = max(0, (len(by_error) - PAIRS) // 2)
-    for name, chosen, what in (
-        ("best", by_error[:PAIRS], "The images with the smallest errors"),
-        ("median", by_error[middle : middle + PAIRS], "Images in the middle: what to expect"),
-        ("worst", by_error[::-1][:PAIRS], "The images with the largest errors, the worst first"),
-    ):
-        originals = np.array(images[chosen])
-        copies = pictures.reconstructions(model, originals, compute)
-        span = f"{number(float(errors[chosen].min()))} to {number(float(errors[chosen].max()))}"
-        yield Picture(
-            "Reconstructions",
-            f"reconstructions_{name}.png",
-            f"{what}: originals above, reconstructions below (z at its mean). Mean squared error {span}.",
-            grids.png(grids.reconstruction_grid(originals, copies, PAIRS)),
-        )
-
-    yield Picture(
-        "Samples",
-        "samples.png",
-        f"{SAMPLES} images decoded from z drawn from "
-        + ("the prior N(0, 1)" if model.prior is None else "the mixture fitted to the latents after training")
-        + ": what the model takes images to be. "
-        + _about_samples(verdict),
-        grids.png(grids.grid(pictures.samples(model, SAMPLES, compute, p.seed), columns=8)),
-    )
-
-    kl = np.nan_to_num(result.measurement.kl_per_latent)
-    latents = np.argsort(-kl, kind="stable")[:TRAVERSED]
-    start = np.array(images[by_error[len(by_error) // 2]])
-    names = ", ".join(f"latent {latent} ({number(float(kl[latent]))} nats)" for latent in latents)
-    yield Picture(
-        "Traversals",
-        "traversals.png",
-        "One test image; in each row one latent goes from −3 to 3 while the others stay. "
-        f"The most informative latents, from the top: {names}.",
-        grids.png(grids.grid(pictures.traversals(model, start, latents, STEPS, compute), columns=len(STEPS))),
-    )
-
-    yield Picture(
-        "Latent map",
-        "latent_map.png",
-        "The posterior means of the test images along their two main directions."
-        + (" Classes that part here were told apart without labels." if any(labels) else ""),
-        plots.png(plots.latent_map(result.mu, labels)),
-    )
-
-    ended = f" Training ended early: {model.stopped}." if model.stopped else ""
-    yield Picture(
-        "Training curves",
-        "training_curves.png",
-        "Reconstruction and KL of each epoch; the validation split is measured whole, at the final KL weight. "
-        f"Kept: epoch {model.kept_epoch} of {len(history)}.{ended}",
-        plots.png(plots.training_curves(history, first_final_epoch(p.kl, p.train.epochs), model.kept_epoch)),
-    )
-
-    line = p.monitor.informative_unit_nats
-    yield Picture(
-        "KL per latent",
-        "kl_per_latent.png",
-        f"The test split's KL of each latent, largest first. Below the dashed line, {line:g} nats, "
-        "a latent says next to nothing. Below, in the same order, the share of each latent's variance that is "
-        "its posterior's own: 1 says nothing of the image, 0 tells it exactly.",
-        plots.png(
-            plots.kl_per_latent(
-                result.measurement.kl_per_latent,
-                result.measurement.posterior_share,
-                preflight.get("kl_per_latent"),
-                line,
-            )
-        ),
-    )
-
-    yield Picture(
-        "KL per latent",
-        "kl_over_time.png",
-        "The validation split's KL of each latent in each epoch, a row a latent, the largest at the end on top. "
-        "A row that turns dark and stays so is a latent lost; one that never lit up was never used.",
-        plots.png(plots.kl_over_time(latent_history, model.kept_epoch)),
-    )
+    return facts, latent_table(test)
 
 
 def latent_table(result: Evaluation) -> pd.DataFrame:
@@ -244,15 +148,28 @@ def read_manifest() -> pd.DataFrame:
         raise InputError(f"{workspace.MANIFEST} does not exist; `dvc repro` makes it") from None
 
 
-def labels_of(manifest: pd.DataFrame, split: str, count: int) -> NDArray[np.object_]:
-    """The class of each image of a split, in the order of its array; None where it has none."""
+def rows_of(manifest: pd.DataFrame, split: str, count: int) -> pd.DataFrame:
+    """The manifest's row of each image of a split, in the order of its array."""
     rows = manifest[(manifest["status"] == "ok") & (manifest["split"] == split)].sort_values("index")
     if len(rows) != count:
         raise InputError(
             f"{workspace.MANIFEST} has {len(rows)} {split} images, {workspace.images(split)} has {count}; "
             "run ingest again"
         )
+    return rows
+
+
+def labels_of(rows: pd.DataFrame) -> NDArray[np.object_]:
+    """The class of each image; None where it has none."""
     return np.array([None if pd.isna(label) else str(label) for label in rows["label"]], dtype=object)
+
+
+def described(rows: pd.DataFrame, errors: NDArray[np.float64]) -> list[str]:
+    """What a person is told of each image: class, file, and how far its reconstruction is off."""
+    return [
+        f"{path}{'' if pd.isna(label) else f', class {label}'}, error {number(float(error))}"
+        for path, label, error in zip(rows["path"], rows["label"], errors, strict=True)
+    ]
 
 
 def read_epochs(path: Path) -> pd.DataFrame:

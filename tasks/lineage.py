@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -51,6 +52,16 @@ def git() -> dict[str, str]:
         "git.dirty": str(bool(changed)).lower(),
         "git.changed": "\n".join(named),
     }
+
+
+def commit_url(commit: str) -> str | None:
+    """Where the commit can be looked at: on the host of the remote `origin`, where that is a web host."""
+    remote = git_says("remote", "get-url", "origin") or ""
+    # https://user:secret@host/path.git and git@host:path.git; who logs in there, and how, is left out
+    found = re.fullmatch(
+        r"(?:https?://(?:[^/@]*@)?|ssh://git@|git@)([\w.-]+)(?::\d+/|[:/])(.+?)(?:\.git)?/?", remote
+    )
+    return f"https://{found[1]}/{found[2]}/commit/{commit}" if found else None
 
 
 def flow() -> dict[str, str]:

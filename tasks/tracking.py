@@ -28,6 +28,7 @@ from tasks import alive, lineage, unsent, workspace
 from tasks.lock import hold
 from tasks.promotion import Champion, decide
 from vae import saved as saved_files
+from vae.facts import Origin
 from vae.parameters import Parameters
 from vae.saved import Saved
 
@@ -263,12 +264,12 @@ def log_evaluation(
     metrics: Mapping[str, Mapping[str, float | None]],
     monitor: Mapping[str, Any],
     plots: Path,
-    make_report: Callable[[list[tuple[str, str]]], str],
+    make_report: Callable[[Origin], str],
     p: Parameters,
 ) -> str:
     """Metrics, plots, report and model into the run of these weights; returns the model's URI.
 
-    make_report gives the report as HTML with links added, which the tracked one can not have.
+    make_report gives the report as HTML with what the tracked one can not have: links, and the champion.
     """
     run = run_of(saved.sha256)
     client, run_id = MlflowClient(), run.info.run_id
@@ -287,6 +288,8 @@ def log_evaluation(
         mlflow.log_artifacts(str(plots), "plots")
         for report in (
             workspace.METRICS,
+            workspace.SUMMARY,
+            workspace.LATENTS,
             workspace.MONITOR,
             workspace.PREFLIGHT,
             workspace.VALIDATION,
@@ -298,13 +301,13 @@ def log_evaluation(
             if report.exists():
                 mlflow.log_artifact(str(report))
         version_uri = _register(client, saved, run_id, p.evaluate.register_as, monitor["verdict"])
+        champion = champion_of(client, p.evaluate.register_as)
+        sentence = None
         if p.promote.mode == "dry_run":
-            sentence = _promotion(
-                client, run, p.evaluate.register_as, monitor["verdict"], metrics["test"]["elbo"]
-            )
+            sentence = _promotion(run, champion, monitor["verdict"], metrics["test"]["elbo"])
             mlflow.set_tag("promotion", sentence)
             print(f"promotion (dry run): {sentence}")
-        mlflow.log_text(make_report(links(MlflowClient().get_run(run_id))), "report.html")
+        mlflow.log_text(make_report(origin(client.get_run(run_id), sentence, champion)), "report.html")
     client.set_terminated(run_id, run.info.status)
     return version_uri
 
@@ -324,6 +327,40 @@ def links(run: Run) -> list[tuple[str, str]]:
     if url:
         found.append((f"Prefect flow run {run.data.tags.get('prefect.flow_run_name', '')}".rstrip(), url))
     return found
+
+
+def origin(run: Run, promotion: str | None, champion: tuple[str, Run] | None) -> Origin:
+    """Where a run comes from, with links, and the champion that it stands against."""
+    tags = run.data.tags
+    rows: list[tuple[str, str, str | None]] = [("MLflow run", run.info.run_name, run_url(run))]
+    if commit := tags.get("git.commit"):
+        changed = ", with changes that were not committed" if tags.get("git.dirty") == "true" else ""
+        rows.append(("Git commit", commit[:12] + changed, lineage.commit_url(commit)))
+    if url := tags.get("prefect.flow_run_url"):
+        rows.append(("Prefect flow run", tags.get("prefect.flow_run_name", url), url))
+    if stage := tags.get("dvc.train"):
+        rows.append(("Entry of train in dvc.lock", f"SHA-256 {stage[:12]}…", None))
+    if champion is None:
+        return Origin(rows, promotion)
+    version, its_run = champion
+    if its_run.info.run_id == run.info.run_id:
+        return Origin([*rows, ("Champion", f"this model, version {version}", None)], promotion)
+    metrics = {
+        name.removeprefix("test/"): value
+        for name, value in its_run.data.metrics.items()
+        if name.startswith("test/")
+    }
+    same_data = its_run.data.tags.get("data.sha256") == tags.get("data.sha256")
+    name = f"the champion, version {version}" + ("" if same_data else ", which was tested on other data")
+    return Origin(rows, promotion, (name, metrics))
+
+
+def champion_of(client: MlflowClient, name: str) -> tuple[str, Run] | None:
+    """The version that bears the alias `champion`, and the run that made it."""
+    if CHAMPION not in client.get_registered_model(name).aliases:
+        return None
+    version = client.get_model_version_by_alias(name, CHAMPION)
+    return version.version, client.get_run(version.run_id or "")
 
 
 def run_url(run: Run) -> str:
@@ -373,15 +410,12 @@ def _version_of(client: MlflowClient, name: str, weights_sha256: str, prior: str
     )
 
 
-def _promotion(client: MlflowClient, run: Run, name: str, verdict: str, test_elbo: float | None) -> str:
-    champion = None
-    if CHAMPION in client.get_registered_model(name).aliases:
-        version = client.get_model_version_by_alias(name, CHAMPION)
-        its_run = client.get_run(version.run_id or "")
-        champion = Champion(
-            version.version, its_run.data.metrics.get("test/elbo"), its_run.data.tags.get("data.sha256")
-        )
-    return decide(verdict, test_elbo, run.data.tags.get("data.sha256"), champion)
+def _promotion(run: Run, champion: tuple[str, Run] | None, verdict: str, test_elbo: float | None) -> str:
+    its = None
+    if champion is not None:
+        version, its_run = champion
+        its = Champion(version, its_run.data.metrics.get("test/elbo"), its_run.data.tags.get("data.sha256"))
+    return decide(verdict, test_elbo, run.data.tags.get("data.sha256"), its)
 
 
 def _signature(saved: Saved) -> Any:

@@ -39,6 +39,8 @@ KL_PER_LATENT = REPORTS / "kl_per_latent.csv"
 TIMING = REPORTS / "timing.csv"
 MONITOR = REPORTS / "monitor.json"
 METRICS = REPORTS / "metrics.json"
+SUMMARY = REPORTS / "summary.json"
+LATENTS = REPORTS / "latents.csv"
 PLOTS = REPORTS / "plots"
 REPORT = REPORTS / "report.html"
 

@@ -37,9 +37,38 @@ SMALL = {
 _OF_THE_TOOLS = ("PREFECT_", "MLFLOW_", "DVC_", "VAE_TRAIN_", "GIT_", "OMP_", "MKL_", "MAKE")
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+_without_browser: list[str] = []
+
+
 def pytest_configure() -> None:
     """A terminated test run ends as an interrupted one does: the fixtures still stop what they started."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def browser_path() -> str | None:
+    """A Chromium or Chrome of this machine: VAE_TRAIN_BROWSER, or the first on the PATH."""
+    return os.environ.get("VAE_TRAIN_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `browser` are taken out where there is none; the last lines of the run then say so."""
+    if browser_path() is not None:
+        return
+    left_out = [item for item in items if item.get_closest_marker("browser")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+    _without_browser.extend(item.nodeid for item in left_out)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _without_browser:
+        terminalreporter.section("NOT TESTED: no browser", yellow=True, bold=True)
+        terminalreporter.line(
+            f"{len(_without_browser)} tests open pages in a Chromium, and none of {', '.join(BROWSERS)} is on the "
+            "PATH. Install one, or name it in VAE_TRAIN_BROWSER.",
+            yellow=True,
+        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from vae import evaluation, mixture, parameters
 from vae.batches import generator, to_pixels
 from vae.devices import Compute
 from vae.diagnostics import encode, measure, mutual_information
-from vae.evaluation import Probe, importance_weighted_bound, is_binary, psnr, ssim, ssim_window
+from vae.evaluation import importance_weighted_bound, is_binary, psnr, ssim, ssim_window
 from vae.mixture import Mixture
 from vae.mmd import mmd_to_prior
 from vae.model import VAE
@@ -254,25 +254,6 @@ def test_mutual_information_is_none_where_the_sample_is_too_small_for_it() -> No
     found = mutual_information(mu, np.zeros_like(mu), seed=0)
     assert (found.value, found.aggregate_kl) == (None, None)
     assert found.saturated_at == pytest.approx(math.log(50))
-
-
-def test_probe_reads_classes_off_the_latents_and_nothing_off_noise() -> None:
-    random = np.random.default_rng(0)
-    labels = np.array(["a", "b", "c", None] * 50, dtype=object)
-    noise = random.normal(size=(200, 2)).astype(np.float32)
-    telling = noise.copy()
-    telling[0::4, 0] += 20
-    telling[1::4, 1] += 20
-    perfect, guessing = Probe.fit(telling, labels, 0), Probe.fit(noise, labels, 0)
-    assert perfect and perfect.score(telling, labels) == (1.0, pytest.approx(1 / 3))
-    assert guessing and guessing.score(noise, labels)[0] < 0.6
-    assert perfect.score(telling, np.full(200, None)) is None
-
-
-def test_no_probe_with_fewer_than_two_classes() -> None:
-    mu = np.random.default_rng(0).normal(size=(10, 2)).astype(np.float32)
-    for labels in (np.full(10, None), np.full(10, "a", dtype=object)):
-        assert Probe.fit(mu, labels, 0) is None
 
 
 def test_is_binary() -> None:

@@ -1,6 +1,7 @@
 """dvc.yaml against the code: a stage names all the code that shapes what it writes, and nothing else."""
 
 import ast
+import configparser
 import csv
 import hashlib
 import subprocess
@@ -14,6 +15,7 @@ from flows.vae_train import STAGES
 from tasks import overlay
 from vae import parameters
 from vae.errors import InputError
+from vae.history import HISTORY
 
 PROJECT = Path(__file__).parent.parent
 PACKAGES = ("flows", "tasks", "vae")
@@ -182,11 +184,31 @@ def test_imports_point_one_way(path: str) -> None:
         assert not roots & {"prefect", "mlflow", "dvc"}
 
 
+def test_the_plots_draw_columns_that_the_stages_write() -> None:
+    columns = {
+        "reports/history.csv": set(HISTORY),
+        "reports/latents.csv": {"rank", "latent", "kl", "posterior_share"},
+    }
+    drawn = [plot for entry in definition()["plots"] for plot in entry.values()]
+    assert len(drawn) >= 5
+    for plot in drawn:
+        for axis in ("x", "y"):
+            for file, names in plot[axis].items():
+                assert set([names] if isinstance(names, str) else names) <= columns[file]
+
+
+def test_the_page_of_dvc_plots_has_all_that_dvc_fills_in() -> None:
+    config = configparser.ConfigParser()
+    config.read(PROJECT / ".dvc" / "config")
+    page = (PROJECT / ".dvc" / config["plots"]["html_template"]).read_text(encoding="utf-8")
+    assert all(page.count(f"{{{name}}}") == 1 for name in ("plot_divs", "scripts", "refresh_tag"))
+
+
 def test_the_committed_lock_is_of_this_code() -> None:
     """A fresh clone's first run leaves Git clean only if dvc.lock was made by the code that stands beside it."""
     stages = YAML(typ="safe").load(PROJECT / "dvc.lock")["stages"]
     for stage in stages.values():
         for dep in stage["deps"]:
-            if dep["path"].endswith((".py", ".j2")):
+            if dep["path"].endswith((".py", ".j2", ".css", ".js")):
                 now = hashlib.md5((PROJECT / dep["path"]).read_bytes(), usedforsecurity=False).hexdigest()
                 assert dep["md5"] == now, f"{dep['path']} changed since: run `dvc repro` and commit dvc.lock"

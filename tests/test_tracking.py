@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 
 from tasks import lineage, tracking, workspace
 from vae import mixture, parameters, saved
+from vae.facts import Origin
 from vae.history import HISTORY
 from vae.mixture import Mixture
 from vae.model import VAE
@@ -196,15 +197,22 @@ def test_where_the_store_has_none_a_run_is_made_from_the_files_and_says_so(
     assert tracking.run_of(unknown.sha256).info.run_id == run.info.run_id
 
 
-def evaluate(wanted: Saved, verdict: str = "healthy", elbo: float | None = 5.0) -> str:
+def evaluate(
+    wanted: Saved, verdict: str = "healthy", elbo: float | None = 5.0, told: list[Origin] | None = None
+) -> str:
+    """Logs an evaluation; what the report would be told of the run is added to `told`."""
     plots = Path("reports/plots")
     plots.mkdir(parents=True, exist_ok=True)
     (plots / "kl.png").write_bytes(b"png")
     metrics = {"valid": {"elbo": 4.0, "nll": None}, "test": {"elbo": elbo, "kl": 2.0}}
     p = parameters.load(PROJECT / "experiments" / "default.yaml")
-    return tracking.log_evaluation(
-        wanted, metrics, {"verdict": verdict}, plots, lambda links: f"<html>{links}</html>", p
-    )
+
+    def report(origin: Origin) -> str:
+        if told is not None:
+            told.append(origin)
+        return f"<html>{origin}</html>"
+
+    return tracking.log_evaluation(wanted, metrics, {"verdict": verdict}, plots, report, p)
 
 
 def test_the_same_weights_are_registered_once_and_the_candidate_moves(store: MlflowClient) -> None:
@@ -240,3 +248,46 @@ def test_an_evaluation_goes_into_the_run_of_the_weights_and_leaves_its_status(
     assert {"plots", "report.html"} <= names
     report = Path(store.download_artifacts(run.info.run_id, "report.html")).read_text()
     assert run.info.run_id in report
+
+
+def test_the_report_is_told_of_commit_and_run_and_of_the_champion_it_stands_against(
+    store: MlflowClient,
+) -> None:
+    workspace.REPORTS.mkdir(exist_ok=True)
+    told: list[Origin] = []
+    champion = evaluate(model(8), elbo=3.0).rsplit("/", 1)[1]
+    store.set_registered_model_alias("vae", tracking.CHAMPION, champion)
+    try:
+        evaluate(model(9), elbo=5.0, told=told)
+        evaluate(model(8), elbo=3.0, told=told)
+    finally:
+        store.delete_registered_model_alias("vae", tracking.CHAMPION)
+    evaluate(model(9), elbo=5.0, told=told)
+    challenger, itself, alone = told
+    run = tracking.run_of(model(9).sha256)
+    assert challenger.links[0] == ("MLflow run", run.info.run_name, tracking.run_url(run))
+    assert challenger.champion == (f"the champion, version {champion}", {"elbo": 3.0, "kl": 2.0})
+    assert challenger.promotion and "against 3 of champion" in challenger.promotion
+    assert itself.champion is None
+    assert ("Champion", f"this model, version {champion}", None) in itself.links
+    assert alone.champion is None and alone.promotion and "no champion yet" in alone.promotion
+
+
+@pytest.mark.parametrize(
+    ("remote", "url"),
+    [
+        ("https://user:secret@example.org/a/b.git", "https://example.org/a/b/commit/abc"),
+        ("git@example.org:a/b.git", "https://example.org/a/b/commit/abc"),
+        ("ssh://git@example.org:22/a/b", "https://example.org/a/b/commit/abc"),
+        ("/srv/git/b.git", None),
+        ("file:///srv/git/b.git", None),
+    ],
+)
+def test_a_commit_is_linked_where_its_remote_is_on_the_web_and_no_secret_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: str, url: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert lineage.commit_url("abc") is None
+    subprocess.run(["git", "init", "-q"], check=True)
+    subprocess.run(["git", "remote", "add", "origin", remote], check=True)
+    assert lineage.commit_url("abc") == url

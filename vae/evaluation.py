@@ -4,10 +4,8 @@ Quantities of information are in nats per image; errors are of pixels in [0, 1].
 """
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +29,7 @@ from vae.mmd import mmd_to_prior
 from vae.model import VAE
 from vae.objective import Likelihood, optimal_sigma
 from vae.parameters import Parameters
+from vae.probe import Probe
 from vae.rounding import rounded
 from vae.saved import Saved
 
@@ -51,12 +50,14 @@ class Evaluation:
         measurement: the pass behind rate, distortion and units.
         mu: (N, Z), the posterior means.
         errors: (N,), each image's mean squared error with z = μ.
+        guesses: (N,), the class that the linear probe reads off each image's latents; None where there is no probe.
     """
 
     metrics: Metrics
     measurement: Measurement
     mu: NDArray[np.float32]
     errors: NDArray[np.float64]
+    guesses: NDArray[np.object_] | None
 
 
 def evaluate(
@@ -102,7 +103,7 @@ def _evaluate_split(
     measurement: Measurement,
     calibrated: Likelihood | None,
     mean_image: MeanImage,
-    probe: "Probe | None",
+    probe: Probe | None,
     p: Parameters,
     compute: Compute,
     prune: bool,
@@ -137,7 +138,8 @@ def _evaluate_split(
         "mean_image_mse": mean_image.mse(images),
         **_probed(probe, mu, labels),
     }
-    return Evaluation(rounded(metrics), measurement, mu, errors)
+    guesses = probe.guess(mu) if probe else None
+    return Evaluation(rounded(metrics), measurement, mu, errors, guesses)
 
 
 def _with_fitted_prior(
@@ -281,44 +283,6 @@ def is_binary(images: NDArray[np.uint8]) -> bool:
     return all(
         bool(np.isin(images[start : start + BATCH], (0, 255)).all()) for start in range(0, len(images), BATCH)
     )
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A linear classifier of posterior means: what of the class can be read off the latents."""
-
-    classifier: Any
-    majority: str  # the most frequent class of the training split
-
-    @classmethod
-    def fit(cls, mu: NDArray[np.float32], labels: NDArray[np.object_], seed: int) -> "Probe | None":
-        """None with fewer than two classes, or latents that are not finite.
-
-        mu: (N, Z). labels: (N,), None where an image has no class.
-        """
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        known = np.array([label is not None for label in labels], dtype=bool)
-        classes, counts = np.unique(labels[known].astype(str), return_counts=True)
-        if len(classes) < 2 or not np.isfinite(mu).all():
-            return None
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=seed))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # of no weight here: the score is what it is
-            classifier.fit(mu.astype(np.float64)[known], labels[known].astype(str))
-        return cls(classifier, str(classes[counts.argmax()]))
-
-    def score(self, mu: NDArray[np.float32], labels: NDArray[np.object_]) -> tuple[float, float] | None:
-        """Accuracy, and that of always saying the majority class; None where no image has a class."""
-        known = np.array([label is not None for label in labels], dtype=bool)
-        if not known.any() or not np.isfinite(mu).all():
-            return None
-        truth = labels[known].astype(str)
-        guess = self.classifier.predict(mu.astype(np.float64)[known])
-        return float((guess == truth).mean()), float((truth == self.majority).mean())
 
 
 def _probed(probe: Probe | None, mu: NDArray[np.float32], labels: NDArray[np.object_]) -> Metrics:

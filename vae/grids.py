@@ -1,5 +1,6 @@
 """Images side by side in one picture, enlarged where they are tiny."""
 
+import base64
 import io
 import math
 from typing import Any
@@ -9,6 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 PIXELS = 800  # a grid is enlarged, by a whole factor, to about this width
+BIG, SCREEN = (
+    100_000,
+    1200,
+)  # bytes of a PNG, pixels: a page holds a bigger picture as a JPEG of this width at most
 GAP = 1  # pixels between images, before enlarging
 
 
@@ -45,6 +50,21 @@ def png(picture: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="png", optimize=True)
     return buffer.getvalue()
+
+
+def embedded(picture: bytes) -> tuple[str, int, int]:
+    """A PNG for a page, as a data URI with its width and height in pixels; a big one as a JPEG no wider than a screen.
+
+    So photos of 256 pixels a side do not make a page of many megabytes, and small scans keep their sharp pixels.
+    """
+    image: Image.Image = Image.open(io.BytesIO(picture))
+    if len(picture) <= BIG:
+        return f"data:image/png;base64,{base64.b64encode(picture).decode()}", image.width, image.height
+    if image.width > SCREEN:
+        image = image.resize((SCREEN, round(image.height * SCREEN / image.width)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "jpeg", quality=85, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", image.width, image.height
 
 
 def _row(images: NDArray[Any], columns: int) -> NDArray[np.uint8]:

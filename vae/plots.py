@@ -1,6 +1,10 @@
-"""The figures of an evaluation. They repeat to the bit: no pyplot, no user style, no date in a file."""
+"""The figures of an evaluation. They repeat to the bit: no pyplot, no user style, no date in a file.
+
+Each is as wide as a phone can show with its letters readable; a page puts two of them side by side.
+"""
 
 import io
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +27,11 @@ CLASSES = (
     "#2f6db3", "#d9822b", "#3c8d5a", "#c0392b", "#7d5ba6", "#8c5a3c", "#d069a8", "#a3a72f", "#2fa7b3", "#5b6470",
 )  # fmt: skip
 LONGEST_NAME = 30  # characters of a class in a legend
+WIDTH = 5.6  # inches
+# In a page the colours are its own, so that light, dark and paper each have theirs.
+PAGE_COLOURS = {
+    BLUE: "blue", ORANGE: "orange", GREEN: "green", RED: "red", INK: "ink", GREY: "quiet", LIGHT: "line",
+}  # fmt: skip
 
 _STYLE = {
     "font.size": 11,
@@ -53,7 +62,7 @@ def training_curves(history: pd.DataFrame, ramp_epochs: float, kept_epoch: int) 
     history: the columns of `vae.training.HISTORY`. kept_epoch: counted from 1; 0 where there is none.
     """
     with _style():
-        figure = Figure(figsize=(8, 7), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 6), layout="constrained")
         axes = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.4])
         epochs = history["epoch"].to_numpy()
         for ax, name, title in (
@@ -77,7 +86,7 @@ def training_curves(history: pd.DataFrame, ramp_epochs: float, kept_epoch: int) 
             if kept_epoch > 0:
                 ax.axvline(kept_epoch, color=INK, lw=1, ls=":", label=f"kept epoch {kept_epoch}")
             ax.set_xlim(0.5, right + 0.5)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=4)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
         return figure
 
 
@@ -92,7 +101,7 @@ def kl_per_latent(
     kl: (Z,), nats per image. posterior_share: (Z,), in [0, 1], drawn below in the order of the KL.
     """
     with _style():
-        figure = Figure(figsize=(8, 5), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
         ax, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.2])
         kl = np.nan_to_num(kl, nan=0, posinf=0)
         ranked = np.argsort(-kl, kind="stable")
@@ -127,7 +136,7 @@ def kl_over_time(epochs: pd.DataFrame, kept_epoch: int) -> Figure:
     with _style():
         kl = np.nan_to_num(epochs.drop(columns="epoch").to_numpy(np.float64), nan=0, posinf=0)
         ranked = np.argsort(-kl[-1], kind="stable")
-        figure = Figure(figsize=(8, 4.2), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
         ax = figure.subplots()
         drawn = ax.imshow(
             kl[:, ranked].T,
@@ -147,6 +156,36 @@ def kl_over_time(epochs: pd.DataFrame, kept_epoch: int) -> Figure:
         return figure
 
 
+def expected_kl(
+    weights: NDArray[np.float64],
+    kl: NDArray[np.float64],
+    collapse: float | None,
+    weight: float,
+    measured: float | None,
+) -> Figure:
+    """What linear theory expected of each KL weight, with the weight that was taken and what came of it.
+
+    weights, kl: (K,), kl in nats per image. collapse: the weight from which on collapse is expected.
+    """
+    with _style():
+        figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+        ax = figure.subplots()
+        ax.semilogx(weights, kl, color=ORANGE, label="expected by linear theory")
+        if collapse is not None and collapse < weights[-1]:
+            ax.axvspan(
+                max(collapse, weights[0]), weights[-1], color=RED, alpha=0.12, lw=0, label="collapse expected"
+            )
+        if weight > 0:
+            ax.axvline(weight, color=INK, lw=1, ls=":", label=f"weight of this run: {weight:g}")
+            if measured is not None:
+                ax.plot([weight], [measured], "o", color=BLUE, ms=8, label=f"measured: {measured:.3g} nats")
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.set(xlabel="KL weight", ylabel="KL, nats per image", xlim=(weights[0], weights[-1]))
+        ax.set_ylim(bottom=0)
+        ax.legend()
+        return figure
+
+
 def latent_map(mu: NDArray[np.float32], labels: NDArray[np.object_]) -> Figure:
     """The posterior means' first two principal components, coloured by class; the rare classes share a grey.
 
@@ -157,14 +196,14 @@ def latent_map(mu: NDArray[np.float32], labels: NDArray[np.object_]) -> Figure:
         ax = figure.subplots()
         points, explained = principal_components(mu)
         style: dict[str, Any] = {"s": 22 if len(mu) < 3000 else 5, "alpha": 0.75, "lw": 0}
-        groups = _groups(labels)
-        for name, members, colour in groups:
+        by_class = groups(labels)
+        for name, members, colour in by_class:
             ax.scatter(*points[members].T, color=colour, label=name, **style)
         ax.set(
             xlabel=f"first principal component ({explained[0]:.0%} of the variance)",
             ylabel=f"second ({explained[1]:.0%})",
         )
-        if len(groups) > 1:
+        if len(by_class) > 1:
             legend = ax.legend(
                 loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2 if len(mu) < 3000 else 3
             )
@@ -189,12 +228,48 @@ def principal_components(mu: NDArray[np.float32]) -> tuple[NDArray[np.float64], 
     return points, shares
 
 
+def groups(labels: NDArray[np.object_]) -> list[tuple[str, NDArray[np.bool_], str]]:
+    """(name, members, colour): the most frequent classes by name, then all others together, then no class."""
+    known = np.array([label is not None for label in labels], dtype=bool)
+    texts = np.array([str(label) for label in labels])
+    names, counts = np.unique(texts[known], return_counts=True)
+    most = len(CLASSES)
+    shown = sorted(names[np.argsort(-counts, kind="stable")][: most if len(names) <= most else most - 1])
+    found = [(_short(name), known & (texts == name), CLASSES[i]) for i, name in enumerate(shown)]
+    rest = known & ~np.isin(texts, shown)
+    if rest.any():
+        found.insert(0, (f"{len(names) - len(shown)} other classes", rest, LIGHT))
+    if not known.all():
+        found.insert(0, ("no class", ~known, LIGHT if len(names) else BLUE))
+    return found
+
+
 def png(figure: Figure) -> bytes:
     """The same bytes for the same figure."""
     buffer = io.BytesIO()
     with _style():
-        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The same figure as an <svg> for a page: its letters are text, its colours the page's (`PAGE_COLOURS`).
+
+    name: apart from those of the other figures on the page, since what the drawing refers to is named by it.
+    """
+    buffer = io.StringIO()
+    with _style(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    drawing = buffer.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r"<(metadata|style).*?</\1>\s*|<!--.*?-->\s*", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # figure_1, axes_1: the same names in each figure
+    drawing = re.sub(r' (?:width|height)="[\d.]+pt"', "", drawing, count=2)
+    drawing = re.sub(r"font-family: [^;\"]*;? ?", "", drawing)
+    drawing = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", drawing)
+    for colour, page_colour in PAGE_COLOURS.items():
+        drawing = drawing.replace(colour, f"var(--{page_colour})")
+    return drawing.strip()
 
 
 @contextmanager
@@ -224,22 +299,6 @@ def _without_the_first_fall(ax: Axes, values: NDArray[np.float64], from_zero: bo
     if np.abs(later).max() >= 1 and finite.max() - low > 3 * (high - low):
         margin = 0.1 * (high - low)
         ax.set_ylim(low if from_zero else low - margin, high + margin)
-
-
-def _groups(labels: NDArray[np.object_]) -> list[tuple[str, NDArray[np.bool_], str]]:
-    """(name, members, colour): the most frequent classes by name, then all others together, then no class."""
-    known = np.array([label is not None for label in labels], dtype=bool)
-    texts = np.array([str(label) for label in labels])
-    names, counts = np.unique(texts[known], return_counts=True)
-    most = len(CLASSES)
-    shown = sorted(names[np.argsort(-counts, kind="stable")][: most if len(names) <= most else most - 1])
-    groups = [(_short(name), known & (texts == name), CLASSES[i]) for i, name in enumerate(shown)]
-    rest = known & ~np.isin(texts, shown)
-    if rest.any():
-        groups.insert(0, (f"{len(names) - len(shown)} other classes", rest, LIGHT))
-    if not known.all():
-        groups.insert(0, ("no class", ~known, LIGHT if len(names) else BLUE))
-    return groups
 
 
 def _short(name: str) -> str:

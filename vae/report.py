@@ -1,18 +1,24 @@
 """The report: one HTML file that needs nothing but itself, and repeats to the bit.
 
-No time, host, run or absolute path is in it. Whatever a user named (classes, files, parameters) is escaped.
+No time, host, run or absolute path is in it. Whatever a user named (classes, files, parameters) is escaped,
+and the page's policy lets a browser run the one script that it came with, and load nothing.
 """
 
 import base64
+import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
+from vae.facts import Facts, Origin, Picture
+from vae.grids import embedded
+from vae.latent_map import HEIGHT, WIDTH
 from vae.parameters import Parameters
 
 SPLITS = ("train", "valid", "test")
@@ -32,40 +38,19 @@ LEVEL_OF = {
 }
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A PNG with what is seen on it. Pictures of one section stand together; file is its name, without folder."""
-
-    section: str
-    file: str
-    caption: str
-    png: bytes
-
-    @property
-    def uri(self) -> str:
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
-
-
-@dataclass(frozen=True)
-class Facts:
-    """All that a report tells.
-
-    Attributes:
-        metrics: `reports/metrics.json`; monitor, preflight, validation: the reports of these names. A key
-            that is missing or null shows as a dash.
-        manifest: a row a source file.
-        pictures: in the order of the report.
-        hashes: what was read, by name: SHA-256.
-    """
-
-    parameters: Parameters
-    metrics: Mapping[str, Mapping[str, float | None]]
-    monitor: Mapping[str, Any]
-    preflight: Mapping[str, Any]
-    validation: Mapping[str, Any]
-    manifest: pd.DataFrame
-    pictures: Sequence[Picture]
-    hashes: Mapping[str, str]
+# Numbers to hold against the champion: name, key of the metrics, and which way is better (0: neither).
+COMPARED = (
+    ("ELBO, nats", "elbo", 1),
+    ("calibrated ELBO, nats", "elbo_calibrated", 1),
+    ("negative log-likelihood, nats", "nll", -1),
+    ("KL, nats", "kl", 0),
+    ("informative units", "informative_units", 0),
+    ("mean squared error", "mse", -1),
+    ("PSNR, dB", "psnr", 1),
+    ("SSIM", "ssim", 1),
+    ("linear probe", "probe_accuracy", 1),
+    ("gap to the prior, nats", "prior_gap", -1),
+)
 
 
 @dataclass(frozen=True)
@@ -75,16 +60,18 @@ class Number:
     meaning: str
 
 
-def html(facts: Facts, links: Sequence[tuple[str, str]] = ()) -> str:
-    """The report. links: (label, URL), for a copy that may hold what differs from run to run."""
+def html(facts: Facts, origin: Origin | None = None) -> str:
+    """The report; with an origin, the copy that tells of its run."""
+    folder = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "printable": printable}
+    environment.filters |= {"number": number, "printable": printable, "embedded": embedded}
+    script = (folder / "report.js").read_text(encoding="utf-8")
     verdict = str(facts.monitor.get("verdict", "unknown"))
     level = LEVEL_OF.get(verdict, "poor")
     recommendations = [str(text) for text in facts.monitor.get("recommendations") or []]
@@ -93,6 +80,11 @@ def html(facts: Facts, links: Sequence[tuple[str, str]] = ()) -> str:
         sections.setdefault(picture.section, []).append(picture)
     page = environment.get_template("report.html.j2").render(
         facts=facts,
+        origin=origin,
+        subject=_subject(facts.parameters),
+        style=Markup((folder / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         verdict=verdict.replace("_", " "),
         level=level,
         sign=LEVELS[level],
@@ -100,15 +92,18 @@ def html(facts: Facts, links: Sequence[tuple[str, str]] = ()) -> str:
         recommendations=recommendations,
         numbers=list(_key_numbers(facts)),
         sections=sections,
+        map_size=(WIDTH, HEIGHT),
+        sheet=base64.b64encode(facts.latent_map.sheet).decode(),
+        compared=list(_compared(facts, origin)),
         predictions=list(_predictions(facts)),
         weights=list(_weights(facts)),
         data=_data(facts.manifest),
         rules=[rule for rule in facts.validation.get("rules") or [] if rule.get("count")],
         examples_shown=EXAMPLES_SHOWN,
         parameters=_parameters(facts.parameters),
-        links=links,
+        changed=facts.monitor.get("changes") or {},
     )
-    return page.rstrip() + "\n"
+    return page.strip() + "\n"
 
 
 def number(value: Any) -> str:
@@ -129,10 +124,21 @@ def printable(text: Any) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
+def _subject(p: Parameters) -> str:
+    """What was learnt from, and by how many latents: `leaves, 64×64 pixels in colour, 64 latents`."""
+    name = PurePath(p.data.path).name if p.data.source in ("folder", "idx", "npy") else p.data.source
+    height, width = p.data.image_size
+    latents = p.model.latent_dim
+    return (
+        f"{printable(name)}, {width}×{height} pixels in {'grey' if p.data.channels == 1 else 'colour'}, "
+        f"{latents} latent{'' if latents == 1 else 's'}"
+    )
+
+
 def _nothing_to_do(verdict: str) -> str:
     if verdict == "healthy":
-        return "nothing has to change; look at the samples below, then use the model."
-    return "look at the curves and the reasons below."
+        return "Nothing has to change. Look at the reconstructions and samples below, then use the model."
+    return "Look at the training curves below."
 
 
 def _key_numbers(facts: Facts) -> Iterator[Number]:
@@ -189,6 +195,20 @@ def _normalised(facts: Facts) -> bool:
     return facts.parameters.objective.likelihood == "gaussian" or facts.metrics["test"]["nll"] is not None
 
 
+def _compared(facts: Facts, origin: Origin | None) -> Iterator[tuple[str, str, str, str]]:
+    """(quantity, the champion's, this model's, the difference and which of the two is better)"""
+    if origin is None or origin.champion is None:
+        return
+    for name, key, better in COMPARED:
+        ours, theirs = facts.metrics["test"].get(key), origin.champion[1].get(key)
+        if ours is None or theirs is None:
+            continue
+        difference = ours - theirs
+        word = "" if not better or not difference else " better" if difference * better > 0 else " worse"
+        sign = "+" if difference > 0 else ""
+        yield name, number(theirs), number(ours), f"{sign}{number(difference)}{word}"
+
+
 def _predictions(facts: Facts) -> Iterator[tuple[str, str, str, str]]:
     """(quantity, predicted, on the validation split, on the test split)"""
     valid, test, expected = facts.metrics["valid"], facts.metrics["test"], facts.preflight
@@ -241,12 +261,14 @@ def _data(manifest: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _parameters(p: Parameters) -> list[tuple[str, str]]:
-    rows = []
+def _parameters(p: Parameters) -> list[tuple[str, list[tuple[str, str]]]]:
+    """By section, each parameter's full name and its value."""
+    sections: dict[str, list[tuple[str, str]]] = {}
     for section, values in p.model_dump().items():
         for name, value in values.items() if isinstance(values, dict) else [("", values)]:
-            rows.append((f"{section}.{name}" if name else section, _value(value)))
-    return rows
+            row = (f"{section}.{name}" if name else section, _value(value))
+            sections.setdefault(section if name else "all stages", []).append(row)
+    return list(sections.items())
 
 
 def _value(value: Any) -> str:

@@ -1,0 +1,84 @@
+"""A linear probe: what of an image's class can be read off its latents by a classifier that draws straight lines."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier of posterior means: what of the class can be read off the latents."""
+
+    classifier: Any
+    majority: str  # the most frequent class of the training split
+
+    @classmethod
+    def fit(cls, mu: NDArray[np.float32], labels: NDArray[np.object_], seed: int) -> "Probe | None":
+        """None with fewer than two classes, or latents that are not finite.
+
+        mu: (N, Z). labels: (N,), None where an image has no class.
+        """
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        known = np.array([label is not None for label in labels], dtype=bool)
+        classes, counts = np.unique(labels[known].astype(str), return_counts=True)
+        if len(classes) < 2 or not np.isfinite(mu).all():
+            return None
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=seed))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # of no weight here: the score is what it is
+            classifier.fit(mu.astype(np.float64)[known], labels[known].astype(str))
+        return cls(classifier, str(classes[counts.argmax()]))
+
+    def guess(self, mu: NDArray[np.float32]) -> NDArray[np.object_] | None:
+        """The class of each image: (N,); None with latents that are not finite."""
+        if not np.isfinite(mu).all():
+            return None
+        return np.asarray(self.classifier.predict(mu.astype(np.float64)), dtype=object)
+
+    def score(self, mu: NDArray[np.float32], labels: NDArray[np.object_]) -> tuple[float, float] | None:
+        """Accuracy, and that of always saying the majority class; None where no image has a class."""
+        known = np.array([label is not None for label in labels], dtype=bool)
+        guesses = self.guess(mu)
+        if not known.any() or guesses is None:
+            return None
+        truth = labels[known].astype(str)
+        return float((guesses[known] == truth).mean()), float((truth == self.majority).mean())
+
+
+@dataclass(frozen=True)
+class ClassRead:
+    """How often the images of a class were taken for it, and for which other one most often (None: for no other)."""
+
+    name: str
+    images: int
+    right: int
+    taken_for: str | None
+    wrong: int  # how often for that other one
+
+
+def classes_read(labels: NDArray[np.object_], guesses: NDArray[np.object_] | None) -> list[ClassRead]:
+    """A row a class, by name; images without a class are left out. labels, guesses: (N,)."""
+    if guesses is None:
+        return []
+    rows = []
+    for name in sorted({str(label) for label in labels if label is not None}):
+        of_class = np.array([label is not None and str(label) == name for label in labels])
+        others, counts = np.unique(guesses[of_class & (guesses != name)].astype(str), return_counts=True)
+        most = int(counts.argmax()) if len(counts) else None
+        rows.append(
+            ClassRead(
+                name,
+                int(of_class.sum()),
+                int((guesses[of_class] == name).sum()),
+                None if most is None else str(others[most]),
+                0 if most is None else int(counts[most]),
+            )
+        )
+    return rows
