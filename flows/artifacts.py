@@ -52,7 +52,7 @@ def summary() -> str:
         *[f"- {plain(line)}" for line in monitor["reasons"] + monitor["recommendations"]],
         "",
         f"- report: `{workspace.REPORT}`",
-        *[f"- [{plain(label)}]({quote(url, safe=_URL)})" for label, url in _mlflow_links()],
+        *[f"- {link(label, url)}" for label, url in _mlflow_links()],
     ]
     return "\n".join(lines)
 
@@ -60,6 +60,10 @@ def summary() -> str:
 def plain(text: str) -> str:
     """Text as Markdown shows it, on one line: nothing in it is a link, a tag or the end of a cell."""
     return _MARKDOWN.sub(r"\\\1", printable(text))
+
+
+def link(label: str, url: str) -> str:
+    return f"[{plain(label)}]({quote(url, safe=_URL)})"
 
 
 # The dot and the dash have a meaning only where a line begins.
