@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from tasks import workspace
 from vae import parameters, plain_yaml
@@ -126,7 +127,12 @@ def lay_over(text: str, values: Mapping[str, Any]) -> str:
     """The YAML text with values replaced, comments and layout kept."""
     mapping(text, "params.yaml")
     yaml = _yaml()
-    document = yaml.load(text) or {}
+    try:
+        document = yaml.load(text) or {}
+    except (YAMLError, ValueError, AttributeError) as error:  # the C library, which read it, forgives more
+        raise InputError(f"params.yaml is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise InputError("params.yaml is read in two ways; write it anew: make run EXPERIMENT=default")
     for key, value in values.items():
         *sections, name = key.split(".")
         place = document

@@ -139,6 +139,8 @@ SYNTAX = st.sampled_from(
 @settings(max_examples=300, deadline=None, suppress_health_check=IN_A_DIRECTORY)
 @given(st.lists(SYNTAX | st.text(max_size=3), max_size=25).map("".join), st.booleans())
 @example("y: =", False)
+@example("\ufeff", True)
+@example("\x85\ufeff", False)
 def test_any_text_is_parameters_or_an_input_error(place: Path, text: str, defaults: bool) -> None:
     (place / "params.yaml").write_bytes((DEFAULTS * defaults + text).encode("utf-8", "surrogatepass"))
     for read in (parameters.load, lambda: overlay.apply(None, {"seed": 0})):

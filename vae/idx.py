@@ -45,7 +45,7 @@ def idx_array(path: Path, dimensions: int) -> NDArray[np.uint8]:
         raise InputError(f"{str(path)!r} cannot be read: {error.strerror}") from None
 
 
-def _unpack(packed: IO[bytes], unpacked: IO[bytes], dimensions: int) -> None:
+def _unpack(packed: gzip.GzipFile, unpacked: IO[bytes], dimensions: int) -> None:
     """As much as the header promises, and a byte more to show it where there is more: a bomb fills no disk."""
     head = packed.read(4 + 4 * dimensions)
     unpacked.write(head)
