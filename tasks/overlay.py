@@ -135,7 +135,7 @@ def lay_over(text: str, values: Mapping[str, Any]) -> str:
         raise InputError("params.yaml is read in two ways; write it anew: make run EXPERIMENT=default")
     for key, value in values.items():
         *sections, name = key.split(".")
-        place = document
+        place: Any = document
         for section in sections:
             place = place.get(section) if isinstance(place, dict) else None
         if not isinstance(place, dict) or name not in place:
