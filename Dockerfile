@@ -13,6 +13,7 @@ ENV PYTHONUNBUFFERED=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore \
     MLFLOW_DISABLE_TELEMETRY=true \
+    MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
     DO_NOT_TRACK=1
 
 # DVC needs git. Versions are Debian's: the mirrors drop older ones, so that a pinned one stops building.

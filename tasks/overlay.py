@@ -17,12 +17,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tasks import workspace
-from vae import parameters
+from vae import parameters, plain_yaml
 from vae.errors import InputError
 from vae.parameters import Parameters
 
 EXPERIMENTS = Path("experiments")
 DEFAULT = "default"
+LONGEST_TEXT = 4096  # of one value: a path, at most
 
 
 def apply(
@@ -80,10 +81,7 @@ def parse_settings(text: str) -> dict[str, Any]:
                 f"SET: {word!r} is not of the form name=value, such as train.epochs=2; "
                 "a value with spaces wants quotes: data.path='my photos'"
             )
-        try:
-            values[name] = _yaml("safe").load(value)
-        except YAMLError:
-            raise InputError(f"SET: {name} = {value!r} is not a YAML value") from None
+        values[name] = plain_yaml.read(value, f"SET: {name} = {value[:200]!r}")
     return values
 
 
@@ -92,9 +90,9 @@ def _experiment(name: str) -> dict[str, Any]:
         file.relative_to(EXPERIMENTS).with_suffix("").as_posix(): file for file in EXPERIMENTS.rglob("*.yaml")
     }
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        close = difflib.get_close_matches(name[:200], known, n=3, cutoff=0.5)
         advice = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
-        raise InputError(f"experiment {name!r} does not exist; {advice}")
+        raise InputError(f"experiment {name[:200]!r} does not exist; {advice}")
     return mapping(_text(known[name]), str(known[name]))
 
 
@@ -107,20 +105,22 @@ def _text(path: Path) -> str:
 
 def mapping(text: str, origin: str) -> dict[str, Any]:
     """Raises: InputError: no YAML, or no mapping."""
-    try:
-        values = _yaml("safe").load(text)
-    except YAMLError as error:
-        raise InputError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+    values = plain_yaml.read(text, origin)
     if not isinstance(values, dict | None):
         raise InputError(f"{origin} holds {type(values).__name__} where a mapping of sections is expected")
     return values or {}
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"kl": {"max_weight": 1}}` → `{"kl.max_weight": 1}`."""
+    """`{"kl": {"max_weight": 1}}` → `{"kl.max_weight": 1}`.
+
+    Raises: InputError: nested deeper than any parameter is.
+    """
     found: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
+        if key.count(".") > plain_yaml.MAX_DEPTH:
+            raise InputError(f"{key[:200]} is not a parameter; params.yaml names them all")
         found |= flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
     return found
 
@@ -128,17 +128,23 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def lay_over(text: str, values: Mapping[str, Any]) -> str:
     """The YAML text with values replaced, comments and layout kept."""
     mapping(text, "params.yaml")
-    yaml = _yaml("rt")
-    document = yaml.load(text)
+    yaml = _yaml()
+    try:
+        document = yaml.load(text) or {}
+    except (YAMLError, ValueError, AttributeError) as error:  # the C library, which read it, forgives more
+        raise InputError(f"params.yaml is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise InputError("params.yaml is read in two ways; write it anew: make run EXPERIMENT=default")
     for key, value in values.items():
         *sections, name = key.split(".")
-        place = document
+        place: Any = document
         for section in sections:
             place = place.get(section) if isinstance(place, dict) else None
         if not isinstance(place, dict) or name not in place:
-            like = difflib.get_close_matches(key, flat(document), 1)
+            like = difflib.get_close_matches(key[:200], flat(document), 1)
             hint = f"did you mean {like[0]}?" if like else "params.yaml names them all"
-            raise InputError(f"{key} is not a parameter; {hint}")
+            raise InputError(f"{_one_line(key)} is not a parameter; {hint}")
+        _check_plain(key, value)
         if isinstance(place[name], list) and isinstance(value, list):
             place[name][:] = value  # keeps its [flow, style]
         else:
@@ -174,13 +180,30 @@ def _kept_aside(standing: str) -> str | None:
     """The person's own file, where what stands in `params.yaml` is still what an overlay wrote."""
     try:
         record = json.loads(_record().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return record["before"] if record["written"] == standing else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return record["before"] if record["written"] == standing else None
 
 
-def _yaml(kind: str) -> YAML:
-    yaml = YAML(typ=kind)
+def _check_plain(key: str, value: Any) -> None:
+    """Raises: InputError: no parameter is such a thing, and writing it as YAML could take for ever."""
+    for part in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(part, list | tuple | dict | set):
+            raise InputError(f"{key} is nested; one value, or a list of values, is expected")
+        if isinstance(part, str) and len(part) > LONGEST_TEXT:
+            raise InputError(f"{key} has {len(part):,} characters; at most {LONGEST_TEXT:,} are taken")
+        if isinstance(part, int) and part.bit_length() > 1024:
+            raise InputError(
+                f"{key} is a number of {part.bit_length():,} bits, more than any parameter takes"
+            )
+
+
+def _one_line(text: str) -> str:
+    return text[:200] if text[:200].isprintable() else ascii(text[:200])
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
     yaml.width = 4096
     yaml.preserve_quotes = True
     # ruamel writes null as nothing at all, which reads like a slip.

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from vae.errors import InputError
 from vae.parameters import Data
+from vae.sources import shown
 
 BUNDLED = "data/bundled"  # what data.path is where nothing of it is read
 
 
 def check(data: Data) -> None:
-    """Raises: InputError: the path is missing, unreadable, or holds a link that leads nowhere."""
+    """Raises: InputError: the path is missing, unreadable, or holds what DVC stops at or would read for ever."""
     path = Path(data.path)
     bundled = path.absolute() == Path(BUNDLED).absolute()
     if data.source == "digits" and not bundled:
@@ -33,10 +34,20 @@ def check(data: Data) -> None:
         raise InputError(f"data.path = {data.path} does not exist (looked for {path.absolute()})")
     if not os.access(path, os.R_OK):
         raise InputError(f"data.path = {data.path} can not be read; check its permissions")
-    if path.is_dir():
-        broken = [entry for entry in path.rglob("*") if entry.is_symlink() and not entry.exists()]
-        if broken:
+    for what, found in _untrackable(path).items():
+        if found:
             raise InputError(
-                f"data.path = {data.path} holds {len(broken)} link(s) that lead nowhere, such as {broken[0]}; "
-                "remove them, because DVC can not track them"
+                f"data.path = {data.path} holds {len(found)} {what}, such as {shown(str(found[0]))!r}; "
+                "remove or rename them, because DVC can not track them"
             )
+
+
+def _untrackable(path: Path) -> dict[str, list[Path]]:
+    """DVC stops at the first, can not write down the second, and reads from the third without end."""
+    entries = [path, *path.rglob("*")] if path.is_dir() else [path]
+    neither = [entry for entry in entries if not (entry.is_file() or entry.is_dir())]
+    return {
+        "link(s) that lead nowhere": [entry for entry in neither if not entry.exists()],
+        "name(s) that are no UTF-8": [entry for entry in entries if shown(str(entry)) != str(entry)],
+        "pipe(s), socket(s) or device(s)": [entry for entry in neither if entry.exists()],
+    }

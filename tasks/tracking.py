@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # whatever a shell has set
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # A server that is down is given up within seconds, not minutes: what it misses is sent later.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -324,7 +324,7 @@ def links(run: Run) -> list[tuple[str, str]]:
     """(label, URL) of all that a run came from, where it is known."""
     found = [("MLflow run " + run.info.run_name, run_url(run))]
     url = run.data.tags.get("prefect.flow_run_url")
-    if url:
+    if url and url.startswith(("http://", "https://")):  # a tag is anyone's who reaches the store
         found.append((f"Prefect flow run {run.data.tags.get('prefect.flow_run_name', '')}".rstrip(), url))
     return found
 

@@ -5,6 +5,7 @@ All rules are judged before the stage fails, and both reports are written first,
 """
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -136,8 +137,15 @@ def _write_failures(rules: tuple[Rule, ...], inspection: Inspection) -> None:
 
 
 def _harmless(cell: str) -> str:
-    """A file may be called `=cmd|…`: a leading apostrophe keeps a spreadsheet from running it."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
+    """A file may be called `=cmd|…`: an apostrophe before it keeps a spreadsheet from running it.
+
+    Also after what a spreadsheet of other settings takes for the end of a cell.
+    """
+    return _FORMULA.sub("'", cell)
+
+
+# https://owasp.org/www-community/attacks/CSV_Injection; of full width are those that East Asian systems take too.
+_FORMULA = re.compile(r'(?:^|(?<=[;\t\r\n]))(?=["\t\r\n]*[=+\-@＝＋－＠])')
 
 
 def _show(rules: tuple[Rule, ...], inspection: Inspection) -> None:

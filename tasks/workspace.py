@@ -81,6 +81,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}); `dvc repro` makes it anew") from None
 
 
 def write_json(path: Path, value: Any) -> None:

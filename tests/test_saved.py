@@ -93,7 +93,9 @@ def test_what_a_remedy_changed_and_a_fitted_prior_come_back(tmp_path: Path) -> N
     mu = random.normal(size=(50, 4)).astype(np.float32)
     prior = mixture.fit(mu, np.full((50, 4), -1.0, np.float32), seed=0)
     changes = {"kl.max_weight": 1.0, "model.widths": [6, 8], "kl.capacity": None}
-    remedies = [{"verdict": "collapsed", "reasons": ["a"], "changes": changes, "fitted_prior": True}]
+    remedies = [
+        {"verdict": "collapsed", "reasons": ["a"], "changes": changes, "fitted_prior": True, "kept": True}
+    ]
     for folder in (tmp_path, tmp_path / "again"):
         saved.save(
             folder, model(), architecture(), SHAPE, NOISE, {}, "fp32", 1, None, {},

@@ -1,8 +1,8 @@
 """The idx format of MNIST, plain or gzipped."""
 
 import gzip
+import math
 import os
-import shutil
 import tempfile
 import zlib
 from pathlib import Path
@@ -12,6 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae.errors import InputError
+
+
+def expect_regular(path: Path) -> None:
+    """Raises: InputError: it is no regular file: opening a pipe, for one, would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{str(path)!r} is no regular file; put one there")
 
 
 def idx_array(path: Path, dimensions: int) -> NDArray[np.uint8]:
@@ -25,17 +31,32 @@ def idx_array(path: Path, dimensions: int) -> NDArray[np.uint8]:
         InputError: it cannot be read, is broken, holds something else, or more or less than its header says.
     """
     try:
+        expect_regular(path)
         if path.suffix.lower() != ".gz":
             with path.open("rb") as plain:
                 return _mapped(plain, path, dimensions)
         with gzip.open(path, "rb") as packed, tempfile.TemporaryFile() as unpacked:
-            shutil.copyfileobj(packed, unpacked)
+            _unpack(packed, unpacked, dimensions)
             unpacked.seek(0)
             return _mapped(unpacked, path, dimensions)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{str(path)!r} is a broken gzip file: {error}; fetch it again") from None
     except OSError as error:
         raise InputError(f"{str(path)!r} cannot be read: {error.strerror}") from None
+
+
+def _unpack(packed: gzip.GzipFile, unpacked: IO[bytes], dimensions: int) -> None:
+    """As much as the header promises, and a byte more to show it where there is more: a bomb fills no disk."""
+    head = packed.read(4 + 4 * dimensions)
+    unpacked.write(head)
+    left = math.prod(_shape(head)) + 1
+    while left > 0 and (block := packed.read(min(left, 2**20))):
+        unpacked.write(block)
+        left -= len(block)
+
+
+def _shape(head: bytes) -> tuple[int, ...]:
+    return tuple(int.from_bytes(head[i : i + 4]) for i in range(4, len(head), 4))
 
 
 def _mapped(file: IO[bytes], path: Path, dimensions: int) -> NDArray[np.uint8]:
@@ -45,8 +66,8 @@ def _mapped(file: IO[bytes], path: Path, dimensions: int) -> NDArray[np.uint8]:
             f"{str(path)!r} begins with {head[:4].hex(' ') or 'nothing'}; an idx file of bytes with "
             f"{dimensions} dimensions begins with 00 00 08 {dimensions:02}"
         )
-    shape = tuple(int.from_bytes(head[i : i + 4]) for i in range(4, len(head), 4))
-    size, promised = file.seek(0, os.SEEK_END), len(head) + int(np.prod(shape, dtype=object))
+    shape = _shape(head)
+    size, promised = file.seek(0, os.SEEK_END), len(head) + math.prod(shape)
     if len(shape) != dimensions or size != promised:
         raise InputError(
             f"{str(path)!r} holds {size:,} bytes where its header {shape} promises {promised:,}; "

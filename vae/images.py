@@ -15,7 +15,8 @@ Ingest and the encoding of a new photo both come through here, so that they agre
 - `binarise` comes last; `binarised` says how.
 
 What cannot be used raises `UnusableImage` and nothing else, whatever the file holds. Decoding is bounded by
-`MAX_BYTES` and, from the header, before any pixel is decoded, by `MAX_PIXELS`. A truncated image is refused.
+`MAX_BYTES` and, from the header, before any pixel is decoded, by `MAX_PIXELS`, `MAX_SIDE` and `MAX_SCANS`; of
+what is large once decoded, one at a time is in memory. A truncated image is refused.
 Only the formats of `FORMATS` are tried: Pillow knows others, one of which starts another program (EPS).
 """
 
@@ -25,9 +26,10 @@ import logging
 import os
 import re
 import stat
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,10 @@ from vae.parameters import Parameters
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 100_000_000
+MAX_SIDE = 100_000  # pixels; resizing needs memory and time in proportion to the longer side alone
+MAX_SCANS = 100  # of a JPEG, as libtiff has it: each costs a pass over all pixels, and few bytes
+LARGE = 25_000_000  # pixels, decoded: from here on one at a time, since one can take 20 bytes a pixel
+_large_one = threading.Lock()
 Image.init()  # registers all formats now: left to the first image, it would be a race between threads
 FORMATS = sorted(
     {
@@ -154,11 +160,18 @@ def prepare(content: bytes | NDArray[np.uint8], preprocessing: Preprocessing) ->
         width, height, mode = *image.size, image.mode
         if width * height > MAX_PIXELS:
             raise UnusableImage(f"too large: {width}×{height} pixels, at most {MAX_PIXELS:,} are decoded")
+        if max(width, height) > MAX_SIDE:
+            raise UnusableImage(
+                f"too large: {width}×{height} pixels, at most {MAX_SIDE:,} a side are decoded"
+            )
+        if image.format in ("JPEG", "MPO") and isinstance(content, bytes) and _scans(content) > MAX_SCANS:
+            raise UnusableImage(f"broken image: a JPEG of more than {MAX_SCANS} scans")
         # The longer side for both, since width and height may change places when the image is turned upright.
         image.draft(None, (2 * max(size), 2 * max(size)))
-        image.load()
-        flat = _flattened(_upright(image)).convert("L" if preprocessing.channels == 1 else "RGB")
-        pixels = np.asarray(flat.resize(size, Image.Resampling.BICUBIC))
+        with _large_one if image.width * image.height > LARGE else nullcontext():
+            image.load()
+            flat = _flattened(_upright(image)).convert("L" if preprocessing.channels == 1 else "RGB")
+            pixels = np.asarray(flat.resize(size, Image.Resampling.BICUBIC))
         return Prepared(pixels.reshape(*size[::-1], preprocessing.channels), width, height, mode)
 
 
@@ -191,6 +204,20 @@ def binarised(
 
 def _opened(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content), formats=FORMATS)
+
+
+# Of a JPEG: what begins a segment or ends the image; not restarts (D0..D7), which stand within a scan's data.
+_JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
+_END, _SCAN = 0xD9, 0xDA
+
+
+def _scans(jpeg: bytes) -> int:
+    """How many scans the first image has, counted to just above `MAX_SCANS`; nothing is decoded."""
+    scans, at = 0, 0
+    while scans <= MAX_SCANS and (marker := _JPEG_MARKER.search(jpeg, at)) and marker[1][0] != _END:
+        scans += marker[1][0] == _SCAN
+        at = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2])
+    return scans
 
 
 def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:

@@ -9,9 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from vae import plain_yaml
 from vae.errors import InputError
 
 SMALLEST_IMAGE, LARGEST_IMAGE = 8, 256
+MOST_COMPLAINTS = 20
+
+# What a system takes for a path: neither a NUL nor more than PATH_MAX bytes.
+PathText = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 
 
 def _pair(value: Any) -> Any:
@@ -35,7 +40,7 @@ class _Section(BaseModel):
 
 class Data(_Section):
     source: Literal["digits", "folder", "idx", "npy", "huggingface"]
-    path: str = Field(min_length=1)
+    path: PathText
     image_size: Annotated[tuple[int, int], BeforeValidator(_pair)]
     channels: Literal[1, 3]
     valid_fraction: float = Field(gt=0, lt=1)
@@ -142,12 +147,12 @@ class Train(_Section):
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
     aggressive_encoder: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
     compile: Literal["auto"] | bool = "auto"
     deterministic: bool = True
     patience: Annotated[int, Field(ge=1)] | None = None
     select: Literal["best", "last"] = "best"
-    initial_weights: str | None = None
+    initial_weights: PathText | None = None
     on_collapse: Literal["stop", "remedy", "continue"] = "stop"
     remedy_attempts: int = Field(ge=0, default=2)
 
@@ -286,7 +291,10 @@ def parse(values: Mapping[str, Any], origin: str = "params.yaml") -> Parameters:
     try:
         return Parameters.model_validate(dict(values))
     except ValidationError as error:
-        raise InputError("\n".join(f"{origin}: {_describe(e)}" for e in _merge(error.errors()))) from None
+        lines = [f"{origin}: {_describe(e)}" for e in _merge(error.errors())]
+        if len(lines) > MOST_COMPLAINTS:
+            lines[MOST_COMPLAINTS:] = [f"{origin}: and {len(lines) - MOST_COMPLAINTS:,} more"]
+        raise InputError("\n".join(lines)) from None
 
 
 def load(path: Path = Path("params.yaml")) -> Parameters:
@@ -295,20 +303,15 @@ def load(path: Path = Path("params.yaml")) -> Parameters:
     Raises:
         InputError: the file is missing, is no YAML mapping, or holds a value that is not allowed.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
-        values = YAML(typ="safe").load(path)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; run this from the project's folder") from None
     except OSError as error:
         raise InputError(f"{path} can not be read: {error.strerror}") from None
-    except (
-        YAMLError,
-        ValueError,
-    ) as error:  # ValueError: 2024-13-45 looks like a date, bytes that are no text
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    values = plain_yaml.read(text, str(path))
     if not isinstance(values, dict):
         raise InputError(f"{path} holds {type(values).__name__} where a mapping of sections is expected")
     return parse(values, str(path))
@@ -327,7 +330,8 @@ def _merge(errors: list[Any]) -> list[Any]:
 
 
 def _describe(error: Any) -> str:
-    name = ".".join(str(part) if str(part).isprintable() else ascii(part) for part in error["loc"])
+    parts = (str(part) for part in error["loc"])
+    name = _short(".".join(part if part.isprintable() else ascii(part) for part in parts))
     match error["type"]:
         case "extra_forbidden":
             section = error["loc"][0] if len(error["loc"]) > 1 else None
@@ -339,4 +343,15 @@ def _describe(error: Any) -> str:
         case "value_error":
             return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
     message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{name} = {error['input']!r}: {message.replace('input ', '').replace('Input ', '')}"
+    return f"{name} = {_shown(error['input'])}: {message.replace('input ', '').replace('Input ', '')}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _short(repr(value))
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"

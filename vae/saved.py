@@ -1,14 +1,19 @@
-"""A model on disk: `weights.safetensors` and a readable `config.json`. Loading runs no code from either."""
+"""A model on disk: `weights.safetensors` and a readable `config.json`. Loading runs no code from either.
+
+Both are checked before anything is made of them: a `config.json` from elsewhere may ask for any amount of memory.
+"""
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
@@ -19,6 +24,7 @@ from vae.errors import InputError
 from vae.mixture import Mixture
 from vae.model import VAE, to_device
 from vae.objective import Likelihood
+from vae.parameters import LARGEST_IMAGE, Model
 
 WEIGHTS, CONFIG, PRIOR = "weights.safetensors", "config.json", "prior.safetensors"
 FIXED = ("train.device", "train.initial_weights", "train.on_collapse", "train.remedy_attempts")
@@ -119,6 +125,7 @@ def load(folder: Path, device: torch.device | None = None) -> Saved:
         _check(config)
         weights = read_weights(folder / WEIGHTS)
         shape = tuple(config["image_shape"])
+        _check_size(shape, config["model"], weights)
         model = VAE(
             shape,
             learned_sigma="log_sigma" in weights,
@@ -126,6 +133,8 @@ def load(folder: Path, device: torch.device | None = None) -> Saved:
             **config["model"],
         )
         model.load_state_dict(weights)
+        if wrong := [n for n, t in model.state_dict().items() if t.dtype != weights[n].dtype]:
+            raise ValueError(f"{wrong[0]} is of {weights[wrong[0]].dtype}")
         model = to_device(model, device or torch.device("cpu"))
         return Saved(
             model=model.eval(),
@@ -146,16 +155,64 @@ def load(folder: Path, device: torch.device | None = None) -> Saved:
         raise InputError(f"{folder}: weights and {CONFIG} do not fit together: {reason}") from None
 
 
+class _Attempt(BaseModel):
+    changes: dict[str, Any]
+    fitted_prior: bool
+    verdict: str
+    reasons: list[str]
+    kept: bool
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    format: Literal[1]
+    model: Model
+    image_shape: Annotated[
+        list[Annotated[int, Field(ge=1, le=LARGEST_IMAGE)]], Field(min_length=3, max_length=3)
+    ]
+    likelihood: dict[str, Any]
+    preprocessing: dict[str, Any]
+    precision: Literal["fp32", "bf16"]
+    kept_epoch: Annotated[int, Field(ge=0)]
+    stopped: str | None
+    train: dict[str, float | None]
+    changes: dict[str, Any] = {}
+    remedies: list[_Attempt] = []
+
+
 def _check(config: dict[str, Any]) -> None:
-    """Raises: ValueError: a value that would give wrong numbers rather than an error."""
-    if config["format"] != 1:
-        raise ValueError(f"format = {config['format']!r} is not known here, 1 is")
-    if config["precision"] not in ("fp32", "bf16"):
-        raise ValueError(f"precision = {config['precision']!r} is neither fp32 nor bf16")
+    """Raises: ValueError: a value of another kind, or one that would give wrong numbers rather than an error."""
+    try:
+        _Config.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from None
+    sides = zip(("channels", "height", "width"), config["image_shape"], strict=True)
+    if any(config["preprocessing"].get(name, side) != side for name, side in sides):
+        raise ValueError(f"preprocessing does not give images of image_shape = {config['image_shape']}")
     kind, sigma = config["likelihood"]["kind"], config["likelihood"]["sigma"]
     known = isinstance(sigma, int | float) and 0 < sigma < math.inf if kind == "gaussian" else sigma is None
     if kind not in ("gaussian", "bernoulli") or not known:
         raise ValueError(f"likelihood = {config['likelihood']!r} is none")
+
+
+def _check_size(
+    shape: tuple[int, int, int], architecture: dict[str, Any], weights: dict[str, Tensor]
+) -> None:
+    """Raises: ValueError: the file holds fewer weights than the fewest that such a network has.
+
+    So a network is never larger than a few times the file that is to fill it.
+    """
+    channels, height, width = shape
+    widths, latents = architecture["widths"], architecture["latent_dim"]
+    first, last = channels * height * width, widths[-1]
+    if architecture["architecture"] in ("conv", "autoregressive"):
+        first, last = channels, last * (height >> len(widths)) * (width >> len(widths))
+    fewest = 2 * last * latents + sum(a * b for a, b in itertools.pairwise((first, *widths)))
+    if fewest > sum(tensor.numel() for tensor in weights.values()):
+        raise ValueError(f"{WEIGHTS} holds fewer weights than such a model has, which is {fewest:,} or more")
 
 
 def _check_changes(changes: Any) -> dict[str, Any]:
@@ -174,10 +231,17 @@ def _read_prior(path: Path, latents: int) -> Mixture | None:
     prior = Mixture(**read_weights(path))
     components = len(prior.weights)
     fits = prior.means.shape == (components, latents) and prior.scales.shape == (components, latents, latents)
-    finite = all(bool(tensor.isfinite().all()) for tensor in prior.tensors().values())
-    if not fits or not finite or (prior.weights < 0).any() or abs(float(prior.weights.sum()) - 1) > 1e-6:
+    numbers = all(
+        tensor.dtype == torch.float64 and bool(tensor.isfinite().all()) for tensor in prior.tensors().values()
+    )
+    cholesky = fits and torch.equal(prior.scales, prior.scales.tril()) and (_diagonal(prior.scales) > 0).all()
+    if not numbers or not cholesky or (prior.weights < 0).any() or abs(float(prior.weights.sum()) - 1) > 1e-6:
         raise ValueError(f"{path.name} is no mixture over {latents} latents")
     return prior
+
+
+def _diagonal(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=-2, dim2=-1)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -194,6 +258,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads a safetensors file; anything else, a pickle above all, is refused."""
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise InputError(f"{path} is not a safetensors file but a folder, a pipe or a device")
         return load_file(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae.errors import InputError
-from vae.idx import idx_array
+from vae.idx import expect_regular, idx_array
 from vae.images import MAX_PIXELS, UnusableImage, read_file
 from vae.parameters import Data
 
@@ -189,6 +189,8 @@ def idx(path: Path) -> list[Item]:
             )
         seen[split] = name
         images = idx_array(path / name, 3)
+        if images.shape[1] * images.shape[2] > MAX_PIXELS:
+            raise InputError(f"{name} in {str(path)!r} has images of {images.shape[1:]}: too large")
         labels_file = _idx_labels_file(path / name)
         labels = None if labels_file is None else [str(label) for label in idx_array(labels_file, 1)]
         items += _rows(images, name, split, labels)
@@ -245,10 +247,13 @@ def _npy_rows(file: Path, split: str | None) -> list[Item]:
 
 def _npy_array(file: Path) -> NDArray[Any]:
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        expect_regular(file)
+        return np.lib.format.open_memmap(file, mode="r")  # np.load would also take zip files and pickles
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{str(file)!r} cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError, TypeError, SyntaxError) as error:
+    except Exception as error:  # NumPy gives the header to Python's own parser, which raises anything
         raise InputError(f"{str(file)!r} is no usable .npy file: {' '.join(str(error).split())}") from None
 
 
