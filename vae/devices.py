@@ -58,7 +58,7 @@ def choose(train: Train, training_flops: float = 0.0) -> Compute:
     Raises:
         InputError: CUDA is asked for and absent, or has no bf16.
     """
-    device = _device(train.device)
+    device = named(train.device)
     precision = train.precision
     if precision == "auto":
         precision = "bf16" if _has_fast_bf16(device) else "fp32"
@@ -71,14 +71,19 @@ def choose(train: Train, training_flops: float = 0.0) -> Compute:
     return Compute(device, precision, compiled)
 
 
-def _device(name: str) -> torch.device:
+def named(name: str) -> torch.device:
+    """`auto`: CUDA where there is one, else the CPU; `cpu`; `cuda`; `cuda:1`.
+
+    Raises:
+        InputError: CUDA is asked for and absent.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"train.device = {name}: no CUDA device is visible; use auto or cpu")
+        raise InputError(f"device = {name}: no CUDA device is visible; use auto or cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"train.device = {name}: there are {torch.cuda.device_count()} CUDA devices")
+        raise InputError(f"device = {name}: there are {torch.cuda.device_count()} CUDA devices")
     return device
 
 
