@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
@@ -24,7 +26,8 @@ from vae.devices import Compute
 from vae.diagnostics import BATCH
 from vae.errors import InputError
 from vae.images import Preprocessing, UnusableImage
-from vae.saved import Saved
+from vae.objective import kl_per_latent
+from vae.saved import WEIGHTS, Saved, weights_hash
 from vae.sources import Item, shown
 
 Decoded = Future[NDArray[np.uint8] | UnusableImage | None]
@@ -139,6 +142,12 @@ def trained_on() -> set[str]:
     return set(rows.loc[rows["split"].isin(("train", "valid")), "sha256"])
 
 
+def is_of_workspace(saved: Saved) -> bool:
+    """Whether this is the model in `models/vae`, which the manifest belongs to."""
+    folder = here(workspace.MODEL)
+    return (folder / WEIGHTS).exists() and weights_hash(folder) == saved.sha256
+
+
 def encode(saved: Saved, source: Reading, output: Path, compute: Compute) -> None:
     """A parquet file of path, label, mu and logvar, the latter lists of Z float32 numbers."""
     import pyarrow as pa
@@ -194,10 +203,58 @@ def reconstruct(saved: Saved, source: Reading, output: Path, pairs: bool, comput
             Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file)
 
 
-def write_table(table: pd.DataFrame, output: Path) -> None:
-    """As its name says: .parquet or .csv."""
+def aurocs(table: pd.DataFrame, usual: str) -> dict[str, float]:
+    """How well scores tell each other class, and all of them together, from the usual one (`scoring.auroc`).
+
+    Raises:
+        InputError: no image is of that class, or none of another.
+    """
+    is_usual = table["label"] == usual
+    others = sorted(set(table.loc[~is_usual, "label"].dropna()))
+    if not is_usual.any() or is_usual.all():
+        raise InputError(
+            f"{usual!r} has {int(is_usual.sum()):,} of {len(table):,} images; class folders are wanted, of usual "
+            f"images and of others; there are: {', '.join(map(repr, others)) or 'no others'}"
+        )
+    ours = table.loc[is_usual, "score"].to_numpy()
+    groups = {name: table["label"] == name for name in others} if len(others) > 1 else {}
+    return {
+        name: scoring.auroc(ours, table.loc[rows, "score"].to_numpy())
+        for name, rows in {**groups, "all others": ~is_usual}.items()
+    }
+
+
+def latents_of(
+    saved: Saved, image: NDArray[np.uint8], wanted: str, top: int, compute: Compute
+) -> NDArray[np.int64]:
+    """Latents by number (`3,5,7`), or the `top` ones by the KL that this image, (H, W, C), costs them."""
+    if not wanted:
+        mu, logvar = diagnostics.encode(saved.model, image[None], compute)
+        kl = kl_per_latent(torch.from_numpy(mu[0]), torch.from_numpy(logvar[0])).numpy()
+        return np.argsort(-kl, kind="stable")[:top]
+    latents = saved.model.latent_dim
+    numbers = [int(word) if word.strip().isdecimal() else -1 for word in wanted.split(",")]
+    if not all(0 <= number < latents for number in numbers):
+        raise InputError(
+            f"--latents {wanted!r}: numbers from 0 to {latents - 1}, parted by commas, are wanted"
+        )
+    return np.array(numbers)
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows for JSON, which has no NaN."""
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]
+
+
+def check_table_name(output: Path) -> None:
     if output.suffix not in (".parquet", ".csv"):
         raise InputError(f"{str(output)!r}: a name that ends in .parquet or .csv is wanted")
+
+
+def write_table(table: pd.DataFrame, output: Path) -> None:
+    """As its name says: .parquet or .csv."""
+    check_table_name(output)
     with _written_aside(output) as aside:
         if output.suffix == ".csv":
             table.to_csv(aside, index=False)

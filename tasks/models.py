@@ -1,4 +1,4 @@
-"""Which model, which run: what a person names on the command line, found on disk or in MLflow."""
+"""Which model: what a person names on the command line, found on disk or in MLflow."""
 
 import re
 import tempfile
@@ -11,12 +11,11 @@ from vae.errors import InputError
 
 if TYPE_CHECKING:  # MLflow and PyTorch take seconds to import, and not every command needs them
     import torch
-    from mlflow.entities import Run
 
     from vae.saved import Saved
 
 _URI = re.compile(r"(models|runs|mlflow-artifacts|file|s3|gs|https?):/.+")
-_ALIAS = re.compile(r"[A-Za-z0-9_-]+")
+ALIAS = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def load(name: str | None, device: "torch.device | None" = None) -> Named:
     if name is None:
         folder = here(workspace.MODEL)
         return Named(saved.load(folder, device), str(folder))
-    if not _in_mlflow(name):
+    if not in_mlflow(name):
         return Named(saved.load(Path(name).expanduser(), device), name)
     uri = model_uri(name)
     with tempfile.TemporaryDirectory(prefix="vae-model-") as aside:
@@ -49,7 +48,7 @@ def load(name: str | None, device: "torch.device | None" = None) -> Named:
 
 
 def model_uri(name: str) -> str:
-    """`candidate` → `models:/vae@candidate`, `3` → `models:/vae/3`, `runs:/ID` → `runs:/ID/model`; others as they are."""
+    """`candidate` → `models:/vae@candidate`, `3` → `models:/vae/3`, `runs:/ID` → `runs:/ID/model`; URIs stay."""
     if name.startswith("runs:/"):
         return name if "/" in name.removeprefix("runs:/") else f"{name}/model"
     if _URI.fullmatch(name):
@@ -67,40 +66,6 @@ def registered_name() -> str:
 def here(path: Path) -> Path:
     """A file of the workspace: in the working folder, where it is there, else in the project."""
     return path if path.exists() else workspace.root() / path
-
-
-def find_run(name: str) -> "Run":
-    """A run by its id or name, or the run that made a model, which is named as for `load`.
-
-    Raises:
-        InputError: there is none.
-    """
-    from mlflow.exceptions import MlflowException
-
-    from tasks import tracking
-    from vae import saved
-
-    client, experiment = tracking.connect()
-
-    def newest(condition: str) -> "Run | None":
-        found = client.search_runs(
-            [experiment], condition, order_by=["attributes.start_time DESC"], max_results=1
-        )
-        return found[0] if found else None
-
-    bare = name.removeprefix("runs:/").split("/")[0]
-    try:
-        if re.fullmatch(r"[0-9a-f]{32}", bare):
-            return client.get_run(bare)
-        if not _in_mlflow(name):
-            run = newest(f"tags.`{tracking.WEIGHTS}` = '{saved.weights_hash(_model_folder(name))}'")
-            if run is None:
-                raise InputError(f"MLflow has no run of the weights in {name}")
-            return run
-        run = newest(f"attributes.run_name = '{name}'") if _ALIAS.fullmatch(name) else None
-        return run or client.get_run(version_of(name).run_id)
-    except MlflowException as error:
-        raise InputError(f"{name}: neither a run nor a model that MLflow knows: {_reason(error)}") from None
 
 
 def version_of(name: str) -> Any:
@@ -125,22 +90,14 @@ def version_of(name: str) -> Any:
             return client.get_model_version_by_alias(parts[1], parts[2])
         return client.get_model_version(parts[1], parts[3])
     except MlflowException as error:
-        raise InputError(f"{uri}: {_reason(error)}{_known(client, parts[1])}") from None
+        raise InputError(f"{uri}: {reason_of(error)}{_known(client, parts[1])}") from None
 
 
-def _in_mlflow(name: str) -> bool:
+def in_mlflow(name: str) -> bool:
+    """A URI, or a bare word that is no file here."""
     if _URI.fullmatch(name):
         return True
-    return not Path(name).expanduser().exists() and _ALIAS.fullmatch(name) is not None
-
-
-def _model_folder(name: str) -> Path:
-    from vae import saved
-
-    folder = Path(name).expanduser()
-    if not (folder / saved.WEIGHTS).exists():
-        raise InputError(f"{name} is no folder with a model: {saved.WEIGHTS} is missing")
-    return folder
+    return not Path(name).expanduser().exists() and ALIAS.fullmatch(name) is not None
 
 
 def _download(uri: str, aside: Path) -> Path:
@@ -156,7 +113,7 @@ def _download(uri: str, aside: Path) -> Path:
         place = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(aside)))
     except (MlflowException, OSError) as error:
         name = re.match(r"models:/([^/@]+)", uri)
-        raise InputError(f"{uri}: {_reason(error)}{_known(client, name[1]) if name else ''}") from None
+        raise InputError(f"{uri}: {reason_of(error)}{_known(client, name[1]) if name else ''}") from None
     found = sorted(place.rglob(saved.WEIGHTS))
     if len(found) != 1:
         raise InputError(
@@ -174,5 +131,5 @@ def _known(client: Any, name: str) -> str:
     return f"; known aliases: {aliases or 'none'}"
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     return " ".join(str(getattr(error, "message", error)).split())

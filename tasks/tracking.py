@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from tasks import lineage, workspace
@@ -269,6 +270,13 @@ def _version_of(client: MlflowClient, name: str, weights_sha256: str, prior: str
     return next(
         (v.version for v in versions if (v.tags.get(WEIGHTS), v.tags.get(PRIOR, "none")) == wanted), None
     )
+
+
+def gate(client: MlflowClient, version: ModelVersion) -> str:
+    """What `tasks.promotion` says of a registered version, from its run."""
+    run = client.get_run(version.run_id or "")
+    verdict = version.tags.get(VERDICT, "unknown")
+    return _promotion(client, run, version.name, verdict, run.data.metrics.get("test/elbo"))
 
 
 def _promotion(client: MlflowClient, run: Run, name: str, verdict: str, test_elbo: float | None) -> str:
