@@ -310,7 +310,7 @@ def promote(
 
 @app.command(epilog=CODES)
 def doctor(as_json: AsJson = False) -> None:
-    """Checks installation, versions, GPU, servers, locks, disk, workspace; exit code 3 where something is to be done."""
+    """Checks installation, versions, GPU, servers, locks, disk, workspace; exit code 3 if something is to be done."""
     from tasks import doctor
 
     checks = doctor.examine()

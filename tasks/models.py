@@ -132,4 +132,4 @@ def _known(client: Any, name: str) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    return " ".join(str(getattr(error, "message", error)).split())
+    return " ".join(str(getattr(error, "message", error)).split()).rstrip(".")

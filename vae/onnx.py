@@ -7,6 +7,8 @@ comes before it (orientation, resizing) is told in the file's metadata, under `p
 """
 
 import json
+import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -53,16 +55,19 @@ def export(saved: Saved, output: Path) -> float:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (5, height, width, channels), dtype=np.uint8)
     encoder = _Encoder(saved.model.cpu()).eval()
-    program = torch.onnx.export(
-        encoder,
-        (torch.from_numpy(images[:2]),),
-        input_names=["images"],
-        output_names=["mu", "logvar"],
-        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that are not needed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, of its own insides
+        program = torch.onnx.export(
+            encoder,
+            (torch.from_numpy(images[:2]),),  # two: a batch of one would become a constant of the graph
+            input_names=["images"],
+            output_names=["mu", "logvar"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None, "with dynamo=True a program is returned"
     program.model.metadata_props.update(
         {
