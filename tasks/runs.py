@@ -146,22 +146,17 @@ def promote(name: str, force: bool) -> Decision:
     """Gives a registered version the alias `champion`, if the gate of `tasks.promotion` lets it through."""
     client, _ = tracking.connect()
     version = version_of(name)
-    aliases = client.get_registered_model(version.name).aliases
-    champion = aliases.get(tracking.CHAMPION)
-    if champion == version.version:
-        return Decision(version.version, champion, f"version {champion} is the champion already")
+    wanted = str(version.version)
+    found = client.get_registered_model(version.name).aliases.get(tracking.CHAMPION)
+    champion = None if found is None else str(found)
+    if champion == wanted:
+        return Decision(wanted, champion, f"version {wanted} is the champion already")
     sentence = tracking.gate(client, version)
     if not force and not sentence.startswith("would be promoted"):
-        return Decision(
-            version.version, champion, f"version {version.version} {sentence}; --force promotes it anyway"
-        )
-    client.set_registered_model_alias(version.name, tracking.CHAMPION, version.version)
+        return Decision(wanted, champion, f"version {wanted} {sentence}; --force promotes it anyway")
+    client.set_registered_model_alias(version.name, tracking.CHAMPION, wanted)
     before = f"; the champion before was version {champion}" if champion else ""
     why = (
-        sentence.removeprefix("would be promoted: ")
-        if not force
-        else f"as you wish (by the gate it {sentence})"
+        f"as you wish (by the gate it {sentence})" if force else sentence.removeprefix("would be promoted: ")
     )
-    return Decision(
-        version.version, version.version, f"version {version.version} is the champion: {why}{before}"
-    )
+    return Decision(wanted, wanted, f"version {wanted} is the champion: {why}{before}")

@@ -241,7 +241,7 @@ def _register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdic
             python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={"vae": str(workspace.MODEL)},
             code_paths=[str(Path(__file__).parent.parent / "vae")],
-            signature=_signature(saved),
+            signature=_signature(),
             input_example=(example, {"task": "encode"}),
             pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in _SERVED_WITH],
         )
@@ -290,19 +290,12 @@ def _promotion(client: MlflowClient, run: Run, name: str, verdict: str, test_elb
     return decide(verdict, test_elbo, run.data.tags.get("data.sha256"), champion)
 
 
-def _signature(saved: Saved) -> Any:
+def _signature() -> Any:
+    """Of the parameters alone: images come as arrays of any size or as base64 strings, for which MLflow has no type."""
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types.schema import DataType, ParamSchema, ParamSpec
 
-    latents = saved.model.latent_dim
-    columns: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.float, f"{part}_{j}") for part in ("mu", "logvar") for j in range(latents)
-    ]
-    return ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, -1))]),
-        outputs=Schema(columns),
-        params=ParamSchema([ParamSpec("task", DataType.string, "encode")]),
-    )
+    return ModelSignature(params=ParamSchema([ParamSpec("task", DataType.string, "encode")]))
 
 
 def _run_from_files(client: MlflowClient, experiment_id: str, weights_sha256: str) -> Run:
