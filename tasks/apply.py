@@ -5,7 +5,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -287,7 +287,8 @@ def _written_aside(output: Path) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"cannot write {str(output)!r}: {error.strerror or error}") from None
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be made it need not go
+            aside.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,10 +1,8 @@
-"""The command `vae`: what a person does with a trained model, and with the runs around it.
+"""The command `vae`: what a person does with a trained model (here), and with the runs around it (`cli_runs`).
 
-Data go to standard output, talk to standard error. Heavy imports stand in the commands that need them, so that
-`vae --help` answers at once.
+Heavy imports stand in the commands that need them, so that `vae --help` answers at once.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,18 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tasks import cli_runs
+from tasks.console import CODES, INPUT_ERROR, LOOK, AsJson, print_json, say
 from vae.errors import InputError
 
 if TYPE_CHECKING:
     from tasks.apply import Reading
     from tasks.models import Named
     from vae.devices import Compute
-
-INPUT_ERROR, LOOK = 2, 3
-CODES = (
-    "Exit codes: 0 all done · 1 a fault of this program · 2 something to put right first, told in one line · "
-    "3 done, but look: files were skipped, the gate refused, the doctor found something · 130 interrupted."
-)
 
 
 class Commands(TyperGroup):
@@ -60,7 +54,6 @@ Model = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Seed = Annotated[int, typer.Option(min=0)]
 
 
@@ -251,79 +244,8 @@ def export(
     _end(named, None, {"output": str(output), "opset": onnx.OPSET, "largest_difference": difference}, as_json)
 
 
-@app.command(epilog=CODES)
-def compare(
-    first: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run's id or name, or a model as --model takes it.")
-    ],
-    second: Annotated[str, typer.Argument(metavar="RUN")],
-    as_json: AsJson = False,
-) -> None:
-    """Two runs side by side: verdicts, metrics of the test split, and the parameters that differ."""
-    from tasks import runs
-
-    table = runs.compare(runs.find(first), runs.find(second))
-    if as_json:
-        _print(table.to_dict())
-    else:
-        typer.echo(str(table))
-
-
-@app.command(epilog=CODES)
-def report(
-    run: Annotated[
-        str | None,
-        typer.Argument(help="A run's id or name, or a model as --model takes it; without it, the last one."),
-    ] = None,
-    to: Annotated[Path | None, typer.Option(help="Copy it there.")] = None,
-    show: Annotated[
-        bool | None,
-        typer.Option("--open/--no-open", help="In the browser; by default where a person watches."),
-    ] = None,
-) -> None:
-    """The report of a run: opened where a person watches, or copied; its path is printed."""
-    from tasks import runs
-
-    file = runs.report(run, to)
-    typer.echo(file)
-    if to is None and (sys.stdout.isatty() if show is None else show):
-        typer.launch(str(file))
-
-
-@app.command(epilog=CODES)
-def promote(
-    version: Annotated[str, typer.Argument(help="An alias, or the number of a version.")] = "candidate",
-    force: Annotated[
-        bool, typer.Option("--force", help="Whatever the gate says; also back to an older one.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Makes a registered model the champion, if the gate lets it through; `vae promote 3 --force` goes back to 3."""
-    from tasks import runs
-
-    decision = runs.promote(version, force)
-    say(decision.sentence)
-    if as_json:
-        _print(decision.to_dict())
-    raise typer.Exit(0 if decision.champion == decision.version else LOOK)
-
-
-@app.command(epilog=CODES)
-def doctor(as_json: AsJson = False) -> None:
-    """Checks installation, versions, GPU, servers, locks, disk, workspace; exit code 3 if something is to be done."""
-    from tasks import doctor
-
-    checks = doctor.examine()
-    if as_json:
-        _print({"healthy": doctor.healthy(checks), "checks": [check.to_dict() for check in checks]})
-    else:
-        for check in checks:
-            typer.echo(str(check))
-    raise typer.Exit(0 if doctor.healthy(checks) else LOOK)
-
-
-def say(text: str) -> None:
-    typer.echo(text, err=True)
+for command in (cli_runs.compare, cli_runs.report, cli_runs.promote, cli_runs.doctor):
+    app.command(epilog=CODES)(command)
 
 
 def _model(name: str | None, device: str) -> "tuple[Named, Compute]":
@@ -337,35 +259,24 @@ def _model(name: str | None, device: str) -> "tuple[Named, Compute]":
 
 def _end(named: "Named", source: "Reading | None", result: Mapping[str, Any], as_json: bool) -> None:
     """What was skipped, the JSON document, and the exit code."""
-    skipped = source.skipped if source else []
-    for path, reason in skipped:
-        say(
-            f"skipped {path!r}: {reason}"
-        )  # repr: a file's name may hold line breaks or a terminal's commands
-    if source and source.left_out:
-        say(f"{source.left_out:,} images left out: the model was trained on them, or chosen by them")
-    if source and source.litter:
-        say(
-            f"{len(source.litter):,} files of systems and programs passed over, such as {source.litter[0][0]!r}"
-        )
+    document = {"model": named.describe(), **result}
+    if source is not None:
+        for path, reason in source.skipped:
+            # repr: a file's name may hold line breaks or a terminal's commands
+            say(f"skipped {path!r}: {reason}")
+        if source.left_out:
+            say(f"{source.left_out:,} images left out: the model was trained on them, or chosen by them")
+        if source.litter:
+            say(
+                f"{len(source.litter):,} files of systems and programs passed over: {source.litter[0][0]!r}, …"
+            )
+        skipped = [{"path": path, "reason": reason} for path, reason in source.skipped]
+        document |= {"images": source.read, "left_out": source.left_out, "skipped": skipped}
     if as_json:
-        counts = (
-            {
-                "images": source.read,
-                "left_out": source.left_out,
-                "skipped": [{"path": path, "reason": reason} for path, reason in skipped],
-            }
-            if source
-            else {}
-        )
-        _print({"model": named.describe(), **counts, **result})
-    if skipped:
-        say(f"{len(skipped):,} of {len(source.items) if source else 0:,} files were skipped")
+        print_json(document)
+    if source is not None and source.skipped:
+        say(f"{len(source.skipped):,} of {len(source.items):,} files were skipped")
         raise typer.Exit(LOOK)
-
-
-def _print(document: Mapping[str, Any]) -> None:
-    typer.echo(json.dumps(document, indent=2, allow_nan=False))
 
 
 def main() -> None:

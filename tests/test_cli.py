@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from tasks import apply, cli, doctor, runs, tracking, workspace
 from vae import diagnostics, images, saved, scoring
+from vae.devices import Compute
 from vae.images import Preprocessing
 from vae.model import VAE
 from vae.objective import Likelihood
@@ -38,18 +39,14 @@ def write_model(folder: Path = workspace.MODEL, seed: int = 0) -> Saved:
     torch.manual_seed(seed)
     likelihood, valid = Likelihood("gaussian", 0.2), np.random.default_rng(1).integers(0, 256, (30, 8, 12, 3))
     model = VAE(SHAPE, **ARCHITECTURE).eval()
-    known = scoring.percentiles(model, valid.astype(np.uint8), likelihood, diagnostics_on_cpu())
+    known = scoring.percentiles(
+        model, valid.astype(np.uint8), likelihood, Compute(torch.device("cpu"), "fp32")
+    )
     saved.save(
         folder, model, ARCHITECTURE, SHAPE, likelihood, PREPROCESSING.to_dict(), "fp32", 1, None, {"elbo": 1.0},
         valid={"images": 30, "score_percentiles": known},
     )  # fmt: skip
     return saved.load(folder)
-
-
-def diagnostics_on_cpu() -> Any:
-    from vae.devices import Compute
-
-    return Compute(torch.device("cpu"), "fp32")
 
 
 def picture(file: Path, seed: int) -> None:
@@ -76,14 +73,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def expected(model: Saved) -> np.ndarray:
+def expected() -> np.ndarray:
     """The photos as ingest would store them, in the order of their paths."""
     files = sorted(Path("photos").rglob("*.png"))
     return np.stack([images.load(file, PREPROCESSING) for file in files])
 
 
 def test_help_answers_at_once_because_it_imports_nothing_heavy() -> None:
-    listed = "import sys; from tasks import cli; print([m for m in ('torch', 'mlflow', 'numpy', 'pandas') if m in sys.modules])"
+    heavy = ("torch", "mlflow", "numpy", "pandas", "pydantic")
+    listed = f"import sys; from tasks import cli; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", listed], cwd=PROJECT, capture_output=True, text=True, check=True
     )
@@ -107,7 +105,7 @@ def test_encode_writes_what_the_encoder_says_and_tells_what_it_skipped(place: Pa
     assert list(table["path"]) == [*(f"bad/{n}.png" for n in (4, 5)), *(f"good/{n}.png" for n in range(4))]
     assert list(table["label"]) == ["bad"] * 2 + ["good"] * 4
     model = saved.load(workspace.MODEL)
-    mu, logvar = diagnostics.encode(model.model, expected(model), model.compute())
+    mu, logvar = diagnostics.encode(model.model, expected(), model.compute())
     np.testing.assert_array_equal(np.stack(table["mu"]), mu)
     np.testing.assert_array_equal(np.stack(table["logvar"]), logvar)
     assert not list(Path("out").glob(".*")), "no partial file is left"
@@ -118,9 +116,7 @@ def test_batches_are_small_and_complete(place: Path, monkeypatch: pytest.MonkeyP
     source = apply.reading(Path("photos"), saved.load(workspace.MODEL))
     parts = list(source.batches())
     assert all(len(items) == len(pixels) <= 2 for items, pixels in parts)
-    np.testing.assert_array_equal(
-        np.concatenate([pixels for _, pixels in parts]), expected(saved.load(workspace.MODEL))
-    )
+    np.testing.assert_array_equal(np.concatenate([pixels for _, pixels in parts]), expected())
 
 
 def test_score_is_the_librarys_most_unusual_first_with_the_kept_threshold(place: Path) -> None:
@@ -129,7 +125,7 @@ def test_score_is_the_librarys_most_unusual_first_with_the_kept_threshold(place:
     table = pd.read_csv(io.StringIO(done.stdout)).set_index("path")
     assert table["score"].is_monotonic_decreasing
     model = saved.load(workspace.MODEL)
-    scores = scoring.scores(model, expected(model), model.compute())
+    scores = scoring.scores(model, expected(), model.compute())
     paths = [f"bad/{n}.png" for n in (4, 5)] + [f"good/{n}.png" for n in range(4)]
     np.testing.assert_allclose(table.loc[paths, "score"], scores, rtol=1e-9)
     limit = scoring.threshold(model, 99)
@@ -180,7 +176,7 @@ def test_reconstruct_draws_each_image_beside_itself(place: Path) -> None:
     assert vae("reconstruct", "photos", "copies").exit_code == cli.LOOK
     assert vae("reconstruct", "photos", "pairs", "--pairs").exit_code == cli.LOOK
     model = saved.load(workspace.MODEL)
-    originals = expected(model)
+    originals = expected()
     copies = diagnostics.reconstruct(model.model, originals, model.likelihood, model.compute())
     np.testing.assert_array_equal(np.asarray(Image.open("copies/bad/4.png.png")), copies[0])
     pair = np.concatenate([originals[5], copies[5]], axis=1)
@@ -200,7 +196,7 @@ def test_sample_and_traverse_draw_what_they_are_asked_for(place: Path) -> None:
     assert np.load("w.npy").shape == (10, 8, 12, 3)
     chosen = json.loads(vae("traverse", "photos/bad/4.png", "w.png", "--top", 2, "--json").stdout)["latents"]
     model = saved.load(workspace.MODEL)
-    mu, logvar = diagnostics.encode(model.model, expected(model)[:1], model.compute())
+    mu, logvar = diagnostics.encode(model.model, expected()[:1], model.compute())
     kl = 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar)[0]
     assert chosen == np.argsort(-kl)[:2].tolist()
     assert vae("traverse", "photos/bad/4.png", "w.png", "--latents", "4").exit_code == cli.INPUT_ERROR
@@ -223,6 +219,15 @@ def test_what_can_be_put_right_is_one_line_and_exit_code_2(
     done = vae(*arguments)
     assert done.exit_code == cli.INPUT_ERROR and not done.stdout
     assert told in done.stderr and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_an_interruption_is_exit_code_130(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(apply, "score", interrupted)
+    done = vae("score", "photos")
+    assert done.exit_code == 130 and "Traceback" not in done.stderr
 
 
 def register(name: str, elbo: float) -> str:
