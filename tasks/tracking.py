@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from tasks import alive, lineage, unsent, workspace
@@ -379,7 +380,7 @@ def _register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdic
             python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={"vae": str(workspace.MODEL)},
             code_paths=[str(Path(__file__).parent.parent / "vae")],
-            signature=_signature(saved),
+            signature=_signature(),
             input_example=(example, {"task": "encode"}),
             pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in _SERVED_WITH],
         )
@@ -410,6 +411,13 @@ def _version_of(client: MlflowClient, name: str, weights_sha256: str, prior: str
     )
 
 
+def gate(client: MlflowClient, version: ModelVersion) -> str:
+    """What `tasks.promotion` says of a registered version, from its run."""
+    run = client.get_run(version.run_id or "")
+    verdict = version.tags.get(VERDICT, "unknown")
+    return _promotion(run, champion_of(client, version.name), verdict, run.data.metrics.get("test/elbo"))
+
+
 def _promotion(run: Run, champion: tuple[str, Run] | None, verdict: str, test_elbo: float | None) -> str:
     its = None
     if champion is not None:
@@ -418,19 +426,12 @@ def _promotion(run: Run, champion: tuple[str, Run] | None, verdict: str, test_el
     return decide(verdict, test_elbo, run.data.tags.get("data.sha256"), its)
 
 
-def _signature(saved: Saved) -> Any:
+def _signature() -> Any:
+    """Of the parameters alone: images come as arrays of any size or as base64 strings, for which MLflow has no type."""
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types.schema import DataType, ParamSchema, ParamSpec
 
-    latents = saved.model.latent_dim
-    columns: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.float, f"{part}_{j}") for part in ("mu", "logvar") for j in range(latents)
-    ]
-    return ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, -1))]),
-        outputs=Schema(columns),
-        params=ParamSchema([ParamSpec("task", DataType.string, "encode")]),
-    )
+    return ModelSignature(params=ParamSchema([ParamSpec("task", DataType.string, "encode")]))
 
 
 def _run_from_files(client: MlflowClient, experiment_id: str, weights_sha256: str) -> Run:

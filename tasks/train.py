@@ -17,7 +17,18 @@ from torch import Tensor
 
 from tasks import lineage, workspace
 from tasks.lock import hold
-from vae import checkpoint, cure, devices, diagnostics, parameters, preflight, remedy, saved, training
+from vae import (
+    checkpoint,
+    cure,
+    devices,
+    diagnostics,
+    parameters,
+    preflight,
+    remedy,
+    saved,
+    scoring,
+    training,
+)
 from vae.annealing import first_final_epoch
 from vae.baseline import MeanImage
 from vae.batches import for_measuring, open_images
@@ -231,6 +242,7 @@ def write_model(p: Parameters, trained: Trained, compute: Compute, tried: list[A
     """The kept model, with the attempts before it, if any; returns the hash of its weights."""
     kept = remedy.best(tried) if tried else None
     measured, train_images = trained.train, for_measuring(open_images(workspace.images("train")), p)
+    valid_images = open_images(workspace.images("valid"))
     mean_image = MeanImage.of(train_images)
     return saved.save(
         workspace.MODEL,
@@ -267,6 +279,14 @@ def write_model(p: Parameters, trained: Trained, compute: Compute, tried: list[A
             if len(tried) > 1
         ],
         prior=kept.prior if kept else None,
+        valid=rounded(
+            {
+                "images": len(valid_images),
+                "score_percentiles": scoring.percentiles(
+                    trained.model, valid_images, trained.likelihood, compute
+                ),
+            }
+        ),
     )
 
 

@@ -208,7 +208,7 @@ def test_the_candidate_loads_without_pickle_and_encodes_reconstructs_and_scores(
     assert answer["encode"] == [5, 2 * latents]
     assert answer["columns"][::latents] == ["mu_0", "logvar_0"]
     assert (answer["reconstruct"], answer["pixels"]) == ([5, 16, 16, 1], "uint8")
-    assert (answer["score"], answer["scores"]) == (["elbo"], 1)
+    assert (answer["score"], answer["scores"]) == (["elbo", "score", "percentile"], 1)
     assert str(by_flow.place.folder / "mlruns") in answer["code"]
 
 

@@ -67,7 +67,7 @@ def choose(train: Train, image_flops: float = 0.0, images: int = 0) -> Compute:
     Raises:
         InputError: CUDA is asked for and absent, or has no bf16.
     """
-    device = _device(train.device)
+    device = named(train.device)
     precision = train.precision
     if precision == "auto":
         worth_it = device.type == "cuda" or image_flops >= BF16_FROM_IMAGE_FLOPS
@@ -92,14 +92,19 @@ def use_kernels(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
-def _device(name: str) -> torch.device:
+def named(name: str) -> torch.device:
+    """`auto`: CUDA where there is one, else the CPU; `cpu`; `cuda`; `cuda:1`.
+
+    Raises:
+        InputError: CUDA is asked for and absent.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"train.device = {name}: no CUDA device is visible; use auto or cpu")
+        raise InputError(f"device = {name}: no CUDA device is visible; use auto or cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"train.device = {name}: there are {torch.cuda.device_count()} CUDA devices")
+        raise InputError(f"device = {name}: there are {torch.cuda.device_count()} CUDA devices")
     return device
 
 

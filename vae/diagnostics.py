@@ -1,5 +1,6 @@
 """What a VAE does to a whole split: rate, distortion and the health of its latents, in nats per image."""
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -199,20 +200,32 @@ def reconstruct(
 def elbo_per_image(
     model: VAE, images: np.ndarray | Tensor, likelihood: Likelihood, compute: Compute, samples: int = 8
 ) -> np.ndarray:
-    """The ELBO of each image in nats, its distortion averaged over seeded samples of z: (N,) float64."""
+    """The ELBO of each image in nats, its distortion averaged over samples of z: (N,) float64.
+
+    The noise follows from the image's own pixels: neither its neighbours nor its place changes its ELBO.
+    images: uint8 (N, H, W, C).
+    """
     parts = []
     for index, x in enumerate(_batches(model, images, compute.device)):
-        random = generator(0, "score", index, compute.device)
+        noise = _noise_of(images[index * BATCH : (index + 1) * BATCH], samples, model.latent_dim)
         with compute.autocast():
             mu, logvar = model.encode(x)
             log_prob = torch.zeros(len(x), dtype=torch.float64, device=compute.device)
-            for _ in range(samples):
-                noise = torch.randn(mu.shape, generator=random, device=compute.device)
-                log_prob += (
-                    likelihood.log_prob(x, model.decode(mu + torch.exp(0.5 * logvar) * noise, x)) / samples
-                )
+            for epsilon in noise.to(compute.device):
+                z = mu + torch.exp(0.5 * logvar) * epsilon
+                log_prob += likelihood.log_prob(x, model.decode(z, x)) / samples
         parts.append((log_prob - kl_per_latent(mu, logvar).sum(1)).cpu().numpy())
     return np.concatenate(parts)
+
+
+def _noise_of(images: np.ndarray | Tensor, samples: int, latents: int) -> Tensor:
+    """Standard normal, drawn for each image on its own: uint8 (B, H, W, C) → (samples, B, latents), on the CPU."""
+    drawn = []
+    for image in images.cpu().numpy() if isinstance(images, Tensor) else images:
+        digest = hashlib.sha256(image.tobytes()).digest()
+        random = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        drawn.append(torch.randn(samples, latents, generator=random))
+    return torch.stack(drawn, dim=1)
 
 
 @dataclass(frozen=True)

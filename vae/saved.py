@@ -41,6 +41,8 @@ class Saved:
         kept_epoch: which epoch this is. stopped: why training ended early, or None.
         train: measured on the training split at the end: images, elbo, reconstruction, kl, mse,
             mse_sampled, mean_image_elbo, mean_image_mse.
+        valid: of the validation split: images, and score_percentiles (`vae.scoring`); empty for models that were saved
+            before scores were kept.
         sha256: of the weights file.
         changes: of the parameters, by name, where a remedy made the model; none otherwise.
         remedies: every attempt, where there was more than one: its `changes`, whether it is a `fitted_prior`, its
@@ -60,6 +62,7 @@ class Saved:
     changes: dict[str, Any] = field(default_factory=dict)
     remedies: list[dict[str, Any]] = field(default_factory=list)
     prior: Mixture | None = None
+    valid: dict[str, Any] = field(default_factory=dict)
 
     @property
     def pixels(self) -> int:
@@ -84,6 +87,7 @@ def save(
     changes: dict[str, Any] | None = None,
     remedies: list[dict[str, Any]] | None = None,
     prior: Mixture | None = None,
+    valid: dict[str, Any] | None = None,
 ) -> str:
     """Writes the model into a folder; returns the SHA-256 of its weights."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,6 +103,7 @@ def save(
         "kept_epoch": kept_epoch,
         "stopped": stopped,
         "train": train,
+        "valid": valid or {},
         "changes": changes or {},
         "remedies": remedies or [],
     }
@@ -149,6 +154,7 @@ def load(folder: Path, device: torch.device | None = None) -> Saved:
             changes=_check_changes(config.get("changes", {})),
             remedies=config.get("remedies", []),
             prior=_read_prior(folder / PRIOR, model.latent_dim),
+            valid=_check_valid(config.get("valid", {})),
         )
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
@@ -222,6 +228,14 @@ def _check_changes(changes: Any) -> dict[str, Any]:
     ):
         raise ValueError(f"changes = {changes!r} are no remedy's")
     return changes
+
+
+def _check_valid(valid: Any) -> dict[str, Any]:
+    """Raises: ValueError: the percentiles do not rise, so that no threshold could be read off them."""
+    known = valid.get("score_percentiles") or []
+    if any(low > high for low, high in itertools.pairwise(known)):
+        raise ValueError("score_percentiles do not rise")
+    return valid
 
 
 def _read_prior(path: Path, latents: int) -> Mixture | None:

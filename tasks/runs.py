@@ -1,0 +1,162 @@
+"""Runs as a person names them: found, compared, reported, promoted."""
+
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from tasks import models, tracking, workspace
+from tasks.models import here, reason_of, version_of
+from vae.errors import InputError
+from vae.report import number
+from vae.saved import WEIGHTS, weights_hash
+
+
+def find(name: str) -> Run:
+    """A run by its id or name, or the run that made a model, which is named as for `models.load`.
+
+    Raises:
+        InputError: there is none.
+    """
+    client, experiment = tracking.connect()
+
+    def newest(condition: str) -> Run | None:
+        found = client.search_runs(
+            [experiment], condition, order_by=["attributes.start_time DESC"], max_results=1
+        )
+        return found[0] if found else None
+
+    try:
+        if found := re.fullmatch(r"(?:runs:/)?([0-9a-f]{32})(?:/.*)?", name):
+            return client.get_run(found[1])
+        if not models.in_mlflow(name):
+            run = newest(f"tags.`{tracking.WEIGHTS}` = '{_weights_of(Path(name).expanduser())}'")
+            if run is None:
+                raise InputError(f"MLflow has no run of the weights in {name}")
+            return run
+        run = newest(f"attributes.run_name = '{name}'") if models.ALIAS.fullmatch(name) else None
+        return run or client.get_run(version_of(name).run_id)
+    except MlflowException as error:
+        raise InputError(f"{name}: {reason_of(error)}") from None
+
+
+def _weights_of(folder: Path) -> str:
+    if not (folder / WEIGHTS).exists():
+        raise InputError(f"{folder} is no folder with a model: {WEIGHTS} is missing")
+    return weights_hash(folder)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs: their names, what is told of each, metrics of the test split, parameters that differ."""
+
+    names: tuple[str, str]
+    about: dict[str, tuple[str | None, str | None]]
+    metrics: dict[str, tuple[float | None, float | None]]
+    parameters: dict[str, tuple[str | None, str | None]]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        def told(value: str | None) -> str:
+            return value or "-"
+
+        rows = [("", *self.names)]
+        rows += [(name, told(one), told(other)) for name, (one, other) in self.about.items()]
+        rows += [(f"test {name}", number(one), number(other)) for name, (one, other) in self.metrics.items()]
+        rows += [(name, told(one), told(other)) for name, (one, other) in self.parameters.items()]
+        first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+        return "\n".join(f"{name:<{first}}  {one:<{second}}  {other}".rstrip() for name, one, other in rows)
+
+
+def compare(one: Run, other: Run) -> Comparison:
+    def pairs(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        return {
+            name: (first.get(name), second.get(name)) for name in (*first, *(second.keys() - first.keys()))
+        }
+
+    def test(run: Run) -> dict[str, float]:
+        return {
+            name.removeprefix("test/"): v for name, v in run.data.metrics.items() if name.startswith("test/")
+        }
+
+    told = {
+        "verdict": tracking.VERDICT,
+        "data": "data.sha256",
+        "commit": "git.commit",
+        "weights": tracking.WEIGHTS,
+    }
+    tags = {name: [run.data.tags.get(tag) for run in (one, other)] for name, tag in told.items()}
+    about = {name: (first and first[:12], second and second[:12]) for name, (first, second) in tags.items()}
+    parameters = pairs(one.data.params, other.data.params)
+    return Comparison(
+        names=(str(one.info.run_name), str(other.info.run_name)),
+        about=about,
+        metrics=dict(sorted(pairs(test(one), test(other)).items())),
+        parameters={name: pair for name, pair in sorted(parameters.items()) if pair[0] != pair[1]},
+    )
+
+
+def report(name: str | None, to: Path | None) -> Path:
+    """The report of a run, or the last one of the workspace, where it is or as a copy.
+
+    Raises:
+        InputError: there is none, or it can not be copied.
+    """
+    file = here(workspace.REPORT) if name is None else _downloaded(find(name))
+    if not file.exists():
+        raise InputError(f"{file} does not exist; `dvc repro` makes it")
+    if to is None:
+        return file
+    try:
+        return Path(shutil.copyfile(file, to))
+    except OSError as error:
+        raise InputError(f"cannot write {str(to)!r}: {error.strerror or error}") from None
+
+
+def _downloaded(run: Run) -> Path:
+    place = workspace.root() / ".run" / "reports" / run.info.run_id
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        uri = f"runs:/{run.info.run_id}/report.html"
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(place)))
+    except (MlflowException, OSError):
+        raise InputError(f"run {run.info.run_name} has no report: evaluate did not come to its end") from None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of a wish to promote: the version asked for, the champion now, and why."""
+
+    version: str
+    champion: str | None
+    sentence: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def promote(name: str, force: bool) -> Decision:
+    """Gives a registered version the alias `champion`, if the gate of `tasks.promotion` lets it through."""
+    client, _ = tracking.connect()
+    version = version_of(name)
+    wanted = str(version.version)
+    found = client.get_registered_model(version.name).aliases.get(tracking.CHAMPION)
+    champion = None if found is None else str(found)
+    if champion == wanted:
+        return Decision(wanted, champion, f"version {wanted} is the champion already")
+    sentence = tracking.gate(client, version)
+    if not force and not sentence.startswith("would be promoted"):
+        return Decision(wanted, champion, f"version {wanted} {sentence}; --force promotes it anyway")
+    client.set_registered_model_alias(version.name, tracking.CHAMPION, wanted)
+    before = f"; the champion before was version {champion}" if champion else ""
+    why = (
+        f"as you wish (by the gate it {sentence})" if force else sentence.removeprefix("would be promoted: ")
+    )
+    return Decision(wanted, wanted, f"version {wanted} is the champion: {why}{before}")

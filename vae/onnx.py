@@ -1,0 +1,104 @@
+"""The encoder as ONNX, for programs that want latents without PyTorch.
+
+    images, uint8 (batch, H, W, C)  →  mu, logvar, float32 (batch, Z)
+
+The images are as `vae.images.load` and the arrays of ingest have them; scaling to [0, 1] is part of the graph. What
+comes before it (orientation, resizing) is told in the file's metadata, under `preprocess`.
+"""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vae.errors import InputError
+from vae.model import VAE
+from vae.saved import Saved
+
+OPSET = 18
+TOLERANCE = 1e-3  # of what mu and logvar, of about 1 to 10, may differ from PyTorch's
+PREPROCESS = (
+    "First frame; EXIF orientation applied; transparency on white; {mode}; the whole image resized to {height}×{width} "
+    "pixels (Pillow, bicubic, antialiased){binarise}; uint8 (batch, {height}, {width}, {channels}), 0 to 255."
+)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, model: VAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.encode(images.permute(0, 3, 1, 2).float().div(255))
+
+
+def export(saved: Saved, output: Path) -> float:
+    """Writes the encoder, in fp32, and holds it against PyTorch on random images.
+
+    Returns:
+        The largest difference of any mu or logvar.
+
+    Raises:
+        InputError: the packages for it are not installed, the file can not be written, or the two differ.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  # what torch.onnx needs, and would ask for in its own words
+    except ModuleNotFoundError as error:
+        raise InputError(f"ONNX needs the package {error.name}: pip install -e '.[onnx]'") from None
+
+    channels, height, width = saved.image_shape
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (5, height, width, channels), dtype=np.uint8)
+    encoder = _Encoder(saved.model.cpu()).eval()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that are not needed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, of its own insides
+        program = torch.onnx.export(
+            encoder,
+            (torch.from_numpy(images[:2]),),  # two: a batch of one would become a constant of the graph
+            input_names=["images"],
+            output_names=["mu", "logvar"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None, "with dynamo=True a program is returned"
+    program.model.metadata_props.update(
+        {
+            "preprocess": _preprocess(saved),
+            "preprocessing": json.dumps(saved.preprocessing),
+            "weights.sha256": saved.sha256,
+        }
+    )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        program.save(output)
+    except OSError as error:
+        raise InputError(f"cannot write {str(output)!r}: {error.strerror or error}") from None
+
+    session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
+    got = session.run(["mu", "logvar"], {"images": images})
+    with torch.no_grad():
+        expected = encoder(torch.from_numpy(images))
+    difference = max(float(np.abs(a - b.numpy()).max()) for a, b in zip(got, expected, strict=True))
+    if not difference <= TOLERANCE:  # written so that NaN is refused too
+        raise InputError(f"{output}: onnxruntime and PyTorch differ by {difference:.2g}; do not use it")
+    return difference
+
+
+def _preprocess(saved: Saved) -> str:
+    height, width, channels = (saved.preprocessing[name] for name in ("height", "width", "channels"))
+    binarise = saved.preprocessing.get("binarise", "none")
+    return PREPROCESS.format(
+        mode="grey" if channels == 1 else "RGB",
+        height=height,
+        width=width,
+        channels=channels,
+        binarise="" if binarise == "none" else f"; then binarised ({binarise}): 0 or 255",
+    )
