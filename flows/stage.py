@@ -29,10 +29,11 @@ OUT_OF_MEMORY = (
     "the kernel killed it because memory ran out; lower train.batch_size, model.widths or data.image_size, or end "
     "what else uses memory, and run again: it goes on from its last checkpoint"
 )
+_BLOCKER = re.compile(r"\(PID \d+\): .+")
 _EXIT = re.compile(r"failed to run: .*, exited with (-?\d+)")
 
 
-@dataclass(eq=False)  # an exception is one of a kind, and Python writes its traceback into it
+@dataclass(eq=False, repr=False)  # an exception is one of a kind, and Python writes its traceback into it
 class StageFailed(Exception):
     """A stage that did not succeed.
 
@@ -49,6 +50,8 @@ class StageFailed(Exception):
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.reason}"
+
+    __repr__ = __str__  # Prefect logs it so
 
     @property
     def may_be_retried(self) -> bool:
@@ -100,6 +103,12 @@ def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) 
             elif text.startswith("error: "):
                 reason = reason or text.removeprefix("error: ")
                 say(text)
+            elif blocker := _BLOCKER.search(text):
+                # DVC says who holds its lock in a line of its own.
+                reason = (
+                    f"{reason.split(': ', 1)[-1].removesuffix(', it is being blocked by:')} by {blocker[0]}"
+                )
+                say(f"another DVC is at work here: {blocker[0]}")
             elif text.startswith("ERROR: "):
                 found = _EXIT.search(text)
                 exit_code = int(found[1]) if found else exit_code

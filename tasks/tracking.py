@@ -23,7 +23,6 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from tasks import alive, lineage, unsent, workspace
 from tasks.lock import hold
@@ -45,6 +44,10 @@ _open: list[unsent.Training] = []  # the trainings that are told of, the innermo
 _silent_until = 0.0
 
 
+def _uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.root() / 'mlflow.db'}"
+
+
 def connect() -> tuple[MlflowClient, str]:
     """The store: MLFLOW_TRACKING_URI where it is set, else the SQLite file of the workspace.
 
@@ -57,7 +60,7 @@ def connect() -> tuple[MlflowClient, str]:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     root = workspace.root()
-    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}")
+    mlflow.set_tracking_uri(_uri())
     with hold(root / ".run" / "mlflow.lock", "the set-up of MLflow's database", seconds=60):
         client = MlflowClient()  # makes the database already
         if client.get_experiment_by_name(EXPERIMENT) is None:
@@ -72,7 +75,7 @@ def connect() -> tuple[MlflowClient, str]:
         for run_id in unsent.send_kept(client, experiment_id):
             print(f"MLflow answers again: what it missed of run {run_id} is sent")
         for run_id in alive.left_behind(_running()):
-            if _exists(client, run_id) and client.get_run(run_id).info.status == "RUNNING":
+            if unsent.exists(client, run_id) and client.get_run(run_id).info.status == "RUNNING":
                 client.set_tag(run_id, "ended", "KILLED")
                 client.set_terminated(run_id, "KILLED")
     return client, experiment_id
@@ -121,12 +124,12 @@ def training_run(
     """
     resume = remembered.read_text() if remembered.exists() else None
     name = name or os.environ.get(lineage.EXPERIMENT_NAME)
-    training, run = unsent.Training(name, dict(tags), resume), None
+    training, run = unsent.Training(name, dict(tags), _uri(), resume), None
     _open.append(training)
     with ExitStack() as stack:
         with away(_GOES_ON):
             client, _ = connect()
-            known = resume is not None and _exists(client, resume)
+            known = resume is not None and unsent.exists(client, resume)
             run = mlflow.start_run(
                 run_id=resume if known else None, run_name=None if known else name, nested=nested
             )
@@ -463,10 +466,3 @@ def _run_from_files(client: MlflowClient, experiment_id: str, weights_sha256: st
 def _running() -> Path:
     """Notes of the runs that processes of this workspace work for."""
     return workspace.root() / ".run" / "mlflow_runs"
-
-
-def _exists(client: MlflowClient, run_id: str) -> bool:
-    try:
-        return client.get_run(run_id).info.lifecycle_stage == "active"
-    except MlflowException:
-        return False

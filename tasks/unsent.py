@@ -25,6 +25,7 @@ class Training:
     """All that a training has to tell, whether or not it could.
 
     Attributes:
+        store: where its run belongs, as MLflow names it.
         run_id: of its run; None where the store has never answered.
         history: rows of numbers by name, each with its epoch.
         behind: whether the store lacks something of it.
@@ -32,6 +33,7 @@ class Training:
 
     name: str | None
     tags: dict[str, str]
+    store: str
     run_id: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     history: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -49,7 +51,7 @@ def is_away(error: Exception) -> bool:
 
 def send(client: MlflowClient, experiment_id: str, training: Training) -> str:
     """Tells what the store lacks of a training; returns the id of its run, which is made where there is none."""
-    if training.run_id is None:
+    if training.run_id is None or not exists(client, training.run_id):  # or a person has deleted it
         training.run_id = client.create_run(experiment_id, run_name=training.name).info.run_id
     run = client.get_run(training.run_id)
     unknown = [
@@ -78,12 +80,23 @@ def keep(training: Training) -> Path:
 
 
 def send_kept(client: MlflowClient, experiment_id: str) -> Iterator[str]:
-    """Sends what was kept; the ids of the runs."""
+    """Sends what was kept for this store; the ids of the runs."""
     for path in sorted(_folder().glob("*.json")):
         values = workspace.read_json(path)
+        if values["store"] != client.tracking_uri:
+            continue
         values["history"] = {int(epoch): row for epoch, row in values["history"].items()}
         yield send(client, experiment_id, Training(**values))
         path.unlink()
+
+
+def exists(client: MlflowClient, run_id: str) -> bool:
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if is_away(error):
+            raise
+        return False
 
 
 def _folder() -> Path:

@@ -1,5 +1,6 @@
 """MLflow away at the start, in the middle or at the end of a training: it goes on, and nothing is missing later."""
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,3 +132,19 @@ def test_the_run_of_a_dead_process_is_ended_by_the_next_that_comes(
     tracking.connect()
     ended = client.get_run(run.info.run_id)
     assert (ended.info.status, ended.data.tags["ended"]) == ("KILLED", "KILLED")
+
+
+def test_what_was_kept_for_another_store_waits_for_it_and_a_deleted_run_is_made_anew(
+    store: Path, tmp_path: Path
+) -> None:
+    client, experiment = tracking.connect()
+    mine, others = (
+        unsent.Training("a name", {"git.commit": "abc"}, uri, "0" * 32, status="FINISHED")
+        for uri in (client.tracking_uri, "http://127.0.0.1:9")
+    )
+    paths = unsent.keep(mine), tmp_path / ".run" / "unsent" / "others.json"
+    workspace.write_json(paths[1], dataclasses.asdict(others))
+    tracking.connect()
+    assert [path.exists() for path in paths] == [False, True]
+    (run,) = client.search_runs([experiment])
+    assert (run.info.run_name, run.info.status, run.data.tags["git.commit"]) == ("a name", "FINISHED", "abc")

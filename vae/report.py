@@ -88,7 +88,7 @@ def html(facts: Facts, origin: Origin | None = None) -> str:
         verdict=verdict.replace("_", " "),
         level=level,
         sign=LEVELS[level],
-        to_do=recommendations[0] if recommendations else _nothing_to_do(verdict),
+        to_do=_first(recommendations) if recommendations else _nothing_to_do(verdict),
         recommendations=recommendations,
         numbers=list(_key_numbers(facts)),
         sections=sections,
@@ -133,6 +133,11 @@ def _subject(p: Parameters) -> str:
         f"{printable(name)}, {width}×{height} pixels in {'grey' if p.data.channels == 1 else 'colour'}, "
         f"{latents} latent{'' if latents == 1 else 's'}"
     )
+
+
+def _first(recommendations: list[str]) -> str:
+    more = len(recommendations) - 1
+    return recommendations[0] + (f", and {more} more below" if more else "")
 
 
 def _nothing_to_do(verdict: str) -> str:
@@ -230,7 +235,14 @@ def _weights(facts: Facts) -> Iterator[Number]:
         ("calibrated", "calibrated_kl_weight", "here the loss is the ELBO of the best noise level"),
     ):
         yield Number(f"{name} weight", number(expected.get(key)), meaning)
-    yield Number("noise σ", number(expected.get("equivalent_sigma")), "of a pixel, that the loss amounts to")
+    yield Number(
+        "noise σ, expected", number(expected.get("equivalent_sigma")), "of a pixel, by linear theory"
+    )
+    error = facts.metrics["valid"]["mse_sampled"]
+    if p.objective.likelihood == "gaussian" and error is not None:
+        yield Number(
+            "noise σ, measured", number(error**0.5), "the root of the error with sampled z, validation split"
+        )
     beta = facts.monitor.get("effective_beta")
     yield Number(
         "effective β",

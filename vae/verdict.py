@@ -126,7 +126,9 @@ def _diverged(p: Parameters, e: Evidence) -> Verdict | None:
 
 def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
     active = e.valid.active_units(p.monitor.active_unit_threshold)
-    summary = "The posterior collapsed: the latents carry nothing."
+    summary = (
+        f"The posterior collapsed: the latents carry next to nothing ({e.valid.rate:.2g} nats per image)."
+    )
     if active == 0 or e.valid.rate < COLLAPSED_BELOW_NATS:
         reasons = [
             f"KL of {e.valid.rate:.4g} nats per image over all {p.model.latent_dim} latents, {active} active units"
