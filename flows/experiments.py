@@ -2,9 +2,10 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 from tasks import lineage
 from tasks.workspace import PARAMS
@@ -26,15 +27,15 @@ def keep(flow_run_name: str, flow_run_id: str, something_ran: bool) -> str:
     of_this_commit = [ref for ref in kept if ref.startswith(f"refs/exps/{commit[:2]}/{commit[2:]}/")]
     if not something_ran and (found := _with_these_results(of_this_commit)):
         return f"these results are kept as the DVC experiment {found}"
-    # `exp save` commits what stands in the workspace; outputs that are not of these parameters and this code
-    # would be recorded, and later restored, as if they were.
-    code, _ = _dvc("status", "--quiet")
-    if code != 0:
+    # Outputs that are not of these parameters and this code would be recorded, and later restored, as if they were.
+    if not _clean():
         return "not kept as a DVC experiment: parameters, code or data were changed during the run"
     name = unique(flow_run_name, flow_run_id, {ref.rpartition("/")[2] for ref in kept})
-    code, said = _dvc("exp", "save", "--name", name)
-    if code != 0:
-        return f"warning: not kept as a DVC experiment: {said}"
+    try:
+        _save(commit, name)
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
+        return f"warning: not kept as a DVC experiment: {(said or ['Git said nothing'])[0]}"
     return f"kept as the DVC experiment {name}; `dvc exp apply {name}` brings it back"
 
 
@@ -61,32 +62,42 @@ def _with_these_results(kept: list[str]) -> str | None:
     )
 
 
-def _dvc(*arguments: str) -> tuple[int, str]:
-    """Runs DVC in a process and session of its own; returns its exit code and the last thing that it said.
+def _save(commit: str, name: str) -> None:
+    """Commits what stands in the workspace as an experiment of `commit`, as `dvc exp save` does.
 
-    While DVC saves, HEAD is detached: whoever interrupts the flow waits until it is back.
+    That command detaches HEAD and stashes meanwhile: killed then, it leaves parameters in the stash and an empty
+    dvc.lock. This touches neither HEAD nor index nor files.
+
+    Raises:
+        OSError, subprocess.CalledProcessError: Git refused.
     """
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "true"}
-    if None in (lineage.git_says("config", "user.name"), lineage.git_says("config", "user.email")):
-        for name, value in _WHO.items():
-            for role in ("AUTHOR", "COMMITTER"):
-                environment.setdefault(f"GIT_{role}_{name}", value)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", *arguments],
-        env=environment,
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "GIT_INDEX_FILE": str(Path(folder) / "index")}
+        if None in (lineage.git_says("config", "user.name"), lineage.git_says("config", "user.email")):
+            for what, value in _WHO.items():
+                for role in ("AUTHOR", "COMMITTER"):
+                    environment.setdefault(f"GIT_{role}_{what}", value)
+
+        def git(*arguments: str) -> str:
+            done = subprocess.run(
+                ["git", *arguments], env=environment, capture_output=True, text=True, check=True
+            )
+            return done.stdout.strip()
+
+        git("read-tree", commit)
+        git("add", "--update", ":/")
+        kept = git("commit-tree", git("write-tree"), "-p", commit, "-m", f"dvc: commit experiment {name}")
+        git("update-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/{name}", kept, "")
+
+
+def _clean() -> bool:
+    """Whether DVC finds nothing to do."""
+    process = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--quiet"],
+        env={**os.environ, "DVC_NO_ANALYTICS": "true"},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
+        capture_output=True,
+        check=False,
+        timeout=SECONDS,
     )
-    try:
-        said, _ = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        said = f"`dvc {' '.join(arguments)}` took more than {SECONDS} s"
-    finally:
-        process.wait()
-    errors = [line for line in said.splitlines() if line.startswith("ERROR: ")] or said.splitlines()
-    return process.returncode, errors[-1].removeprefix("ERROR: ") if errors else "DVC said nothing"
+    return process.returncode == 0

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
+import psutil
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
@@ -47,8 +48,12 @@ def sweep() -> list[str]:
 
 
 def running() -> dict[UUID, int]:
-    """The flow runs of this workspace whose process lives, with that process's id."""
-    return {UUID(run): note["pid"] for run, note in alive.living(_folder()).items() if "pid" in note}
+    """The flow runs of this workspace whose process lives, with that process's id.
+
+    A note that another process is just sweeping is locked too: its process does not exist any more.
+    """
+    noted = {UUID(run): note.get("pid") for run, note in alive.living(_folder()).items()}
+    return {run: pid for run, pid in noted.items() if pid and psutil.pid_exists(pid)}
 
 
 def _folder() -> Path:

@@ -1,5 +1,6 @@
 """The servers on this machine: `python -m flows.servers up|down`. Each start and each stop is waited for."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -203,7 +204,8 @@ def _cancel_runs() -> None:
             client.set_flow_run_state(run, Cancelling(message="make down"), force=True)
         wait()
         for pid in runs.running().values():  # a `make run` in a terminal: no worker tells it
-            os.kill(pid, signal.SIGINT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
         wait()
         for run in running:
             state = client.read_flow_run(run).state

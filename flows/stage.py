@@ -123,20 +123,25 @@ def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) 
     if code != 0:
         exhausted = "No space left on device" in reason
         if exit_code in KILLED:
-            exhausted = _killed_for_memory() > killed_before
-            reason = (
-                OUT_OF_MEMORY if exhausted else "it was killed (SIGKILL), and not by the kernel for memory"
-            )
+            killed_now = _killed_for_memory()
+            exhausted = killed_before is not None and killed_now is not None and killed_now > killed_before
+            reason = OUT_OF_MEMORY if exhausted else "it was killed (SIGKILL)"
+            if killed_now is not None and not exhausted:
+                reason += ", and not by the kernel for memory"
         raise StageFailed(stage, reason or f"ended with exit code {code}", exit_code or code, exhausted)
     return outcome
 
 
-def _killed_for_memory() -> int:
-    """How many processes the kernel has killed since it started because memory ran out; 0 where it does not say."""
+def _killed_for_memory() -> int | None:
+    """How many processes the kernel has killed since it started because memory ran out; None where it does not say.
+
+    Of the whole machine: where another container is killed in the same minutes, a user's kill is taken for one.
+    """
     try:
-        return int(_OOM_KILLS.search(Path("/proc/vmstat").read_text())[1])  # type: ignore[index]  # caught below
-    except (OSError, TypeError):
-        return 0
+        found = _OOM_KILLS.search(Path("/proc/vmstat").read_text())
+        return int(found[1]) if found else None
+    except OSError:
+        return None
 
 
 def _environment(additions: Mapping[str, str]) -> dict[str, str]:

@@ -43,8 +43,9 @@ def left_behind(folder: Path) -> Iterator[str]:
     for note in sorted(folder.glob("*.json")):
         try:
             with FileLock(note.with_suffix(".lock"), timeout=0):
-                yield note.stem
-                _remove(note)
+                if note.exists():  # it may have ended properly since the list was made
+                    yield note.stem
+                    _remove(note)
         except Timeout:
             continue
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,8 @@ def free_dvc(root: Path) -> None:
     """
     path = root / ".dvc" / "tmp" / "rwlock"
     try:
+        if path.stat().st_size == 0:
+            time.sleep(0.5)  # a living DVC empties it for a moment, whenever it writes it anew
         entries = json.loads(path.read_text())
         holders = [*entries.get("write", {}).values(), *itertools.chain(*entries.get("read", {}).values())]
         in_use = any(_is_dvc(holder["pid"]) for holder in holders)
@@ -79,5 +82,7 @@ def free_dvc(root: Path) -> None:
 def _is_dvc(pid: int) -> bool:
     try:
         return any("dvc" in Path(word).name for word in psutil.Process(pid).cmdline())
+    except psutil.AccessDenied:
+        return True  # another user's process: not ours to judge
     except psutil.Error:
         return False

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from tasks import workspace
-from vae import cure, devices, diagnostics, mixture, parameters, preflight, saved
+from vae import checkpoint, cure, devices, diagnostics, mixture, parameters, preflight, saved
 from vae.annealing import first_final_epoch
 from vae.baseline import MeanImage
 from vae.batches import for_measuring, open_images
@@ -29,6 +29,7 @@ FEW_IMAGES = 20
 
 
 def main() -> None:
+    checkpoint.remove_finished(workspace.root() / ".checkpoints")  # DVC has taken the results in by now
     p = workspace.load_parameters()
     model = saved.load(workspace.MODEL, devices.choose(p.train).device)
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))

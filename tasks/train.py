@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,13 +57,19 @@ def main() -> None:
     # It is waited for: a trainer whose DVC was killed takes a moment to end.
     with hold(Path(".run/train.lock"), "a training", seconds=15, tell=True):
         checkpoints = workspace.root() / ".checkpoints"
-        key = run_key(p)
-        place = checkpoints / f"{key}-{conditions_key(compute)}"
-        for other in sorted(checkpoints.glob(f"{key}-*")):
-            if other != place and (other / CONDITIONS).exists():
-                print(_other_conditions(other, compute))
-        workspace.write_json(place / CONDITIONS, compute.describe())
-        run(p, train_images, valid_images, compute, initial, place)
+        key, here = run_key(p), compute.describe() | lineage.machine()
+        del here["machine.system"]  # an updated kernel changes no bit
+        place = checkpoints / f"{key}-{_digest(here)[:8]}"
+        checkpoint.remove_finished(checkpoints, but=place)
+        for other in sorted(checkpoints.glob(f"{key}-*/{CONDITIONS}")):
+            if other.parent != place:
+                print(_other_conditions(other, here))
+        # Copies of the workspace share the checkpoints: two of the same training would write into one another's.
+        with hold(
+            workspace.root() / ".run" / f"{place.name}.lock", "the same training", seconds=15, tell=True
+        ):
+            _note_conditions(place / CONDITIONS, here)
+            run(p, train_images, valid_images, compute, initial, place)
 
 
 def initial_weights(path: str | None) -> dict[str, Tensor] | None:
@@ -161,8 +167,8 @@ def run(
             sha256 = write_model(p, trained, compute, [])
         write_history(trained.history, trained.kl_per_latent)
         tracking.log_weights(sha256, trained.kept_epoch, trained.stopped)
-    for place in (*checkpoints.glob("attempt-*"), checkpoints):
-        checkpoint.remove(place / "state.pt")
+    # Not removed yet: DVC has still to take the results in, and whoever is killed meanwhile need not train again.
+    checkpoint.finish(checkpoints)
     if trained.stopped:
         print(f"training stopped early: {trained.stopped}")
     print(
@@ -194,7 +200,7 @@ def run_key(p: Parameters) -> str:
     stage = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]["train"]
     values = {key: functools.reduce(getattr, key.split("."), p) for key in stage["params"]}
     digest.update(json.dumps(values, sort_keys=True, default=lambda section: section.model_dump()).encode())
-    inputs = [workspace.images("train"), workspace.images("valid")]
+    inputs = [workspace.images("train"), workspace.images("valid"), workspace.PREFLIGHT]
     inputs += [Path(dep) for dep in stage["deps"] if dep.endswith(".py")]
     if p.train.initial_weights:
         inputs.append(Path(p.train.initial_weights))
@@ -203,21 +209,34 @@ def run_key(p: Parameters) -> str:
     return digest.hexdigest()[:16]
 
 
-def conditions_key(compute: Compute) -> str:
-    """Names how it is computed, which decides the last bits too."""
-    return hashlib.sha256(json.dumps(compute.describe(), sort_keys=True).encode()).hexdigest()[:8]
+def _digest(values: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _other_conditions(checkpoints: Path, compute: Compute) -> str:
+def _note_conditions(path: Path, here: Mapping[str, str]) -> None:
+    """What the checkpoints beside it were computed with. A disk that is full or read-only is not the training's end."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".new")
+        aside.write_text(json.dumps(here, indent=2), encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        print(f"warning: {error}; without checkpoints an interruption costs the whole training")
+
+
+def _other_conditions(noted: Path, here: Mapping[str, str]) -> str:
     """Why an interrupted training is not gone on with: under other conditions its bits would be neither's."""
-    theirs, ours = workspace.read_json(checkpoints / CONDITIONS), compute.describe()
+    try:
+        theirs = json.loads(noted.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        theirs = {}
     differ = ", ".join(
-        f"{name} {theirs.get(name)} (here {ours.get(name)})"
-        for name in sorted({*theirs, *ours})
-        if theirs.get(name) != ours.get(name)
+        f"{name} {theirs.get(name)} (here {here.get(name)})"
+        for name in sorted({*theirs, *here})
+        if theirs.get(name) != here.get(name)
     )
     return (
-        f"WARNING: {checkpoints} holds an interrupted training of the same parameters, made with {differ}: this one "
+        f"WARNING: {noted.parent} holds an interrupted training of the same parameters, made with {differ}: this one "
         "starts anew; under the same conditions it would go on from there"
     )
 

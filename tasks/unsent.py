@@ -4,7 +4,8 @@ A store may be a server elsewhere, or a disk that is full. A training neither wa
 """
 
 import dataclasses
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ _AT_ONCE = 100  # parameters in a request; MLflow's own limit
 
 
 @dataclass
-class Training:
+class Record:
     """All that a training has to tell, whether or not it could.
 
     Attributes:
         store: where its run belongs, as MLflow names it.
         run_id: of its run; None where the store has never answered.
-        history: rows of numbers by name, each with its epoch.
+        history: rows of numbers by name, each by its epoch.
         behind: whether the store lacks something of it.
     """
 
@@ -49,54 +50,82 @@ def is_away(error: Exception) -> bool:
     return isinstance(error, SQLAlchemyError | OSError)
 
 
-def send(client: MlflowClient, experiment_id: str, training: Training) -> str:
-    """Tells what the store lacks of a training; returns the id of its run, which is made where there is none."""
-    if training.run_id is None or not exists(client, training.run_id):  # or a person has deleted it
-        training.run_id = client.create_run(experiment_id, run_name=training.name).info.run_id
-    run = client.get_run(training.run_id)
+def send(client: MlflowClient, experiment_id: str, record: Record) -> str:
+    """Tells what the store lacks of a training; returns the id of its run, which is made where there is none.
+
+    A run that is open stays so: only one that has ended is given its status.
+    """
+    if record.run_id is None or not exists(client, record.run_id):  # or a person has deleted it
+        record.run_id = client.create_run(experiment_id, run_name=record.name).info.run_id
+    run = client.get_run(record.run_id)
     unknown = [
-        Param(name, str(value)) for name, value in training.parameters.items() if name not in run.data.params
+        Param(name, str(value)) for name, value in record.parameters.items() if name not in run.data.params
     ]
     for start in range(0, len(unknown), _AT_ONCE):
-        client.log_batch(training.run_id, params=unknown[start : start + _AT_ONCE])
-    known = {metric.step for metric in client.get_metric_history(training.run_id, "valid/kl")}
-    for epoch, row in training.history.items():
+        client.log_batch(record.run_id, params=unknown[start : start + _AT_ONCE])
+    known = {metric.step for metric in client.get_metric_history(record.run_id, "valid/kl")}
+    for epoch, row in record.history.items():
         if epoch not in known:
-            metrics = [Metric(n, float(v), 0, epoch) for n, v in row.items() if n != "epoch"]
-            client.log_batch(training.run_id, metrics=metrics)
-    for name, tag in training.tags.items():
-        client.set_tag(training.run_id, name, tag)
-    if training.status != "RUNNING":
-        client.set_terminated(training.run_id, training.status)
-    training.behind = False
-    return training.run_id
+            client.log_batch(record.run_id, metrics_of(epoch, row))
+    for name, tag in record.tags.items():
+        if run.data.tags.get(name) != tag:
+            client.set_tag(record.run_id, name, tag)
+    if "ended" in record.tags:
+        client.set_terminated(record.run_id, record.status)
+    record.behind = False
+    return record.run_id
 
 
-def keep(training: Training) -> Path:
-    """Writes down a training that has ended, to be sent later."""
-    path = _folder() / f"{training.run_id or uuid4().hex}.json"
-    workspace.write_json(path, dataclasses.asdict(training))
+def metrics_of(epoch: int, row: Mapping[str, float]) -> list[Metric]:
+    return [Metric(name, float(value), 0, epoch) for name, value in row.items() if name != "epoch"]
+
+
+def keep(record: Record) -> Path:
+    """Writes down a training that has ended, to be sent later. NaN is written as Python reads it."""
+    path = _folder() / f"{record.run_id or uuid4().hex}.json"
+    _write(path, record)
     return path
 
 
 def send_kept(client: MlflowClient, experiment_id: str) -> Iterator[str]:
     """Sends what was kept for this store; the ids of the runs."""
     for path in sorted(_folder().glob("*.json")):
-        values = workspace.read_json(path)
-        if values["store"] != client.tracking_uri:
+        try:
+            record = _read(path)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            path.rename(path.with_suffix(".unreadable"))
+            print(f"warning: {path} can not be read and is set aside: {error}", flush=True)
             continue
-        values["history"] = {int(epoch): row for epoch, row in values["history"].items()}
-        yield send(client, experiment_id, Training(**values))
-        path.unlink()
+        if record.store != client.tracking_uri:
+            continue
+        if record.run_id is None:
+            record.run_id = client.create_run(experiment_id, run_name=record.name).info.run_id
+            _write(path, record)  # a second try goes on with this run
+        yield send(client, experiment_id, record)
+        path.unlink(missing_ok=True)
 
 
 def exists(client: MlflowClient, run_id: str) -> bool:
+    """Raises: what the store raises where it does not answer."""
     try:
         return client.get_run(run_id).info.lifecycle_stage == "active"
     except MlflowException as error:
         if is_away(error):
             raise
         return False
+
+
+def _write(path: Path, record: Record) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".new")
+    aside.write_text(json.dumps(dataclasses.asdict(record), default=str), encoding="utf-8")
+    aside.replace(path)
+
+
+def _read(path: Path) -> Record:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["history"] = {int(epoch): row for epoch, row in values["history"].items()}
+    return Record(**values)
 
 
 def _folder() -> Path:

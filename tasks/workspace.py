@@ -5,6 +5,7 @@ workspace (`dvc exp run --temp`). Stores, locks and checkpoints are one for all 
 under `root()`.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import psutil
 
+from tasks import PARENT
 from vae import parameters
 from vae.errors import InputError
 from vae.parameters import Parameters
@@ -47,8 +50,6 @@ REPORT = REPORTS / "report.html"
 SPLITS = ("train", "valid", "test")
 
 MLFLOW_PORT = int(os.environ.get("VAE_TRAIN_MLFLOW_PORT", "5000"))
-
-_PARENT = os.getppid()  # as early as can be: DVC, or the shell that it uses
 
 # What a user can put right about a disk or a folder.
 _PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -146,10 +147,22 @@ def _interrupt(signum: int, frame: Any) -> None:
 
 def _end_with_parent() -> None:
     """Where DVC was killed alone, its stage ends too: the next `dvc repro` would start a second one beside it."""
-    while os.getppid() == _PARENT:
+    runner = _runner()
+    while os.getppid() == PARENT and (runner is None or runner.is_running()):
         time.sleep(0.5)
     print("the program that ran this stage is gone", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(8)
+    os._exit(130)  # it does not hear: the lock must be free within ten seconds
+
+
+def _runner() -> psutil.Process | None:
+    """The nearest ancestor that is no shell: DVC runs a stage through one, and some of them stay in between."""
+    with contextlib.suppress(psutil.Error):
+        for ancestor in psutil.Process().parents():
+            if ancestor.name() not in ("sh", "dash", "bash", "zsh", "ksh", "fish"):
+                return ancestor
+    return None
 
 
 def _of_place(error: OSError) -> str:

@@ -1,11 +1,14 @@
 """Checkpoints to resume from: written atomically, and checked when they are read (each record has a CRC)."""
 
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+
+FINISHED = "finished"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -34,7 +37,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path, device: torch.device) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest checkpoint that is whole, and what was wrong with those that are not.
 
-    Loads without running any code from the file (`weights_only`).
+    Loads without running any code from the file (`weights_only`). A damaged one is removed.
+
+    Raises:
+        OSError: a file can not be read, though it may be whole.
     """
     problems: list[str] = []
     for candidate in (path, _previous(path)):
@@ -43,19 +49,27 @@ def load(path: Path, device: torch.device) -> tuple[dict[str, Any] | None, list[
         try:
             _check(candidate)
             return torch.load(candidate, map_location=device, weights_only=True), problems
+        except (OSError, torch.cuda.OutOfMemoryError):
+            raise  # the file may well be whole
         except Exception as error:  # a damaged archive raises whatever its first bad byte leads to
             problems.append(
                 f"checkpoint {candidate.name} is damaged and passed over: {error}".splitlines()[0]
             )
+            # Out of the way: the next one that is saved would take it for the previous one, and that away.
+            candidate.unlink()
     return None, problems
 
 
-def remove(path: Path) -> None:
-    """Removes a run's checkpoints and their folder, once its training is complete."""
-    if path.parent.exists():
-        for file in path.parent.iterdir():
-            file.unlink()
-        path.parent.rmdir()
+def finish(folder: Path) -> None:
+    """Marks a training as complete. Its checkpoints stay until its results are safe: see `remove_finished`."""
+    (folder / FINISHED).touch()
+
+
+def remove_finished(root: Path, but: Path | None = None) -> None:
+    """Removes the folders of complete trainings, except one."""
+    for mark in root.glob(f"*/{FINISHED}"):
+        if mark.parent != but:
+            shutil.rmtree(mark.parent, ignore_errors=True)
 
 
 def _check(path: Path) -> None:
