@@ -20,6 +20,7 @@ FLOW_RUN_ID, FLOW_RUN_NAME, FLOW_RUN_URL = (
     "VAE_TRAIN_FLOW_RUN_NAME",
     "VAE_TRAIN_FLOW_RUN_URL",
 )
+OVERLAY = "VAE_TRAIN_EXPERIMENT"  # the file of experiments/ that lies over the defaults
 EXPERIMENT_NAME = "DVC_EXP_NAME"  # DVC gives it to the stages of an experiment
 
 
@@ -70,6 +71,7 @@ def flow() -> dict[str, str]:
         "prefect.flow_run_id": FLOW_RUN_ID,
         "prefect.flow_run_name": FLOW_RUN_NAME,
         "prefect.flow_run_url": FLOW_RUN_URL,
+        "experiment": OVERLAY,
         "dvc.experiment": EXPERIMENT_NAME,
     }
     return {tag: os.environ[name] for tag, name in names.items() if os.environ.get(name)}

@@ -1,11 +1,12 @@
 """MLflow: one run for one trained model, found again by the hash of its weights."""
 
+import datetime
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,27 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+# Seconds between two looks at processor, memory, disk, network and, where nvidia-ml-py is there, GPU.
+os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "10")
 
 import mlflow
 import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from tasks import alive, lineage, unsent, workspace
+from tasks import alive, cards, gate, lineage, registry, unsent, workspace
 from tasks.lock import hold
-from tasks.promotion import Champion, decide
-from vae import saved as saved_files
+from tasks.registry import CANDIDATE, VERDICT, WEIGHTS
 from vae.facts import Origin
 from vae.parameters import Parameters
 from vae.saved import Saved
 
 EXPERIMENT = "vae-train"
-_SERVED_WITH = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors", "torch")
-WEIGHTS, PRIOR, INITIAL_WEIGHTS = "weights.sha256", "prior.sha256", "initial_weights.sha256"
+INITIAL_WEIGHTS = "initial_weights.sha256"
 EVALUATED = "evaluated."  # the commit whose code made the final metrics, which may be a later one
-VERDICT = "verdict"
-CANDIDATE, CHAMPION = "candidate", "champion"
+NOTE = "mlflow.note.content"  # what the page of a run begins with
 SILENCE = 60  # seconds without another try, where the store did not answer
 
 _open: list[unsent.Training] = []  # the trainings that are told of, the innermost last
@@ -128,7 +127,10 @@ def training_run(
             client, _ = connect()
             known = resume is not None and _exists(client, resume)
             run = mlflow.start_run(
-                run_id=resume if known else None, run_name=None if known else name, nested=nested
+                run_id=resume if known else None,
+                run_name=None if known else name,
+                nested=nested,
+                log_system_metrics=not nested,  # an attempt's are those of the training around it
             )
             training.run_id = run.info.run_id
             training.tags["resumed"] = str(known).lower()
@@ -176,15 +178,19 @@ def log_inputs(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray
         if isinstance(values, dict)
         for key, value in values.items()
     } | {"seed": p.seed}
-    tags = lineage.machine()
+    tags = {**_subject(p), **lineage.machine()}
     if p.train.initial_weights:
         tags[INITIAL_WEIGHTS] = workspace.sha256(Path(p.train.initial_weights))
-    _open[-1].parameters.update(flat)
+    training = _open[-1]
+    nameless, training.name = training.name is None, training.name or _name_of(p)
+    training.parameters.update(flat)
     _tag(tags)
     if not _answers():
         return
     with away(_GOES_ON):
         run = mlflow.active_run()
+        if run is not None and nameless and training.tags["resumed"] == "false":
+            MlflowClient().update_run(run.info.run_id, name=training.name)
         known = {} if run is None else run.data.params
         mlflow.log_params({name: value for name, value in flat.items() if name not in known})
         for path in (workspace.PARAMS, lineage.LOCK):
@@ -198,6 +204,18 @@ def log_inputs(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray
                 ),
                 context=split,
             )
+
+
+def _subject(p: Parameters) -> dict[str, str]:
+    """Tags to filter by."""
+    return {"data.source": p.data.source, "architecture": p.model.architecture}
+
+
+def _name_of(p: Parameters) -> str:
+    """What is trained, and when, of a run that nobody named: `leaves-conv-64-20260131-120000`."""
+    source = Path(p.data.path).stem if p.data.source in ("folder", "idx", "npy") else p.data.source
+    source = re.sub(r"[^\w.-]+", "-", source)
+    return f"{source}-{p.model.architecture}-{p.model.latent_dim}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 def log_missing(history: list[dict[str, float]]) -> None:
@@ -267,25 +285,29 @@ def log_evaluation(
     plots: Path,
     make_report: Callable[[Origin], str],
     p: Parameters,
+    test_elbos: np.ndarray,
 ) -> str:
     """Metrics, plots, report and model into the run of these weights; returns the model's URI.
 
     make_report gives the report as HTML with what the tracked one can not have: links, and the champion.
+    test_elbos: (N,), the ELBO of each test image in nats, by which `tasks.gate` compares models.
     """
     run = run_of(saved.sha256)
-    client, run_id = MlflowClient(), run.info.run_id
-    evaluated = {EVALUATED + name: value for name, value in lineage.git().items()}
-    for name, value in {**lineage.stage("train"), **evaluated, VERDICT: monitor["verdict"]}.items():
-        client.set_tag(run_id, name, value)
+    client, run_id, name = MlflowClient(), run.info.run_id, p.evaluate.register_as
+    evaluated = {EVALUATED + tag: value for tag, value in lineage.git().items()}
+    tags = {**_subject(p), **lineage.stage("train"), **evaluated, VERDICT: monitor["verdict"]}
+    for tag, value in tags.items():
+        client.set_tag(run_id, tag, value)
+    client.update_run(run_id, name=_with_verdict(run, monitor["verdict"]))
     numbers = {
-        f"{split}/{name}": value
+        f"{split}/{metric}": value
         for split, values in metrics.items()
-        for name, value in values.items()
+        for metric, value in values.items()
         if isinstance(value, int | float)
     }
     # Validation's curves keep their epochs; a final number stands under a name of its own.
-    with mlflow.start_run(run_id=run_id):
-        mlflow.log_metrics({name.replace("valid/", "final_valid/"): value for name, value in numbers.items()})
+    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        mlflow.log_metrics({key.replace("valid/", "final_valid/"): value for key, value in numbers.items()})
         mlflow.log_artifacts(str(plots), "plots")
         for report in (
             workspace.METRICS,
@@ -301,22 +323,35 @@ def log_evaluation(
         ):
             if report.exists():
                 mlflow.log_artifact(str(report))
-        version_uri = _register(client, saved, run_id, p.evaluate.register_as, monitor["verdict"])
-        champion = champion_of(client, p.evaluate.register_as)
+        data = lineage.data()["data.sha256"]
+        gate.keep_scores(client, run_id, test_elbos, data)
+        version = registry.register(client, saved, run_id, name, monitor["verdict"])
+        uri = f"models:/{name}/{version.version}"
+        champion = champion_of(client, name)
         sentence = None
-        if p.promote.mode == "dry_run":
-            sentence = _promotion(run, champion, monitor["verdict"], metrics["test"]["elbo"])
-            mlflow.set_tag("promotion", sentence)
-            print(f"promotion (dry run): {sentence}")
+        if p.promote.mode != "disabled":
+            sentence = gate.consider(client, version, p.promote.mode)
+            print(
+                f"promotion{' (dry run)' if p.promote.mode == 'dry_run' else ''}: version {version.version} {sentence}"
+            )
+        test = metrics["test"]
+        client.set_tag(run_id, NOTE, cards.of_run(run_id, monitor, test, sentence, uri))
+        card = cards.of_version(name, version.version, saved, p, monitor, test, data, sentence)
+        client.update_model_version(name, version.version, card)
         mlflow.log_text(make_report(origin(client.get_run(run_id), sentence, champion)), "report.html")
     client.set_terminated(run_id, run.info.status)
-    return version_uri
+    return uri
+
+
+def _with_verdict(run: Run, verdict: str) -> str:
+    """The run's name, ended by the verdict; that of an earlier evaluation goes."""
+    return f"{str(run.info.run_name).removesuffix('-' + run.data.tags.get(VERDICT, verdict))}-{verdict}"
 
 
 def point_candidate(weights_sha256: str, name: str) -> None:
     """Moves the alias `candidate` to the version with these weights, where the registry has one."""
     client, _ = connect()
-    number = _version_of(client, name, weights_sha256, prior_hash())
+    number = registry.version_with(client, name, weights_sha256, registry.prior_hash())
     if number is not None:
         client.set_registered_model_alias(name, CANDIDATE, number)
 
@@ -351,87 +386,20 @@ def origin(run: Run, promotion: str | None, champion: tuple[str, Run] | None) ->
         for name, value in its_run.data.metrics.items()
         if name.startswith("test/")
     }
-    same_data = its_run.data.tags.get("data.sha256") == tags.get("data.sha256")
+    same_data = gate.data_of(its_run) == gate.data_of(run)
     name = f"the champion, version {version}" + ("" if same_data else ", which was tested on other data")
     return Origin(rows, promotion, (name, metrics))
 
 
 def champion_of(client: MlflowClient, name: str) -> tuple[str, Run] | None:
-    """The version that bears the alias `champion`, and the run that made it."""
-    if CHAMPION not in client.get_registered_model(name).aliases:
-        return None
-    version = client.get_model_version_by_alias(name, CHAMPION)
-    return version.version, client.get_run(version.run_id or "")
+    """The version that bears the alias `champion`, and the run that evaluated it."""
+    version = registry.champion(client, name)
+    run = None if version is None else registry.run_behind(client, version)
+    return None if version is None or run is None else (version.version, run)
 
 
 def run_url(run: Run) -> str:
     return f"{workspace.mlflow_url()}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-
-
-def _register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdict: str) -> str:
-    """Logs the model, registers it and moves the alias `candidate`; the same weights are registered once."""
-    prior = prior_hash()
-    number = _version_of(client, name, saved.sha256, prior)
-    if number is None:
-        height, width = saved.image_shape[1:]
-        example = np.zeros((2, height, width, saved.image_shape[0]), np.uint8)
-        logged = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).with_name("pyfunc.py")),
-            artifacts={"vae": str(workspace.MODEL)},
-            code_paths=[str(Path(__file__).parent.parent / "vae")],
-            signature=_signature(),
-            input_example=(example, {"task": "encode"}),
-            pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in _SERVED_WITH],
-        )
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
-        source = f"models:/{logged.model_id}"
-        number = client.create_model_version(name, source, run_id, model_id=logged.model_id).version
-        client.set_model_version_tag(name, number, WEIGHTS, saved.sha256)
-        client.set_model_version_tag(name, number, PRIOR, prior)
-        client.set_model_version_tag(name, number, "run_id", run_id)
-    client.set_model_version_tag(name, number, VERDICT, verdict)
-    client.set_registered_model_alias(name, CANDIDATE, number)
-    return f"models:/{name}/{number}"
-
-
-def prior_hash() -> str:
-    """Of the fitted prior beside the weights, which makes another model of the same ones; `none` without one."""
-    path = workspace.MODEL / saved_files.PRIOR
-    return workspace.sha256(path) if path.exists() else "none"
-
-
-def _version_of(client: MlflowClient, name: str, weights_sha256: str, prior: str) -> str | None:
-    """The registered version with these weights; a name that is not registered yet has none."""
-    versions = client.search_model_versions(f"name = '{name}'")
-    wanted = (weights_sha256, prior)
-    return next(
-        (v.version for v in versions if (v.tags.get(WEIGHTS), v.tags.get(PRIOR, "none")) == wanted), None
-    )
-
-
-def gate(client: MlflowClient, version: ModelVersion) -> str:
-    """What `tasks.promotion` says of a registered version, from its run."""
-    run = client.get_run(version.run_id or "")
-    verdict = version.tags.get(VERDICT, "unknown")
-    return _promotion(run, champion_of(client, version.name), verdict, run.data.metrics.get("test/elbo"))
-
-
-def _promotion(run: Run, champion: tuple[str, Run] | None, verdict: str, test_elbo: float | None) -> str:
-    its = None
-    if champion is not None:
-        version, its_run = champion
-        its = Champion(version, its_run.data.metrics.get("test/elbo"), its_run.data.tags.get("data.sha256"))
-    return decide(verdict, test_elbo, run.data.tags.get("data.sha256"), its)
-
-
-def _signature() -> Any:
-    """Of the parameters alone: images come as arrays of any size or as base64 strings, for which MLflow has no type."""
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import DataType, ParamSchema, ParamSpec
-
-    return ModelSignature(params=ParamSchema([ParamSpec("task", DataType.string, "encode")]))
 
 
 def _run_from_files(client: MlflowClient, experiment_id: str, weights_sha256: str) -> Run:
