@@ -98,7 +98,7 @@ def contender(client: MlflowClient, version: ModelVersion) -> Contender:
         version=version.version,
         verdict=version.tags.get(registry.VERDICT, "unknown"),
         weights=version.tags.get(registry.WEIGHTS),
-        data=run and data_of(run),
+        data=data_of(run) if run else None,
         likelihood=version.tags.get(registry.LIKELIHOOD) or parameters.get("objective.likelihood"),
         metrics={n.removeprefix("test/"): value for n, value in metrics.items() if n.startswith("test/")},
         rolled_back=version.tags.get(ROLLED_BACK),

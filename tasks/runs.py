@@ -165,7 +165,7 @@ def promote(name: str, force: bool) -> Outcome:
         version = version_of(name)
         wanted = str(version.version)
         found = registry.champion(client, version.name)
-        champion = found and str(found.version)
+        champion = str(found.version) if found else None
         if champion == wanted:
             return Outcome(wanted, champion, f"version {wanted} is the champion already")
         decision = gate.judge(client, version)
