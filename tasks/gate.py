@@ -58,7 +58,7 @@ def consider(client: MlflowClient, version: ModelVersion, mode: str) -> str:
     """
     with alone() if mode == "enabled" else nullcontext():
         decision = judge(client, version)
-        if decision.champion == version.version:
+        if decision.champion == str(version.version):
             sentence = f"is the champion already, version {version.version}"
         elif mode == "enabled":
             sentence = f"was {'' if decision.passes else 'not '}promoted: {decision.reason}"
@@ -88,14 +88,14 @@ def judge(client: MlflowClient, version: ModelVersion) -> Decision:
             ours, theirs, *(scores(client, v, str(ours.data)) for v in (version, champion))
         )
     except InputError as error:
-        return Decision(False, f"it can not be compared: {error}", champion.version)
+        return Decision(False, f"it can not be compared: {error}", str(champion.version))
 
 
 def contender(client: MlflowClient, version: ModelVersion) -> Contender:
     run = registry.run_behind(client, version)
     parameters, metrics = (run.data.params, run.data.metrics) if run else ({}, {})
     return Contender(
-        version=version.version,
+        version=str(version.version),
         verdict=version.tags.get(registry.VERDICT, "unknown"),
         weights=version.tags.get(registry.WEIGHTS),
         data=data_of(run) if run else None,
@@ -145,7 +145,7 @@ def record(client: MlflowClient, version: ModelVersion, decision: Decision, sent
     """The decision and its numbers, into the run of the version; the sentence also as tags."""
     document: dict[str, Any] = {
         "model": version.name,
-        "version": version.version,
+        "version": str(version.version),
         "mode": mode,
         "sentence": sentence,
         **decision.to_dict(),

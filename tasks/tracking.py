@@ -200,7 +200,7 @@ def log_inputs(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray
             digest = workspace.sha256(workspace.images(split))[:36]
             mlflow.log_input(
                 mlflow.data.from_numpy(  # type: ignore[attr-defined]  # made at import, unseen by mypy
-                    images[:1], name=f"{p.data.source}-{split}", digest=digest
+                    images, name=f"{p.data.source}-{split}", digest=digest
                 ),
                 context=split,
             )
@@ -395,7 +395,7 @@ def champion_of(client: MlflowClient, name: str) -> tuple[str, Run] | None:
     """The version that bears the alias `champion`, and the run that evaluated it."""
     version = registry.champion(client, name)
     run = None if version is None else registry.run_behind(client, version)
-    return None if version is None or run is None else (version.version, run)
+    return None if version is None or run is None else (str(version.version), run)
 
 
 def run_url(run: Run) -> str:

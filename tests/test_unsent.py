@@ -17,22 +17,11 @@ from vae.history import HISTORY
 PROJECT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A store as its first use makes it, which takes seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DVC_ROOT", str(folder))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.connect()
-    return (folder / "mlflow.db").read_bytes()
-
-
 @pytest.fixture
-def store(made: bytes, empty_workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def store(new_store: bytes, empty_workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The database of a store of its own. Without a pause, so that each call tries again."""
     path = empty_workspace / "mlflow.db"
-    path.write_bytes(made)
+    path.write_bytes(new_store)
     for split in workspace.SPLITS:
         np.save(workspace.images(split), np.zeros((4, 8, 8, 1), np.uint8))
     monkeypatch.setattr(tracking, "SILENCE", 0.0)
