@@ -6,12 +6,12 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from prefect.settings import get_current_settings
 
 from tasks import workspace
-from vae.report import number, printable
+from tasks.markdown import link, plain
+from vae.report import number
 
 MOST_ROWS = 200  # of a table artifact; the file has them all
 
@@ -71,20 +71,6 @@ def summary() -> str:
         *[f"- {link(label, url)}" for label, url in _mlflow_links()],
     ]
     return "\n".join(lines)
-
-
-def plain(text: str) -> str:
-    """Text as Markdown shows it, on one line: nothing in it is a link, a tag or the end of a cell."""
-    return _MARKDOWN.sub(r"\\\1", printable(text))
-
-
-def link(label: str, url: str) -> str:
-    return f"[{plain(label)}]({quote(url, safe=_URL)})"
-
-
-# The dot and the dash have a meaning only where a line begins.
-_MARKDOWN = re.compile(r"([\\`*_\[\]()#+!|<>~&{}])")
-_URL = ":/?#&=%@+,;~"  # as they are; brackets, spaces and quotes are not
 
 
 def closing(folder: Path, experiment: str = "", settings: str = "") -> str:

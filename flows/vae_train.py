@@ -110,6 +110,7 @@ def _lineage() -> dict[str, str]:
         lineage.FLOW_RUN_ID: str(flow_run.id),
         lineage.FLOW_RUN_NAME: str(flow_run.name),
         lineage.FLOW_RUN_URL: url_for("flow-run", obj_id=flow_run.id) or "",
+        lineage.OVERLAY: flow_run.parameters.get("experiment") or "",
     }
 
 

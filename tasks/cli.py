@@ -244,7 +244,7 @@ def export(
     _end(named, None, {"output": str(output), "opset": onnx.OPSET, "largest_difference": difference}, as_json)
 
 
-for command in (cli_runs.compare, cli_runs.report, cli_runs.promote, cli_runs.doctor):
+for command in (cli_runs.compare, cli_runs.report, cli_runs.promote, cli_runs.rollback, cli_runs.doctor):
     app.command(epilog=CODES)(command)
 
 

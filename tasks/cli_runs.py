@@ -48,19 +48,27 @@ def report(
 
 def promote(
     version: Annotated[str, typer.Argument(help="An alias, or the number of a version.")] = "candidate",
-    force: Annotated[
-        bool, typer.Option("--force", help="Whatever the gate says; also back to an older one.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Whatever the gate says.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Makes a registered model the champion, if the gate lets it through; `vae promote 3 --force` goes back to 3."""
+    """Makes a registered model the champion, if the gate lets it through."""
     from tasks import runs
 
-    decision = runs.promote(version, force)
-    say(decision.sentence)
+    outcome = runs.promote(version, force)
+    say(outcome.sentence)
     if as_json:
-        print_json(decision.to_dict())
-    raise typer.Exit(0 if decision.champion == decision.version else LOOK)
+        print_json(outcome.to_dict())
+    raise typer.Exit(0 if outcome.champion == outcome.version else LOOK)
+
+
+def rollback(as_json: AsJson = False) -> None:
+    """Gives the alias `champion` back to the model that had it before."""
+    from tasks import runs
+
+    outcome = runs.rollback()
+    say(outcome.sentence)
+    if as_json:
+        print_json(outcome.to_dict())
 
 
 def doctor(as_json: AsJson = False) -> None:

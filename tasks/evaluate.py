@@ -13,6 +13,7 @@ from tasks import workspace
 from vae import evaluation, illustrations, latent_map, parameters, report, saved
 from vae.batches import open_images
 from vae.devices import Compute, choose
+from vae.diagnostics import elbo_per_image
 from vae.errors import InputError
 from vae.evaluation import Evaluation
 from vae.facts import Facts
@@ -57,6 +58,9 @@ def main() -> None:
 
     from tasks import tracking
 
+    elbos = elbo_per_image(
+        model.model, open_images(workspace.images("test")), model.likelihood, model.compute(device)
+    )
     with tracking.away(
         "this evaluation and its model are not there; once it answers: dvc repro --force --single-item evaluate"
     ):
@@ -67,6 +71,7 @@ def main() -> None:
             workspace.PLOTS,
             lambda origin: report.html(facts, origin),
             p,
+            elbos,
         )
 
 

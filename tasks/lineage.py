@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import workspace
+from vae.parameters import Parameters
 
 LOCK = Path("dvc.lock")
 
@@ -20,6 +21,7 @@ FLOW_RUN_ID, FLOW_RUN_NAME, FLOW_RUN_URL = (
     "VAE_TRAIN_FLOW_RUN_NAME",
     "VAE_TRAIN_FLOW_RUN_URL",
 )
+OVERLAY = "VAE_TRAIN_EXPERIMENT"  # the file of experiments/ that lies over the defaults
 EXPERIMENT_NAME = "DVC_EXP_NAME"  # DVC gives it to the stages of an experiment
 
 
@@ -70,6 +72,7 @@ def flow() -> dict[str, str]:
         "prefect.flow_run_id": FLOW_RUN_ID,
         "prefect.flow_run_name": FLOW_RUN_NAME,
         "prefect.flow_run_url": FLOW_RUN_URL,
+        "experiment": OVERLAY,
         "dvc.experiment": EXPERIMENT_NAME,
     }
     return {tag: os.environ[name] for tag, name in names.items() if os.environ.get(name)}
@@ -81,6 +84,11 @@ def data(folder: Path = Path()) -> dict[str, str]:
     for split in workspace.SPLITS:
         digest.update(workspace.sha256(folder / workspace.images(split)).encode())
     return {"data.sha256": digest.hexdigest()}
+
+
+def subject(p: Parameters) -> dict[str, str]:
+    """Tags to filter by."""
+    return {"data.source": p.data.source, "architecture": p.model.architecture}
 
 
 def machine() -> dict[str, str]:

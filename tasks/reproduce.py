@@ -39,7 +39,7 @@ IDENTICAL, DIFFERENT = 0, 1
 
 # Set for the run at hand, they would lead the repeated one to the user's own stores and servers.
 _OF_THIS_PLACE = ("DVC_", "GIT_", "MLFLOW_", "PREFECT_", "VAE_TRAIN_")
-_CHATTER = ("> ", "Use `dvc push`", "Updating lock file", "promotion (dry run)", "report: ")
+_CHATTER = ("> ", "Use `dvc push`", "Updating lock file", "promotion", "report: ")
 
 
 @dataclass(frozen=True)

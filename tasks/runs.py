@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from tasks import models, tracking, workspace
+from tasks import gate, models, registry, tracking, workspace
 from tasks.models import here, reason_of, version_of
 from vae.errors import InputError
 from vae.report import number
@@ -39,10 +40,25 @@ def find(name: str) -> Run:
             if run is None:
                 raise InputError(f"MLflow has no run of the weights in {name}")
             return run
-        run = newest(f"attributes.run_name = '{name}'") if models.ALIAS.fullmatch(name) else None
+        run = _named(client, experiment, name) if models.ALIAS.fullmatch(name) else None
         return run or client.get_run(version_of(name).run_id)
     except MlflowException as error:
         raise InputError(f"{name}: {reason_of(error)}") from None
+
+
+def _named(client: MlflowClient, experiment: str, name: str) -> Run | None:
+    """The newest run of that name, with its verdict behind it or without."""
+    like = f"attributes.run_name LIKE '{name}%'"
+    found = client.search_runs([experiment], like, order_by=["attributes.start_time DESC"])
+    names = ((run, str(run.info.run_name)) for run in found)
+    return next(
+        (
+            run
+            for run, its in names
+            if name in (its, its.removesuffix(f"-{run.data.tags.get(tracking.VERDICT)}"))
+        ),
+        None,
+    )
 
 
 def _weights_of(folder: Path) -> str:
@@ -131,8 +147,8 @@ def _downloaded(run: Run) -> Path:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What became of a wish to promote: the version asked for, the champion now, and why."""
+class Outcome:
+    """What became of a wish to change the champion: the version it was about, the champion now, and why."""
 
     version: str
     champion: str | None
@@ -142,21 +158,41 @@ class Decision:
         return asdict(self)
 
 
-def promote(name: str, force: bool) -> Decision:
-    """Gives a registered version the alias `champion`, if the gate of `tasks.promotion` lets it through."""
+def promote(name: str, force: bool) -> Outcome:
+    """Gives a registered version the alias `champion`, if the gate lets it through; the decision goes into its run."""
     client, _ = tracking.connect()
-    version = version_of(name)
-    wanted = str(version.version)
-    found = client.get_registered_model(version.name).aliases.get(tracking.CHAMPION)
-    champion = None if found is None else str(found)
-    if champion == wanted:
-        return Decision(wanted, champion, f"version {wanted} is the champion already")
-    sentence = tracking.gate(client, version)
-    if not force and not sentence.startswith("would be promoted"):
-        return Decision(wanted, champion, f"version {wanted} {sentence}; --force promotes it anyway")
-    client.set_registered_model_alias(version.name, tracking.CHAMPION, wanted)
-    before = f"; the champion before was version {champion}" if champion else ""
-    why = (
-        f"as you wish (by the gate it {sentence})" if force else sentence.removeprefix("would be promoted: ")
+    with gate.alone():
+        version = version_of(name)
+        wanted = str(version.version)
+        found = registry.champion(client, version.name)
+        champion = str(found.version) if found else None
+        if champion == wanted:
+            return Outcome(wanted, champion, f"version {wanted} is the champion already")
+        decision = gate.judge(client, version)
+        if not force and not decision.passes:
+            said = gate.in_words(decision)
+            gate.record(client, version, decision, said, "by hand")
+            return Outcome(wanted, champion, f"version {wanted} {said}; --force promotes it anyway")
+        gate.crown(client, version)
+        why = decision.reason if decision.passes else f"by force (by the gate it {gate.in_words(decision)})"
+        before = f"; the champion before was version {champion}" if champion else ""
+        gate.record(client, version, decision, f"was promoted: {why}", "forced" if force else "by hand")
+        return Outcome(wanted, wanted, f"version {wanted} is the champion: {why}{before}")
+
+
+def rollback() -> Outcome:
+    """Gives the alias `champion` back to the version that had it before.
+
+    Raises:
+        InputError: there is none.
+    """
+    client, _ = tracking.connect()
+    name = models.registered_name()
+    if not client.search_registered_models(f"name = '{name}'"):
+        raise InputError(f"no model {name} is registered yet: a run of the pipeline registers one")
+    with gate.alone():
+        now, champion = gate.roll_back(client, name)
+    rest = (
+        "" if now is None else f"; version {now} is not promoted again, unless by `vae promote {now} --force`"
     )
-    return Decision(wanted, wanted, f"version {wanted} is the champion: {why}{before}")
+    return Outcome(now or champion, champion, f"version {champion} is the champion again{rest}")

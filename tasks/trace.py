@@ -42,6 +42,7 @@ def find(what: str) -> list[Run]:
         f"tags.`prefect.flow_run_name` = '{what}'",
         f"tags.`{STAGE}` LIKE '{what}%'",
         f"attributes.run_name = '{what}'",
+        f"tags.`dvc.experiment` = '{what}'",
         *_of_revision(what),
     ):
         if found := list(client.search_runs([experiment], condition, max_results=_MOST)):

@@ -93,7 +93,7 @@ def run(
     initial: dict[str, Tensor] | None,
     checkpoints: Path,
 ) -> None:
-    from tasks import tracking  # MLflow takes two seconds to import; bad parameters are told before that
+    from tasks import training_run  # MLflow takes two seconds to import; bad parameters are told before that
 
     print(
         f"training on {len(train_images)} images of {'×'.join(map(str, train_images.shape[1:]))}, "
@@ -142,31 +142,31 @@ def run(
         why = {"attempt": str(number), "reason": reason}
         if initial is not None and now.model != p.model:
             print("train.initial_weights are of another network than this attempt's: it starts from new ones")
-        with tracking.training_run(f"attempt {number}", place / "mlflow_run_id", why, nested=True) as run:
+        with training_run.training_run(f"attempt {number}", place / "mlflow_run_id", why, nested=True) as run:
             nested.append(run.info.run_id if run else None)
             return train(now, place, f"attempt {number}: ")
 
     nested: list[str | None] = []  # the attempts' runs, where MLflow answered
 
     name = os.environ.get(lineage.FLOW_RUN_NAME)
-    with tracking.training_run(name, checkpoints / "mlflow_run_id", tags):
-        tracking.log_inputs(parameters.load(workspace.PARAMS), train_images, valid_images)
+    with training_run.training_run(name, checkpoints / "mlflow_run_id", tags):
+        training_run.log_inputs(parameters.load(workspace.PARAMS), train_images, valid_images)
         if p.train.on_collapse == "remedy":
             tried = remedied(p, train_images, valid_images, compute, attempt)
             kept = remedy.best(tried)
             trained, sha256 = kept.trained, write_model(kept.parameters, kept.trained, compute, tried)
-            tracking.log_missing(trained.history)
+            training_run.log_missing(trained.history)
             for run_id, one in zip(nested, tried, strict=False):
-                tracking.log_attempt(
+                training_run.log_attempt(
                     run_id, one.verdict.verdict, one.verdict.reasons, cure.in_words(one.changes)
                 )
             words = "; ".join(cure.in_words(kept.changes)) or "none"
-            tracking.log_remedy(kept.verdict.verdict, words, len(tried))
+            training_run.log_remedy(kept.verdict.verdict, words, len(tried))
         else:
             trained = train(p, checkpoints)
             sha256 = write_model(p, trained, compute, [])
         write_history(trained.history, trained.kl_per_latent)
-        tracking.log_weights(sha256, trained.kept_epoch, trained.stopped)
+        training_run.log_weights(sha256, trained.kept_epoch, trained.stopped)
     # Not removed yet: DVC has still to take the results in, and whoever is killed meanwhile need not train again.
     checkpoint.finish(checkpoints)
     if trained.stopped:
@@ -313,7 +313,7 @@ def _tell(
     epoch: Epoch, p: Parameters, valid_images: np.ndarray, compute: Compute, say: Callable[[str], None]
 ) -> None:
     """One line, the history so far, and MLflow."""
-    from tasks import tracking
+    from tasks import training_run
 
     row = epoch.row
     number = int(row["epoch"])
@@ -333,15 +333,15 @@ def _tell(
         originals = valid_images[:GRID_IMAGES]
         decoded = diagnostics.reconstruct(epoch.model, originals, epoch.likelihood, compute)
         grid = reconstruction_grid(originals, decoded)
-    tracking.log_epoch(row, timing, grid)
+    training_run.log_epoch(row, timing, grid)
 
 
 def _catch_up(history: list[Row], kl_per_latent: list[list[float]]) -> None:
     """What a resumed training has behind it: the files, which DVC removed, and epochs that MLflow has not seen."""
-    from tasks import tracking
+    from tasks import training_run
 
     write_history(history, kl_per_latent)
-    tracking.log_missing(history)
+    training_run.log_missing(history)
 
 
 def _append(path: Path, row: dict[str, float], fresh: bool) -> None:

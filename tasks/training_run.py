@@ -65,7 +65,6 @@ def training_run(
     record = unsent.Record(name, dict(tags), tracking.uri(), resume)
     opened = _Open(record, remembered, nested)
     _open.append(opened)
-    record.status = "FAILED"
     with opened.stack:
         try:
             run: list[Run] = []
@@ -74,6 +73,9 @@ def training_run(
             record.status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
             record.status = "KILLED"
+            raise
+        except BaseException:
+            record.status = "FAILED"
             raise
         finally:
             _open.remove(opened)
@@ -133,7 +135,9 @@ def _end(opened: _Open) -> None:
     try:
         kept = unsent.keep(record)
     except OSError as error:
-        print(f"warning: {error}; if MLflow does not answer now, the end of this run stays untold", flush=True)
+        print(
+            f"warning: {error}; if MLflow does not answer now, the end of this run stays untold", flush=True
+        )
         kept = None
     if time.monotonic() >= opened.silent_until:
         with tracking.away(_GOES_ON):
@@ -143,7 +147,10 @@ def _end(opened: _Open) -> None:
                 kept.unlink()
             return
     if kept is not None:
-        print(f"WARNING: MLflow does not answer: {kept} holds what it missed, and the next run sends it", flush=True)
+        print(
+            f"WARNING: MLflow does not answer: {kept} holds what it missed, and the next run sends it",
+            flush=True,
+        )
 
 
 def log_inputs(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray) -> None:
@@ -159,7 +166,7 @@ def log_inputs(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray
         if isinstance(values, dict)
         for key, value in values.items()
     } | {"seed": p.seed}
-    record.tags |= {**subject(p), **lineage.machine()}
+    record.tags |= {**lineage.subject(p), **lineage.machine()}
     if p.train.initial_weights:
         record.tags[INITIAL_WEIGHTS] = workspace.sha256(Path(p.train.initial_weights))
     datasets = [
@@ -182,11 +189,6 @@ def log_inputs(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray
         client.log_inputs(run_id, datasets)
 
     _tell(tell)
-
-
-def subject(p: Parameters) -> dict[str, str]:
-    """Tags to filter by."""
-    return {"data.source": p.data.source, "architecture": p.model.architecture}
 
 
 def _name_of(p: Parameters) -> str:

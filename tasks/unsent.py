@@ -70,7 +70,7 @@ def send(client: MlflowClient, experiment_id: str, record: Record) -> str:
     for name, tag in record.tags.items():
         if run.data.tags.get(name) != tag:
             client.set_tag(record.run_id, name, tag)
-    if "ended" in record.tags:
+    if record.status != "RUNNING":
         client.set_terminated(record.run_id, record.status)
     record.behind = False
     return record.run_id

@@ -386,3 +386,16 @@ def empty_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     Path("data/images").mkdir(parents=True)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """MLflow's database as its first use makes it, which takes seconds."""
+    from tasks import tracking
+
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        tracking.connect()
+    return (folder / "mlflow.db").read_bytes()

@@ -59,3 +59,13 @@ def test_a_sweep_that_fails_leaves_the_note_for_the_next(tmp_path: Path) -> None
         for _ in alive.left_behind(tmp_path):
             raise ConnectionError
     assert list(alive.left_behind(tmp_path)) == ["dead"]
+
+
+def test_what_ends_properly_during_a_sweep_is_not_told_as_dead(tmp_path: Path) -> None:
+    dead = worker(tmp_path, "a")
+    with alive.noted(tmp_path, "b", {}):
+        dead.kill()
+        dead.wait()
+        sweep = alive.left_behind(tmp_path)
+        assert next(sweep) == "a"
+    assert list(sweep) == []

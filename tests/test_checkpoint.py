@@ -122,13 +122,36 @@ def test_a_pickle_does_not_run(tmp_path: Path, archive: bool) -> None:
     assert not witness.exists()
 
 
-def test_remove_leaves_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "state.pt"
+def test_a_finished_training_is_removed_later_and_no_other(tmp_path: Path) -> None:
+    for name in ("finished", "interrupted", "mine"):
+        checkpoint.save(tmp_path / name / "attempt-0" / "state.pt", state(1))
+    checkpoint.finish(tmp_path / "finished")
+    checkpoint.finish(tmp_path / "mine")
+    checkpoint.remove_finished(tmp_path, but=tmp_path / "mine")
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["interrupted", "mine"]
+    checkpoint.remove_finished(tmp_path)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["interrupted"]
+    checkpoint.remove_finished(tmp_path / "absent")
+
+
+def test_a_damaged_one_is_out_of_the_way(tmp_path: Path) -> None:
+    """Kept, it would become the previous one at the next save, and a kill between its renames would lose both."""
+    path = tmp_path / "state.pt"
+    for epoch in (1, 2):
+        checkpoint.save(path, state(epoch))
+    path.write_bytes(b"torn")
+    assert epoch_of(path) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["state.pt.previous"]
+
+
+def test_one_that_can_not_be_read_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
     checkpoint.save(path, state(1))
-    checkpoint.save(path, state(2))
-    checkpoint.remove(path)
-    assert list(tmp_path.iterdir()) == []
-    checkpoint.remove(path)  # again is no error
+    path.rename(tmp_path / "elsewhere")
+    path.mkdir()  # reading it is an error of the system, as of a disk that fails for a moment
+    with pytest.raises(OSError, match="directory"):
+        checkpoint.load(path, CPU)
+    assert path.exists()
 
 
 def test_a_full_disk_is_told_as_one_and_leaves_the_old_one(tmp_path: Path) -> None:

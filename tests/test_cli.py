@@ -17,7 +17,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from tasks import apply, cli, doctor, runs, tracking, workspace
+from tasks import apply, cli, doctor, runs, tracking, training_run, workspace
 from vae import diagnostics, images, saved, scoring
 from vae.devices import Compute
 from vae.images import Preprocessing
@@ -237,13 +237,19 @@ def register(name: str, elbo: float) -> str:
     from vae import parameters
 
     model = saved.load(workspace.MODEL)
-    with tracking.training_run(name, Path(f"{name}.id"), {"data.sha256": "d"}) as run:
-        mlflow.log_params({"kl.max_weight": elbo, "train.epochs": 2})
-        tracking.log_weights(model.sha256, 1, None)
+    with training_run.training_run(name, Path(f"{name}.id"), {"data.sha256": "d"}) as run:
+        assert run is not None
+        for parameter, value in {"kl.max_weight": elbo, "train.epochs": 2}.items():
+            mlflow.MlflowClient().log_param(run.info.run_id, parameter, value)
+        training_run.log_weights(model.sha256, 1, None)
     Path("plots").mkdir(exist_ok=True)
+    workspace.IMAGES.mkdir(parents=True, exist_ok=True)
+    for split in workspace.SPLITS:
+        np.save(workspace.images(split), np.zeros((40, *SHAPE[1:], SHAPE[0]), np.uint8))
     tracking.log_evaluation(
         model, {"valid": {}, "test": {"elbo": elbo}}, {"verdict": "healthy"}, Path("plots"),
         lambda links: f"<html>{name}</html>", parameters.load(workspace.PARAMS),
+        np.random.default_rng(0).normal(elbo, 0.1, 40),
     )  # fmt: skip
     return run.info.run_id
 
@@ -262,14 +268,17 @@ def test_models_by_alias_and_the_runs_behind_them(place: Path) -> None:
     write_model(seed=2)
     register("second", 4.0)
     refused = vae("promote")
-    assert refused.exit_code == cli.LOOK and "test ELBO 4 against 5" in refused.stderr
+    assert refused.exit_code == cli.LOOK and "of champion version 1 (-1 nats" in refused.stderr
     assert vae("promote", "2", "--force").exit_code == 0
     assert "champion already" in vae("promote", "candidate").stderr
-    assert json.loads(vae("promote", "1", "--force", "--json").stdout)["champion"] == "1"
+    back = vae("rollback", "--json")
+    assert back.exit_code == 0 and json.loads(back.stdout)["champion"] == "1"
+    nowhere = vae("rollback")
+    assert nowhere.exit_code == cli.INPUT_ERROR and "no champion before version 1" in nowhere.stderr
 
     for one, other in ((first, "second"), ("champion", "2"), ("models:/vae/1", "models/vae")):
         compared = json.loads(vae("compare", one, other, "--json").stdout)
-        assert compared["names"] == ["first", "second"]
+        assert compared["names"] == ["first-healthy", "second-healthy"]
         assert compared["metrics"] == {"elbo": [5.0, 4.0]}
         assert compared["parameters"] == {"kl.max_weight": ["5.0", "4.0"]}
     lines = vae("compare", "first", "second").stdout.splitlines()
@@ -281,7 +290,7 @@ def test_models_by_alias_and_the_runs_behind_them(place: Path) -> None:
     assert Path(vae("report", "champion").stdout.strip()).read_text() == "<html>first</html>"
     none = vae("report")
     assert none.exit_code == cli.INPUT_ERROR and "dvc repro" in none.stderr
-    assert runs.find("second").info.run_name == "second"
+    assert runs.find("second").info.run_name == "second-healthy"
 
 
 def test_the_doctor_finds_what_needs_doing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

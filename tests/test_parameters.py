@@ -157,7 +157,7 @@ def test_what_is_allowed(changes: dict[str, Any]) -> None:
         ("monitor.on_unhealthy", "explode", "'warn'"),
         ("evaluate.register_as", "../vae", "pattern"),
         ("evaluate.importance_samples", 0, "greater than or equal to 1"),
-        ("promote.mode", "enabled", "'dry_run'"),
+        ("promote.mode", "always", "'enabled'"),
         ("seed", -1, "greater than or equal to 0"),
         ("seed", 2**32, "less than 4294967296"),
         ("seed", True, "integer"),

@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 from ruamel.yaml import YAML
 from test_train_stage import CPU, PARAMETERS
 
-from tasks import monitor, preflight, tracking, train, workspace
-from vae import mixture, parameters, saved
+from tasks import monitor, preflight, tracking, train, training_run, workspace
+from vae import checkpoint, mixture, parameters, saved
 from vae import preflight as theory
 from vae.diagnostics import encode, measure
 
@@ -90,7 +90,7 @@ def test_a_training_that_collapsed_is_started_again_and_all_of_it_is_told(place:
     assert outer.data.tags[tracking.VERDICT] == "healthy"
     assert "kl.max_weight = 1" in outer.data.tags["remedy"]
     assert outer.data.tags[tracking.WEIGHTS] == saved.weights_hash(workspace.MODEL)
-    assert list(place.glob("checkpoints/**/state.pt")) == []
+    assert (place / "checkpoints" / checkpoint.FINISHED).exists()
 
     monitor.main()
     result = workspace.read_json(workspace.MONITOR)
@@ -118,7 +118,9 @@ def test_interrupted_in_the_second_attempt_and_resumed_it_gives_the_same_bits(
 ) -> None:
     run()
     whole = contents()
-    real, trained_epochs = tracking.log_epoch, 0
+    real, trained_epochs = training_run.log_epoch, 0
+
+    checkpoint.remove_finished(Path())  # as monitor does
 
     def cut_off(row: Any, timing: Any, grid: Any) -> None:
         nonlocal trained_epochs
@@ -128,7 +130,7 @@ def test_interrupted_in_the_second_attempt_and_resumed_it_gives_the_same_bits(
         real(row, timing, grid)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tracking, "log_epoch", cut_off)
+        patch.setattr(training_run, "log_epoch", cut_off)
         run()
     assert mlflow.active_run() is None
     client, experiment = tracking.connect()
@@ -138,7 +140,7 @@ def test_interrupted_in_the_second_attempt_and_resumed_it_gives_the_same_bits(
         path.unlink(missing_ok=True)  # as DVC does before a stage
     trained_epochs = -100
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "log_epoch", cut_off)
+        patch.setattr(training_run, "log_epoch", cut_off)
         run()
     assert contents() == whole
     # The first attempt was not trained again, and the second from its third epoch on: its second was whole.

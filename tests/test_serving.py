@@ -19,7 +19,7 @@ from conftest import free_ports, wait_for
 from PIL import Image
 from test_cli import PREPROCESSING, register, write_model
 
-from tasks import apply, cli, tracking, workspace
+from tasks import apply, cli, registry, tracking, workspace
 from vae import diagnostics, images, saved, scoring
 
 
@@ -33,7 +33,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     workspace.PARAMS.write_bytes(default.read_bytes())
     write_model()
     register("served", 1.0)
-    tracking.connect()[0].set_registered_model_alias("vae", tracking.CHAMPION, "1")
+    tracking.connect()[0].set_registered_model_alias("vae", registry.CHAMPION, "1")
     (port,) = free_ports(1)
     environment = {
         **os.environ,

@@ -14,7 +14,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from tasks import lineage, tracking, workspace
+from tasks import lineage, registry, tracking, training_run, workspace
 from vae import mixture, parameters, saved
 from vae.facts import Origin
 from vae.history import HISTORY
@@ -80,7 +80,7 @@ def test_a_run_ends_as_its_training_ended(
 ) -> None:
     run_id = ""
     try:
-        with tracking.training_run("a name", remembered, {"git.commit": "abc"}) as run:
+        with training_run.training_run("a name", remembered, {"git.commit": "abc"}) as run:
             run_id = run.info.run_id
             if error:
                 raise error
@@ -98,15 +98,15 @@ def test_a_resumed_training_goes_on_in_its_run_and_logs_parameters_once(
     p = parameters.load(PROJECT / "experiments" / "default.yaml")
     images = np.zeros((4, 8, 8, 1), np.uint8)
     row = dict.fromkeys(HISTORY, 1.0)
-    with pytest.raises(KeyboardInterrupt), tracking.training_run("n", remembered, {}) as first:
-        tracking.log_inputs(p, images, images)
-        tracking.log_epoch({**row, "epoch": 1}, {"seconds": 0.5}, np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(KeyboardInterrupt), training_run.training_run("n", remembered, {}) as first:
+        training_run.log_inputs(p, images, images)
+        training_run.log_epoch({**row, "epoch": 1}, {"seconds": 0.5}, np.zeros((4, 4, 3), np.uint8))
         raise KeyboardInterrupt
     run_id = first.info.run_id
     assert remembered.read_text() == run_id
-    with tracking.training_run("another name", remembered, {}) as second:
-        tracking.log_inputs(p, images, images)
-        tracking.log_epoch({**row, "epoch": 2, "valid/kl": 2.0}, {"seconds": 0.5}, None)
+    with training_run.training_run("another name", remembered, {}) as second:
+        training_run.log_inputs(p, images, images)
+        training_run.log_epoch({**row, "epoch": 2, "valid/kl": 2.0}, {"seconds": 0.5}, None)
     assert second.info.run_id == run_id
     assert status(store, run_id) == ("FINISHED", "FINISHED")
     run = store.get_run(run_id)
@@ -119,15 +119,14 @@ def test_a_resumed_training_goes_on_in_its_run_and_logs_parameters_once(
 
 
 def test_attempts_are_runs_within_the_run_and_end_before_it(store: MlflowClient, tmp_path: Path) -> None:
-    with tracking.training_run("n", tmp_path / "id", {}) as outer:
+    with training_run.training_run("n", tmp_path / "id", {}) as outer:
         for number in range(2):
-            with tracking.training_run(
+            with training_run.training_run(
                 f"attempt {number}", tmp_path / f"{number}" / "id", {"reason": f"why {number}"}, nested=True
             ) as inner:
-                tracking.log_epoch({**dict.fromkeys(HISTORY, 1.0), "epoch": 1}, {}, None)
+                training_run.log_epoch({**dict.fromkeys(HISTORY, 1.0), "epoch": 1}, {}, None)
             assert store.get_run(inner.info.run_id).info.status == "FINISHED"
-            active = mlflow.active_run()
-            assert active is not None and active.info.run_id == outer.info.run_id
+            assert store.get_run(outer.info.run_id).info.status == "RUNNING"
     found = store.search_runs(
         [outer.info.experiment_id], f"tags.`mlflow.parentRunId` = '{outer.info.run_id}'"
     )
@@ -138,12 +137,12 @@ def test_attempts_are_runs_within_the_run_and_end_before_it(store: MlflowClient,
 
 
 def test_a_run_that_is_gone_is_not_resumed(store: MlflowClient, remembered: Path) -> None:
-    with tracking.training_run("n", remembered, {}) as deleted:
+    with training_run.training_run("n", remembered, {}) as deleted:
         pass
     store.delete_run(deleted.info.run_id)
     for gone in (deleted.info.run_id, "0" * 32):
         remembered.write_text(gone)
-        with tracking.training_run("n", remembered, {}) as run:
+        with training_run.training_run("n", remembered, {}) as run:
             pass
         assert run.info.run_id not in (gone, deleted.info.run_id)
         assert remembered.read_text() == run.info.run_id
@@ -177,8 +176,8 @@ def model(seed: int, prior: Mixture | None = None) -> Saved:
 
 def test_the_run_of_a_model_is_found_by_its_weights(store: MlflowClient, remembered: Path) -> None:
     wanted = model(1)
-    with tracking.training_run("n", remembered, {}) as run:
-        tracking.log_weights(wanted.sha256, 1, None)
+    with training_run.training_run("n", remembered, {}) as run:
+        training_run.log_weights(wanted.sha256, 1, None)
     assert tracking.run_of(wanted.sha256).info.run_id == run.info.run_id
     assert tracking.run_of(model(2).sha256).info.run_id != run.info.run_id
 
@@ -212,7 +211,8 @@ def evaluate(
             told.append(origin)
         return f"<html>{origin}</html>"
 
-    return tracking.log_evaluation(wanted, metrics, {"verdict": verdict}, plots, report, p)
+    elbos = np.random.default_rng(0).normal(elbo or 0.0, 0.1, 40)
+    return tracking.log_evaluation(wanted, metrics, {"verdict": verdict}, plots, report, p, elbos)
 
 
 def test_the_same_weights_are_registered_once_and_the_candidate_moves(store: MlflowClient) -> None:
@@ -236,8 +236,8 @@ def test_an_evaluation_goes_into_the_run_of_the_weights_and_leaves_its_status(
     store: MlflowClient, remembered: Path
 ) -> None:
     wanted = model(6)
-    with pytest.raises(KeyboardInterrupt), tracking.training_run("n", remembered, {}) as run:
-        tracking.log_weights(wanted.sha256, 1, None)
+    with pytest.raises(KeyboardInterrupt), training_run.training_run("n", remembered, {}) as run:
+        training_run.log_weights(wanted.sha256, 1, None)
         raise KeyboardInterrupt
     evaluate(wanted)
     found = store.get_run(run.info.run_id)
@@ -256,18 +256,18 @@ def test_the_report_is_told_of_commit_and_run_and_of_the_champion_it_stands_agai
     workspace.REPORTS.mkdir(exist_ok=True)
     told: list[Origin] = []
     champion = evaluate(model(8), elbo=3.0).rsplit("/", 1)[1]
-    store.set_registered_model_alias("vae", tracking.CHAMPION, champion)
+    store.set_registered_model_alias("vae", registry.CHAMPION, champion)
     try:
         evaluate(model(9), elbo=5.0, told=told)
         evaluate(model(8), elbo=3.0, told=told)
     finally:
-        store.delete_registered_model_alias("vae", tracking.CHAMPION)
+        store.delete_registered_model_alias("vae", registry.CHAMPION)
     evaluate(model(9), elbo=5.0, told=told)
     challenger, itself, alone = told
     run = tracking.run_of(model(9).sha256)
     assert challenger.links[0] == ("MLflow run", run.info.run_name, tracking.run_url(run))
     assert challenger.champion == (f"the champion, version {champion}", {"elbo": 3.0, "kl": 2.0})
-    assert challenger.promotion and "against 3 of champion" in challenger.promotion
+    assert challenger.promotion and "of champion version" in challenger.promotion
     assert itself.champion is None
     assert ("Champion", f"this model, version {champion}", None) in itself.links
     assert alone.champion is None and alone.promotion and "no champion yet" in alone.promotion

@@ -1,6 +1,7 @@
 """MLflow away at the start, in the middle or at the end of a training: it goes on, and nothing is missing later."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,33 +12,21 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from tasks import alive, tracking, unsent, workspace
+from tasks import alive, tracking, training_run, unsent, workspace
 from vae import parameters
 from vae.history import HISTORY
 
 PROJECT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A store as its first use makes it, which takes seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DVC_ROOT", str(folder))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.connect()
-    return (folder / "mlflow.db").read_bytes()
-
-
 @pytest.fixture
-def store(made: bytes, empty_workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def store(new_store: bytes, empty_workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The database of a store of its own. Without a pause, so that each call tries again."""
     path = empty_workspace / "mlflow.db"
-    path.write_bytes(made)
+    path.write_bytes(new_store)
     for split in workspace.SPLITS:
         np.save(workspace.images(split), np.zeros((4, 8, 8, 1), np.uint8))
-    monkeypatch.setattr(tracking, "SILENCE", 0.0)
-    monkeypatch.setattr(tracking, "_silent_until", 0.0)
+    monkeypatch.setattr(training_run, "SILENCE", 0.0)
     yield path
     while mlflow.active_run() is not None:
         mlflow.end_run()
@@ -67,15 +56,15 @@ def trained(away: Away, begins: int, ends: int, remembered: Path) -> None:
     images = np.zeros((4, 8, 8, 1), np.uint8)
     if begins == 0:
         away.begin()
-    with tracking.training_run("a name", remembered, {"git.commit": "abc"}):
-        tracking.log_inputs(p, images, images)
+    with training_run.training_run("a name", remembered, {"git.commit": "abc"}):
+        training_run.log_inputs(p, images, images)
         for epoch in range(1, 5):
             if epoch == begins:
                 away.begin()
             if epoch == ends:
                 away.end()
-            tracking.log_epoch(row(epoch), {"seconds": 0.5}, None)
-        tracking.log_weights("f" * 64, 4, None)
+            training_run.log_epoch(row(epoch), {"seconds": 0.5}, None)
+        training_run.log_weights("f" * 64, 4, None)
     if ends > 4:
         away.end()
 
@@ -104,7 +93,7 @@ def test_nothing_is_missing_once_it_answers_again(
 def test_it_is_not_asked_again_for_a_while(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "SILENCE", 60.0)
+    monkeypatch.setattr(training_run, "SILENCE", 60.0)
     begin = time.monotonic()
     trained(Away(store), 2, 9, tmp_path / "id")
     assert capsys.readouterr().out.count("WARNING: MLflow at ") <= 2 and time.monotonic() - begin < 30
@@ -139,7 +128,7 @@ def test_what_was_kept_for_another_store_waits_for_it_and_a_deleted_run_is_made_
 ) -> None:
     client, experiment = tracking.connect()
     mine, others = (
-        unsent.Training("a name", {"git.commit": "abc"}, uri, "0" * 32, status="FINISHED")
+        unsent.Record("a name", {"git.commit": "abc"}, uri, "0" * 32, status="FINISHED")
         for uri in (client.tracking_uri, "http://127.0.0.1:9")
     )
     paths = unsent.keep(mine), tmp_path / ".run" / "unsent" / "others.json"
@@ -148,3 +137,68 @@ def test_what_was_kept_for_another_store_waits_for_it_and_a_deleted_run_is_made_
     assert [path.exists() for path in paths] == [False, True]
     (run,) = client.search_runs([experiment])
     assert (run.info.run_name, run.info.status, run.data.tags["git.commit"]) == ("a name", "FINISHED", "abc")
+
+
+def test_an_attempt_that_began_unheard_is_told_in_its_own_run(store: Path, tmp_path: Path) -> None:
+    away = Away(store)
+    with training_run.training_run("outer", tmp_path / "outer", {}):
+        training_run.log_epoch(row(9), {}, None)
+        away.begin()
+        with training_run.training_run(
+            "attempt 1", tmp_path / "inner", {"attempt": "1"}, nested=True
+        ) as inner:
+            assert inner is None
+            training_run.log_epoch(row(1), {}, None)
+            away.end()
+            training_run.log_epoch(row(2), {}, None)
+        training_run.log_weights("f" * 64, 2, None)
+    client, experiment = tracking.connect()
+    runs = {run.info.run_name: run for run in client.search_runs([experiment])}
+    assert set(runs) == {"outer", "attempt 1"}, "no run is made by itself"
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    epochs = {
+        name: sorted(m.step for m in client.get_metric_history(run.info.run_id, "valid/kl"))
+        for name, run in runs.items()
+    }
+    assert epochs == {"outer": [9], "attempt 1": [1, 2]}
+    assert runs["attempt 1"].data.tags["mlflow.parentRunId"] == runs["outer"].info.run_id
+    assert runs["outer"].data.tags[tracking.WEIGHTS] == "f" * 64
+
+
+def test_a_training_that_diverged_unheard_is_kept(store: Path, tmp_path: Path) -> None:
+    away = Away(store)
+    away.begin()
+    with pytest.raises(KeyboardInterrupt), training_run.training_run("n", tmp_path / "id", {}):
+        training_run.log_epoch({**row(1), "valid/elbo": float("nan")}, {}, None)
+        raise KeyboardInterrupt
+    away.end()
+    client, experiment = tracking.connect()
+    (run,) = client.search_runs([experiment])
+    assert run.info.status == "KILLED" and math.isnan(run.data.metrics["valid/elbo"])
+
+
+def test_a_kept_file_that_can_not_be_read_is_set_aside(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / ".run" / "unsent"
+    folder.mkdir(parents=True)
+    for name, content in {"empty": "", "other": '{"format": 2}', "list": "[]"}.items():
+        (folder / f"{name}.json").write_text(content)
+    tracking.connect()
+    assert capsys.readouterr().out.count("is set aside") == 3
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "empty.unreadable",
+        "list.unreadable",
+        "other.unreadable",
+    ]
+
+
+def test_a_killed_evaluation_leaves_its_run_as_the_training_ended(store: Path, tmp_path: Path) -> None:
+    with training_run.training_run("n", tmp_path / "id", {}) as run:
+        pass
+    assert run is not None
+    client, _ = tracking.connect()
+    client.update_run(run.info.run_id, status="RUNNING")  # as MLflow does where a run is opened again
+    (tracking.running() / f"{run.info.run_id}.json").write_text("{}")  # and its process is killed
+    tracking.connect()
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"

@@ -173,7 +173,7 @@ class Evaluate(_Section):
 
 
 class Promote(_Section):
-    mode: Literal["disabled", "dry_run"] = "dry_run"
+    mode: Literal["disabled", "dry_run", "enabled"] = "dry_run"
 
 
 class Parameters(_Section):
