@@ -49,11 +49,8 @@ def verdict(create_table: Callable[..., Any]) -> None:
 def reconstructions(create_image: Callable[..., Any]) -> None:
     """Test images above what the model makes of them, as a data: URI, which needs no server that has the file."""
     if picture := _data_uri(RECONSTRUCTIONS):
-        create_image(
-            picture,
-            key="reconstructions",
-            description="Test images of middling error above what the model makes of them",
-        )
+        what = "Test images in the middle, by their error, above what the model makes of them"
+        create_image(picture, key="reconstructions", description=what)
 
 
 def _data_uri(picture: Path) -> str | None:

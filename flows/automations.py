@@ -20,7 +20,10 @@ from prefect.settings import get_current_settings
 from tasks import workspace
 
 FLOW: dict[str, str | list[str]] = {"prefect.resource.role": "flow", "prefect.resource.name": "vae-train"}
-SCHEDULED: dict[str, str | list[str]] = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.auto-scheduled"}
+SCHEDULED: dict[str, str | list[str]] = {
+    "prefect.resource.role": "tag",
+    "prefect.resource.id": "prefect.tag.auto-scheduled",
+}
 HEARTBEATS_MISSED = 3
 
 # A state is known by its name: without Unhealthy here, such a run would be set to Crashed.
@@ -46,7 +49,9 @@ def wanted() -> list[AutomationCore]:
                 within=silence,
             ),
             actions=[
-                ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat for {silence}", force=False),
+                ChangeFlowRunState(
+                    state=StateType.CRASHED, message=f"no heartbeat for {silence}", force=False
+                ),
             ],
         ),
         AutomationCore(

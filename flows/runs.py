@@ -16,7 +16,6 @@ from prefect.states import Crashed
 
 from tasks import alive, workspace
 
-
 LONGEST, LONGEST_WORD = 72, 40  # characters of a name, its time left out
 
 
