@@ -48,10 +48,15 @@ def wanted() -> list[AutomationCore]:
                 threshold=1,
                 within=silence,
             ),
+            # The client leaves out what is not set: without its type the server takes an action for another one.
             actions=[
                 ChangeFlowRunState(
-                    state=StateType.CRASHED, message=f"no heartbeat for {silence}", force=False
-                ),
+                    type="change-flow-run-state",
+                    name=None,
+                    state=StateType.CRASHED,
+                    message=f"no heartbeat for {silence}",
+                    force=False,
+                )
             ],
         ),
         AutomationCore(
@@ -66,7 +71,7 @@ def wanted() -> list[AutomationCore]:
                 posture=Posture.Reactive,
                 threshold=1,
             ),
-            actions=[PauseDeployment(source="inferred", deployment_id=None)],
+            actions=[PauseDeployment(type="pause-deployment", source="inferred", deployment_id=None)],
         ),
     ]
 
