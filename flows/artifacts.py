@@ -47,10 +47,19 @@ def verdict(create_table: Callable[..., Any]) -> None:
 
 
 def reconstructions(create_image: Callable[..., Any]) -> None:
-    """Test images above what the model makes of them, as a data: URI, which needs no server that has the file."""
-    if picture := _data_uri(RECONSTRUCTIONS):
-        what = "Test images in the middle, by their error, above what the model makes of them"
-        create_image(picture, key="reconstructions", description=what)
+    """Test images above what the model makes of them, where MLflow has them: Prefect keeps the address alone."""
+    from tasks import tracking
+    from vae import saved
+
+    if not RECONSTRUCTIONS.exists():
+        return
+    with tracking.away("no picture among the flow run's artifacts"):
+        run = tracking.run_of(saved.weights_hash(workspace.MODEL))
+        create_image(
+            tracking.artifact_url(run, f"{workspace.PLOTS.name}/{RECONSTRUCTIONS.name}"),
+            key="reconstructions",
+            description="Test images in the middle, by their error, above what the model makes of them",
+        )
 
 
 def _data_uri(picture: Path) -> str | None:

@@ -19,6 +19,9 @@ from tasks import alive, workspace
 LONGEST, LONGEST_WORD = 72, 40  # characters of a name, its time left out
 
 
+_latest: str | None = None  # the flow run that this process works or worked for
+
+
 def name() -> str:
     """Says what ran, and when: `leaves-epochs=2-20260131-120000`."""
     given = flow_run.parameters
@@ -29,7 +32,7 @@ def name() -> str:
 def called(experiment: str | None, overrides: Mapping[str, Any] | None) -> str:
     """The experiment, or `params`, and the values laid over it: `leaves-epochs=2`.
 
-    Letters, digits and `_ . = -` alone, so that files, Git and DVC take it too. Nothing is checked yet: any key
+    Letters, digits and `. = -` alone, so that files, Git and DVC take it too. Nothing is checked yet: any key
     and any value gives a name. Values that do not fit in are counted: `leaves-epochs=2-3-more`.
     """
     words = [_word(experiment or "") or "params"]
@@ -44,7 +47,7 @@ def called(experiment: str | None, overrides: Mapping[str, Any] | None) -> str:
 
 
 def _word(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.=]+", "-", text)[:LONGEST_WORD].strip("-.")
+    return re.sub(r"[^A-Za-z0-9.=]+", "-", text)[:LONGEST_WORD].strip("-.")
 
 
 def tag(*tags: str) -> None:
@@ -57,8 +60,16 @@ def tag(*tags: str) -> None:
 @contextmanager
 def recorded() -> Iterator[None]:
     """Notes which process works for this flow run, as long as it does."""
-    with alive.noted(_folder(), str(flow_run.id), {"pid": os.getpid()}):
+    global _latest
+    _latest = str(flow_run.id)
+    with alive.noted(_folder(), _latest, {"pid": os.getpid()}):
         yield
+
+
+def leave_open() -> None:
+    """Leaves a note of this process's run, whose server is gone and did not hear of its end: `sweep` tells it."""
+    if _latest is not None:
+        (_folder() / f"{_latest}.json").write_text("{}")
 
 
 def sweep() -> list[str]:

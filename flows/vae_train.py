@@ -38,22 +38,25 @@ STAGES = ("ingest", "validate", "preflight", "train", "monitor", "evaluate")
 UNHEALTHY = "Unhealthy"
 
 
-# Prefect's pages show what stands above "Args" as Markdown, and each argument beside its field.
-@flow(name="vae-train", flow_run_name=runs.name, validate_parameters=True)
+DESCRIPTION = """Turns a folder of images into a tracked, versioned, judged variational autoencoder.
+Each task is a stage of `dvc.yaml`:
+
+1. **ingest** decodes, resizes and splits the images; what cannot be used is quarantined with its reason
+2. **validate** checks files, labels, splits and leakage; a broken rule stops the run
+3. **preflight** predicts the KL at this KL weight, and warns where posterior collapse lies ahead
+4. **train** trains, and goes on from the last epoch where it was interrupted
+5. **monitor** measures the saved model anew and gives the verdict
+6. **evaluate** takes the test split: ELBO, pictures, report, registered model
+
+What the change of a parameter does not touch is found `Cached` (it stands here already) or `Restored` (DVC
+brought it back). A run ends `Completed`, `Failed`, or `Unhealthy`: the model is there, and its verdict says
+what is wrong with it and what to change. The artifact `verdict` tells it in words, numbers and a picture.
+"""
+
+
+@flow(name="vae-train", flow_run_name=runs.name, description=DESCRIPTION, validate_parameters=True)
 def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = None) -> State:
-    """Turns a folder of images into a tracked, versioned, judged variational autoencoder. Each task is a stage of
-    `dvc.yaml`:
-
-    1. **ingest** decodes, resizes and splits the images; what cannot be used is quarantined with its reason
-    2. **validate** checks files, labels, splits and leakage; a broken rule stops the run
-    3. **preflight** predicts the KL at this KL weight, and warns where posterior collapse lies ahead
-    4. **train** trains, and goes on from the last epoch where it was interrupted
-    5. **monitor** measures the saved model anew and gives the verdict
-    6. **evaluate** takes the test split: ELBO, pictures, report, registered model
-
-    What the change of a parameter does not touch is found `Cached` (it stands here already) or `Restored` (DVC
-    brought it back). A run ends `Completed`, `Failed`, or `Unhealthy`: the model is there, and its verdict says
-    what is wrong with it and what to change. The artifacts `verdict` and `reconstructions` show it.
+    """Runs the stages, keeps the results as a DVC experiment, and ends as the verdict says.
 
     Args:
         experiment: The name of a file in experiments/ without its ending, such as leaves, laid over the defaults.
@@ -176,6 +179,7 @@ def main(experiment: str = "", settings: str = "") -> int:
         print(f"error: {error}", file=sys.stderr)
         return workspace.INPUT_ERROR
     except httpx.TransportError:
+        runs.leave_open()
         print(f"error: {away.sentence()}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
