@@ -1,5 +1,6 @@
 """What a flow run shows: tables, the closing page, and the closing lines of `make run`."""
 
+import base64
 import csv
 import re
 import shlex
@@ -14,6 +15,8 @@ from tasks.markdown import link, plain
 from vae.report import number
 
 MOST_ROWS = 200  # of a table artifact; the file has them all
+MOST_BYTES = 1_000_000  # of an image in Prefect's database; the file and MLflow have it in any case
+RECONSTRUCTIONS = workspace.PLOTS / "reconstructions_median.png"
 
 
 def validation(create_table: Callable[..., Any]) -> None:
@@ -30,12 +33,40 @@ def validation(create_table: Callable[..., Any]) -> None:
 def verdict(create_table: Callable[..., Any]) -> None:
     """The verdict and its numbers as a table."""
     monitor = workspace.read_json(workspace.MONITOR)
-    names = ("verdict", "summary", "elbo", "kl", "reconstruction", "mse_sampled", "mean_image_mse", "active_units",
-             "informative_units", "prior_gap", "prior_gap_full", "effective_beta", "predicted_kl",
-             "kept_epoch", "stopped")  # fmt: skip
-    rows = [{"what": name.replace("_", " "), "value": str(monitor[name])} for name in names]
-    rows += [{"what": "recommendation", "value": line} for line in monitor["recommendations"]]
-    create_table(rows, key="monitor", description="The kept model on the whole validation split")
+    rows = [("verdict", monitor["verdict"]), ("summary", monitor["summary"])]
+    for kind in ("reason", "recommendation", "warning"):
+        rows += [(kind, line) for line in monitor[f"{kind}s"]]
+    rows += [(label, number(monitor[name])) for label, name in _MEASURED]
+    rows += [("kept epoch", f"{monitor['kept_epoch']} of {monitor['epochs']}")]
+    rows += [("stopped early", monitor["stopped"])] if monitor["stopped"] else []
+    create_table(
+        [{"what": what, "value": value} for what, value in rows],
+        key="monitor",
+        description="The kept model on the whole validation split; information in nats per image",
+    )
+
+
+def reconstructions(create_image: Callable[..., Any]) -> None:
+    """Test images above what the model makes of them, where MLflow has them: Prefect keeps the address alone."""
+    from tasks import tracking
+    from vae import saved
+
+    if not RECONSTRUCTIONS.exists():
+        return
+    with tracking.away("no picture among the flow run's artifacts"):
+        run = tracking.run_of(saved.weights_hash(workspace.MODEL))
+        create_image(
+            tracking.artifact_url(run, f"{workspace.PLOTS.name}/{RECONSTRUCTIONS.name}"),
+            key="reconstructions",
+            description="Test images in the middle, by their error, above what the model makes of them",
+        )
+
+
+def _data_uri(picture: Path) -> str | None:
+    """None where there is no picture, or it is too large for Prefect's database."""
+    if not picture.exists() or picture.stat().st_size > MOST_BYTES:
+        return None
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def origin(create_link: Callable[..., Any]) -> None:
@@ -57,13 +88,15 @@ def summary() -> str:
     """Markdown: verdict, numbers, what to do, links."""
     monitor = workspace.read_json(workspace.MONITOR)
     test = workspace.read_json(workspace.METRICS)["test"]
+    picture = _data_uri(RECONSTRUCTIONS)
     lines = [
         f"# {plain(monitor['verdict'])}",
         plain(monitor["summary"]),
         "",
-        "| test | |",
+        *([f"![test images above what the model makes of them]({picture})", ""] if picture else []),
+        "| test split | |",
         "| --- | --- |",
-        *[f"| {name} | {test[key]} |" for name, key in _NUMBERS],
+        *[f"| {name} | {number(test[key])} |" for name, key in _NUMBERS],
         "",
         *[f"- {plain(line)}" for line in monitor["reasons"] + monitor["recommendations"]],
         "",
@@ -73,8 +106,12 @@ def summary() -> str:
     return "\n".join(lines)
 
 
-def closing(folder: Path, experiment: str = "", settings: str = "") -> str:
-    """What `make run` ends with; the advice as a command that keeps this run's experiment and settings."""
+def closing(folder: Path, experiment: str = "", settings: str = "", page: str | None = None) -> str:
+    """What `make run` ends with; the advice as a command that keeps this run's experiment and settings.
+
+    Args:
+        page: of the flow run; it answers while a server is up.
+    """
     monitor = workspace.read_json(workspace.MONITOR)
     test = workspace.read_json(workspace.METRICS)["test"]
     url = next(iter(url for _, url in _mlflow_links()), workspace.mlflow_url())
@@ -97,7 +134,7 @@ def closing(folder: Path, experiment: str = "", settings: str = "") -> str:
             f"test       {numbers}",
             f"report     {folder / workspace.REPORT}",
             f"next       `make up` starts the servers: runs and images at {url} (MLflow), "
-            f"the flow at {get_current_settings().ui_url} (Prefect)",
+            f"the flow run at {page or get_current_settings().ui_url} (Prefect)",
             "           edit params.yaml, then `make run` or `dvc repro`: only what the change touches runs again",
         ]
     )
@@ -105,6 +142,21 @@ def closing(folder: Path, experiment: str = "", settings: str = "") -> str:
 
 _NUMBERS = (("ELBO", "elbo"), ("KL", "kl"), ("active units", "active_units"), ("MSE (z = μ)", "mse"))
 
+
+_MEASURED = (
+    ("ELBO", "elbo"),
+    ("KL", "kl"),
+    ("KL that preflight predicted", "predicted_kl"),
+    ("reconstruction", "reconstruction"),
+    ("mean squared error, z sampled", "mse_sampled"),
+    ("mean squared error of the mean image", "mean_image_mse"),
+    ("latents", "latents"),
+    ("active units", "active_units"),
+    ("informative units", "informative_units"),
+    ("prior gap", "prior_gap"),
+    ("prior gap with covariances", "prior_gap_full"),
+    ("effective beta", "effective_beta"),
+)
 
 _ADVICE = re.compile(r"(?:keep the remedy: )?set (\S+) to ([^\s,\[\]]+)(?:,|$)")
 

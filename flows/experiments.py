@@ -11,6 +11,7 @@ from tasks import lineage
 from tasks.workspace import PARAMS
 
 SECONDS = 600  # DVC looks at every source file
+_NOT_OF_A_REFERENCE = re.compile(r"(?:[^A-Za-z0-9_=.]|(?<!\d)\.|\.(?!\d))+")  # a point stands between digits
 _WHO = {"NAME": "vae-train", "EMAIL": "vae-train@localhost"}  # where Git knows no name of the user's
 
 
@@ -41,7 +42,7 @@ def keep(flow_run_name: str, flow_run_id: str, something_ran: bool) -> str:
 
 def unique(flow_run_name: str, flow_run_id: str, taken: set[str]) -> str:
     """A name that Git takes for a reference, and that no experiment has."""
-    name = re.sub(r"[^A-Za-z0-9_]+", "-", flow_run_name).strip("-") or "run"
+    name = _NOT_OF_A_REFERENCE.sub("-", flow_run_name).strip("-") or "run"
     return name if name not in taken else f"{name}-{flow_run_id[:8]}"
 
 

@@ -146,7 +146,10 @@ def prefect_server() -> Iterator[None]:
 
     service = prefect_service()
     if service.process() is None:
-        print("starting Prefect …", flush=True)
+        print(
+            "starting Prefect …: its pages answer while this runs, and again after `make up`",
+            flush=True,
+        )
     ours = service.start()
     try:
         runs.sweep()
@@ -158,7 +161,7 @@ def prefect_server() -> Iterator[None]:
 
 
 def up() -> None:
-    from flows import runs
+    from flows import automations, runs
     from tasks import tracking
 
     tracking.connect()  # the database is made once, before several processes find it missing
@@ -173,6 +176,7 @@ def up() -> None:
         print(f"flow run {name} had lost its process; it is set to Crashed")
     _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
     _prefect("--no-prompt", "deploy", "--name", "vae-train")
+    automations.create()
     print("prefect-worker is up" if worker_service().start() else "prefect-worker was up already")
     print(f"runs and their images: {workspace.mlflow_url()}/#/experiments/1/runs")
     print("start a run with: prefect deployment run vae-train/vae-train")

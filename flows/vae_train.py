@@ -1,20 +1,20 @@
 """The flow `vae-train`: the stages of dvc.yaml, one by one, each a Prefect task.
 
-    ingest → validate → preflight → train → monitor → evaluate
-
 `python -m flows.vae_train` runs it here and now; the deployment `vae-train/vae-train` runs it on a worker.
 """
 
 import logging
-import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
+import httpx
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
+    create_image_artifact,
     create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
@@ -27,7 +27,8 @@ from prefect.states import Completed, Failed, State
 from prefect.tasks import Task
 from prefect.utilities.urls import url_for
 
-from flows import artifacts, experiments, runs, stage
+from flows import artifacts, away, experiments, runs, stage
+from flows.progress import Progress
 from tasks import lineage, overlay, source, workspace
 from tasks.lock import free_dvc, hold
 from vae import parameters
@@ -35,16 +36,33 @@ from vae.errors import InputError
 
 STAGES = ("ingest", "validate", "preflight", "train", "monitor", "evaluate")
 UNHEALTHY = "Unhealthy"
-_EPOCH = re.compile(r"^(?:attempt \d+: )?epoch (\d+)/(\d+)  ")
 
 
-@flow(name="vae-train", flow_run_name=runs.name, description=__doc__, validate_parameters=True)
+DESCRIPTION = """Turns a folder of images into a tracked, versioned, judged variational autoencoder.
+Each task is a stage of `dvc.yaml`:
+
+1. **ingest** decodes, resizes and splits the images; what cannot be used is quarantined with its reason
+2. **validate** checks files, labels, splits and leakage; a broken rule stops the run
+3. **preflight** predicts the KL at this KL weight, and warns where posterior collapse lies ahead
+4. **train** trains, and goes on from the last epoch where it was interrupted
+5. **monitor** measures the saved model anew and gives the verdict
+6. **evaluate** takes the test split: ELBO, pictures, report, registered model
+
+What the change of a parameter does not touch is found `Cached` (it stands here already) or `Restored` (DVC
+brought it back). A run ends `Completed`, `Failed`, or `Unhealthy`: the model is there, and its verdict says
+what is wrong with it and what to change. The artifact `verdict` tells it in words, numbers and a picture.
+"""
+
+
+@flow(name="vae-train", flow_run_name=runs.name, description=DESCRIPTION, validate_parameters=True)
 def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = None) -> State:
-    """Turns a folder of images into a tracked, versioned, judged VAE.
+    """Runs the stages, keeps the results as a DVC experiment, and ends as the verdict says.
 
     Args:
-        experiment: the name of a file in experiments/, laid over the defaults.
-        overrides: single parameters, such as {"train.epochs": 2}.
+        experiment: The name of a file in experiments/ without its ending, such as leaves, laid over the defaults.
+            Without one, params.yaml stands as it is.
+        overrides: Single parameters of params.yaml, such as {"train.epochs": 2, "data.path": "photos"}. They are
+            written into params.yaml.
     """
     log = get_run_logger()
     try:
@@ -53,6 +71,7 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
             for change in overlay.apply(experiment, overrides, check=lambda p: source.check(p.data)):
                 log.info(change)
             p = parameters.load(workspace.PARAMS)
+            runs.tag(f"data:{p.data.source}", *([f"experiment:{experiment}"] if experiment else []))
             something_ran = False
             for name in STAGES:
                 state = run_stage.with_options(name=name, task_run_name=name)(name, return_state=True)
@@ -73,7 +92,7 @@ def _worth_another_try(task: Task[..., Any], run: TaskRun, state: State) -> bool
 
 @task(retries=2, retry_delay_seconds=5, retry_condition_fn=_worth_another_try, persist_result=False)
 def run_stage(name: str) -> State:
-    """One stage of dvc.yaml. A retry of `train` resumes from its last checkpoint."""
+    """One stage of dvc.yaml, in a process of its own. A retry of `train` resumes from its last checkpoint."""
     log = get_run_logger()
     say = _progress(log) if name == "train" else log.info
     try:
@@ -87,6 +106,8 @@ def run_stage(name: str) -> State:
             artifacts.validation(create_table_artifact)
     if name == "monitor":
         artifacts.verdict(create_table_artifact)
+    if name == "evaluate":
+        artifacts.reconstructions(create_image_artifact)
     return Completed(name=outcome, message=f"{name}: {outcome.lower()}")
 
 
@@ -96,6 +117,7 @@ def finish(p: parameters.Parameters, something_ran: bool) -> State:
     artifacts.point_candidate(p.evaluate.register_as)
     get_run_logger().info(experiments.keep(str(flow_run.name), str(flow_run.id), something_ran))
     artifacts.origin(create_link_artifact)
+    runs.tag(f"verdict:{monitor['verdict']}")
     create_markdown_artifact(
         artifacts.summary(), key="verdict", description="The verdict, and where to look next"
     )
@@ -115,19 +137,32 @@ def _lineage() -> dict[str, str]:
 
 
 def _progress(log: "logging.Logger | logging.LoggerAdapter[logging.Logger]") -> Callable[[str], None]:
-    """Logs each line, and keeps a progress artifact at the share of epochs that is done."""
+    """Logs each line, and keeps a progress artifact at the share of epochs that is done.
+
+    Where the server is away the training goes on, and the artifact is tried once more at its end.
+    """
+    progress = Progress()
     artifact: UUID | None = None  # made by the first line of a training, so that a cached one leaves none
+    answers = True
 
     def say(line: str) -> None:
-        nonlocal artifact
+        nonlocal artifact, answers
         log.info(line)
-        if artifact is None:
-            made = create_progress_artifact(0.0, key="training", description="Share of the epochs")
-            artifact = cast(UUID, made)
-        if epoch := _EPOCH.match(line):
-            update_progress_artifact(artifact, 100 * int(epoch[1]) / int(epoch[2]))
-        elif line.startswith("kept epoch"):
-            update_progress_artifact(artifact, 100.0)
+        now = progress.after(line, time.monotonic())
+        if not answers and (now is None or now[0] < 100):
+            return
+        try:
+            if artifact is None:
+                made = create_progress_artifact(0.0, key="training", description="before the first epoch")
+                artifact = cast(UUID, made)
+            if now is not None:
+                update_progress_artifact(artifact, *now)
+            answers = True
+        except httpx.TransportError:
+            answers = False
+            log.warning(
+                "Prefect's server does not answer; the training goes on, its progress is not shown there"
+            )
 
     return say
 
@@ -138,22 +173,28 @@ def main(experiment: str = "", settings: str = "") -> int:
 
     try:
         overrides = overlay.parse_settings(settings)
+        away.quiet()
         with servers.prefect_server():
             state: State = vae_train(experiment or None, overrides or None, return_state=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return workspace.INPUT_ERROR
+    except httpx.TransportError:
+        runs.leave_open()
+        print(f"error: {away.sentence()}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     if state.is_completed() or state.name == UNHEALTHY:
-        print(artifacts.closing(Path.cwd(), experiment, settings))
+        run = state.state_details.flow_run_id
+        page = url_for("flow-run", obj_id=run) if run else None
+        print(artifacts.closing(Path.cwd(), experiment, settings, page))
     if state.name == UNHEALTHY:
         return 3
     if not state.is_completed():
-        lost = "; Prefect's server is gone, and what was finished is kept: run the same command again"
-        away = "connection attempts failed" in (state.message or "")
-        print(f"error: {state.message}{lost if away else ''}", file=sys.stderr)
+        gone = away.is_meant(state.message)
+        print(f"error: {away.sentence() if gone else state.message}", file=sys.stderr)
     return 0 if state.is_completed() else 1
 
 

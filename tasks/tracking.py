@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # whatever a shell has set
@@ -244,6 +245,11 @@ def champion_of(client: MlflowClient, name: str) -> tuple[str, Run] | None:
 
 def run_url(run: Run) -> str:
     return f"{workspace.mlflow_url()}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
+def artifact_url(run: Run, path: str) -> str:
+    """Where a browser gets a file of the run's artifacts."""
+    return f"{workspace.mlflow_url()}/get-artifact?{urlencode({'path': path, 'run_uuid': run.info.run_id})}"
 
 
 def _run_from_files(client: MlflowClient, experiment_id: str, weights_sha256: str) -> Run:

@@ -1,0 +1,32 @@
+"""Prefect's server may go away in mid-run: a training goes on without it, and the end is told in one line."""
+
+import logging
+
+from httpx import TransportError
+from prefect.settings import get_current_settings
+
+
+def sentence() -> str:
+    return (
+        f"Prefect's server at {get_current_settings().api.url} is gone; what was finished is kept: "
+        "run the same command again"
+    )
+
+
+def is_meant(message: str | None) -> bool:
+    """Whether a state's message comes from a server that did not answer."""
+    return any(words in (message or "") for words in ("connection attempts failed", "Connection refused"))
+
+
+def quiet() -> None:
+    """In a terminal, Prefect's own tracebacks of a server that does not answer would bury that line."""
+    logging.raiseExceptions = False  # what its handler of logs writes to the terminal where it can not send
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_has_nothing_of_it)
+    for name in ("prefect.events.clients", "prefect._internal.concurrency"):
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.CRITICAL)
+
+
+def _has_nothing_of_it(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, TransportError)
