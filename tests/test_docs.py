@@ -80,10 +80,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def definition() -> dict[str, Any]:
-    return YAML(typ="safe").load(PROJECT / "dvc.yaml")["stages"]
-
-
 # The rules, one for each program. They run in `place`; `flow` gives the workspace where the flow has run.
 
 Flow = Callable[[], ByFlow]
