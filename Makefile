@@ -21,7 +21,7 @@ help: ## List the targets
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0])'
 	@echo 'installing into .venv: some 2 GB, a few minutes'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --editable '.[dev,huggingface]' --constraint constraints.txt
+	@$(BIN)/pip install --quiet --editable '.[dev,docs,huggingface]' --constraint constraints.txt
 	@touch $@
 
 .dvc/config.local: .venv/ready
@@ -56,6 +56,10 @@ chaos: setup ## Kill runs at random moments and bring faults about: is what they
 	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/chaos.py
 	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/faults.py
 
+docs: setup ## Build the pages of docs/ into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'open site/index.html; for its search: .venv/bin/mkdocs serve'
+
 check: setup ## Lint, format and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
@@ -66,7 +70,7 @@ constraints: setup ## Pin the whole transitive set anew
 
 clean: ## Remove what was made, the environment and the stores included
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m flows.servers down && $(BIN)/python -c 'from tasks import overlay; overlay.apply(None, None)'; fi
-	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports data/images data/manifest.parquet data/zoo
+	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports site data/images data/manifest.parquet data/zoo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup run up down test zoo bench chaos check constraints clean
+.PHONY: help setup run up down test zoo bench chaos docs check constraints clean

@@ -1,0 +1,298 @@
+"""README.md and docs/: every command in them is run, or, where that is dear, held against what it names.
+
+The command `vae` and the snippets of Python run on a tiny model; what reads DVC's and MLflow's records runs in the
+workspace where the flow has run. The rest is checked by the programs' own parsers, and its experiments, parameters,
+stages, files and services against the project. A call that no rule knows fails.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import click
+import numpy as np
+import pages
+import pandas as pd
+import prefect.cli._app
+import pytest
+from conftest import PROJECT, ByFlow
+from dvc.cli import DvcParserError, parse_args
+from pages import Call
+from ruamel.yaml import YAML
+from test_cli import picture, register, vae, write_model
+
+from flows.vae_train import STAGES, vae_train
+from tasks import cli, overlay, tracking, workspace
+from vae import parameters
+
+pytestmark = pytest.mark.timeout(600)  # the first test may wait for the flow's workspace
+
+PLACEHOLDERS = {"ANY", "EXPERIMENT", "FLOW_RUN_ID", "RUN_ID", "STAGE"}
+READS = (("exp", "show"), ("params",), ("metrics",), ("plots",), ("status",))  # of DVC: they change nothing
+
+UNTRIED = {
+    "pip install pip-audit": "asks a network",
+    "pip-audit -r constraints.txt --no-deps --disable-pip": "not installed here, and asks a network",
+    "vae --install-completion": "writes into the files of the person's own shell",
+    "source activate": "made by `make setup`",
+    "base64": "a program of the system",
+    "tr -d \\n": "a program of the system",
+}
+
+
+# Where the commands run
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A workspace with a champion, a candidate, and photos under the names that the pages give them."""
+    folder = tmp_path_factory.mktemp("reader")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("DVC_ROOT", str(folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        Path("params.yaml").write_bytes((PROJECT / "experiments" / "default.yaml").read_bytes())
+        write_model(seed=1)
+        register("first", 1.0)
+        tracking.connect()[0].set_registered_model_alias("vae", tracking.CHAMPION, "1")
+        write_model(seed=0)
+        register("second", 2.0)
+        for number, name in enumerate(("PHOTOS/one", "PATH/TO/corn/Blight/a", "PATH/TO/corn/Healthy/b")):
+            picture(Path(f"{name}.jpg"), number)
+        picture(Path("PATH/TO/corn/Healthy/c.jpg"), 9)
+        seen = hashlib.sha256(Path("PATH/TO/corn/Healthy/c.jpg").read_bytes()).hexdigest()
+        workspace.IMAGES.mkdir(parents=True)
+        pd.DataFrame({"split": ["train"], "sha256": [seen]}).to_parquet(workspace.MANIFEST)
+        images = np.random.default_rng(0).integers(0, 256, (9, 8, 12, 3), dtype=np.uint8)
+        np.save(workspace.images("test"), images)
+        shutil.copy(PROJECT / "dvc.lock", ".")
+        for arguments in (["init", "--quiet"], ["add", "dvc.lock"]):
+            subprocess.run(["git", *arguments], check=True)
+        yield folder
+
+
+# The rules, one for each program. They run in `place`; `flow` gives the workspace where the flow has run.
+
+Flow = Callable[[], ByFlow]
+
+
+def make(call: Call, flow: Flow) -> None:
+    targets = [word for word in call.words[1:] if "=" not in word]
+    done = subprocess.run(["make", "--dry-run", *targets], cwd=PROJECT, capture_output=True, text=True)
+    assert targets and done.returncode == 0, done.stderr
+    values = dict(word.split("=", 1) for word in call.words[1:] if "=" in word)
+    assert set(values) <= ({"EXPERIMENT", "SET"} if targets == ["run"] else set())
+    lay_over(values.get("EXPERIMENT"), overlay.parse_settings(values.get("SET", "")))
+
+
+def lay_over(experiment: str | None, values: dict[str, Any]) -> None:
+    """What a run with these would write into params.yaml, read as the run would read it."""
+    text = (PROJECT / "experiments" / "default.yaml").read_text(encoding="utf-8")
+    named = overlay.mapping(_text(experiment), experiment) if experiment else {}
+    for layer in (named, values):
+        text = overlay.lay_over(text, overlay.flat(layer))
+    parameters.parse(overlay.mapping(text, "params.yaml"))
+
+
+def _text(experiment: str) -> str:
+    return (PROJECT / "experiments" / f"{experiment}.yaml").read_text(encoding="utf-8")
+
+
+def run_vae(call: Call, flow: Flow) -> None:
+    done = vae(*call.words[1:], *(["--help"] if call.mentioned else []))
+    # The doctor finds a workspace without servers, and so much more.
+    assert done.exit_code in ((0, cli.LOOK) if call.words[1] == "doctor" else (0,)), done.stderr
+
+
+def dvc(call: Call, flow: Flow) -> None:
+    words = list(call.words[1:])
+    try:
+        parsed = parse_args(words)
+    except DvcParserError:
+        assert call.mentioned, f"DVC does not take {words}"
+        with pytest.raises(SystemExit) as help_was_printed:
+            parse_args([*words, "--help"])
+        assert help_was_printed.value.code == 0
+        return
+    if words[0] == "repro":
+        assert set(parsed.targets) <= {*STAGES, *PLACEHOLDERS}
+    lay_over(None, overlay.parse_settings(" ".join(getattr(parsed, "set_param", None) or [])))
+    if any(tuple(words[: len(read)]) == read for read in READS):
+        done = flow().place.dvc(*(kept_name(flow()) if word == "EXPERIMENT" else word for word in words))
+        assert done.code == 0 and "ERROR" not in done.output, done.output
+
+
+def kept_name(by_flow: ByFlow) -> str:
+    found = re.search(r"kept as the DVC experiment (\S+);", by_flow.first.output)
+    assert found, by_flow.first.output
+    return found[1]
+
+
+def run_prefect(call: Call, flow: Flow) -> None:
+    _, arguments, _ = prefect.cli._app._app.parse_args(
+        [str(uuid4()) if word == "FLOW_RUN_ID" else word for word in call.words[1:]],
+        print_error=False,
+        exit_on_error=False,
+    )
+    if call.words[1:3] == ("deployment", "run"):
+        entry = YAML(typ="safe").load(PROJECT / "prefect.yaml")["deployments"][0]
+        assert arguments.arguments["name"] == f"{vae_train.name}/{entry['name']}"
+        values = {
+            n: json.loads(v) for n, v in (p.split("=", 1) for p in arguments.arguments.get("params", []))
+        }
+        assert set(values) <= {"experiment", "overrides"}
+        lay_over(values.get("experiment"), values.get("overrides", {}))
+
+
+def python(call: Call, flow: Flow) -> None:
+    assert call.words[1] == "-m"
+    module, *words = call.words[2:]
+    if module == "pytest":
+        assert words and all((PROJECT / word).exists() for word in words)
+    elif module == "tasks.trace":
+        run = flow().first.flow_run
+        done = flow().place.python("-m", module, *(run if word == "ANY" else word for word in words))
+        assert done.code == 0 and run in done.output, done.output
+    else:
+        options = {word for word in words if word.startswith("-")}
+        assert options <= set(re.findall(r"--[\w-]+", help_of(module)))
+        files = {word for word in words if word not in options and not re.fullmatch(r"[\d.]+", word)}
+        assert all(word in PLACEHOLDERS or (PROJECT / word).exists() for word in files)
+
+
+@cache
+def help_of(module: str) -> str:
+    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        cwd=PROJECT, env=environment, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+
+
+def run_mlflow(call: Call, flow: Flow) -> None:
+    import mlflow.cli
+
+    command: click.Command = mlflow.cli.cli
+    words = list(call.words[1:])
+    while isinstance(command, click.Group):
+        found = command.get_command(click.Context(command), words.pop(0))
+        assert found is not None
+        command = found
+    command.make_context(command.name, words)
+
+
+def curl(call: Call, flow: Flow) -> None:
+    """test_serving asks the same over HTTP."""
+    served = [other.words for other in CALLS if other.words[:3] == ("mlflow", "models", "serve")]
+    ports = {words[words.index("--port") + 1] for words in served}
+    assert {word for word in call.words if word.startswith("http")} == {
+        f"http://127.0.0.1:{port}/invocations" for port in ports
+    }
+    document = json.loads(call.words[call.words.index("-d") + 1])
+    assert set(document) == {"inputs", "params"}
+    assert document["params"]["task"] in ("encode", "reconstruct", "score")
+
+
+def cp(call: Call, flow: Flow) -> None:
+    """What is copied is in the project, or is what a run leaves."""
+    *sources, _ = (word for word in call.words[1:] if not word.startswith("-"))
+    assert sources
+    for source in sources:
+        assert (PROJECT / source).exists() or (flow().place.folder / source).exists(), source
+
+
+def git(call: Call, flow: Flow) -> None:
+    subprocess.run(call.words, check=True, capture_output=True)
+
+
+def docker(call: Call, flow: Flow) -> None:
+    """Docker itself is not asked: the images were never built where the tests run."""
+    compose, verb, *words = call.words[1:]
+    assert compose == "compose" and verb in ("up", "exec", "down")
+    if verb == "exec":
+        service, *inner = words
+        assert service in YAML(typ="safe").load(PROJECT / "compose.yaml")["services"]
+        RULES[inner[0]](Call(call.page, tuple(inner)), flow)
+
+
+RULES: dict[str, Callable[[Call, Flow], None]] = {
+    "make": make, "vae": run_vae, "dvc": dvc, "prefect": run_prefect, "python": python, "mlflow": run_mlflow,
+    "curl": curl, "cp": cp, "git": git, "docker": docker,
+}  # fmt: skip
+CALLS = pages.calls(frozenset({*RULES, "pip", "pip-audit"}))
+
+
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_a_command_does_what_the_page_says(call: Call, place: Path, request: pytest.FixtureRequest) -> None:
+    if " ".join(call.words) in UNTRIED:
+        return
+    assert call.words[0] in RULES, f"no rule says how to try {call.words[0]!r}"
+    RULES[call.words[0]](call, lambda: request.getfixturevalue("by_flow"))
+
+
+def test_what_is_not_tried_stands_in_a_page() -> None:
+    assert set(UNTRIED) <= {" ".join(call.words) for call in CALLS}
+
+
+def snippets() -> list[tuple[str, str]]:
+    return [
+        (pages.name(p), text)
+        for p in pages.PAGES
+        for language, text in pages.blocks(p)
+        if language == "python"
+    ]
+
+
+@pytest.mark.parametrize(("page", "code"), snippets())
+def test_a_snippet_of_python_runs(page: str, code: str, place: Path) -> None:
+    """In the place where the commands ran: one of them exports the encoder that a snippet loads."""
+    if not Path("encoder.onnx").exists():
+        assert vae("export", "encoder.onnx").exit_code == 0
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# The pages themselves
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
+def test_every_block_is_of_a_kind_that_is_tried_or_shows_what_is_said(page: Path) -> None:
+    assert {language for language, _ in pages.blocks(page)} <= {"sh", "python", "text", "mermaid"}
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in pages.links(page):
+        target, _, anchor = link.partition("#")
+        there = page.parent / target if target else page
+        assert there.exists(), link
+        assert not anchor or anchor in pages.anchors(there), link
+
+
+def test_the_pages_build_without_a_warning_and_fetch_nothing_from_elsewhere(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        cwd=PROJECT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},  # as the Makefile does
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    built = sorted(tmp_path.rglob("*.html"))
+    assert len(built) > 10
+    for file in built:
+        text = file.read_text(encoding="utf-8")
+        assert not re.findall(r'<(?:script|img|iframe)[^>]*\ssrc="(?:https?:)?//[^"]*', text), file
+        assert not re.findall(
+            r'<link[^>]*rel="(?:stylesheet|preconnect)"[^>]*href="(?:https?:)?//[^"]*', text
+        ), file
