@@ -28,7 +28,8 @@ Metrics = Mapping[str, float | None]
 def of_run(run_id: str, monitor: Mapping[str, Any], test: Metrics, promotion: str | None, model: str) -> str:
     """Verdict, picture, the few numbers, what to do; model: its URI.
 
-    MLflow's page shows the first lines and hides the others behind a button, so what matters stands there.
+    MLflow's page shows the first lines and hides the others behind a button, so what matters stands there. It drops
+    pictures that are written into the text (`data:`), so this one is fetched from the run's artifacts.
     """
     picture = f"get-artifact?run_uuid={run_id}&path={THUMBNAIL.replace('/', '%2F')}"
     parts = [
