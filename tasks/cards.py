@@ -78,9 +78,8 @@ def of_version(
     )
     uri = f"models:/{name}/{version}"
     parts = [
-        f"# {plain(name)}, version {version}",
-        _verdict(monitor),
-        "## What it is",
+        _verdict(monitor),  # first, since a list of versions shows the first line
+        f"## What {plain(name)} version {version} is",
         f"- trained on {trained}\n"
         f"- a {plain(p.model.architecture)} network with {p.model.latent_dim} latents, "
         f"{saved.likelihood.kind} likelihood, KL weight {number(p.kl.weight)}; epoch {saved.kept_epoch} was kept"

@@ -317,7 +317,10 @@ def test_a_run_says_what_it_trains_and_its_name_ends_with_its_latest_verdict(
     assert (tags["data.source"], tags["architecture"], tags["verdict"]) == ("digits", "conv", "healthy")
     assert tags[tracking.NOTE].startswith("**healthy**") and uri in tags[tracking.NOTE]
     version = store.get_model_version("vae", uri.rsplit("/", 1)[1])
-    assert str(version.description).startswith(f"# vae, version {version.version}")
+    assert (
+        str(version.description).startswith("**healthy**")
+        and f"models:/vae/{version.version}" in version.description
+    )
     inputs = {entry.dataset.name: entry.dataset for entry in found.inputs.dataset_inputs}
     assert inputs["digits-train"].digest == workspace.sha256(workspace.images("train"))[:36]
     assert "[4, 8, 8, 1]" in inputs["digits-train"].profile
