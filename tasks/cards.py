@@ -28,11 +28,12 @@ Metrics = Mapping[str, float | None]
 def of_run(run_id: str, monitor: Mapping[str, Any], test: Metrics, promotion: str | None, model: str) -> str:
     """Verdict, picture, the few numbers, what to do; model: its URI.
 
-    MLflow's pages drop pictures that are written into the text, so this one is fetched from the run's artifacts.
+    MLflow's page shows the first lines and hides the others behind a button, so what matters stands there. It drops
+    pictures that are written into the text (`data:`), so this one is fetched from the run's artifacts.
     """
     picture = f"get-artifact?run_uuid={run_id}&path={THUMBNAIL.replace('/', '%2F')}"
     parts = [
-        _verdict(monitor),
+        f"{_verdict(monitor)} {_few(test)}",
         f"![originals above, reconstructions below]({picture})",
         _table(test),
         "\n".join(
@@ -77,9 +78,8 @@ def of_version(
     )
     uri = f"models:/{name}/{version}"
     parts = [
-        f"# {plain(name)}, version {version}",
-        _verdict(monitor),
-        "## What it is",
+        _verdict(monitor),  # first, since a list of versions shows the first line
+        f"## What {plain(name)} version {version} is",
         f"- trained on {trained}\n"
         f"- a {plain(p.model.architecture)} network with {p.model.latent_dim} latents, "
         f"{saved.likelihood.kind} likelihood, KL weight {number(p.kl.weight)}; epoch {saved.kept_epoch} was kept"
@@ -123,6 +123,13 @@ def _limits(saved: Saved, monitor: Mapping[str, Any]) -> Iterator[str]:
 
 def _verdict(monitor: Mapping[str, Any]) -> str:
     return f"**{plain(str(monitor.get('verdict', 'unknown')))}** {plain(str(monitor.get('summary', '')))}".strip()
+
+
+def _few(test: Metrics) -> str:
+    return (
+        f"Test ELBO {number(test.get('elbo'))} nats per image, KL {number(test.get('kl'))}, "
+        f"{number(test.get('active_units'))} active units."
+    )
 
 
 def _table(test: Metrics) -> str:

@@ -1,6 +1,7 @@
 """Tracking against a real MLflow store."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import wait_for
 from mlflow import MlflowClient
 
 from tasks import lineage, registry, tracking, training_run, workspace
@@ -291,3 +293,49 @@ def test_a_commit_is_linked_where_its_remote_is_on_the_web_and_no_secret_with_it
     subprocess.run(["git", "init", "-q"], check=True)
     subprocess.run(["git", "remote", "add", "origin", remote], check=True)
     assert lineage.commit_url("abc") == url
+
+
+def test_a_run_says_what_it_trains_and_its_name_ends_with_its_latest_verdict(
+    store: MlflowClient, remembered: Path
+) -> None:
+    p = parameters.load(PROJECT / "experiments" / "default.yaml")
+    images = np.load(workspace.images("train"))
+    wanted = model(10)
+    with tracking.training_run(None, remembered, {}) as run:
+        tracking.log_inputs(p, images, images)
+        tracking.log_weights(wanted.sha256, 1, None)
+    run_id = run.info.run_id
+    name = str(store.get_run(run_id).info.run_name)
+    assert re.fullmatch(r"digits-conv-16-\d{8}-\d{6}", name)
+    evaluate(wanted, "overfitted")
+    assert store.get_run(run_id).info.run_name == f"{name}-overfitted"
+    uri = evaluate(wanted, "healthy")
+    found = store.get_run(run_id)
+    assert found.info.run_name == f"{name}-healthy"
+    tags = found.data.tags
+    assert (tags["data.source"], tags["architecture"], tags["verdict"]) == ("digits", "conv", "healthy")
+    assert tags[tracking.NOTE].startswith("**healthy**") and uri in tags[tracking.NOTE]
+    version = store.get_model_version("vae", uri.rsplit("/", 1)[1])
+    assert (
+        str(version.description).startswith("**healthy**")
+        and f"models:/vae/{version.version}" in version.description
+    )
+    inputs = {entry.dataset.name: entry.dataset for entry in found.inputs.dataset_inputs}
+    assert inputs["digits-train"].digest == workspace.sha256(workspace.images("train"))[:36]
+    assert "[4, 8, 8, 1]" in inputs["digits-train"].profile
+
+
+def test_a_training_is_watched_by_the_system_metrics_and_its_attempts_are_not(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    with (
+        tracking.training_run("n", tmp_path / "id", {}) as outer,
+        tracking.training_run("attempt 0", tmp_path / "0" / "id", {}, nested=True) as inner,
+    ):
+        wait_for(
+            lambda: "system/cpu_utilization_percentage" in store.get_run(outer.info.run_id).data.metrics,
+            20,
+            "a system metric",
+        )
+    assert not [name for name in store.get_run(inner.info.run_id).data.metrics if name.startswith("system/")]
