@@ -21,7 +21,6 @@ from typing import Any, NoReturn
 import numpy as np
 import psutil
 
-from tasks import PARENT
 from vae import parameters
 from vae.errors import InputError
 from vae.parameters import Parameters
@@ -53,6 +52,9 @@ MLFLOW_PORT = int(os.environ.get("VAE_TRAIN_MLFLOW_PORT", "5000"))
 
 # What a user can put right about a disk or a folder.
 _PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+_SHELLS = ("sh", "dash", "bash", "zsh", "ksh", "fish")
+_REAPERS = ("systemd", "init", "launchd", "tini", "dumb-init", "docker-init")
 
 INPUT_ERROR = 2  # exit code: the user has to change something, so trying again is of no use
 
@@ -148,7 +150,7 @@ def _interrupt(signum: int, frame: Any) -> None:
 def _end_with_parent() -> None:
     """Where DVC was killed alone, its stage ends too: the next `dvc repro` would start a second one beside it."""
     runner = _runner()
-    while os.getppid() == PARENT and (runner is None or runner.is_running()):
+    while runner is not None and runner.is_running():
         time.sleep(0.5)
     print("the program that ran this stage is gone", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGINT)
@@ -157,10 +159,16 @@ def _end_with_parent() -> None:
 
 
 def _runner() -> psutil.Process | None:
-    """The nearest ancestor that is no shell: DVC runs a stage through one, and some of them stay in between."""
+    """The nearest ancestor that is no shell: DVC runs a stage through one, and some of them stay in between.
+
+    None where DVC was gone before the libraries were loaded: then a reaper of orphans stands in its place.
+    """
     with contextlib.suppress(psutil.Error):
         for ancestor in psutil.Process().parents():
-            if ancestor.name() not in ("sh", "dash", "bash", "zsh", "ksh", "fish"):
+            first = ancestor.pid == 1 and "dvc" not in " ".join(ancestor.cmdline())
+            if first or ancestor.name() in _REAPERS:
+                return None
+            if ancestor.name() not in _SHELLS:
                 return ancestor
     return None
 

@@ -31,7 +31,7 @@ from ruamel.yaml import YAML
 from test_cli import picture, register, vae, write_model
 
 from flows.vae_train import STAGES, vae_train
-from tasks import cli, overlay, tracking, workspace
+from tasks import cli, overlay, registry, tracking, workspace
 from vae import parameters
 
 pytestmark = pytest.mark.timeout(600)  # the first test may wait for the flow's workspace
@@ -63,7 +63,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("params.yaml").write_bytes((PROJECT / "experiments" / "default.yaml").read_bytes())
         write_model(seed=1)
         register("first", 1.0)
-        tracking.connect()[0].set_registered_model_alias("vae", tracking.CHAMPION, "1")
+        tracking.connect()[0].set_registered_model_alias("vae", registry.CHAMPION, "1")
         write_model(seed=0)
         register("second", 2.0)
         for number, name in enumerate(("PHOTOS/one", "PATH/TO/corn/Blight/a", "PATH/TO/corn/Healthy/b")):
