@@ -70,7 +70,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             picture(Path(f"{name}.jpg"), number)
         picture(Path("PATH/TO/corn/Healthy/c.jpg"), 9)
         seen = hashlib.sha256(Path("PATH/TO/corn/Healthy/c.jpg").read_bytes()).hexdigest()
-        workspace.IMAGES.mkdir(parents=True)
+        workspace.IMAGES.mkdir(parents=True, exist_ok=True)
         pd.DataFrame({"split": ["train"], "sha256": [seen]}).to_parquet(workspace.MANIFEST)
         images = np.random.default_rng(0).integers(0, 256, (9, 8, 12, 3), dtype=np.uint8)
         np.save(workspace.images("test"), images)
