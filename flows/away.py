@@ -23,7 +23,7 @@ def quiet() -> None:
     logging.raiseExceptions = False  # what its handler of logs writes to the terminal where it can not send
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(worth_a_line)
-    for name in ("prefect.events.clients", "prefect._internal.concurrency"):
+    for name in ("prefect.events.clients", "prefect._internal.concurrency", "EventsWorker", "APILogWorker"):
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.CRITICAL)
 
 
