@@ -92,4 +92,4 @@ ENV GIT_COMMIT=$GIT_COMMIT \
 HEALTHCHECK --interval=30s --timeout=5s --start-period=90s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/health', timeout=4)"]
 
-CMD ["sh", "-c", "prefect --no-prompt work-pool create vae-train --type process --overwrite && prefect --no-prompt deploy --all && exec prefect worker start --pool vae-train --type process --with-healthcheck"]
+CMD ["sh", "-c", "prefect --no-prompt work-pool create vae-train --type process --overwrite && prefect --no-prompt deploy --all && python -m flows.automations && exec prefect worker start --pool vae-train --type process --with-healthcheck"]

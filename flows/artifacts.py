@@ -62,7 +62,7 @@ def reconstructions(create_image: Callable[..., Any]) -> None:
         )
 
 
-def _data_uri(picture: Path) -> str | None:
+def data_uri(picture: Path) -> str | None:
     """None where there is no picture, or it is too large for Prefect's database."""
     if not picture.exists() or picture.stat().st_size > MOST_BYTES:
         return None
@@ -88,7 +88,7 @@ def summary() -> str:
     """Markdown: verdict, numbers, what to do, links."""
     monitor = workspace.read_json(workspace.MONITOR)
     test = workspace.read_json(workspace.METRICS)["test"]
-    picture = _data_uri(RECONSTRUCTIONS)
+    picture = data_uri(RECONSTRUCTIONS)
     lines = [
         f"# {plain(monitor['verdict'])}",
         plain(monitor["summary"]),

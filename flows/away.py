@@ -22,11 +22,11 @@ def quiet() -> None:
     """In a terminal, Prefect's own tracebacks of a server that does not answer would bury that line."""
     logging.raiseExceptions = False  # what its handler of logs writes to the terminal where it can not send
     for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_has_nothing_of_it)
-    for name in ("prefect.events.clients", "prefect._internal.concurrency"):
+        logging.getLogger(name).addFilter(worth_a_line)
+    for name in ("prefect.events.clients", "prefect._internal.concurrency", "EventsWorker", "APILogWorker"):
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.CRITICAL)
 
 
-def _has_nothing_of_it(record: logging.LogRecord) -> bool:
+def worth_a_line(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, TransportError)

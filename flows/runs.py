@@ -48,7 +48,7 @@ def called(experiment: str | None, overrides: Mapping[str, Any] | None) -> str:
 
 
 def _word(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.=]+", "-", text)[:LONGEST_WORD].strip("-.")
+    return re.sub(r"[^A-Za-z0-9.=]+", "-", re.sub(r"[\[\]{}'\"]", "", text))[:LONGEST_WORD].strip("-.")
 
 
 def tag(*tags: str) -> None:

@@ -149,7 +149,7 @@ def _progress(log: "logging.Logger | logging.LoggerAdapter[logging.Logger]") -> 
         nonlocal artifact, answers
         log.info(line)
         now = progress.after(line, time.monotonic())
-        if not answers and (now is None or now[0] < 100):
+        if not answers and not line.startswith("kept epoch"):
             return
         try:
             if artifact is None:
@@ -159,10 +159,11 @@ def _progress(log: "logging.Logger | logging.LoggerAdapter[logging.Logger]") -> 
                 update_progress_artifact(artifact, *now)
             answers = True
         except httpx.TransportError:
+            if answers:
+                log.warning(
+                    "Prefect's server does not answer; the training goes on, and its progress is not shown"
+                )
             answers = False
-            log.warning(
-                "Prefect's server does not answer; the training goes on, its progress is not shown there"
-            )
 
     return say
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,13 @@ def test_prefect_holds_the_flow_run_and_six_task_runs_all_completed(
     assert by_key["training"]["type"] == "progress" and by_key["training"]["data"] == 100.0
     assert by_key["monitor"]["type"] == "table" and '"verdict"' in by_key["monitor"]["data"]
     assert by_key["verdict"]["type"] == "markdown" and "MLflow run" in by_key["verdict"]["data"]
+    assert "](data:image/png;base64," in by_key["verdict"]["data"]
+    assert by_key["training"]["description"].startswith("kept epoch 3 of the 3 trained")
     assert "/#/experiments/1/runs/" in by_key["mlflow-run"]["data"]
     assert run["name"] in by_key["mlflow-run"]["description"], "with commit, train stage and flow run"
+    assert run["tags"] == ["data:digits", "verdict:healthy"]
+    with urllib.request.urlopen(by_key["reconstructions"]["data"], timeout=20) as picture:
+        assert picture.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
 def test_both_ways_leave_the_same_lock_and_a_clean_status(by_flow: ByFlow, by_dvc: ByDVC) -> None:
@@ -87,9 +93,12 @@ def test_a_second_run_finds_every_task_cached(by_flow: ByFlow, served: Workspace
     assert done.code == 0 and "Completed" in done.output.splitlines()[-1], done.output
     assert served.task_states(done.flow_run) == dict.fromkeys(STAGES, "Cached")
     artifacts = served.ask_prefect("artifacts/filter", flow_runs={"id": {"any_": [done.flow_run]}})
-    assert {artifact["key"] for artifact in artifacts} == {"monitor", "verdict", "mlflow-run"}, (
-        "nothing trained"
-    )
+    assert {artifact["key"] for artifact in artifacts} == {
+        "monitor",
+        "reconstructions",
+        "verdict",
+        "mlflow-run",
+    }, "nothing trained"
 
 
 # MLflow

@@ -1,8 +1,10 @@
 """Servers and worker, as `make up` and `make down` start and stop them."""
 
+import re
 import shutil
 import sqlite3
 
+import psutil
 import pytest
 from conftest import DEPLOYMENT, Workspace, wait_for
 
@@ -25,6 +27,29 @@ def test_a_deployment_takes_overrides_and_without_them_the_file_before_comes_bac
     assert done.states()["train"] == done.states()["evaluate"] == "Restored"
     assert (served.folder / "models/vae/weights.safetensors").exists()
     assert "importance_samples: 5" in (served.folder / "params.yaml").read_text()
+
+
+def test_a_training_outlives_prefects_server_and_the_run_ends_in_one_line(served: Workspace) -> None:
+    settings = "train.epochs=30 seed=105"
+    running = served.start(
+        *("-m", "flows.vae_train", "--set", settings),
+        PREFECT_CLIENT_MAX_RETRIES="0",
+        PREFECT_API_REQUEST_TIMEOUT="5",
+    )
+    running.wait_to_say("epoch 3/30 ", seconds=90)
+    server = psutil.Process(int((served.folder / ".run" / "prefect-server.pid").read_text()))
+    for process in [*server.children(recursive=True), server]:
+        process.kill()
+    done = running.ended()
+    assert done.code == 1
+    assert "epoch 30/30" in done.output and "kept epoch" in done.output, "the training came to its end"
+    assert "Traceback" not in done.output, done.output
+    assert re.fullmatch(r"error: Prefect's server at \S+ is gone; .*", done.output.splitlines()[-1]), (
+        done.output
+    )
+
+    served.up()
+    assert served.flow_run(done.flow_run)["state"]["type"] == "CRASHED", "the next start has swept it"
 
 
 def test_up_twice_and_down_in_mid_training_leaves_no_process(served: Workspace) -> None:
