@@ -172,6 +172,8 @@ def prepare(content: bytes | NDArray[np.uint8], preprocessing: Preprocessing) ->
             image.load()
             flat = _flattened(_upright(image)).convert("L" if preprocessing.channels == 1 else "RGB")
             pixels = np.asarray(flat.resize(size, Image.Resampling.BICUBIC))
+            image.close()  # before the next large one begins
+            del flat
         return Prepared(pixels.reshape(*size[::-1], preprocessing.channels), width, height, mode)
 
 
