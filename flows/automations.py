@@ -20,6 +20,8 @@ from prefect.settings import get_current_settings
 from tasks import workspace
 
 FLOW: dict[str, str | list[str]] = {"prefect.resource.role": "flow", "prefect.resource.name": "vae-train"}
+# Where a run follows its scheduling within five minutes, the server holds this event back for a quarter of an hour:
+# it waits for one that its scheduler never sends.
 SCHEDULED: dict[str, str | list[str]] = {
     "prefect.resource.role": "tag",
     "prefect.resource.id": "prefect.tag.auto-scheduled",
