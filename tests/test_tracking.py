@@ -301,9 +301,9 @@ def test_a_run_says_what_it_trains_and_its_name_ends_with_its_latest_verdict(
     p = parameters.load(PROJECT / "experiments" / "default.yaml")
     images = np.load(workspace.images("train"))
     wanted = model(10)
-    with tracking.training_run(None, remembered, {}) as run:
-        tracking.log_inputs(p, images, images)
-        tracking.log_weights(wanted.sha256, 1, None)
+    with training_run.training_run(None, remembered, {}) as run:
+        training_run.log_inputs(p, images, images)
+        training_run.log_weights(wanted.sha256, 1, None)
     run_id = run.info.run_id
     name = str(store.get_run(run_id).info.run_name)
     assert re.fullmatch(r"digits-conv-16-\d{8}-\d{6}", name)
@@ -330,8 +330,8 @@ def test_a_training_is_watched_by_the_system_metrics_and_its_attempts_are_not(
 ) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     with (
-        tracking.training_run("n", tmp_path / "id", {}) as outer,
-        tracking.training_run("attempt 0", tmp_path / "0" / "id", {}, nested=True) as inner,
+        training_run.training_run("n", tmp_path / "id", {}) as outer,
+        training_run.training_run("attempt 0", tmp_path / "0" / "id", {}, nested=True) as inner,
     ):
         wait_for(
             lambda: "system/cpu_utilization_percentage" in store.get_run(outer.info.run_id).data.metrics,

@@ -282,5 +282,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def weights_hash(folder: Path) -> str:
-    with (folder / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with (folder / WEIGHTS).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder} holds no model: {WEIGHTS} is missing; `dvc repro train` makes it"
+        ) from None
