@@ -49,12 +49,11 @@ def verdict(create_table: Callable[..., Any]) -> None:
 def reconstructions(create_image: Callable[..., Any]) -> None:
     """Test images above what the model makes of them, where MLflow has them: Prefect keeps the address alone."""
     from tasks import tracking
-    from vae import saved
 
     if not RECONSTRUCTIONS.exists():
         return
     with tracking.away("no picture among the flow run's artifacts"):
-        run = tracking.run_of(saved.weights_hash(workspace.MODEL))
+        run = tracking.run_here()
         create_image(
             tracking.artifact_url(run, f"{workspace.PLOTS.name}/{RECONSTRUCTIONS.name}"),
             key="reconstructions",
@@ -72,10 +71,9 @@ def data_uri(picture: Path) -> str | None:
 def origin(create_link: Callable[..., Any]) -> None:
     """A link to the MLflow run that made the model, though this flow run may have found it cached."""
     from tasks import trace, tracking
-    from vae import saved
 
     with tracking.away("no link to its run"):
-        run = tracking.run_of(saved.weights_hash(workspace.MODEL))
+        run = tracking.run_here()
         create_link(
             tracking.run_url(run),
             key="mlflow-run",
@@ -180,8 +178,7 @@ def end_dead_runs() -> None:
 
 def _mlflow_links() -> list[tuple[str, str]]:
     from tasks import tracking
-    from vae import saved
 
     with tracking.away("no links to its run"):
-        return tracking.links(tracking.run_of(saved.weights_hash(workspace.MODEL)))
+        return tracking.links(tracking.run_here())
     return []

@@ -24,7 +24,7 @@ def keep(flow_run_name: str, flow_run_id: str, something_ran: bool) -> str:
     commit = lineage.git_says("rev-parse", "--verify", "--quiet", "HEAD")
     if commit is None:
         return "not kept as a DVC experiment: that takes a Git repository with a commit"
-    kept = _kept()
+    kept = lineage.experiments()
     of_this_commit = [ref for ref in kept if ref.startswith(f"refs/exps/{commit[:2]}/{commit[2:]}/")]
     if not something_ran and (found := _with_these_results(of_this_commit)):
         return f"these results are kept as the DVC experiment {found}"
@@ -44,12 +44,6 @@ def unique(flow_run_name: str, flow_run_id: str, taken: set[str]) -> str:
     """A name that Git takes for a reference, and that no experiment has."""
     name = _NOT_OF_A_REFERENCE.sub("-", flow_run_name).strip("-") or "run"
     return name if name not in taken else f"{name}-{flow_run_id[:8]}"
-
-
-def _kept() -> list[str]:
-    """The references of all experiments; what DVC keeps beside them for its own use is left out."""
-    refs = (lineage.git_says("for-each-ref", "--format=%(refname)", "refs/exps") or "").splitlines()
-    return [ref for ref in refs if re.fullmatch(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/[^/]+", ref)]
 
 
 def _with_these_results(kept: list[str]) -> str | None:

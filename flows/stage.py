@@ -6,14 +6,13 @@ A process, because a CUDA error poisons the one that it happens in, and a killed
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tasks import workspace
+from tasks.supervisor import supervised_dvc
 
 Outcome = Literal["Completed", "Cached", "Restored"]
 
@@ -71,29 +70,8 @@ def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) 
     outcome: Outcome = "Completed"
     reason, last, exit_code = "", "", 0
     killed_before = _killed_for_memory()
-    command = [
-        sys.executable,
-        "-m",
-        "flows.supervisor",
-        sys.executable,
-        "-m",
-        "dvc",
-        "repro",
-        "--single-item",
-        stage,
-    ]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-        env=_environment(environment),
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
+    with supervised_dvc(["repro", "--single-item", stage], {**os.environ, **environment}) as process:
+        assert process.stdout is not None
         for line in process.stdout:
             text = line.rstrip()
             if text == f"Stage '{stage}' didn't change, skipping":
@@ -117,9 +95,7 @@ def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) 
             elif not _CHATTER.match(text):
                 last = text
                 say(text)
-    finally:
-        process.stdin.close()  # whatever ended the loop, the supervisor ends what still runs
-        code = process.wait()
+    code = process.returncode
     if code != 0:
         exhausted = "No space left on device" in reason
         if exit_code in KILLED:
@@ -142,14 +118,3 @@ def _killed_for_memory() -> int | None:
         return int(found[1]) if found else None
     except OSError:
         return None
-
-
-def _environment(additions: Mapping[str, str]) -> dict[str, str]:
-    folder = str(Path(sys.executable).parent)  # a worker may have been started without the environment active
-    return {
-        **os.environ,
-        **additions,
-        "PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)]),
-        "PYTHONUNBUFFERED": "1",
-        "DVC_NO_ANALYTICS": "true",
-    }

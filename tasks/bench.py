@@ -162,7 +162,7 @@ def one(name: str, trainer: str, seed: int) -> dict[str, Any]:
         trained = training.train(
             p, train, valid, compute, on_epoch=lambda epoch: speeds.append(epoch.images_per_second)
         )
-        model, seconds = trained.model, [_images(p) / speed for speed in speeds]
+        model, seconds = trained.model, [_images(case) / speed for speed in speeds]
     whole = time.perf_counter() - begin
     return {
         "seconds": seconds,
@@ -182,9 +182,9 @@ def skill(p: Parameters, model: Any, images: np.ndarray) -> float:
     return measured.with_likelihood(calibrated, pixels) - MeanImage.of(images).elbo(images, "gaussian")
 
 
-def _images(p: Parameters) -> int:
-    case = next(c for c in CASES.values() if c.side == p.data.image_shape[1])
-    return p.train.steps_per_epoch(case.images) * p.train.batch_size
+def _images(case: Case) -> int:
+    """That an epoch trains on: full batches only."""
+    return case.images // case.batch * case.batch
 
 
 def _in_a_process(name: str, trainer: str, seed: int, folder: str) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _in_a_process(name: str, trainer: str, seed: int, folder: str) -> dict[str, 
     case = CASES[name]
     p = parameters_of(case, seed)
     steady = statistics.median(found["seconds"][1:])
-    speed = _images(p) / steady
+    speed = _images(case) / steady
     return {
         "images_per_second": speed,
         "first_epoch_seconds": found["seconds"][0],

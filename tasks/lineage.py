@@ -66,6 +66,12 @@ def commit_url(commit: str) -> str | None:
     return f"https://{found[1]}/{found[2]}/commit/{commit}" if found else None
 
 
+def experiments() -> list[str]:
+    """The references of all DVC experiments; what DVC keeps beside them for its own use is left out."""
+    refs = (git_says("for-each-ref", "--format=%(refname)", "refs/exps") or "").splitlines()
+    return [ref for ref in refs if re.fullmatch(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/[^/]+", ref)]
+
+
 def flow() -> dict[str, str]:
     """The Prefect flow run, or the `dvc exp run`, that this process works for; empty outside both."""
     names = {

@@ -29,6 +29,7 @@ from ruamel.yaml import YAML
 from tasks import differences, lineage, overlay, tracking, workspace
 from tasks.differences import Difference
 from tasks.lock import hold
+from tasks.supervisor import supervised_dvc
 from vae import saved
 from vae.errors import InputError
 
@@ -269,40 +270,19 @@ def _dvc(recorded: Recorded, tree: Path, *arguments: str) -> tuple[int, str]:
     Under the supervisor, so that the trainer ends with this process, however this one ends.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_OF_THIS_PLACE)}
-    folder = str(Path(sys.executable).parent)
-    environment |= {
-        "PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)]),
-        "PYTHONPATH": str(tree),
-        "PYTHONUNBUFFERED": "1",
-        "DVC_NO_ANALYTICS": "true",
-    }
+    environment["PYTHONPATH"] = str(tree)
     environment.pop("MKL_NUM_THREADS", None)  # it would win over the next one
     if threads := recorded.tags.get("compute.threads"):
         environment["OMP_NUM_THREADS"] = threads
-    dvc = [sys.executable, "-m", "dvc", "--cd", str(tree), *arguments]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.supervisor", *dvc],
-        cwd=PROJECT,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    assert process.stdin is not None and process.stdout is not None
     last = ""
-    try:
+    with supervised_dvc(["--cd", str(tree), *arguments], environment, PROJECT) as process:
+        assert process.stdout is not None
         for line in process.stdout:
             if line.lower().startswith("error: "):
                 last = last or line[len("error: ") :].strip()
             if line.strip() and not line.startswith(_CHATTER):
                 print("  " + line.rstrip(), flush=True)
-    finally:
-        process.stdin.close()
-        code = process.wait()
-    return code, last
+    return process.returncode, last
 
 
 def _git(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -11,7 +11,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tasks import lineage, tracking, workspace
-from vae import saved
 from vae.errors import InputError
 
 STAGE = "dvc.train"
@@ -22,7 +21,7 @@ _SAFE = re.compile(r"\w[\w./:@^~ -]*")
 def main() -> None:
     if len(sys.argv) > 2 or sys.argv[1:2] in (["-h"], ["--help"]):
         raise InputError("usage: python -m tasks.trace [RUN | COMMIT | EXPERIMENT | STAGE HASH | FLOW RUN]")
-    runs = find(sys.argv[1]) if sys.argv[1:] else [tracking.run_of(saved.weights_hash(workspace.MODEL))]
+    runs = find(sys.argv[1]) if sys.argv[1:] else [tracking.run_here()]
     for run in runs:
         print("\n".join(f"{what:<12}{value}" for what, value in described(run)), end="\n\n")
 
@@ -72,8 +71,7 @@ def described(run: Run) -> list[tuple[str, str]]:
 
 def _of_revision(what: str) -> list[str]:
     """The searches for a commit: what was trained at it, and what its dvc.lock records."""
-    refs = (lineage.git_says("for-each-ref", "--format=%(refname)", "refs/exps") or "").splitlines()
-    revision = next((ref for ref in refs if ref.endswith(f"/{what}")), what)
+    revision = next((ref for ref in lineage.experiments() if ref.endswith(f"/{what}")), what)
     commit = lineage.git_says("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     if commit is None:
         return []

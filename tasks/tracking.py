@@ -31,7 +31,7 @@ from tasks.lock import hold
 from tasks.registry import CANDIDATE, VERDICT, WEIGHTS
 from vae.facts import Origin
 from vae.parameters import Parameters
-from vae.saved import Saved
+from vae.saved import Saved, weights_hash
 
 EXPERIMENT = "vae-train"
 EVALUATED = "evaluated."  # the commit whose code made the final metrics, which may be a later one
@@ -111,6 +111,11 @@ def run_of(weights_sha256: str) -> Run:
         max_results=1,
     )
     return found[0] if found else _run_from_files(client, experiment_id, weights_sha256)
+
+
+def run_here() -> Run:
+    """The run of the model that stands in the workspace."""
+    return run_of(weights_hash(workspace.MODEL))
 
 
 def log_evaluation(

@@ -35,6 +35,7 @@ class _Open:
 
     Attributes:
         remembered: a file with the id of the run, which an interrupted training goes on with.
+        store: a client and the id of the experiment, as long as the store answers.
         begun: whether the store has its run.
         silent_until: until then the store, which did not answer, is not asked again.
     """
@@ -42,6 +43,7 @@ class _Open:
     record: unsent.Record
     remembered: Path
     nested: bool
+    store: tuple[MlflowClient, str] | None = None
     begun: bool = False
     silent_until: float = 0.0
     stack: ExitStack = field(default_factory=ExitStack)
@@ -86,24 +88,24 @@ def _begin(client: MlflowClient, experiment_id: str, opened: _Open) -> None:
     """Opens the run, the one before the interruption where there is one, and leaves notes of it."""
     record = opened.record
     known = record.run_id is not None and unsent.exists(client, record.run_id)
+    record.tags["resumed"] = str(known).lower()
     if opened.nested and len(_open) > 1 and (parent := _open[-2].record.run_id):
         record.tags["mlflow.parentRunId"] = parent
     if known:
         client.update_run(str(record.run_id), status="RUNNING")
+        for tag, value in record.tags.items():
+            client.set_tag(str(record.run_id), tag, value)
     else:
         record.run_id = client.create_run(experiment_id, run_name=record.name, tags=record.tags).info.run_id
     run_id = str(record.run_id)
+    opened.begun = True  # before the notes: entered twice, the second would wait for the first for ever
     opened.stack.enter_context(alive.noted(tracking.running(), run_id, {"pid": os.getpid()}))
     opened.remembered.parent.mkdir(parents=True, exist_ok=True)
     opened.remembered.write_text(run_id)
-    record.tags["resumed"] = str(known).lower()
-    for tag, value in record.tags.items():
-        client.set_tag(run_id, tag, value)
     if not opened.nested:  # an attempt's system metrics are those of the training around it
         monitor = SystemMetricsMonitor(run_id, resume_logging=known)
         monitor.start()
         opened.stack.callback(monitor.finish)
-    opened.begun = True
 
 
 def _tell(what: Callable[[MlflowClient, str], object]) -> None:
@@ -115,7 +117,7 @@ def _tell(what: Callable[[MlflowClient, str], object]) -> None:
         return
     told = False
     with tracking.away(_GOES_ON):
-        client, experiment_id = tracking.connect()
+        client, experiment_id = opened.store = opened.store or tracking.connect()
         if not opened.begun:
             _begin(client, experiment_id, opened)
         if record.behind:
@@ -124,7 +126,7 @@ def _tell(what: Callable[[MlflowClient, str], object]) -> None:
         what(client, str(record.run_id))
         told = True
     if not told:
-        record.behind = True
+        record.behind, opened.store = True, None
         opened.silent_until = time.monotonic() + SILENCE
 
 
@@ -141,7 +143,7 @@ def _end(opened: _Open) -> None:
         kept = None
     if time.monotonic() >= opened.silent_until:
         with tracking.away(_GOES_ON):
-            client, experiment_id = tracking.connect(send_kept=False)
+            client, experiment_id = opened.store or tracking.connect(send_kept=False)
             unsent.send(client, experiment_id, record)
             if kept is not None:
                 kept.unlink()

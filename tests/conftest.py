@@ -378,12 +378,17 @@ def served(by_flow: ByFlow) -> Workspace:
     return by_flow.place
 
 
+def stand_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """This process works in a folder, with the stores and locks there."""
+    patch.chdir(folder)
+    patch.setenv("DVC_ROOT", str(folder))
+    patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 @pytest.fixture
 def empty_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder of a stage that is called in this process, with a store of its own and no files yet."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    stand_in(tmp_path, monkeypatch)
     Path("data/images").mkdir(parents=True)
     return tmp_path
 

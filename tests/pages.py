@@ -17,7 +17,11 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 # The shell itself takes a block apart, loops and all. It finds no program, so that each call ends in the handler.
 _RECORDER = r"""
 set -eu
-command_not_found_handle() { { printf '%s\037' "$@"; printf '\036'; } >> calls; }
+command_not_found_handle() {
+  local call
+  printf -v call '%s\037' "$@"
+  printf '%s\036' "$call" >> calls  # in one write: the programs of a pipe call at the same time
+}
 source() { command_not_found_handle source "$@"; }
 """
 

@@ -18,7 +18,7 @@ LONG, SHORT = 2000, 30  # epochs: never finished; stopped in the middle and then
 
 def workers(place: Workspace) -> list[psutil.Process]:
     """What works for a run: flow, supervisor, DVC, stage. The servers are none of them."""
-    marks = ("flows.vae_train", "flows.supervisor", "dvc", "tasks.")
+    marks = ("flows.vae_train", "tasks.supervisor", "dvc", "tasks.")
     found = []
     for process in place.processes():
         try:

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import Result
+from conftest import stand_in
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -61,9 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A workspace with a model and photos of two classes, one file of which is broken."""
     folder = tmp_path_factory.mktemp("wörk")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("DVC_ROOT", str(folder))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        stand_in(folder, patch)
         Path("params.yaml").write_bytes((PROJECT / "experiments" / "default.yaml").read_bytes())
         write_model()
         for number in range(6):

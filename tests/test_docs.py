@@ -24,7 +24,7 @@ import pages
 import pandas as pd
 import prefect.cli._app
 import pytest
-from conftest import PROJECT, ByFlow, Workspace
+from conftest import PROJECT, ByFlow, Workspace, stand_in
 from dvc.cli import DvcParserError, parse_args
 from pages import Call
 from ruamel.yaml import YAML
@@ -57,9 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A workspace with a champion, a candidate, and photos under the names that the pages give them."""
     folder = tmp_path_factory.mktemp("reader")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("DVC_ROOT", str(folder))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        stand_in(folder, patch)
         Path("params.yaml").write_bytes((PROJECT / "experiments" / "default.yaml").read_bytes())
         write_model(seed=1)
         register("first", 1.0)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from conftest import ByDVC, Workspace
+from conftest import ByDVC, Workspace, stand_in
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -27,9 +27,7 @@ OF_THE_USER = (
 def place(by_dvc: ByDVC, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """Where `dvc repro` ran with 3 epochs, then with 2 that nobody committed; params.yaml was spoilt after that."""
     folder = by_dvc.place.folder
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("DVC_ROOT", str(folder))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    stand_in(folder, monkeypatch)
     return by_dvc.place
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import free_ports, wait_for
+from conftest import free_ports, stand_in, wait_for
 from PIL import Image
 from test_cli import PREPROCESSING, register, write_model
 
@@ -26,9 +26,7 @@ from vae import diagnostics, images, saved, scoring
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a server of a tiny model that bears the alias `champion`."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    stand_in(tmp_path, monkeypatch)
     default = Path(cli.__file__).parent.parent / "experiments" / "default.yaml"
     workspace.PARAMS.write_bytes(default.read_bytes())
     write_model()

@@ -4,7 +4,7 @@ import subprocess
 from typing import Any
 
 import pytest
-from conftest import ByFlow
+from conftest import ByFlow, stand_in
 from mlflow.entities import Run
 
 from tasks import trace, tracking
@@ -19,9 +19,7 @@ pytestmark = pytest.mark.timeout(
 def run(by_flow: ByFlow, monkeypatch: pytest.MonkeyPatch) -> Run:
     """The MLflow run of the first flow run."""
     folder = by_flow.place.folder
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("DVC_ROOT", str(folder))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    stand_in(folder, monkeypatch)
     client, experiment = tracking.connect()
     condition = f"tags.`prefect.flow_run_id` = '{by_flow.first.flow_run}'"
     (found,) = client.search_runs([experiment], condition)

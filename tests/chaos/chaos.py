@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -74,7 +75,7 @@ def clean(place: Workspace) -> None:
     for name in _MADE:
         path = place.folder / name
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    os.system(f"cd '{place.folder}' && git checkout --quiet dvc.lock")
+    subprocess.run(["git", "checkout", "--quiet", "dvc.lock"], cwd=place.folder, check=True)
 
 
 def start(place: Workspace, way: str, **environment: str) -> Running:
@@ -93,11 +94,11 @@ def workers(place: Workspace) -> dict[str, list[psutil.Process]]:
         except psutil.Error:
             continue
         module = next(
-            (w for w in words if w.startswith(("flows.vae_train", "flows.supervisor", "tasks."))), ""
+            (w for w in words if w.startswith(("flows.vae_train", "tasks.supervisor", "tasks."))), ""
         )
         if module == "flows.vae_train":
             found.setdefault("flow", []).append(process)
-        elif module == "flows.supervisor":
+        elif module == "tasks.supervisor":
             found.setdefault("supervisor", []).append(process)
         elif module:
             found.setdefault("stage", []).append(process)

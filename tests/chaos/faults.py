@@ -86,20 +86,23 @@ def mounted(folder: Path, *options: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def flow_with(place: Workspace, folder: str, *options: str) -> Done:
+    """The flow from nothing, with such a disk in the place of a folder."""
+    clean(place)
+    with mounted(place.folder / folder, *options):
+        return start(place, "flow").ended()
+
+
 def disk_full_at_ingest(place: Workspace) -> str:
     """The disk is full during ingest"""
-    clean(place)
-    with mounted(place.folder / "data", "size=150k"):
-        done = start(place, "flow").ended()
+    done = flow_with(place, "data", "size=150k")
     assert done.code != 0 and "Traceback" not in done.output, done.output
     return said(done.output, "error: ", "No space left")
 
 
 def disk_full_for_checkpoints(place: Workspace) -> str:
     """The disk is full for checkpoints"""
-    clean(place)
-    with mounted(place.folder / ".checkpoints", "size=100k"):
-        done = start(place, "flow").ended()
+    done = flow_with(place, ".checkpoints", "size=100k")
     assert done.code == 0, done.output
     return said(done.output, "no checkpoint of epoch")
 
@@ -116,18 +119,14 @@ def disk_full_for_the_report(place: Workspace) -> str:
 
 def read_only_models(place: Workspace) -> str:
     """The folder of models is read-only"""
-    clean(place)
-    with mounted(place.folder / "models", "ro"):
-        done = start(place, "flow").ended()
+    done = flow_with(place, "models", "ro")
     assert done.code != 0 and "Traceback" not in done.output, done.output
     return said(done.output, "error: ", "Read-only")
 
 
 def read_only_checkpoints(place: Workspace) -> str:
     """The folder of checkpoints is read-only"""
-    clean(place)
-    with mounted(place.folder / ".checkpoints", "ro"):
-        done = start(place, "flow").ended()
+    done = flow_with(place, ".checkpoints", "ro")
     assert "Traceback" not in done.output, done.output
     return said(done.output, "error: ", "no checkpoint")
 
