@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tasks import workspace
+from tasks import lineage, workspace
 from tasks.supervisor import supervised_dvc
 
 Outcome = Literal["Completed", "Cached", "Restored"]
@@ -28,6 +28,7 @@ OUT_OF_MEMORY = (
     "the kernel killed it because memory ran out; lower train.batch_size, model.widths or data.image_size, or end "
     "what else uses memory, and run again: it goes on from its last checkpoint"
 )
+_TORN_LOCK = re.compile(r"'\./dvc\.lock' (is invalid|validation failed)")
 _BLOCKER = re.compile(r"\(PID \d+\): .+")
 _EXIT = re.compile(r"failed to run: .*, exited with (-?\d+)")
 
@@ -68,7 +69,7 @@ def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) 
         StageFailed: with the reason in one line.
     """
     outcome: Outcome = "Completed"
-    reason, last, exit_code = "", "", 0
+    reason, last, exit_code, torn = "", "", 0, False
     killed_before = _killed_for_memory()
     with supervised_dvc(["repro", "--single-item", stage], {**os.environ, **environment}) as process:
         assert process.stdout is not None
@@ -81,6 +82,8 @@ def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) 
             elif text.startswith("error: "):
                 reason = reason or text.removeprefix("error: ")
                 say(text)
+            elif _TORN_LOCK.match(text):
+                torn = True
             elif blocker := _BLOCKER.search(text):
                 # DVC says who holds its lock in a line of its own.
                 reason = (
@@ -104,6 +107,8 @@ def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) 
             reason = OUT_OF_MEMORY if exhausted else "it was killed (SIGKILL)"
             if killed_now is not None and not exhausted:
                 reason += ", and not by the kernel for memory"
+        if torn:
+            reason = lineage.restore_lock()
         raise StageFailed(stage, reason or f"ended with exit code {code}", exit_code or code, exhausted)
     return outcome
 

@@ -4,7 +4,9 @@ Each training runs in a process of its own, the trainers in turn, several times 
 photos that scikit-learn bundles. Written to `reports/bench.csv`; docs/benchmarks.md has what it gave, and where.
 """
 
+import contextlib
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -18,27 +20,34 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 import typer
+from ruamel.yaml import YAML
 
 from tasks import workspace
 from tasks.peers import PEERS
-from vae import devices, parameters, training
+from vae import devices, parameters, saved, training
 from vae.baseline import MeanImage
 from vae.devices import Compute
 from vae.diagnostics import measure
 from vae.errors import InputError
+from vae.model import VAE
 from vae.objective import Likelihood, optimal_sigma
 from vae.parameters import Parameters
 
-OURS, COMPILED = "vae-train", "vae-train, compiled"
-TRAINERS = (OURS, COMPILED, *PEERS)
+OURS, COMPILED, FP32 = "vae-train", "vae-train, compiled", "vae-train, fp32"
+TRAINERS = (OURS, COMPILED, FP32, *PEERS)
 BENCH = workspace.REPORTS / "bench.csv"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A size of images and a network for it; how many images an epoch has, so that one takes seconds."""
+    """A size of images and a network for it; how many images an epoch has, so that one takes seconds.
+
+    Attributes:
+        end_to_end: from the start of the process, each epoch validated and logged, a model saved; else speed alone.
+    """
 
     side: int
     channels: int
@@ -47,6 +56,7 @@ class Case:
     batch: int
     images: int
     epochs: int = 4
+    end_to_end: bool = False
 
 
 CASES = {
@@ -54,13 +64,14 @@ CASES = {
     "64": Case(64, 3, (32, 64, 128, 256), 64, 64, 1536, 6),
     "128": Case(128, 3, (32, 64, 128, 256), 256, 64, 384, 4),
     "224": Case(224, 3, (32, 64, 128, 256), 256, 32, 128, 3),
+    "end to end": Case(64, 3, (32, 64, 128, 256), 64, 64, 10_000, 20, end_to_end=True),
 }
 
 
 def main(
     case: Annotated[list[str] | None, typer.Option(help=f"one of {', '.join(CASES)}; else all")] = None,
     trainer: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(TRAINERS)}; all")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="of each training")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="of each training, but of those end to end")] = 3,
 ) -> None:
     """Trains the same network with each trainer, in turn, and compares speed, memory and what was learnt."""
     rows = []
@@ -68,8 +79,8 @@ def main(
         for name in case or CASES:
             chosen = _known(name, CASES)
             rate = max(matrix_rate(precision) for precision in (torch.float32, torch.bfloat16))
-            for repeat in range(repeats):
-                for who in trainer or TRAINERS:
+            for repeat in range(1 if chosen.end_to_end else repeats):
+                for who in trainer or ((OURS, *PEERS) if chosen.end_to_end else TRAINERS):
                     _known(who, dict.fromkeys(TRAINERS))
                     found = _in_a_process(name, who, repeat, folder)
                     rows.append({"case": name, "trainer": who, "repeat": repeat, **found})
@@ -98,7 +109,7 @@ def parameters_of(case: Case, seed: int) -> Parameters:
             "kl": {"schedule": "constant", "max_weight": 1.0, "annealing_epochs": 0},
             "train": {
                 "epochs": case.epochs, "batch_size": case.batch, "learning_rate": 1e-3, "select": "last",
-                "on_collapse": "continue", "compile": False,
+                "on_collapse": "continue",
             },
             "monitor": {},
             "evaluate": {"importance_samples": 1, "register_as": "vae"},
@@ -148,31 +159,62 @@ def one(name: str, trainer: str, seed: int) -> dict[str, Any]:
     """One training, in this process: seconds of each epoch, peak memory, and what it learnt."""
     case = CASES[name]
     p = parameters_of(case, seed)
-    images = photos(case.side, case.channels, case.images + case.images // 4)
+    images = photos(case.side, case.channels, case.images + case.images // (10 if case.end_to_end else 4))
     train, valid = images[: case.images], images[case.images :]
-    begin = time.perf_counter()
     if trainer in PEERS:
         torch.manual_seed(seed)
         model = training.build(p)
-        seconds = PEERS[trainer](p, model, train)
+        seconds = PEERS[trainer](p, model, train, valid if case.end_to_end else None)
     else:
-        precision = devices.choose(p.train, training.flops(p)).precision
-        compute = Compute(torch.device("cpu"), precision, trainer == COMPILED)
-        speeds: list[float] = []
-        trained = training.train(
-            p, train, valid, compute, on_epoch=lambda epoch: speeds.append(epoch.images_per_second)
+        chosen = devices.choose(p.train, training.flops(p), len(train))
+        compute = Compute(
+            torch.device("cpu"),
+            "fp32" if trainer == FP32 else chosen.precision,
+            trainer == COMPILED or (case.end_to_end and chosen.compiled),
         )
-        model, seconds = trained.model, [_images(case) / speed for speed in speeds]
-    whole = time.perf_counter() - begin
+        model, speeds = (as_the_stage if case.end_to_end else alone)(p, train, valid, compute)
+        seconds = [_images(case) / speed for speed in speeds]
     return {
         "seconds": seconds,
-        "whole_seconds": whole,
-        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "whole_seconds": time.time() - psutil.Process().create_time(),
+        "peak_megabytes": peak_megabytes(),
         "skill": skill(p, model, valid),
     }
 
 
-def skill(p: Parameters, model: Any, images: np.ndarray) -> float:
+def alone(p: Parameters, train: np.ndarray, valid: np.ndarray, compute: Compute) -> tuple[VAE, list[float]]:
+    """The model, and the images a second of each epoch."""
+    speeds: list[float] = []
+    trained = training.train(p, train, valid, compute, on_epoch=lambda e: speeds.append(e.images_per_second))
+    return trained.model, speeds
+
+
+def as_the_stage(
+    p: Parameters, train: np.ndarray, valid: np.ndarray, compute: Compute
+) -> tuple[VAE, list[float]]:
+    """The same with all that the stage `train` does: checkpoints, history, MLflow with its images, the saved model."""
+    from tasks.train import run
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        os.environ["DVC_ROOT"] = folder
+        workspace.IMAGES.mkdir(parents=True)
+        for split, images in (("train", train), ("valid", valid), ("test", valid)):
+            np.save(workspace.images(split), images)
+        YAML().dump(p.model_dump(mode="json"), workspace.PARAMS)
+        run(p, train, valid, compute, None, Path(".checkpoints"))
+        speeds = pd.read_csv(workspace.TIMING)["images_per_second"]
+        return saved.load(workspace.MODEL).model, speeds.tolist()
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has had. Linux's getrusage would tell its parent's, where that had more."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: in bytes
+
+
+def skill(p: Parameters, model: VAE, images: np.ndarray) -> float:
     """The calibrated ELBO on images that were not trained on, over that of the mean image, in nats per image."""
     compute = Compute(torch.device("cpu"), "fp32")
     likelihood = Likelihood("gaussian", float(p.objective.sigma))
@@ -202,6 +244,7 @@ def _in_a_process(name: str, trainer: str, seed: int, folder: str) -> dict[str, 
     speed = _images(case) / steady
     return {
         "images_per_second": speed,
+        "images_per_second_end_to_end": _images(case) * case.epochs / found["whole_seconds"],
         "first_epoch_seconds": found["seconds"][0],
         "whole_seconds": found["whole_seconds"],
         "flops_per_second": training.flops(p) * speed,
@@ -214,18 +257,17 @@ def markdown(table: pd.DataFrame) -> list[str]:
     """Medians, with the lowest and the highest; ratios are of the same repeat, so of neighbours in time."""
     lines = [
         "| case | trainer | images/s | over pythae | over Lightning | over the plain loop | share of the matrix rate | "
-        "first epoch | peak memory | skill over the plain loop's |",
+        "first epoch | peak memory | skill over pythae's |",
         "| --- |" + " --- |" * 9,
     ]
     for (name, who), rows in table.groupby(["case", "trainer"], sort=False):
-        speed = rows.set_index("repeat")["images_per_second"]
+        column = "images_per_second_end_to_end" if CASES[str(name)].end_to_end else "images_per_second"
+        speed = rows.set_index("repeat")[column]
         cells = [_spread(speed, ".0f")]
         for peer in ("pythae", "Lightning", "plain loop"):
-            other = table[(table.case == name) & (table.trainer == peer)].set_index("repeat")[
-                "images_per_second"
-            ]
+            other = table[(table.case == name) & (table.trainer == peer)].set_index("repeat")[column]
             cells.append("–" if other.empty else _spread(speed / other, ".2f"))
-        reference = table[(table.case == name) & (table.trainer == "plain loop")]["skill"]
+        reference = table[(table.case == name) & (table.trainer == "pythae")]["skill"]
         cells += [
             f"{rows['of_matrix_rate'].median():.0%}",
             f"{rows['first_epoch_seconds'].median():.1f} s",
@@ -237,7 +279,8 @@ def markdown(table: pd.DataFrame) -> list[str]:
 
 
 def _title(case: Case) -> str:
-    return f"{case.side}×{case.side}×{case.channels}, batch {case.batch}, {case.latents} latents"
+    size = f"{case.side}×{case.side}×{case.channels}, batch {case.batch}, {case.latents} latents"
+    return f"{size}; {case.images:,} images × {case.epochs} epochs end to end" if case.end_to_end else size
 
 
 def _spread(values: Any, form: str) -> str:

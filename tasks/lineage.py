@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -70,6 +71,21 @@ def experiments() -> list[str]:
     """The references of all DVC experiments; what DVC keeps beside them for its own use is left out."""
     refs = (git_says("for-each-ref", "--format=%(refname)", "refs/exps") or "").splitlines()
     return [ref for ref in refs if re.fullmatch(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/[^/]+", ref)]
+
+
+def restore_lock() -> str:
+    """Puts the committed dvc.lock in the place of one that a killed DVC has left half written; says what was done.
+
+    DVC writes the file in place. What stages had finished since the commit DVC finds in its cache of runs.
+    """
+    if "<<<<<<<" in LOCK.read_text(encoding="utf-8", errors="replace"):
+        return f"{LOCK} holds a conflict of a merge: settle it, for instance by `git checkout --ours {LOCK}`"
+    torn = workspace.root() / ".run" / f"{LOCK}.torn"
+    torn.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(LOCK, torn)
+    committed = git_says("checkout", "--", str(LOCK)) is not None
+    now = "the committed one stands in its place" if committed else "DVC begins a new one"
+    return f"{LOCK} was half written, by a DVC that was killed; it is {torn} now, and {now}"
 
 
 def flow() -> dict[str, str]:

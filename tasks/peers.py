@@ -1,9 +1,11 @@
 """The trainers that `make bench` runs beside this project's: the same network, objective, optimiser and batches.
 
-Each takes a model, images and a number of epochs, trains as its library's users would (its own loop, its own data
-loading, float32), and returns the seconds of each epoch of training.
+Each takes a model and images, trains as its library's users would (its own loop, its own data loading, float32),
+and returns the seconds of each epoch of training. With validation images it also validates and logs every epoch and
+saves a model, as the library does that.
 """
 
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +20,7 @@ from vae.model import VAE
 from vae.objective import kl_per_latent
 from vae.parameters import Parameters
 
-Trainer = Callable[[Parameters, VAE, np.ndarray], list[float]]
+Trainer = Callable[[Parameters, VAE, np.ndarray, np.ndarray | None], list[float]]
 
 
 def loss_of(p: Parameters, model: VAE, x: Tensor) -> Tensor:
@@ -34,9 +36,10 @@ def pixels(images: np.ndarray) -> Tensor:
     return to_pixels(torch.from_numpy(images), torch.device("cpu")).contiguous()
 
 
-def plain(p: Parameters, model: VAE, images: np.ndarray) -> list[float]:
+def plain(p: Parameters, model: VAE, images: np.ndarray, valid: np.ndarray | None = None) -> list[float]:
     """The loop that anybody writes: shuffle, index, backward, step."""
     x, seconds = pixels(images), []
+    y = None if valid is None else pixels(valid)
     optimiser = torch.optim.AdamW(model.parameters(), lr=p.train.learning_rate, weight_decay=0.0)
     model.train()
     for _ in range(p.train.epochs):
@@ -46,12 +49,21 @@ def plain(p: Parameters, model: VAE, images: np.ndarray) -> list[float]:
             loss_of(p, model, x[chosen]).backward()
             optimiser.step()
         seconds.append(time.perf_counter() - begin)
+        if y is not None:
+            with torch.no_grad():
+                losses = [float(loss_of(p, model.eval(), part)) for part in y.split(p.train.batch_size)]
+            print(f"validation {sum(losses) / len(losses):.2f}")
+            model.train()
+    if valid is not None:
+        with tempfile.TemporaryFile() as file:
+            torch.save(model.state_dict(), file)
     return seconds
 
 
-def lightning(p: Parameters, model: VAE, images: np.ndarray) -> list[float]:
-    """Lightning's Trainer, with nothing switched on that costs time."""
+def lightning(p: Parameters, model: VAE, images: np.ndarray, valid: np.ndarray | None = None) -> list[float]:
+    """Lightning's Trainer, without validation with nothing switched on that costs time."""
     import lightning as pl
+    from lightning.pytorch.loggers import CSVLogger
     from torch.utils.data import DataLoader, TensorDataset
 
     seconds: list[float] = []
@@ -62,7 +74,13 @@ def lightning(p: Parameters, model: VAE, images: np.ndarray) -> list[float]:
             self.vae = model
 
         def training_step(self, batch: Any, index: int) -> Tensor:
-            return loss_of(p, self.vae, batch[0])
+            loss = loss_of(p, self.vae, batch[0])
+            if valid is not None:
+                self.log("train/loss", loss, on_step=False, on_epoch=True)
+            return loss
+
+        def validation_step(self, batch: Any, index: int) -> None:
+            self.log("valid/loss", loss_of(p, self.vae, batch[0]))
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.AdamW(self.parameters(), lr=p.train.learning_rate, weight_decay=0.0)
@@ -74,22 +92,23 @@ def lightning(p: Parameters, model: VAE, images: np.ndarray) -> list[float]:
             seconds.append(time.perf_counter() - self.begin)
 
     loader = DataLoader(TensorDataset(pixels(images)), p.train.batch_size, shuffle=True, drop_last=True)
-    trainer = pl.Trainer(
-        max_epochs=p.train.epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Module(), loader)
+    check = None if valid is None else DataLoader(TensorDataset(pixels(valid)), p.train.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            max_epochs=p.train.epochs,
+            accelerator="cpu",
+            default_root_dir=folder,
+            logger=False if valid is None else CSVLogger(folder),
+            enable_checkpointing=valid is not None,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Module(), loader, check)
     return seconds
 
 
-def pythae(p: Parameters, model: VAE, images: np.ndarray) -> list[float]:
+def pythae(p: Parameters, model: VAE, images: np.ndarray, valid: np.ndarray | None = None) -> list[float]:
     """pythae's BaseTrainer, on a model of its own kind that holds the same network."""
-    import tempfile
-
     from pythae.data.datasets import BaseDataset
     from pythae.models.base import BaseAE, BaseAEConfig
     from pythae.models.base.base_utils import ModelOutput
@@ -122,17 +141,19 @@ def pythae(p: Parameters, model: VAE, images: np.ndarray) -> list[float]:
             optimizer_cls="AdamW",
             optimizer_params={"weight_decay": 0.0},
             no_cuda=True,
-            keep_best_on_train=True,
+            keep_best_on_train=valid is None,
         )
-        data = pixels(images)
-        whole = (
-            len(data) // p.train.batch_size * p.train.batch_size
-        )  # it would train on the rest of a batch too
-        dataset = BaseDataset(data[:whole], torch.zeros(whole))
+        # It would train on the rest of a batch too.
+        whole = len(images) // p.train.batch_size * p.train.batch_size
+        train, check = (
+            None if part is None else BaseDataset(pixels(part), torch.zeros(len(part)))
+            for part in (images[:whole], valid)
+        )
         shape = (images.shape[3], *images.shape[1:3])
         trainer = BaseTrainer(
             Model(BaseAEConfig(input_dim=shape, latent_dim=model.latent_dim)),
-            dataset,
+            train,
+            check,
             training_config=configuration,
             callbacks=[Clock()],
         )

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 import typer
-from conftest import Running, Workspace, copy_project, edit
+from conftest import Done, Running, Workspace, copy_project, edit
 
 EPOCHS = 12
 KILLS = (5, 8)  # a run, at least and at most
@@ -151,8 +151,10 @@ def disturbed(place: Workspace, way: str, chance: random.Random, seconds: float)
         time.sleep(chance.uniform(0.2, 2 * seconds / planned))
         victim = "" if running.process.poll() is not None else kill(place, chance)
         if not victim:
-            if running.ended().code == 0:  # it was quicker than its killer: once more from nothing
+            if (done := running.ended()).code == 0:  # it was quicker than its killer: once more from nothing
                 clean(place)
+            else:
+                _read(place, way, done, tally)
             running = start(place, way)
             continue
         tally.victims.append(victim)
@@ -174,20 +176,18 @@ def at_failpoints(place: Workspace, way: str, chance: random.Random, calls: int)
         point = f"{chance.randint(1, calls)}:{chance.choice(['before', 'after'])}"
         running = start(place, way, **_failpoints(place, point))
         done = running.ended(seconds=300)
-        if done.code == 0 and not _reached(counter, point):
-            clean(place)  # it had too little left to do; once more from nothing
+        if not _reached(counter, point):
+            if done.code == 0:
+                clean(place)  # it had too little left to do; once more from nothing
+            else:
+                _read(place, way, done, tally)
             continue
         number, _, when = point.partition(":")
-        tally.victims.append(
-            f"{when} {counter.read_text().splitlines()[int(number) - 1][:90]}"
-            if _reached(counter, point)
-            else ""
-        )
+        tally.victims.append(f"{when} {counter.read_text().splitlines()[int(number) - 1][:90]}")
         begin = time.monotonic()
         while workers(place) and time.monotonic() - begin < 60:
             time.sleep(0.1)
         tally.seconds = max(tally.seconds, time.monotonic() - begin)
-    tally.victims = [victim for victim in tally.victims if victim]
     finish(place, start(place, way), way, tally)
     return tally
 
@@ -211,10 +211,19 @@ def finish(place: Workspace, running: Running, way: str, tally: Tally) -> None:
         done = running.ended(seconds=300)
         if done.code == 0:
             return
-        lines = [line for line in done.output.splitlines() if line.strip()]
-        tally.errors.append(" | ".join(lines[-3:])[-400:])
+        _read(place, way, done, tally)
         if attempt < 2:
             running = start(place, way)
+
+
+def _read(place: Workspace, way: str, done: Done, tally: Tally) -> None:
+    """A run that failed by itself says why; its user reads that, and the README, and starts it again."""
+    lines = [line for line in done.output.splitlines() if line.strip()]
+    if way == "dvc" and "'./dvc.lock'" in done.output:
+        tally.errors.append("dvc.lock was half written; `git checkout dvc.lock`")
+        subprocess.run(["git", "checkout", "--quiet", "dvc.lock"], cwd=place.folder, check=True)
+    else:
+        tally.errors.append(" | ".join(lines[-3:])[-400:])
 
 
 def main(runs: int = 16, failpoint_runs: int = 4, seed: int = 0) -> None:
