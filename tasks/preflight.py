@@ -178,17 +178,21 @@ def plot(spectrum: Spectrum, objective: Objective, weight: float) -> Figure:
     left.set(xlabel="latent", ylabel="eigenvalue of the images' covariance", title="What the images hold")
     left.legend()
 
-    critical = max(preflight.critical_weight(spectrum, objective), 1e-12)
-    weights = np.geomspace(critical * 1e-4, critical * 2, 120)
+    weights = preflight.weights_of_interest(preflight.critical_weight(spectrum, objective), weight)
     right.semilogx(weights, [preflight.predict(spectrum, objective, w).kl for w in weights], color="#2f6db3")
     right.axhline(1, color="#888888", lw=0.8)
     collapse = preflight.collapse_weight(spectrum, objective)
     if collapse > 0 and math.isfinite(collapse):
-        right.axvspan(collapse, weights[-1], color="#c0392b", alpha=0.12, label="collapse expected")
+        right.axvspan(
+            min(collapse, weights[-1]), weights[-1], color="#c0392b", alpha=0.12, label="collapse expected"
+        )
     if weight > 0:
         right.axvline(weight, color="#c0392b", ls="--", label=f"kl.max_weight = {weight:g}")
     right.set(
-        xlabel="KL weight", ylabel="predicted KL (nats per image)", title="What a KL weight leaves of it"
+        xlabel="KL weight",
+        ylabel="predicted KL (nats per image)",
+        title="What a KL weight leaves of it",
+        xlim=(weights[0], weights[-1]),
     )
     right.legend()
     return figure

@@ -376,3 +376,15 @@ def test_a_calibrated_weight_becomes_its_number_and_a_number_stays() -> None:
     assert preflight.expectations(got, s)["calibrated_kl_weight"] == pytest.approx(got.kl.weight, rel=1e-5)
     number = parameters_of(kl__max_weight=0.7)
     assert preflight.with_calibrated_weight(number, s) is number
+
+
+@pytest.mark.parametrize(
+    ("critical", "weight"), [(1.0, 1.0), (1.0, 1e-9), (1.0, 1e6), (0.0, 0.1), (3.0, 0.0), (0.0, 0.0)]
+)
+def test_a_curve_over_weights_goes_beyond_collapse_and_has_this_runs_weight(
+    critical: float, weight: float
+) -> None:
+    weights = preflight.weights_of_interest(critical, weight)
+    assert np.all(np.diff(weights) > 0)
+    for value in (critical, weight):
+        assert value == 0 or weights[0] < value < weights[-1]

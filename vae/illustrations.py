@@ -16,7 +16,7 @@ from vae.evaluation import Evaluation
 from vae.facts import Picture
 from vae.objective import Objective
 from vae.parameters import Parameters
-from vae.preflight import predict, spectrum_of
+from vae.preflight import predict, spectrum_of, weights_of_interest
 from vae.report import number
 from vae.saved import Saved
 
@@ -127,11 +127,7 @@ def charts(
 
     if p.kl.control == "schedule" and preflight["eigenvalue_sum"] > 0:
         spectrum, objective = spectrum_of(preflight, model.pixels), Objective.of(p)
-        critical = preflight["critical_kl_weight"]
-        span = sorted(
-            (critical * 1e-4, critical * 2, p.kl.weight / 2 or critical, p.kl.weight * 2 or critical)
-        )
-        weights = np.geomspace(span[0], span[-1], 120)
+        weights = weights_of_interest(preflight["critical_kl_weight"], p.kl.weight)
         yield _chart(
             "Expected and measured",
             "expected_kl",

@@ -245,6 +245,13 @@ def optimal_variance(spectrum: Spectrum, beta: float) -> float:
     return high
 
 
+def weights_of_interest(critical: float, weight: float) -> np.ndarray:
+    """KL weights to draw a prediction over, (120,): from far below collapse to beyond it, this run's among them."""
+    critical = critical or weight or 1.0
+    weight = weight or critical
+    return np.geomspace(min(critical * 1e-4, weight / 2), max(critical, weight) * 2, 120)
+
+
 def critical_weight(spectrum: Spectrum, objective: Objective) -> float:
     """The KL weight at which the last latent dies."""
     largest = float(spectrum.eigenvalues[0])
