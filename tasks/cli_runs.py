@@ -71,10 +71,17 @@ def rollback(as_json: AsJson = False) -> None:
         print_json(outcome.to_dict())
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    as_json: AsJson = False,
+    mend: Annotated[
+        bool, typer.Option("--mend", help="put right what a killed DVC left half written")
+    ] = False,
+) -> None:
     """Checks installation, versions, GPU, servers, locks, disk, workspace; exit code 3 if something is to be done."""
     from tasks import doctor
 
+    for what in doctor.mend() if mend else []:
+        say(what)
     checks = doctor.examine()
     if as_json:
         print_json({"healthy": doctor.healthy(checks), "checks": [check.to_dict() for check in checks]})

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 import psutil
 
-from tasks import source, workspace
+from tasks import lineage, source, workspace
+from tasks.lock import free_dvc, hold
 from vae import parameters
 from vae.errors import InputError
 
@@ -49,6 +50,24 @@ def examine() -> list[Check]:
     """All checks; they change nothing, start nothing, and take no lock."""
     checks = (python, packages, compute, tools, disk, params, data, model, stages, locks, servers, store)
     return [check for examined in checks for check in _examined(examined)]
+
+
+def mend() -> list[str]:
+    """Puts right what a killed DVC has left half written, so that DVC runs again; says what was done.
+
+    Raises:
+        InputError: a flow run or a DVC is at work here.
+    """
+    done = []
+    with hold(workspace.root() / ".run" / "workspace.lock", "vae doctor --mend"):
+        removed = free_dvc(workspace.root())
+        if removed is None:
+            raise InputError("a DVC is at work here: wait for it to end, or stop it, then mend")
+        if removed:
+            done.append(".dvc/tmp/rwlock: what dead processes had left there is removed")
+        if lineage.lock_is_torn():
+            done.append(lineage.restore_lock())
+    return done
 
 
 def _examined(check: Callable[[], Iterator[Check]]) -> list[Check]:
@@ -176,6 +195,8 @@ def stages() -> Iterator[Check]:
     except ValueError:
         reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         busy = "lock" in reason or "busy" in reason
+        if lineage.lock_is_torn():
+            reason, busy = "dvc.lock is half written: `vae doctor --mend`", False
         yield Check("stages", "note" if busy else "problem", f"`dvc status` failed: {reason}")
         return
     if changed:
@@ -197,9 +218,7 @@ def locks() -> Iterator[Check]:
     try:
         entries = json.loads(rwlock.read_text()) if rwlock.exists() else {}
     except ValueError:
-        yield Check(
-            "locks", "problem", f"{rwlock} is damaged, and DVC refuses to run: delete it while none runs"
-        )
+        yield Check("locks", "problem", f"{rwlock} is damaged, and DVC refuses to run: `vae doctor --mend`")
         return
     pids = {int(pid) for pid in re.findall(r'"pid": (\d+)', json.dumps(entries))}
     if pids and not any(psutil.pid_exists(pid) for pid in pids):

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML, YAMLError
+
 from tasks import workspace
 from vae.parameters import Parameters
 
@@ -71,6 +73,20 @@ def experiments() -> list[str]:
     """The references of all DVC experiments; what DVC keeps beside them for its own use is left out."""
     refs = (git_says("for-each-ref", "--format=%(refname)", "refs/exps") or "").splitlines()
     return [ref for ref in refs if re.fullmatch(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/[^/]+", ref)]
+
+
+def lock_is_torn() -> bool:
+    """Whether DVC would refuse to read dvc.lock."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    if not LOCK.exists():
+        return False
+    try:
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(LOCK) or {})
+    except (YAMLError, Invalid, UnicodeDecodeError):
+        return True
+    return False
 
 
 def restore_lock() -> str:

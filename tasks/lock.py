@@ -57,12 +57,15 @@ def _describe(holder: Path) -> str:
         return f"this workspace is in use: another process holds {holder.with_suffix('.lock')}"
 
 
-def free_dvc(root: Path) -> None:
+def free_dvc(root: Path) -> bool | None:
     """Removes what a dead DVC has left of its lock: a file that is empty or torn, and the entries of processes
     that are no DVC (their ids are in use again). Only for the holder of the workspace's lock.
 
     DVC clears the entries of dead processes itself, refuses to start with a torn file, and waits for ever for
     a stranger that happens to have the id of a dead DVC.
+
+    Returns:
+        Whether there was something to remove; None where a DVC is at work.
     """
     path = root / ".dvc" / "tmp" / "rwlock"
     try:
@@ -72,11 +75,13 @@ def free_dvc(root: Path) -> None:
         holders = [*entries.get("write", {}).values(), *itertools.chain(*entries.get("read", {}).values())]
         in_use = any(_is_dvc(holder["pid"]) for holder in holders)
     except FileNotFoundError:
-        return
+        return False
     except (ValueError, AttributeError, KeyError, TypeError):
         in_use = False
-    if not in_use:
-        path.unlink(missing_ok=True)
+    if in_use:
+        return None
+    path.unlink(missing_ok=True)
+    return True
 
 
 def _is_dvc(pid: int) -> bool:

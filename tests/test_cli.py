@@ -304,6 +304,13 @@ def test_the_doctor_finds_what_needs_doing(place: Path, monkeypatch: pytest.Monk
     assert not told["healthy"] and "numpy" in problems["packages"] and "rwlock" in problems["locks"]
     assert "data" not in problems and "params" not in problems and "model" not in problems
 
+    Path("dvc.lock").write_text("schema: '2.0'\nsta")
+    done = vae("doctor", "--mend", "--json")
+    assert "rwlock" in done.stderr and "dvc.lock was half written" in done.stderr
+    checks = json.loads(done.stdout)["checks"]
+    assert not [c for c in checks if c["name"] == "locks"] and not Path("dvc.lock").exists()
+    assert vae("doctor", "--mend").stderr == ""  # nothing is left to mend
+
     monkeypatch.setattr(doctor, "FREE_GB", 1e9)
     Path("params.yaml").write_text("seed: x\n")
     workspace.MODEL.joinpath("weights.safetensors").write_bytes(b"damaged")

@@ -219,9 +219,10 @@ def finish(place: Workspace, running: Running, way: str, tally: Tally) -> None:
 def _read(place: Workspace, way: str, done: Done, tally: Tally) -> None:
     """A run that failed by itself says why; its user reads that, and the README, and starts it again."""
     lines = [line for line in done.output.splitlines() if line.strip()]
-    if way == "dvc" and "'./dvc.lock'" in done.output:
-        tally.errors.append("dvc.lock was half written; `git checkout dvc.lock`")
-        subprocess.run(["git", "checkout", "--quiet", "dvc.lock"], cwd=place.folder, check=True)
+    if way == "dvc" and any(word in done.output for word in ("'./dvc.lock'", "RWLock-file")):
+        mended = place.start("-m", "tasks.cli", "doctor", "--mend").ended().output
+        told = next((line for line in mended.splitlines() if "half written" in line or "rwlock" in line), "?")
+        tally.errors.append(f"`vae doctor --mend`: {told}")
     else:
         tally.errors.append(" | ".join(lines[-3:])[-400:])
 
