@@ -299,6 +299,16 @@ def torn_rwlock(place: Workspace) -> str:
     return "nothing; the flow goes through"
 
 
+def torn_dvc_lock(place: Workspace) -> str:
+    """dvc.lock is half written, by a DVC that was killed"""
+    lock = place.folder / "dvc.lock"
+    text = lock.read_text()
+    lock.write_text(text[: text.index("preflight:") + 4])
+    done = start(place, "flow").ended()
+    assert done.code == 0, done.output
+    return said(done.output, "half written")
+
+
 def foreign_rwlock(place: Workspace) -> str:
     """DVC's lock names a living process that is no DVC"""
     clean(place)
@@ -461,8 +471,8 @@ def worker_dies(place: Workspace) -> str:
 FAULTS: tuple[Callable[[Workspace], str], ...] = (
     disk_full_at_ingest, disk_full_for_checkpoints, disk_full_for_the_report, read_only_models, read_only_checkpoints,
     mlflow_down_at_the_start, mlflow_down_in_the_middle, prefect_down_in_the_middle, dvc_busy, two_flow_runs,
-    flow_killed_in_silence, orphaned_trainer, torn_rwlock, foreign_rwlock, stale_server_note, corrupted_cache,
-    clock_moved, out_of_memory, killed_by_a_user, interrupted, terminated, cancelled, worker_dies,
+    flow_killed_in_silence, orphaned_trainer, torn_rwlock, torn_dvc_lock, foreign_rwlock, stale_server_note,
+    corrupted_cache, clock_moved, out_of_memory, killed_by_a_user, interrupted, terminated, cancelled, worker_dies,
 )  # fmt: skip
 
 
