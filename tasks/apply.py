@@ -183,12 +183,13 @@ def score(saved: Saved, source: Reading, threshold: float | None, compute: Compu
                     "label": [item.label for item in items],
                     "score": found,
                     "percentile": scoring.ranks(saved, found),
-                    "unusual": found > threshold if threshold is not None else None,
+                    # A score that is no number lies below no threshold.
+                    "unusual": ~(found <= threshold) if threshold is not None else None,
                 }
             )
         )
     table = pd.concat(parts, ignore_index=True)
-    return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+    return table.sort_values("score", ascending=False, kind="stable", ignore_index=True, na_position="first")
 
 
 def reconstruct(saved: Saved, source: Reading, output: Path, pairs: bool, compute: Compute) -> None:
@@ -199,8 +200,11 @@ def reconstruct(saved: Saved, source: Reading, output: Path, pairs: bool, comput
             items, np.concatenate([pixels, copies], axis=2) if pairs else copies, strict=True
         ):
             file = output / f"{item.path}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file)
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file)
+            except OSError as error:
+                raise InputError(f"cannot write {str(file)!r}: {error.strerror or error}") from None
 
 
 def aurocs(table: pd.DataFrame, usual: str) -> dict[str, float]:
@@ -216,10 +220,11 @@ def aurocs(table: pd.DataFrame, usual: str) -> dict[str, float]:
             f"{usual!r} has {int(is_usual.sum()):,} of {len(table):,} images; class folders are wanted, of usual "
             f"images and of others; there are: {', '.join(map(repr, others)) or 'no others'}"
         )
-    ours = table.loc[is_usual, "score"].to_numpy()
+    scores = table["score"].fillna(np.inf)  # no number: more unusual than any
+    ours = scores[is_usual].to_numpy()
     groups = {name: table["label"] == name for name in others} if len(others) > 1 else {}
     return {
-        name: scoring.auroc(ours, table.loc[rows, "score"].to_numpy())
+        name: scoring.auroc(ours, scores[rows].to_numpy())
         for name, rows in {**groups, "all others": ~is_usual}.items()
     }
 

@@ -236,7 +236,7 @@ def _in_a_process(name: str, trainer: str, seed: int, folder: str) -> dict[str, 
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0:
-        raise InputError(f"{trainer} at {name}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        raise InputError(f"{trainer} at {name}: {last_words(done)}")
     found = json.loads(path.read_text())
     case = CASES[name]
     p = parameters_of(case, seed)
@@ -251,6 +251,12 @@ def _in_a_process(name: str, trainer: str, seed: int, folder: str) -> dict[str, 
         "peak_megabytes": found["peak_megabytes"],
         "skill": found["skill"],
     }
+
+
+def last_words(done: "subprocess.CompletedProcess[str]") -> str:
+    """Why a process ended: its last line, or, where it was killed, its exit code."""
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    return lines[-1] if lines else f"ended with exit code {done.returncode}; −9 may be for want of memory"
 
 
 def markdown(table: pd.DataFrame) -> list[str]:

@@ -143,6 +143,7 @@ def _list(monitor: Mapping[str, Any], name: str) -> list[str]:
 
 def _fitted(parts: list[str]) -> str:
     """The parts as paragraphs, the last ones left out where they would be too long together."""
+    parts = [part if len(part) < LONGEST // 2 else part[: LONGEST // 2] + " …" for part in parts]
     while sum(len(part) + 2 for part in parts) > LONGEST:
         parts = parts[:-1]
     return "\n\n".join(filter(None, parts)) + "\n"

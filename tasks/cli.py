@@ -30,6 +30,26 @@ class Commands(TyperGroup):
         except InputError as error:
             say(f"error: {error}")
             raise typer.Exit(INPUT_ERROR) from None
+        except Exception as error:
+            if not _store_is_away(error):
+                raise
+            say(f"error: {_one_line(error)}; `vae doctor` looks at the servers, `make up` starts them")
+            raise typer.Exit(INPUT_ERROR) from None
+
+
+def _store_is_away(error: Exception) -> bool:
+    """Whether MLflow's store did not answer; files of this machine have their own messages."""
+    if "mlflow" not in sys.modules:
+        return False
+    from tasks import unsent
+
+    return not isinstance(error, OSError) and unsent.is_away(error)
+
+
+def _one_line(error: Exception) -> str:
+    from tasks.models import reason_of
+
+    return f"MLflow does not answer: {reason_of(error)[:300]}"
 
 
 app = typer.Typer(
@@ -130,6 +150,7 @@ def score(
     """
     from tasks import apply
     from vae import scoring
+    from vae.report import printable
 
     if to is not None:
         apply.check_table_name(to)
@@ -155,7 +176,11 @@ def score(
             f"{int(table['unusual'].sum()):,} of {len(table):,} images score above {limit:.6g} nats ({origin})"
         )
     for name, value in aurocs.items():
-        say(f"AUROC {value:.3f}: {name} against {usual}")
+        say(f"AUROC {value:.3f}: {printable(name)} against {printable(usual)}")
+    if missing := int(table["score"].isna().sum()):
+        say(
+            f"{missing:,} scores are no number: the model gives none for these images; it has probably diverged"
+        )
     result: dict[str, Any] = {
         "threshold": limit,
         "threshold_from": origin,
@@ -170,6 +195,8 @@ def score(
     else:
         table.to_csv(sys.stdout, index=False)
     _end(named, source, result, as_json)
+    if missing:
+        raise typer.Exit(LOOK)
 
 
 @app.command(epilog=CODES)

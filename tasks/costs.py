@@ -36,6 +36,7 @@ from vae.parameters import Parameters
 
 STAGES = ("ingest", "validate", "preflight", "train", "monitor", "evaluate")
 REPEATS = 3
+UNHEALTHY = 3  # the flow's exit code for a model whose verdict is not healthy
 PHOTOS = 1500  # JPEGs of 256×256, brought to 64×64
 
 
@@ -135,7 +136,9 @@ def _idle() -> Rows:
 
 def _seconds(command: list[str]) -> float:
     begin = time.perf_counter()
-    subprocess.run(command, capture_output=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, UNHEALTHY):
+        raise InputError(f"{' '.join(command)} ended with exit code {done.returncode}: {done.stderr[-300:]}")
     return time.perf_counter() - begin
 
 

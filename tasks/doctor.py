@@ -47,7 +47,7 @@ def healthy(checks: list[Check]) -> bool:
 
 
 def examine() -> list[Check]:
-    """All checks; they change nothing, start nothing, and take no lock."""
+    """All checks; they change nothing and start nothing. `dvc status` is not asked while a flow run is at work."""
     checks = (python, packages, compute, tools, disk, params, data, model, stages, locks, servers, store)
     return [check for examined in checks for check in _examined(examined)]
 
@@ -186,7 +186,9 @@ def model() -> Iterator[Check]:
 
 
 def stages() -> Iterator[Check]:
-    """Which stages `dvc repro` would run."""
+    """Which stages `dvc repro` would run. Not asked while somebody works here: DVC takes its lock for the answer."""
+    if _held(workspace.root() / ".run" / "workspace.holder"):
+        return
     done = subprocess.run(
         [sys.executable, "-m", "dvc", "status", "--json"], capture_output=True, text=True, check=False
     )
@@ -208,12 +210,8 @@ def stages() -> Iterator[Check]:
 def locks() -> Iterator[Check]:
     """Who works here, by the notes beside the locks; and what killed processes of DVC left behind."""
     for note in sorted((workspace.root() / ".run").glob("*.holder")):
-        try:
-            held = json.loads(note.read_text())
-            if psutil.pid_exists(held["pid"]):
-                yield Check("locks", "note", f"in use by {held['who']} (process {held['pid']})")
-        except (OSError, ValueError, KeyError):
-            continue  # the lock itself is the kernel's: a note that is damaged or gone holds nothing
+        if held := _held(note):
+            yield Check("locks", "note", f"in use by {held['who']} (process {held['pid']})")
     rwlock = Path(".dvc/tmp/rwlock")
     try:
         entries = json.loads(rwlock.read_text()) if rwlock.exists() else {}
@@ -225,6 +223,15 @@ def locks() -> Iterator[Check]:
         yield Check(
             "locks", "note", f"{rwlock} has entries of processes that are gone; DVC removes them itself"
         )
+
+
+def _held(note: Path) -> dict[str, Any] | None:
+    """Who holds a lock, by the note beside it; the lock itself is the kernel's, and a damaged note holds nothing."""
+    try:
+        held = json.loads(note.read_text())
+        return held if psutil.pid_exists(held["pid"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def servers() -> Iterator[Check]:

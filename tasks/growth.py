@@ -26,7 +26,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from tasks import workspace
-from tasks.bench import Case, parameters_of
+from tasks.bench import Case, last_words, parameters_of
 from vae import devices, training
 from vae.devices import Compute
 from vae.errors import InputError
@@ -50,6 +50,8 @@ def main(
     of: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(POINTS)}; else all")] = None,
 ) -> None:
     """Measures every point, prints the table, and draws it."""
+    if not Path("/proc/self/status").exists():
+        raise InputError("this measures memory by /proc, which Linux has")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for what in of or POINTS:
@@ -59,6 +61,9 @@ def main(
                 rows.append({"of": what, "size": size, **_in_a_process(what, size, folder)})
                 print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
+    if (PLACE / "growth.csv").exists():  # what was not measured this time stays
+        before = pd.read_csv(PLACE / "growth.csv")
+        table = pd.concat([before[~before["of"].isin(table["of"])], table], ignore_index=True)
     PLACE.mkdir(parents=True, exist_ok=True)
     table.to_csv(PLACE / "growth.csv", index=False)
     plot(table).savefig(PLACE / "growth.png", dpi=110)
@@ -173,7 +178,7 @@ def _in_a_process(what: str, size: int, folder: str) -> dict[str, float]:
             check=False,
         )
     if done.returncode != 0:
-        raise InputError(f"{what} = {size}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        raise InputError(f"{what} = {size}: {last_words(done)}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

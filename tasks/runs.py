@@ -17,6 +17,8 @@ from vae.errors import InputError
 from vae.report import number
 from vae.saved import WEIGHTS, weights_hash
 
+_RUN_NAME = re.compile(r"[\w.=+-]+")  # as flows.runs makes them: leaves-epochs=2-20260131-120000
+
 
 def find(name: str) -> Run:
     """A run by its id or name, or the run that made a model, which is named as for `models.load`.
@@ -35,13 +37,18 @@ def find(name: str) -> Run:
     try:
         if found := re.fullmatch(r"(?:runs:/)?([0-9a-f]{32})(?:/.*)?", name):
             return client.get_run(found[1])
+        may_be_a_name = _RUN_NAME.fullmatch(name) and not Path(name).expanduser().exists()
+        if may_be_a_name and (run := _named(client, experiment, name)):
+            return run
         if not models.in_mlflow(name):
             run = newest(f"tags.`{tracking.WEIGHTS}` = '{_weights_of(Path(name).expanduser())}'")
             if run is None:
                 raise InputError(f"MLflow has no run of the weights in {name}")
             return run
-        run = _named(client, experiment, name) if models.ALIAS.fullmatch(name) else None
-        return run or client.get_run(version_of(name).run_id)
+        version = version_of(name)
+        if run := registry.run_behind(client, version):
+            return run
+        raise InputError(f"{name}: the run of version {version.version} was deleted from MLflow")
     except MlflowException as error:
         raise InputError(f"{name}: {reason_of(error)}") from None
 
@@ -142,8 +149,11 @@ def _downloaded(run: Run) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         uri = f"runs:/{run.info.run_id}/report.html"
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(place)))
-    except (MlflowException, OSError):
-        raise InputError(f"run {run.info.run_name} has no report: evaluate did not come to its end") from None
+    except (MlflowException, OSError) as error:
+        raise InputError(
+            f"no report of run {run.info.run_name} is to be had ({reason_of(error)}): either its evaluate did not "
+            "come to its end, or its artifacts are out of reach"
+        ) from None
 
 
 @dataclass(frozen=True)

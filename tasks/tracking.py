@@ -222,8 +222,9 @@ def origin(run: Run, promotion: str | None, champion: tuple[str, Run] | None) ->
     if commit := tags.get("git.commit"):
         changed = ", with changes that were not committed" if tags.get("git.dirty") == "true" else ""
         rows.append(("Git commit", commit[:12] + changed, lineage.commit_url(commit)))
-    if url := tags.get("prefect.flow_run_url"):
-        rows.append(("Prefect flow run", tags.get("prefect.flow_run_name", url), url))
+    rows += [
+        ("Prefect flow run", name.removeprefix("Prefect flow run "), url) for name, url in links(run)[1:]
+    ]
     if stage := tags.get("dvc.train"):
         rows.append(("Entry of train in dvc.lock", f"SHA-256 {stage[:12]}…", None))
     if champion is None:

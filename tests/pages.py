@@ -18,7 +18,8 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _RECORDER = r"""
 set -eu
 command_not_found_handle() {
-  local call
+  local call sent
+  if [[ " $* " == *" @- "* ]]; then IFS= read -r -d '' sent || true; set -- "$@" "$sent"; fi  # what a pipe gives it
   printf -v call '%s\037' "$@"
   printf '%s\036' "$call" >> calls  # in one write: the programs of a pipe call at the same time
 }

@@ -18,6 +18,7 @@ from conftest import stand_in
 from PIL import Image
 from typer.testing import CliRunner
 
+from flows import runs as runs_of_the_flow
 from tasks import apply, cli, doctor, runs, tracking, training_run, workspace
 from vae import diagnostics, images, saved, scoring
 from vae.devices import Compute
@@ -210,6 +211,7 @@ def test_sample_and_traverse_draw_what_they_are_asked_for(place: Path) -> None:
         (("encode", "photos", "params.yaml/x.parquet"), "cannot write"),
         (("encode", "photos", "--device", "cuda:7"), "device = cuda:7"),
         (("sample", "picture.jpg"), ".png or .npy"),
+        (("reconstruct", "photos", "params.yaml"), "cannot write"),
     ],
 )
 def test_what_can_be_put_right_is_one_line_and_exit_code_2(
@@ -218,6 +220,35 @@ def test_what_can_be_put_right_is_one_line_and_exit_code_2(
     done = vae(*arguments)
     assert done.exit_code == cli.INPUT_ERROR and not done.stdout
     assert told in done.stderr and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_scores_that_are_no_numbers_are_unusual_and_told(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nan_for_the_first(model: object, images: np.ndarray, *_: object) -> np.ndarray:
+        return np.array([np.nan, *np.arange(1.0, len(images))])
+
+    monkeypatch.setattr(scoring, "scores", nan_for_the_first)
+    done = vae("score", "photos", "--usual", "good", "--threshold", "1e9", "--json")
+    assert done.exit_code == cli.LOOK and "1 scores are no number" in done.stderr
+    told = json.loads(done.stdout)
+    assert told["scores"][0]["score"] is None and told["scores"][0]["unusual"] is True
+    assert sum(row["unusual"] for row in told["scores"]) == 1
+    assert 0 <= told["auroc"]["all others"] <= 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("compare", "a", "b"), ("promote",), ("rollback",), ("report", "a"), ("sample", "-m", "candidate")],
+)
+def test_a_server_that_is_away_is_one_line_and_exit_code_2(
+    place: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    done = vae(*words)
+    assert done.exit_code == cli.INPUT_ERROR and "Traceback" not in done.stderr
+    assert "MLflow does not answer" in done.stderr and "make up" in done.stderr
 
 
 def test_an_interruption_is_exit_code_130(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +314,9 @@ def test_models_by_alias_and_the_runs_behind_them(place: Path) -> None:
     lines = vae("compare", "first", "second").stdout.splitlines()
     assert any(line.split() == ["test", "elbo", "5", "4"] for line in lines)
     assert vae("compare", "first", "third").exit_code == cli.INPUT_ERROR
+    name = runs_of_the_flow.called("leaves", {"train.epochs": 2})
+    register(name, 3.0)
+    assert json.loads(vae("compare", "first", name, "--json").stdout)["names"][1] == f"{name}-healthy"
 
     assert vae("report", "first", "--to", "copy.html").stdout == "copy.html\n"
     assert Path("copy.html").read_text() == "<html>first</html>"

@@ -37,9 +37,12 @@ def test_the_encoder_in_onnx_agrees_with_pytorch_for_any_number_of_images(
 
 def test_an_encoder_that_does_not_agree_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    good = tmp_path / "encoder.onnx"
+    good.write_bytes(b"the one before")
     model = write_model()
     with torch.no_grad():
         model.model.posterior.bias.fill_(float("nan"))
     with pytest.raises(InputError, match="differ"):
-        onnx.export(dataclasses.replace(model), tmp_path / "encoder.onnx")
+        onnx.export(dataclasses.replace(model), good)
+    assert good.read_bytes() == b"the one before" and list(tmp_path.glob(".*.new")) == []
     assert saved.load(Path("models/vae")).sha256 == model.sha256

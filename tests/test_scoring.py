@@ -1,5 +1,7 @@
 """Scores: −ELBO that follows from the image alone, and percentiles of the validation split to hold them against."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +98,24 @@ def test_a_model_that_gives_no_numbers_keeps_none(tmp_path: Path) -> None:
     assert scoring.percentiles(model.model, images(5), NOISE, CPU) is None
 
 
-def test_percentiles_that_fall_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="do not rise"):
-        write(tmp_path, {"images": 3, "score_percentiles": [1.0, 3.0, 2.0]})
+RISING = [float(percent) for percent in range(101)]
+
+
+@pytest.mark.parametrize(
+    ("valid", "told"),
+    [
+        ({"images": 3, "score_percentiles": [*RISING[:-1], 0.0]}, "do not rise"),
+        ({"images": 3, "score_percentiles": RISING[:2]}, "at least 101"),
+        ({"images": 3, "score_percentiles": [*RISING[:-1], math.inf]}, "finite"),
+        ([], "valid"),
+    ],
+)
+def test_percentiles_that_give_no_threshold_are_refused(tmp_path: Path, valid: Any, told: str) -> None:
+    write(tmp_path, None)
+    file = tmp_path / saved.CONFIG
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"valid": valid}))
+    with pytest.raises(InputError, match=told):
+        saved.load(tmp_path)
 
 
 def test_auroc_of_known_cases() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vae.errors import InputError
@@ -46,7 +47,7 @@ def export(saved: Saved, output: Path) -> float:
         InputError: the packages for it are not installed, the file can not be written, or the two differ.
     """
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401  # what torch.onnx needs, and would ask for in its own words
     except ModuleNotFoundError as error:
         raise InputError(f"ONNX needs the package {error.name}: pip install -e '.[onnx]'") from None
@@ -76,20 +77,30 @@ def export(saved: Saved, output: Path) -> float:
             "weights.sha256": saved.sha256,
         }
     )
+    aside = output.with_name(f".{output.name}.new")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        program.save(output)
+        program.save(aside)
+        difference = _difference(aside, encoder, images)
+        if not difference <= TOLERANCE:  # written so that NaN is refused too
+            raise InputError(f"{output} was not written: onnxruntime and PyTorch differ by {difference:.2g}")
+        aside.replace(output)
     except OSError as error:
         raise InputError(f"cannot write {str(output)!r}: {error.strerror or error}") from None
+    finally:
+        aside.unlink(missing_ok=True)
+    return difference
 
-    session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
+
+def _difference(file: Path, encoder: nn.Module, images: NDArray[np.uint8]) -> float:
+    """The largest, between what onnxruntime and PyTorch make of the images."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     got = session.run(["mu", "logvar"], {"images": images})
     with torch.no_grad():
         expected = encoder(torch.from_numpy(images))
-    difference = max(float(np.abs(a - b.numpy()).max()) for a, b in zip(got, expected, strict=True))
-    if not difference <= TOLERANCE:  # written so that NaN is refused too
-        raise InputError(f"{output}: onnxruntime and PyTorch differ by {difference:.2g}; do not use it")
-    return difference
+    return max(float(np.abs(a - b.numpy()).max()) for a, b in zip(got, expected, strict=True))
 
 
 def _preprocess(saved: Saved) -> str:

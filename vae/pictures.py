@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vae.batches import generator, to_pixels
 from vae.devices import Compute
+from vae.diagnostics import BATCH
 from vae.saved import Saved
 
 Pictures = NDArray[np.float32]
@@ -55,6 +56,10 @@ def traversals(
 
 
 def _drawn(saved: Saved, z: Tensor, compute: Compute) -> Pictures:
-    with compute.autocast():
-        output = saved.model.decode(z.to(compute.device))
-    return saved.likelihood.mean(output).permute(0, 2, 3, 1).cpu().numpy()
+    """A batch at a time, so that memory holds the pictures and no more."""
+    parts = []
+    for part in z.split(BATCH):
+        with compute.autocast():
+            output = saved.model.decode(part.to(compute.device))
+        parts.append(saved.likelihood.mean(output).permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(parts)

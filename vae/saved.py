@@ -169,6 +169,11 @@ class _Attempt(BaseModel):
     kept: bool
 
 
+class _Valid(BaseModel):
+    images: int | None = None
+    score_percentiles: Annotated[list[float], Field(min_length=101, max_length=101)] | None = None
+
+
 class _Config(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -185,6 +190,7 @@ class _Config(BaseModel):
     train: dict[str, float | None]
     changes: dict[str, Any] = {}
     remedies: list[_Attempt] = []
+    valid: _Valid = _Valid()
 
 
 def _check(config: dict[str, Any]) -> None:
