@@ -170,6 +170,8 @@ class _Attempt(BaseModel):
 
 
 class _Valid(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
     images: int | None = None
     score_percentiles: Annotated[list[float], Field(min_length=101, max_length=101)] | None = None
 
