@@ -154,7 +154,7 @@ def _end_with_parent() -> None:
         time.sleep(0.5)
     print("the program that ran this stage is gone", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(8)
+    time.sleep(5)
     os._exit(130)  # it does not hear: the lock must be free within ten seconds
 
 
