@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,8 +100,11 @@ def _begin(client: MlflowClient, experiment_id: str, opened: _Open) -> None:
     run_id = str(record.run_id)
     opened.begun = True  # before the notes: entered twice, the second would wait for the first for ever
     opened.stack.enter_context(alive.noted(tracking.running(), run_id, {"pid": os.getpid()}))
-    opened.remembered.parent.mkdir(parents=True, exist_ok=True)
-    opened.remembered.write_text(run_id)
+    with suppress(
+        OSError
+    ):  # a full or read-only disk is not MLflow's fault; an interruption begins a new run then
+        opened.remembered.parent.mkdir(parents=True, exist_ok=True)
+        opened.remembered.write_text(run_id)
     if not opened.nested:  # an attempt's system metrics are those of the training around it
         monitor = SystemMetricsMonitor(run_id, resume_logging=known)
         monitor.start()

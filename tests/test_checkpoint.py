@@ -167,3 +167,8 @@ def test_a_full_disk_is_told_as_one_and_leaves_the_old_one(tmp_path: Path) -> No
         assert epoch_of(path) == 1 and [file.name for file in tmp_path.iterdir()] == ["state.pt"]
     checkpoint.save(path, state(3))
     assert epoch_of(path) == 3
+
+
+def test_a_training_whose_checkpoints_could_not_be_written_ends_well(tmp_path: Path) -> None:
+    checkpoint.finish(tmp_path / "never made")
+    checkpoint.remove_finished(tmp_path)

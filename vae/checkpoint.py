@@ -1,5 +1,6 @@
 """Checkpoints to resume from: written atomically, and checked when they are read (each record has a CRC)."""
 
+import contextlib
 import os
 import shutil
 import zipfile
@@ -62,7 +63,10 @@ def load(path: Path, device: torch.device) -> tuple[dict[str, Any] | None, list[
 
 def finish(folder: Path) -> None:
     """Marks a training as complete. Its checkpoints stay until its results are safe: see `remove_finished`."""
-    (folder / FINISHED).touch()
+    with contextlib.suppress(
+        OSError
+    ):  # a disk that is full or read-only: there is nothing to mark, or it stays
+        (folder / FINISHED).touch()
 
 
 def remove_finished(root: Path, but: Path | None = None) -> None:
