@@ -186,6 +186,7 @@ def _with_path(address: dict[str, str]) -> dict[str, str]:
 def mlflow_down_in_the_middle(place: Workspace) -> str:
     """MLflow's server goes down in mid-training"""
     (port,) = free_ports(1)
+    (place.folder / "other.db").unlink(missing_ok=True)  # of the fault before
     server = _mlflow_server(place, port)
     running = training(place, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
     _stop(server)
