@@ -16,25 +16,49 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def main() -> None:
-    pages = dict(
-        zip(("mlflow", "prefect"), (url for _, url in tracking.links(tracking.run_here())), strict=True)
-    )
-    pages["mlflow-curves"] = pages["mlflow"] + "/model-metrics"
-    pages["report"] = workspace.REPORT.resolve().as_uri()
+    mlflow, prefect = (url for _, url in tracking.links(tracking.run_here()))
+    report = workspace.REPORT.resolve().as_uri()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=next(filter(None, map(shutil.which, BROWSERS))), args=["--no-sandbox"]
         )
-        for name, url in pages.items():
-            page = browser.new_page(viewport={"width": 1360, "height": 1000})
-            page.goto(url)
-            page.wait_for_timeout(500 if url.startswith("file:") else 8000)  # their curves come bit by bit
-            save(page, IMAGES / f"screenshot-{name}.png")
+        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        page.goto(report)
+        save(page, "report")
+        page.locator("#reconstructions, #latent-map").first.scroll_into_view_if_needed()
+        page.goto(f"{report}#latent-map")
+        save(page, "report-latents")
+
+        page.goto(mlflow)
+        page.wait_for_timeout(8000)  # its pages come bit by bit
+        close_assistant(page)
+        page.get_by_text("Show more").first.click()
+        save(page, "mlflow")
+        page.goto(f"{mlflow}/model-metrics")
+        page.wait_for_timeout(5000)
+        page.get_by_placeholder("Search metric charts").fill(
+            "^valid/(loss|reconstruction|kl|elbo)$|^kl_weight"
+        )
+        page.wait_for_timeout(5000)
+        save(page, "mlflow-curves")
+
+        page.goto(prefect)
+        page.wait_for_timeout(8000)
+        save(page, "prefect")
         browser.close()
 
 
-def save(page: Page, path: Path) -> None:
+def close_assistant(page: Page) -> None:
+    """MLflow opens a panel for questions to a language model, on a new browser's first visit."""
+    heading = page.get_by_text("MLflow Assistant")
+    if heading.count():
+        heading.first.locator("xpath=ancestor::*[.//button][1]").locator("button").last.click()
+        page.wait_for_timeout(500)
+
+
+def save(page: Page, name: str) -> None:
     """In 128 colours: a third of the size, and nobody sees it."""
+    path = IMAGES / f"screenshot-{name}.png"
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size // 1000} kB")

@@ -295,9 +295,10 @@ def _prefect_health() -> str | None:
 def _noted_process(note: Path) -> int | None:
     """The id that `make up` has noted, where that process lives."""
     try:
-        pid, started = note.read_text().split()
-        return int(pid) if abs(psutil.Process(int(pid)).create_time() - float(started)) < 1 else None
-    except (OSError, ValueError, psutil.NoSuchProcess):
+        process = psutil.Process(int(note.read_text()))
+        program = note.stem.partition("-")[0]  # prefect or mlflow; the id may be another program's by now
+        return process.pid if program in process.cmdline() else None
+    except (OSError, ValueError, psutil.Error):
         return None
 
 

@@ -12,7 +12,7 @@ from vae.annealing import ramp_share, share_above
 from vae.batches import open_images
 from vae.objective import COLLAPSED_BELOW_NATS, Objective
 from vae.parameters import KL, Parameters
-from vae.preflight import Spectrum
+from vae.preflight import MOST_LATENTS_PER_IMAGE, Spectrum
 from vae.rounding import rounded
 
 MOST_ABOVE = 0.5  # of a cycle, at weights where linear theory expects collapse
@@ -83,7 +83,7 @@ def warnings(p: Parameters, result: dict[str, Any], spectrum: Spectrum) -> list[
             f"the KL term hardly counts: an effective beta of {beta:.2g}; samples from the prior will be noise "
             f"(kl.max_weight = {calibrated:.2g} is calibrated)"
         )
-    if p.model.latent_dim > spectrum.images / 4:
+    if p.model.latent_dim > spectrum.images * MOST_LATENTS_PER_IMAGE:
         found.append(
             f"model.latent_dim = {p.model.latent_dim} for {spectrum.images} training images: "
             "the prediction is too high where latents are nearly as many as images"

@@ -95,7 +95,10 @@ class Comparison:
         rows += [(f"test {name}", number(one), number(other)) for name, (one, other) in self.metrics.items()]
         rows += [(name, told(one), told(other)) for name, (one, other) in self.parameters.items()]
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-        return "\n".join(f"{name:<{first}}  {one:<{second}}  {other}".rstrip() for name, one, other in rows)
+        lines = [f"{name:<{first}}  {one:<{second}}  {other}".rstrip() for name, one, other in rows]
+        if self.about["data"][0] != self.about["data"][1]:
+            lines.append("(other data: numbers of two data sets tell nothing of which model is better)")
+        return "\n".join(lines)
 
 
 def compare(one: Run, other: Run) -> Comparison:
@@ -116,7 +119,10 @@ def compare(one: Run, other: Run) -> Comparison:
         "weights": tracking.WEIGHTS,
     }
     tags = {name: [run.data.tags.get(tag) for run in (one, other)] for name, tag in told.items()}
-    about = {name: (first and first[:12], second and second[:12]) for name, (first, second) in tags.items()}
+    about = {
+        name: (first, second) if name == "verdict" else (first and first[:12], second and second[:12])
+        for name, (first, second) in tags.items()
+    }
     parameters = pairs(one.data.params, other.data.params)
     return Comparison(
         names=(str(one.info.run_name), str(other.info.run_name)),

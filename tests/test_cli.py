@@ -237,6 +237,28 @@ def test_scores_that_are_no_numbers_are_unusual_and_told(
     assert 0 <= told["auroc"]["all others"] <= 1
 
 
+def test_the_doctor_knows_the_servers_of_make_up(tmp_path: Path) -> None:
+    """By the note that `make up` writes, of a process that is what the note's name says."""
+    note = tmp_path / "mlflow-server.pid"
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    for arguments, known in ((["mlflow", "server"], True), (["another"], False)):
+        process = subprocess.Popen([*sleep, *arguments])
+        try:
+            note.write_text(str(process.pid))
+            assert doctor._noted_process(note) == (process.pid if known else None)
+        finally:
+            process.kill()
+            process.wait()
+    assert doctor._noted_process(note) is None and doctor._noted_process(tmp_path / "none.pid") is None
+
+
+def test_runs_on_other_data_are_no_comparison() -> None:
+    about = {"data": ("1", "2"), "verdict": ("under_regularised", "healthy")}
+    told = str(runs.Comparison(("a", "b"), about, {}, {}))
+    assert "other data" in told and "under_regularised" in told
+    assert "other data" not in str(runs.Comparison(("a", "b"), {**about, "data": ("1", "1")}, {}, {}))
+
+
 @pytest.mark.parametrize(
     "words",
     [("compare", "a", "b"), ("promote",), ("rollback",), ("report", "a"), ("sample", "-m", "candidate")],

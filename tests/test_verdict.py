@@ -360,3 +360,11 @@ def test_a_training_too_short_wants_time_and_a_flat_one_smaller_steps() -> None:
     assert judge(params(), falling).remedy == {"train.epochs": 4 * params().train.epochs}
     flat = judge(params(), evidence(**NOT_LEARNING)).remedy
     assert flat["train.learning_rate"] == pytest.approx(params().train.learning_rate / 4)
+
+
+@pytest.mark.parametrize(("images", "doubted"), [(1000, False), (3 * LATENTS, True)])
+def test_where_images_are_few_the_expectation_itself_is_doubted(images: int, doubted: bool) -> None:
+    train = {"images": images, "elbo": 285.0, "mean_image_elbo": 50.0}
+    verdict = judge(params(), evidence(valid=measurement(kl=5.0), train=train))
+    assert verdict.verdict == "partly_collapsed"
+    assert any("want of images" in reason for reason in verdict.reasons) is doubted

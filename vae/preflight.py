@@ -245,6 +245,9 @@ def optimal_variance(spectrum: Spectrum, beta: float) -> float:
     return high
 
 
+MOST_LATENTS_PER_IMAGE = 0.25  # of the training split; beyond it the prediction is too high
+
+
 def weights_of_interest(critical: float, weight: float) -> np.ndarray:
     """KL weights to draw a prediction over, (120,): from far below collapse to beyond it, this run's among them."""
     critical = critical or weight or 1.0

@@ -11,6 +11,7 @@ from vae.diagnostics import Measurement
 from vae.history import ALARM_EPOCHS, ALARM_STEPS, Row, at_final_weight, is_collapse, steps_at_final_weight
 from vae.objective import COLLAPSED_BELOW_NATS, Objective, effective_beta
 from vae.parameters import Parameters
+from vae.preflight import MOST_LATENTS_PER_IMAGE
 
 # Starting points, from runs on digits, MNIST and leaf photos; docs/verdicts.md gives the reasons.
 NO_BETTER_THAN_MEAN = 0.95  # of the mean image's error
@@ -212,11 +213,16 @@ def _partly_collapsed(p: Parameters, e: Evidence) -> Verdict | None:
         f"KL of {e.valid.rate:.3g} nats, under {PARTLY_COLLAPSED_SHARE:g} × the {expected:.3g} that "
         f"linear theory expects, {past_ramp:.0f} epochs past the ramp and with a flat {flat}"
     )
+    images = int(e.train["images"])
+    doubt = (
+        f"{p.model.latent_dim} latents for {images} training images: that expectation is too high there, and all of "
+        "this may be want of images; keep what is recommended only if its test ELBO is the better one"
+    )
     return Verdict(
         "partly_collapsed",
         "Part of the latents collapsed: the KL is far below what these images allow.",
-        [reason],
-        cure.gentler(p, int(e.train["images"])),
+        [reason, *([doubt] if p.model.latent_dim > images * MOST_LATENTS_PER_IMAGE else [])],
+        cure.gentler(p, images),
     )
 
 
