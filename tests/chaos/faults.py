@@ -480,6 +480,8 @@ FAULTS: tuple[Callable[[Workspace], str], ...] = (
 def main(only: str = "") -> None:
     rows = ["| fault | what is seen | after it, the same command |", "| --- | --- | --- |"]
     lost = 0
+    # A shell's & has Ctrl-C ignored, and every process that is started from here would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
         place = copy_project(Path(temporary) / "vae-train")
         edit(place, train={"epochs": EPOCHS})
