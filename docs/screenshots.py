@@ -25,14 +25,14 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
         page.goto(report)
         save(page, "report")
-        page.locator("#reconstructions, #latent-map").first.scroll_into_view_if_needed()
-        page.goto(f"{report}#latent-map")
+        to_the_top(page, "h2:has-text('Latent map')")
         save(page, "report-latents")
 
         page.goto(mlflow)
         page.wait_for_timeout(8000)  # its pages come bit by bit
         close_assistant(page)
         page.get_by_text("Show more").first.click()
+        to_the_top(page, "text=Description")
         save(page, "mlflow")
         page.goto(f"{mlflow}/model-metrics")
         page.wait_for_timeout(5000)
@@ -42,10 +42,16 @@ def main() -> None:
         page.wait_for_timeout(5000)
         save(page, "mlflow-curves")
 
+        page.set_viewport_size({"width": 1200, "height": 620})
         page.goto(prefect)
         page.wait_for_timeout(8000)
         save(page, "prefect")
         browser.close()
+
+
+def to_the_top(page: Page, what: str) -> None:
+    page.locator(what).first.evaluate("element => element.scrollIntoView()")
+    page.wait_for_timeout(500)
 
 
 def close_assistant(page: Page) -> None:
