@@ -36,8 +36,9 @@ from vae.model import VAE
 from vae.objective import Likelihood, optimal_sigma
 from vae.parameters import Parameters
 
-OURS, COMPILED, FP32 = "vae-train", "vae-train, compiled", "vae-train, fp32"
-TRAINERS = (OURS, COMPILED, FP32, *PEERS)
+OURS, FP32 = "vae-train", "vae-train, fp32"
+COMPILED, EAGER = "vae-train, compiled", "vae-train, not compiled"  # whatever the rule would have
+TRAINERS = (OURS, COMPILED, EAGER, FP32, *PEERS)
 BENCH = workspace.REPORTS / "bench.csv"
 
 
@@ -57,6 +58,7 @@ class Case:
     images: int
     epochs: int = 4
     end_to_end: bool = False
+    architecture: str = "conv"
 
 
 CASES = {
@@ -64,6 +66,7 @@ CASES = {
     "64": Case(64, 3, (32, 64, 128, 256), 64, 64, 1536, 6),
     "128": Case(128, 3, (32, 64, 128, 256), 256, 64, 384, 4),
     "224": Case(224, 3, (32, 64, 128, 256), 256, 32, 128, 3),
+    "28, gated MLP": Case(28, 1, (300, 300), 40, 100, 20_000, 5, architecture="gated_mlp"),
     "end to end": Case(64, 3, (32, 64, 128, 256), 64, 64, 10_000, 20, end_to_end=True),
 }
 
@@ -80,7 +83,9 @@ def main(
             chosen = _known(name, CASES)
             rate = max(rate, *(matrix_rate(precision) for precision in (torch.float32, torch.bfloat16)))
             for repeat in range(1 if chosen.end_to_end else repeats):
-                for who in trainer or ((OURS, *PEERS) if chosen.end_to_end else TRAINERS):
+                for who in trainer or (
+                    (OURS, *PEERS) if chosen.end_to_end else (OURS, COMPILED, FP32, *PEERS)
+                ):
                     _known(who, dict.fromkeys(TRAINERS))
                     found = _in_a_process(name, who, repeat, folder)
                     rows.append({"case": name, "trainer": who, "repeat": repeat, **found})
@@ -101,7 +106,8 @@ def parameters_of(case: Case, seed: int) -> Parameters:
                 "valid_fraction": 0.1, "test_fraction": 0.1, "max_bad_fraction": 0.0,
             },
             "model": {
-                "architecture": "conv", "latent_dim": case.latents, "widths": list(case.widths), "batch_norm": False,
+                "architecture": case.architecture, "latent_dim": case.latents, "widths": list(case.widths),
+                "batch_norm": False,
             },
             "objective": {"likelihood": "gaussian", "sigma": 0.1, "reduction": "sum"},
             "kl": {"schedule": "constant", "max_weight": 1.0, "annealing_epochs": 0},
@@ -168,7 +174,7 @@ def one(name: str, trainer: str, seed: int) -> dict[str, Any]:
         compute = Compute(
             torch.device("cpu"),
             "fp32" if trainer == FP32 else chosen.precision,
-            trainer == COMPILED or (case.end_to_end and chosen.compiled),
+            {COMPILED: True, EAGER: False}.get(trainer, chosen.compiled),
         )
         model, speeds = (as_the_stage if case.end_to_end else alone)(p, train, valid, compute)
         seconds = [_images(case) / speed for speed in speeds]
@@ -231,6 +237,7 @@ def _in_a_process(name: str, trainer: str, seed: int, folder: str) -> dict[str, 
     path = Path(folder) / "result.json"
     done = subprocess.run(
         [sys.executable, "-m", "tasks.bench", "--only", name, trainer, str(seed), str(path)],
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=folder)},  # no training finds it compiled
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0:
@@ -284,6 +291,8 @@ def markdown(table: pd.DataFrame) -> list[str]:
 
 def _title(case: Case) -> str:
     size = f"{case.side}×{case.side}×{case.channels}, batch {case.batch}, {case.latents} latents"
+    if case.architecture != "conv":
+        size += ", " + case.architecture.replace("_", " ").replace("mlp", "MLP")
     return f"{size}; {case.images:,} images × {case.epochs} epochs end to end" if case.end_to_end else size
 
 

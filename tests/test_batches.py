@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vae.batches import epoch_order, generator, in_order, open_images, to_pixels
+from vae.batches import epoch_order, full_batches, generator, in_order, open_images, resident, to_pixels
 from vae.errors import InputError
 
 CPU = torch.device("cpu")
@@ -31,6 +31,44 @@ def test_in_order_gives_every_image_once(batch_size: int) -> None:
     batches = list(in_order(given, batch_size, CPU))
     assert all(len(x) == batch_size for x in batches[:-1]) and 1 <= len(batches[-1]) <= batch_size
     assert torch.equal(torch.cat(batches), to_pixels(given, CPU))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_full_batches_are_the_same_from_memory_and_read_ahead(batch_size: int) -> None:
+    given, order = images(7), epoch_order(0, 0, 7)
+    indexed = list(full_batches(torch.from_numpy(given), order, batch_size, CPU))
+    read_ahead = list(full_batches(given, order, batch_size, CPU))
+    assert len(indexed) == len(read_ahead) == 7 // batch_size
+    for one, other, chosen in zip(indexed, read_ahead, order.split(batch_size), strict=False):
+        assert torch.equal(one, other) and torch.equal(one, torch.from_numpy(given)[chosen])
+
+
+def test_reading_ahead_is_one_batch_ahead_and_tells_what_went_wrong() -> None:
+    asked: list[int] = []
+
+    class Slow(np.ndarray):
+        def __getitem__(self, chosen: object) -> np.ndarray:
+            asked.append(len(asked))
+            if len(asked) == 4:
+                raise OSError("the disk is gone")
+            return super().__getitem__(chosen)
+
+    batches = full_batches(images(10).view(Slow), torch.arange(10), 2, CPU)
+    next(batches)
+    assert len(asked) <= 2
+    next(batches)
+    next(batches)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(batches)
+
+
+def test_images_are_resident_where_half_of_the_memory_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = images(7)
+    pages = {"SC_PHYS_PAGES": 2 * given.nbytes + 2, "SC_PAGE_SIZE": 1}
+    monkeypatch.setattr("os.sysconf", pages.__getitem__)
+    assert isinstance(resident(given, CPU), torch.Tensor)
+    pages["SC_PHYS_PAGES"] = 2 * given.nbytes
+    assert resident(given, CPU) is given
 
 
 @settings(deadline=None)

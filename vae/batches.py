@@ -4,7 +4,9 @@ So a training that was interrupted goes on with the very numbers that it would h
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,46 @@ def in_order(images: np.ndarray | Tensor, batch_size: int, device: torch.device)
     """The whole of it, once, in order; the last batch may be smaller."""
     for start in range(0, len(images), batch_size):
         yield to_pixels(images[start : start + batch_size], device)
+
+
+def resident(images: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
+    """The images as a tensor on the device where half of its memory holds them; else as they are, memory-mapped."""
+    if device.type == "cuda":
+        room, _ = torch.cuda.mem_get_info(device)
+    else:
+        room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return torch.from_numpy(np.asarray(images)).to(device) if images.nbytes < room / 2 else images
+
+
+def gather(images: np.ndarray | Tensor, chosen: Tensor, device: torch.device) -> Tensor:
+    """images[chosen]: where the tensor is; of an array, in memory that the device can copy from by itself."""
+    if isinstance(images, Tensor):
+        return images[chosen.to(images.device)]
+    batch = torch.from_numpy(images[chosen.numpy()])
+    return batch.pin_memory() if device.type == "cuda" else batch
+
+
+def full_batches(
+    images: np.ndarray | Tensor, order: Tensor, batch_size: int, device: torch.device
+) -> Iterator[Tensor]:
+    """The batches of an epoch, uint8 (B, H, W, C); what is left over at its end makes none.
+
+    A tensor is indexed where it is. Of an array, which is larger than the device's memory, a thread reads the next
+    batch while the device computes on this one.
+    """
+    chosen = order[: len(order) // batch_size * batch_size]
+    if isinstance(images, Tensor):
+        for part in chosen.to(images.device).split(batch_size):
+            yield images[part]
+        return
+    parts = chosen.split(batch_size)
+    with ThreadPoolExecutor(1, "read-ahead") as reader:
+        ahead = reader.submit(gather, images, parts[0], device)
+        for following in parts[1:]:
+            batch = ahead.result()
+            ahead = reader.submit(gather, images, following, device)
+            yield batch
+        yield ahead.result()
 
 
 def epoch_order(seed: int, epoch: int, images: int) -> Tensor:

@@ -4,10 +4,12 @@ Each of these decides the last bits of the weights, as the number of threads doe
 is recorded with every run.
 """
 
+import ctypes
+import math
 import os
 import platform
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +18,12 @@ import torch
 from vae.errors import InputError
 from vae.parameters import Train
 
-# Compiling costs up to a minute and then saves something like half of the time: worth it only from
-# about five minutes of training on two cores, at some 100 GFLOP/s.
-COMPILE_FROM_FLOPS = {"cpu": 3e13, "cuda": 3e15}
+# Compiling costs half a minute and saves what lies around convolutions and products. A CPU without matrix units
+# spends so little there that it was never faster compiled (docs/benchmarks.md); with them it pays from about five
+# minutes of training.
+COMPILE_FROM_FLOPS = {"cpu": math.inf, "cpu with matrix units": 3e13, "cuda": 3e15}
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 # A CPU with bf16 instructions trains larger networks some 1.5 to 2 times as fast with them; of small ones the
 # conversions eat what is won (docs/benchmarks.md).
@@ -77,19 +82,35 @@ def choose(train: Train, image_flops: float = 0.0, images: int = 0) -> Compute:
     compiled = train.compile
     if compiled == "auto":
         compiler = shutil.which("c++" if device.type == "cpu" else "cc")  # Inductor's, and Triton's
-        compiled = (
-            image_flops * images * train.epochs >= COMPILE_FROM_FLOPS[device.type] and compiler is not None
-        )
+        kind = device.type
+        if kind == "cpu" and precision == "bf16" and torch.cpu._is_amx_tile_supported():
+            kind = "cpu with matrix units"
+        compiled = image_flops * images * train.epochs >= COMPILE_FROM_FLOPS[kind] and compiler is not None
     if device.type == "cuda":
         use_kernels(train.deterministic)
+    else:
+        keep_freed_memory()
     return Compute(device, precision, compiled)
 
 
 def use_kernels(deterministic: bool) -> None:
-    """Only those that give the same bits each time, or whichever is fastest; for the whole process."""
+    """Of a GPU, for the whole process: only those that give the same bits each time, or whichever is fastest."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits only with this
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
+    torch.set_float32_matmul_precision("high")  # TF32, which cuDNN's convolutions take by themselves
+
+
+def keep_freed_memory() -> None:
+    """For the whole process: what a step frees, the next step gets, rather than the system and back as new pages.
+
+    glibc's mallopt; elsewhere nothing happens. The pages of large tensors otherwise cost a tenth of the time and more.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 2**26)
 
 
 def named(name: str) -> torch.device:

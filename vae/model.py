@@ -169,7 +169,7 @@ class _ConvTranspose2d(nn.ConvTranspose2d):
             return super().forward(x, output_size)
         padding = cast(tuple[int, ...], self.padding)
         output = functional.conv_transpose2d(x, self.weight, None, self.stride, padding, self.output_padding)
-        return output + self.bias.to(output.dtype)[:, None, None]
+        return output.add_(self.bias.to(output.dtype)[:, None, None])
 
 
 def _fully_connected(

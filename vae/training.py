@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vae import aggressive, checkpoint, control
 from vae.annealing import kl_weight
 from vae.baseline import MeanImage
-from vae.batches import epoch_order, for_measuring, generator, to_pixels
+from vae.batches import epoch_order, for_measuring, full_batches, gather, generator, resident, to_pixels
 from vae.devices import Compute
 from vae.diagnostics import Measurement, encode, fitted_sigma, measure, mutual_information
 from vae.errors import InputError
@@ -185,7 +185,7 @@ def train(
             on_resume(history, kl_per_epoch)
             on_message(f"resumed after epoch {len(history)} of {p.train.epochs}")
 
-    resident = _resident(train_images, device)
+    stored = resident(train_images, device)
     sigma_sample = measured_images[:: math.ceil(len(train_images) / SIGMA_IMAGES)]
     samples = p.objective.importance_samples_train
     loss_of, bound_of = _loss, _importance_weighted_loss
@@ -205,7 +205,7 @@ def train(
     def encoder_step(step: int, beta: Tensor, share: float, sub_step: int) -> Tensor:
         """One sub-step of the aggressive phase, on a batch of its own, with the control as it stands."""
         chosen = aggressive.random_batch(p.seed, step, sub_step, len(train_images), p.train.batch_size)
-        x, noise = _batch(p, resident, chosen, step, device, f"aggressive{sub_step}.")
+        x, noise = _batch(p, gather(stored, chosen, device), step, device, f"aggressive{sub_step}.")
         with _memory_errors_explained(p.train), compute.autocast():
             distortion, _, penalised, mse = loss_of(model, objective, x, noise)
             loss = control.loss(
@@ -221,7 +221,7 @@ def train(
         started = time.perf_counter()
         model.train()
 
-        for batch in range(steps):
+        for batch, images in enumerate(full_batches(stored, order, p.train.batch_size, device)):
             # Where in the training are we: the KL weight and the learning rate follow.
             step = epoch * steps + batch
             progress = step / steps
@@ -229,7 +229,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = p.train.learning_rate * learning_rate_factor(p.train, progress)
 
-            beta = torch.tensor(objective.beta(weight), device=device)
+            beta = torch.full((), objective.beta(weight), device=device)  # filled there: no copy to wait for
             share = weight / p.kl.weight if p.kl.weight else 1.0
 
             # In the aggressive phase the encoder goes first, on other batches, and this step is the decoder's.
@@ -237,9 +237,7 @@ def train(
                 aggressive.converge(functools.partial(encoder_step, step, beta, share))
 
             # Forward, backward, step; outside that phase nothing here waits for the device.
-            x, noise = _batch(
-                p, resident, order[batch * p.train.batch_size :][: p.train.batch_size], step, device
-            )
+            x, noise = _batch(p, images, step, device)
             with _memory_errors_explained(p.train), compute.autocast():
                 if samples > 1:
                     loss, distortion, rate = bound_of(model, objective, x, noise, beta)
@@ -385,13 +383,13 @@ def _importance_weighted_loss(
 
 
 def _batch(
-    p: Parameters, images: Tensor, chosen: Tensor, step: int, device: torch.device, purpose: str = ""
+    p: Parameters, images: Tensor, step: int, device: torch.device, purpose: str = ""
 ) -> tuple[Tensor, Tensor]:
     """Pixels (B, C, H, W), augmented and drawn as the parameters say, and a step's noise (k, B, Z).
 
-    purpose: sets the random draws apart from those of the step itself.
+    images: uint8 (B, H, W, C). purpose: sets the random draws apart from those of the step itself.
     """
-    x = to_pixels(images[chosen.to(images.device)], device)
+    x = to_pixels(images, device)
     if p.data.augment == "flip":
         coin = (
             torch.rand(len(x), generator=generator(p.seed, purpose + "flip", step, device), device=device)
@@ -403,14 +401,6 @@ def _batch(
     shape = (p.objective.importance_samples_train, len(x), p.model.latent_dim)
     noise = torch.randn(shape, generator=generator(p.seed, purpose + "noise", step, device), device=device)
     return x, noise
-
-
-def _resident(images: np.ndarray, device: torch.device) -> Tensor:
-    """The images as one tensor: on the GPU where half of its free memory holds them, else memory-mapped."""
-    tensor = torch.from_numpy(np.asarray(images))
-    if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-        return tensor.to(device)
-    return tensor
 
 
 def _batch_problem(p: Parameters, images: int) -> str:
