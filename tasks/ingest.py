@@ -122,9 +122,8 @@ def _decode_all(
             batches = (items[i : i + DECODE_AT_ONCE] for i in range(0, len(items), DECODE_AT_ONCE))
             results = _in_order(pool, batches, preprocessing, ahead=2 * workers)
             for found, pixels in _with_progress(results, len(items)):
-                examined.append(found)
-                if pixels is not None:
-                    file.write(pixels)
+                examined += found
+                file.write(pixels)
         finally:  # on Ctrl-C or a full disk: what has not begun need not begin
             pool.shutdown(wait=False, cancel_futures=True)
     return examined
@@ -132,24 +131,24 @@ def _decode_all(
 
 def _in_order(
     pool: ThreadPoolExecutor, batches: Iterable[Sequence[Item]], preprocessing: Preprocessing, ahead: int
-) -> Iterator[tuple[Examined, bytes | None]]:
+) -> Iterator[tuple[list[Examined], bytes]]:
     """Threads, since Pillow decodes without holding Python's lock; at most `ahead` batches are in memory."""
-    waiting: deque[Future[list[tuple[Examined, bytes | None]]]] = deque()
+    waiting: deque[Future[tuple[list[Examined], bytes]]] = deque()
     for batch in batches:
         waiting.append(pool.submit(_examine_batch, batch, preprocessing))
         if len(waiting) >= ahead:
-            yield from waiting.popleft().result()
+            yield waiting.popleft().result()
     while waiting:
-        yield from waiting.popleft().result()
+        yield waiting.popleft().result()
 
 
-def _examine_batch(
-    batch: Sequence[Item], preprocessing: Preprocessing
-) -> list[tuple[Examined, bytes | None]]:
-    return [_examine(item, preprocessing) for item in batch]
+def _examine_batch(batch: Sequence[Item], preprocessing: Preprocessing) -> tuple[list[Examined], bytes]:
+    """What was learnt of each item, and the pixels of the usable ones, one after another."""
+    examined, pixels = zip(*(_examine(item, preprocessing) for item in batch), strict=True)
+    return list(examined), b"".join(pixels)
 
 
-def _examine(item: Item, preprocessing: Preprocessing) -> tuple[Examined, bytes | None]:
+def _examine(item: Item, preprocessing: Preprocessing) -> tuple[Examined, bytes]:
     size, digest = None, None
     try:
         content = item.load()
@@ -157,22 +156,26 @@ def _examine(item: Item, preprocessing: Preprocessing) -> tuple[Examined, bytes 
         size, digest = len(raw), hashlib.sha256(raw).hexdigest()
         prepared = images.prepare(content, preprocessing)
     except UnusableImage as refusal:
-        return Examined(bytes=size, sha256=digest, reason=str(refusal)), None
+        return Examined(bytes=size, sha256=digest, reason=str(refusal)), b""
     return Examined(prepared.width, prepared.height, prepared.mode, size, digest), prepared.pixels.tobytes()
 
 
-def _with_progress(results: Iterable[Any], total: int) -> Iterator[Any]:
+def _with_progress(results: Iterable[tuple[list[Examined], bytes]], total: int) -> Iterator[Any]:
     """A bar where a person watches, a line now and then where the output is kept."""
     if sys.stdout.isatty():
         from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, transient=True) as progress:
-            yield from progress.track(results, total=total, description="decoding")
+            task = progress.add_task("decoding", total=total)
+            for result in results:
+                yield result
+                progress.advance(task, len(result[0]))
         return
-    last = time.monotonic()
-    for done, result in enumerate(results, start=1):
+    done, last = 0, time.monotonic()
+    for result in results:
         yield result
+        done += len(result[0])
         if time.monotonic() - last > SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             print(f"ingest: {done:,} of {total:,} decoded", flush=True)
@@ -206,7 +209,7 @@ def _write_splits(
 ) -> dict[int, Stored]:
     """The second pass: one array a split, in the source's order. Returns item → where it is."""
     shape = (preprocessing.height, preprocessing.width, preprocessing.channels)
-    prepared = np.memmap(scratch, np.uint8, "r", shape=(len(usable), *shape))
+    prepared = np.asarray(np.memmap(scratch, np.uint8, "r", shape=(len(usable), *shape)))
     stored: dict[int, Stored] = {}
     for split in workspace.SPLITS:
         rows = [row for row, assigned in enumerate(split_of) if assigned == split]
@@ -222,7 +225,7 @@ def _write_splits(
 
 def _mean_and_std(pixels: NDArray[np.uint8]) -> tuple[float, float]:
     """In [0, 1]. From sums of whole numbers, so that every machine gets the same bits."""
-    flat = pixels.ravel().astype(np.int64)
+    flat = pixels.ravel().astype(np.float64)
     n, total, squares = flat.size, int(flat.sum()), int(flat @ flat)
     return total / (255 * n), math.sqrt(n * squares - total * total) / (255 * n)
 

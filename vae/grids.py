@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-PIXELS = 800  # a grid is enlarged, by a whole factor, to about this width
+PIXELS = 800  # a grid is enlarged, by a whole factor, to at most this width
 BIG, SCREEN = (
     100_000,
     1200,
@@ -40,8 +40,8 @@ def grid(images: NDArray[Any], columns: int) -> NDArray[np.uint8]:
 
 
 def enlarged(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """By the whole factor that brings it nearest to `PIXELS`: tiny images stay made of squares."""
-    factor = max(1, round(PIXELS / picture.shape[1]))
+    """By the largest whole factor that keeps it within `PIXELS`: tiny images stay made of squares."""
+    factor = max(1, PIXELS // picture.shape[1])
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
