@@ -34,7 +34,6 @@ from vae.evaluation import importance_weighted_bound
 from vae.images import Preprocessing
 from vae.model import VAE
 from vae.objective import Likelihood
-from vae.parameters import Parameters
 
 STAGES = ("ingest", "validate", "preflight", "train", "monitor", "evaluate")
 REPEATS = 3
@@ -97,7 +96,7 @@ def _training() -> Rows:
     )
     bounding, decoding = _interleaved(
         lambda: importance_weighted_bound(model, valid[:BATCH], likelihood, compute, SAMPLES, 0),
-        lambda: _decode_samples(model, compute),
+        lambda: _decode_samples(model, len(valid[:BATCH]), compute),
     )
     logging: list[float] = []
     with _timed(training_run, "log_epoch", logging):
@@ -124,10 +123,10 @@ def _forward(model: VAE, valid: np.ndarray, compute: Compute) -> None:
                 model.decode(mu, x)
 
 
-def _decode_samples(model: VAE, compute: Compute) -> None:
+def _decode_samples(model: VAE, count: int, compute: Compute) -> None:
     with torch.no_grad(), compute.autocast():
         for _ in range(SAMPLES):
-            model.decode(torch.randn(BATCH, model.latent_dim))
+            model.decode(torch.randn(count, model.latent_dim))
 
 
 def _starts() -> Rows:
