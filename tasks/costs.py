@@ -1,8 +1,8 @@
 """What surrounds the training costs: `python -m tasks.costs`.
 
-Ingest beside bare decoding; validation beside its forward passes, and MLflow, as shares of an epoch; the start of
-each stage. With `--chain` also what DVC and Prefect cost where nothing is left to do, in this workspace, which a
-run has to have gone through. docs/benchmarks.md has what it gave, and where.
+Ingest beside bare decoding; validation and the importance-weighted bound beside their forward passes; MLflow as a
+share of an epoch; the start of each stage. With `--chain` also what DVC and Prefect cost where nothing is left to do,
+in this workspace, which a run has to have gone through. docs/benchmarks.md has what it gave, and where.
 """
 
 import contextlib
@@ -87,7 +87,7 @@ def _training() -> Rows:
     """At 64×64×3, 10% of the images in the validation split."""
     case = CASES["64"]
     p = parameters_of(case, seed=0)
-    compute = Compute(torch.device("cpu"), devices.choose(p.train, training.flops(p)).precision)
+    compute = devices.choose(p.train, training.flops(p))
     patches = photos(case.side, case.channels, case.images + case.images // 9)
     train, valid = patches[: case.images], patches[case.images :]
     model, likelihood = training.build(p), Likelihood("gaussian", 0.1)
@@ -145,7 +145,7 @@ def _idle() -> Rows:
     yield "`dvc repro`, nothing to do", f"{statistics.median(seconds):.1f} s", "2 s"
     seconds = [_seconds([sys.executable, "-m", "flows.vae_train"]) for _ in range(REPEATS)]
     yield (
-        "a flow run, every stage cached (after `make up`, its server is there already)",
+        "a flow run, every stage cached",
         f"{statistics.median(seconds):.1f} s",
         "15 s",
     )

@@ -19,7 +19,6 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
-import torch
 import typer
 from matplotlib.figure import Figure
 from PIL import Image
@@ -28,12 +27,11 @@ from ruamel.yaml import YAML
 from tasks import workspace
 from tasks.bench import Case, last_words, parameters_of
 from vae import devices, training
-from vae.devices import Compute
 from vae.errors import InputError
 
 PLACE = Path("docs/growth")
 POINTS = {
-    "files": (1_000, 10_000, 100_000),
+    "files": (1_000, 10_000, 100_000, 1_000_000),
     "images": (1_000, 10_000, 100_000, 1_000_000),
     "pixels": (16, 32, 64, 128, 256),
     "latents": (4, 16, 64, 256, 1024),
@@ -44,6 +42,7 @@ UNITS = {
     "pixels": "side of an image in pixels",
     "latents": "latents, 32×32×1",
 }
+ONE = {"pixels": "a pixel", "files": "a file"}
 
 
 def main(
@@ -150,10 +149,9 @@ MEASURED: dict[str, Callable[[int], Measured]] = {
 def _train(case: Case, array: np.ndarray) -> Measured:
     """One epoch, validated on a few images; returns how many images it trained on."""
     p = parameters_of(case, seed=0)
-    precision = devices.choose(p.train, training.flops(p)).precision
     valid = np.array(array[:64])
     with Watch() as watch:
-        training.train(p, array, valid, Compute(torch.device("cpu"), precision))
+        training.train(p, array, valid, devices.choose(p.train, training.flops(p)))
     return case.images // case.batch * case.batch, watch
 
 
@@ -184,12 +182,10 @@ def _in_a_process(what: str, size: int, folder: str) -> dict[str, float]:
 
 def markdown(table: pd.DataFrame) -> list[str]:
     lines = ["| growing | size | time | each | peak memory |", "| --- |" + " --- |" * 4]
-    for row in table.itertuples():
-        unit = "pixel" if row.of == "pixels" else "file" if row.of == "files" else "image"
-        lines.append(
-            f"| {UNITS[str(row.of)]} | {row.size:,} | {row.seconds:.1f} s | {row.microseconds_each:,.3g} µs a {unit} | "
-            f"{row.peak_megabytes:,.0f} MB |"
-        )
+    for row in table.to_dict("records"):
+        each = f"{_short(row['microseconds_each'])} µs {ONE.get(row['of'], 'an image')}"
+        took = f"{row['seconds']:.1f} s | {each} | {row['peak_megabytes']:,.0f} MB"
+        lines.append(f"| {UNITS[row['of']]} | {row['size']:,} | {took} |")
     return lines
 
 
@@ -204,8 +200,19 @@ def plot(table: pd.DataFrame) -> Figure:
         bottom.loglog(rows["size"], rows["peak_megabytes"], "o-", color="#c0392b")
         top.set(title=UNITS[what], ylabel="µs a pixel" if what == "pixels" else "µs each")
         bottom.set(xlabel=what, ylabel="peak memory, MB")
+        bottom.set_xticks(rows["size"], [f"{size:,}" for size in rows["size"]], fontsize=8)
+        bottom.minorticks_off()
         top.title.set_fontsize(9)
+        for axis, column in ((top, "microseconds_each"), (bottom, "peak_megabytes")):
+            middle = float(np.sqrt(rows[column].min() * rows[column].max()))
+            axis.set_ylim(middle / 30, middle * 30)  # the same factor everywhere, so that heights compare
+            axis.yaxis.set_major_formatter(lambda value, _: _short(value))
     return figure
+
+
+def _short(value: float) -> str:
+    """Three digits, in full: 1,260 and 0.313."""
+    return f"{float(f'{value:.3g}'):,.12g}"
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def test_in_order_gives_every_image_once(batch_size: int) -> None:
     assert torch.equal(torch.cat(batches), to_pixels(given, CPU))
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 7])
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 8])
 def test_full_batches_are_the_same_from_memory_and_read_ahead(batch_size: int) -> None:
     given, order = images(7), epoch_order(0, 0, 7)
     indexed = list(full_batches(torch.from_numpy(given), order, batch_size, CPU))
@@ -62,11 +62,20 @@ def test_reading_ahead_is_one_batch_ahead_and_tells_what_went_wrong() -> None:
         next(batches)
 
 
-def test_images_are_resident_where_half_of_the_memory_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_resident_where_half_of_the_memory_holds_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     given = images(7)
     pages = {"SC_PHYS_PAGES": 2 * given.nbytes + 2, "SC_PAGE_SIZE": 1}
+    limit = tmp_path / "memory.max"
     monkeypatch.setattr("os.sysconf", pages.__getitem__)
+    monkeypatch.setattr("vae.batches.CONTAINER_LIMIT", limit)
     assert isinstance(resident(given, CPU), torch.Tensor)
+    limit.write_text("max\n")
+    assert isinstance(resident(given, CPU), torch.Tensor)
+    limit.write_text(f"{2 * given.nbytes}\n")
+    assert resident(given, CPU) is given
+    limit.unlink()
     pages["SC_PHYS_PAGES"] = 2 * given.nbytes
     assert resident(given, CPU) is given
 

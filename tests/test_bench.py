@@ -7,6 +7,7 @@ import pytest
 from tasks import bench
 from tasks.bench import Case
 from tasks.peers import PEERS
+from vae import devices
 from vae.errors import InputError
 
 TINY = Case(16, 1, (8, 16), 4, 16, 320, 6)
@@ -19,7 +20,7 @@ def cases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", "whole"])
-@pytest.mark.parametrize("trainer", [bench.OURS, bench.FP32, *PEERS])
+@pytest.mark.parametrize("trainer", [bench.OURS, *PEERS])
 def test_every_trainer_trains_the_same_network_for_all_epochs(
     name: str, trainer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -31,6 +32,18 @@ def test_every_trainer_trains_the_same_network_for_all_epochs(
     assert found["whole_seconds"] > sum(found["seconds"])
     assert found["skill"] > 0  # better than the mean image
     assert 50 < found["peak_megabytes"] < 16_000
+
+
+def test_a_trainers_name_says_what_is_other_than_the_rules_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_has_bf16", lambda device: True)
+    monkeypatch.setattr(devices, "BF16_FROM_IMAGE_FLOPS", 0)
+    p = bench.parameters_of(TINY, seed=0)
+    ours, fp32, compiled, eager = (
+        bench.compute_of(p, who, 320) for who in (bench.OURS, bench.FP32, bench.COMPILED, bench.EAGER)
+    )
+    assert (ours.precision, fp32.precision) == ("bf16", "fp32")
+    assert compiled.compiled and not eager.compiled
+    assert {compute.device.type for compute in (ours, fp32, compiled, eager)} == {"cpu"}
 
 
 def test_the_peers_objective_is_the_projects_own() -> None:

@@ -523,12 +523,12 @@ def test_flips_turn_left_and_right_only() -> None:
 def test_dynamic_binarisation_draws_anew_at_every_step() -> None:
     p = params({"data.binarise": "dynamic", "objective.likelihood": "bernoulli"})
     images = torch.from_numpy(np.tile(TRAIN[:1], (4000, 1, 1, 1)))
-    drawn, _ = training._batch(p, images[:4000], 0, CPU.device)
+    drawn, _ = training._batch(p, images, 0, CPU.device)
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     expected = torch.from_numpy(TRAIN[0, ..., 0] / 255).float()
     torch.testing.assert_close(drawn.mean(0)[0], expected, atol=0.04, rtol=0)
-    again, _ = training._batch(p, images[:4000], 0, CPU.device)
-    later, _ = training._batch(p, images[:4000], 1, CPU.device)
+    again, _ = training._batch(p, images, 0, CPU.device)
+    later, _ = training._batch(p, images, 1, CPU.device)
     assert torch.equal(again, drawn) and not torch.equal(later, drawn)
 
 
@@ -611,3 +611,19 @@ def test_images_that_exceed_the_memory_give_the_same_bits(monkeypatch: pytest.Mo
         with monkeypatch.context() as patch:
             patch.setattr("vae.training.resident", lambda images, device: images)
             assert_same_bits(run(params(changes)), resident)
+
+
+def test_the_average_of_the_weights_is_pytorchs_own() -> None:
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    model = build(params())
+    ours = AveragedModel(model, use_buffers=True)
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for step in range(4):
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.add_(step + 1)
+        training.update_average(ours, model, 0.9)
+        theirs.update_parameters(model)
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from vae.errors import InputError
 from vae.parameters import Parameters
+
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def open_images(path: Path) -> np.ndarray:
@@ -61,12 +64,20 @@ def in_order(images: np.ndarray | Tensor, batch_size: int, device: torch.device)
 
 
 def resident(images: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
-    """The images as a tensor on the device where half of its memory holds them; else as they are, memory-mapped."""
-    if device.type == "cuda":
-        room, _ = torch.cuda.mem_get_info(device)
-    else:
-        room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """A tensor that batches are taken from by indexing, where half of the memory holds it; else the array as it is.
+
+    On a GPU: a copy, in half of what is free. On a CPU: the mapped file, which then stays in the system's cache.
+    """
+    room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _memory()
     return torch.from_numpy(np.asarray(images)).to(device) if images.nbytes < room / 2 else images
+
+
+def _memory() -> float:
+    """Bytes that this machine has, or this container may use."""
+    limits = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
+    with suppress(OSError, ValueError):  # no such file; "max"
+        limits.append(float(CONTAINER_LIMIT.read_text()))
+    return min(limits)
 
 
 def gather(images: np.ndarray | Tensor, chosen: Tensor, device: torch.device) -> Tensor:
@@ -82,15 +93,16 @@ def full_batches(
 ) -> Iterator[Tensor]:
     """The batches of an epoch, uint8 (B, H, W, C); what is left over at its end makes none.
 
-    A tensor is indexed where it is. Of an array, which is larger than the device's memory, a thread reads the next
-    batch while the device computes on this one.
+    A tensor is indexed where it is. Of an array, for which there is no room, a thread reads the next batch while the
+    device computes on this one.
     """
-    chosen = order[: len(order) // batch_size * batch_size]
+    parts = order[: len(order) // batch_size * batch_size].view(-1, batch_size)
     if isinstance(images, Tensor):
-        for part in chosen.to(images.device).split(batch_size):
+        for part in parts.to(images.device):
             yield images[part]
         return
-    parts = chosen.split(batch_size)
+    if len(parts) == 0:
+        return
     with ThreadPoolExecutor(1, "read-ahead") as reader:
         ahead = reader.submit(gather, images, parts[0], device)
         for following in parts[1:]:

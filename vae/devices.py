@@ -18,9 +18,9 @@ import torch
 from vae.errors import InputError
 from vae.parameters import Train
 
-# Compiling costs half a minute and saves what lies around convolutions and products. A CPU without matrix units
-# spends so little there that it was never faster compiled (docs/benchmarks.md); with them it pays from about five
-# minutes of training.
+# Compiling costs 15 to 25 seconds and saves what lies around convolutions and products. A CPU without matrix units
+# spends so little there that it was not faster compiled (docs/benchmarks.md); with them some five minutes of training
+# repay it.
 COMPILE_FROM_FLOPS = {"cpu": math.inf, "cpu with matrix units": 3e13, "cuda": 3e15}
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
@@ -104,12 +104,12 @@ def use_kernels(deterministic: bool) -> None:
 def keep_freed_memory() -> None:
     """For the whole process: what a step frees, the next step gets, rather than the system and back as new pages.
 
-    glibc's mallopt; elsewhere nothing happens. The pages of large tensors otherwise cost a tenth of the time and more.
+    glibc's mallopt; elsewhere nothing happens. New pages cost a tenth of the time at 224×224×3.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
         mallopt(M_TOP_PAD, 2**26)
 
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from vae import aggressive, checkpoint, control
 from vae.annealing import kl_weight
@@ -159,7 +159,7 @@ def train(
     optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=p.train.learning_rate, fused=True)
     average = None
     if p.train.ema is not None:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(p.train.ema), use_buffers=True)
+        average = AveragedModel(model, use_buffers=True)
     judged = model if average is None else cast(VAE, average.module)
     control_state = control.start(p.kl, device)
     phase, (inference, generation) = aggressive.Phase(p.train.aggressive_encoder), aggressive.halves(model)
@@ -249,7 +249,7 @@ def train(
                     )
             descend(loss, generation if phase.on else None)
             if average is not None:
-                average.update_parameters(model)
+                update_average(average, model, cast(float, p.train.ema))
             sums += torch.stack([loss, distortion, rate]).detach()
             on_step(step + 1)
 
@@ -327,6 +327,25 @@ def learning_rate_factor(train: Train, progress: float) -> float:
     return {"constant": 1.0, "linear": 1 - t, "cosine": (1 + math.cos(math.pi * t)) / 2}[
         train.learning_rate_schedule
     ]
+
+
+@torch.no_grad()
+def update_average(average: AveragedModel, model: VAE, decay: float) -> None:
+    """The exponential moving average a ← a + (1 − decay)·(w − a) of weights and buffers; the first time, w itself.
+
+    AveragedModel's own `update_parameters` asks at every step how many there were, and waits for the GPU to hear it.
+    """
+    averaged = [*average.module.parameters(), *average.module.buffers()]
+    current = [*model.parameters(), *model.buffers()]
+    floats = [(a, w) for a, w in zip(averaged, current, strict=True) if a.is_floating_point()]
+    counts = [(a, w) for a, w in zip(averaged, current, strict=True) if not a.is_floating_point()]
+    if average.n_averaged == 0:  # it stays on the CPU
+        torch._foreach_copy_(averaged, current)
+    else:
+        torch._foreach_lerp_([a for a, _ in floats], [w for _, w in floats], 1 - decay)
+        for a, w in counts:
+            a.copy_(a * decay + w * (1 - decay))
+    average.n_averaged += 1
 
 
 def likelihood_of(
