@@ -63,6 +63,7 @@ def main(
     if (PLACE / "growth.csv").exists():  # what was not measured this time stays
         before = pd.read_csv(PLACE / "growth.csv")
         table = pd.concat([before[~before["of"].isin(table["of"])], table], ignore_index=True)
+        table = table.sort_values("of", key=lambda column: column.map(list(POINTS).index), kind="stable")
     PLACE.mkdir(parents=True, exist_ok=True)
     table.to_csv(PLACE / "growth.csv", index=False)
     plot(table).savefig(PLACE / "growth.png", dpi=110)

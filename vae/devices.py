@@ -18,9 +18,9 @@ import torch
 from vae.errors import InputError
 from vae.parameters import Train
 
-# Compiling costs 15 to 25 seconds and saves what lies around convolutions and products. A CPU without matrix units
-# spends so little there that it was not faster compiled (docs/benchmarks.md); with them some five minutes of training
-# repay it.
+# Compiling costs 10 to 25 seconds and saves what lies around convolutions and products. A CPU without matrix units
+# spends so little there that it made 0.8 to 1.1 times the speed (docs/benchmarks.md); with them some five minutes of
+# training are to repay it.
 COMPILE_FROM_FLOPS = {"cpu": math.inf, "cpu with matrix units": 3e13, "cuda": 3e15}
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
