@@ -70,7 +70,7 @@ constraints: setup ## Pin the whole transitive set anew
 
 clean: ## Remove what was made, the environment and the stores included
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m flows.servers down && $(BIN)/python -c 'from tasks import overlay; overlay.apply(None, None)'; fi
-	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports site data/images data/manifest.parquet data/zoo
+	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports site data/images data/.ingest data/manifest.parquet data/zoo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help setup run up down test zoo bench chaos docs check constraints clean

@@ -2,12 +2,14 @@
 
 Two passes, so that memory holds a batch and never the data set. The first decodes on all cores and writes the
 prepared pixels aside, in the source's order; the second, which knows all contents and hence all splits,
-writes one array a split. All files are made in `data/images/.partial` and moved into place at the end.
-The result is the same to the bit for any number of workers.
+writes one array a split. All files are made in `data/.ingest`, which DVC does not know and so leaves alone, and
+moved into place at the end. An interrupted ingest goes on where it was: see `tasks.decoded`.
+The result is the same to the bit for any number of workers and of interruptions.
 """
 
 import errno
 import hashlib
+import inspect
 import math
 import os
 import shutil
@@ -19,32 +21,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
 from tasks import workspace
+from tasks.decoded import Decoded, Examined, stamp
 from vae import images, parameters, sources, splits
 from vae.errors import InputError
 from vae.images import Preprocessing, UnusableImage
 from vae.sources import Item
 
-PARTIAL = workspace.IMAGES / ".partial"
+PARTIAL = workspace.IMAGES.parent / ".ingest"
+# What was learnt of some items, their stamps, and the pixels of the usable ones, one after another.
+Batch = tuple[Sequence[Examined], Sequence[str | None], bytes]
+
 DECODE_AT_ONCE = 32  # items a worker takes at a time
+WRITE_AT_ONCE = 2**18  # bytes: what fits into a core's cache as float64
 SECONDS_BETWEEN_LINES = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Examined:
-    """What the first pass learnt of an item; a reason means that it cannot be used."""
-
-    width: int | None = None
-    height: int | None = None
-    mode: str | None = None
-    bytes: int | None = None
-    sha256: str | None = None
-    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +62,10 @@ def main(workers: int | None = None) -> None:
     preprocessing = Preprocessing.of(params)
     items = sources.find(params.data)
     print(f"ingest: {len(items):,} items from data.source = {params.data.source}", flush=True)
-    with _written_aside():
-        scratch = PARTIAL / "prepared.bin"
-        examined = _decode_all(items, preprocessing, scratch, workers or _cores())
+    image_bytes = preprocessing.height * preprocessing.width * preprocessing.channels
+    with _written_aside(Decoded(PARTIAL, _key(params, preprocessing), items, image_bytes)) as decoded:
+        _decode_all(items, preprocessing, decoded, workers or _cores())
+        examined = decoded.examined
         usable = [i for i, found in enumerate(examined) if found.reason is None]
         if not usable:
             raise InputError(
@@ -77,7 +73,7 @@ def main(workers: int | None = None) -> None:
                 + _some_reasons(items, examined)
             )
         split_of = _assign(items, examined, usable, params)
-        stored = _write_splits(scratch, usable, split_of, preprocessing)
+        stored = _write_splits(decoded.pixels, usable, split_of, preprocessing)
         _write_manifest(items, examined, stored)
     print(_summary(items, examined, stored, preprocessing), flush=True)
 
@@ -86,54 +82,77 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _key(params: parameters.Parameters, preprocessing: Preprocessing) -> str:
+    """All that shapes the prepared pixels besides the files: parameters, code, and the library that decodes."""
+    code = [Path(inspect.getfile(part)).read_bytes() for part in (images, sources, Decoded, _examine)]
+    asked = [params.data.source, params.data.path, preprocessing.height, preprocessing.width]
+    return " ".join(
+        [
+            repr([*asked, preprocessing.channels]),
+            hashlib.sha256(b"".join(code)).hexdigest(),
+            f"Pillow {PIL.__version__}",
+        ]
+    )
+
+
 @contextmanager
-def _written_aside() -> Iterator[None]:
-    """An empty folder for the time of the work; what it then holds replaces the old outputs, all or none."""
+def _written_aside(decoded: Decoded) -> Iterator[Decoded]:
+    """A folder for the time of the work; what it then holds replaces the old outputs, all or none.
+
+    An interruption and a full disk leave in it what is decoded so far.
+    """
+    keep = False
     try:
-        shutil.rmtree(PARTIAL, ignore_errors=True)
-        PARTIAL.mkdir(parents=True)
-        yield
+        workspace.IMAGES.mkdir(parents=True, exist_ok=True)
+        PARTIAL.mkdir(exist_ok=True)
+        with decoded:
+            yield decoded
         # The manifest goes first and comes last: arrays without a manifest are seen to be unfinished.
         workspace.MANIFEST.unlink(missing_ok=True)
         for split in workspace.SPLITS:
             (PARTIAL / f"{split}.npy").replace(workspace.images(split))
         (PARTIAL / "manifest.parquet").replace(workspace.MANIFEST)
+    except KeyboardInterrupt:
+        keep = decoded.kept > 0
+        raise
     except OSError as error:
+        keep = decoded.kept > 0
         advice = (
             "free some space"
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             else "check its rights"
         )
         place = error.filename or workspace.IMAGES
+        rest = f": it goes on after the {decoded.kept:,} items kept in {PARTIAL}" if keep else ""
         raise InputError(
-            f"cannot write {str(place)!r}: {error.strerror or error}; {advice} and run again"
+            f"cannot write {str(place)!r}: {error.strerror or error}; {advice} and run again{rest}"
         ) from None
     finally:
-        shutil.rmtree(PARTIAL, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(PARTIAL, ignore_errors=True)
 
 
-def _decode_all(
-    items: Sequence[Item], preprocessing: Preprocessing, scratch: Path, workers: int
-) -> list[Examined]:
-    """The first pass. The prepared pixels of the usable items end up in `scratch`, one after another."""
-    examined: list[Examined] = []
-    with scratch.open("wb") as file, ThreadPoolExecutor(workers) as pool:
+def _decode_all(items: Sequence[Item], preprocessing: Preprocessing, decoded: Decoded, workers: int) -> None:
+    """The first pass: all items that are not decoded yet."""
+    begin = len(decoded.examined)
+    if begin:
+        print(f"ingest: goes on after {begin:,} items, which an earlier run decoded", flush=True)
+    with ThreadPoolExecutor(workers) as pool:
         try:
-            batches = (items[i : i + DECODE_AT_ONCE] for i in range(0, len(items), DECODE_AT_ONCE))
+            batches = (items[i : i + DECODE_AT_ONCE] for i in range(begin, len(items), DECODE_AT_ONCE))
             results = _in_order(pool, batches, preprocessing, ahead=2 * workers)
-            for found, pixels in _with_progress(results, len(items)):
-                examined += found
-                file.write(pixels)
+            for found, stamps, pixels in _with_progress(results, begin, len(items)):
+                decoded.add(found, stamps, pixels)
         finally:  # on Ctrl-C or a full disk: what has not begun need not begin
             pool.shutdown(wait=False, cancel_futures=True)
-    return examined
+    decoded.flush()
 
 
 def _in_order(
     pool: ThreadPoolExecutor, batches: Iterable[Sequence[Item]], preprocessing: Preprocessing, ahead: int
-) -> Iterator[tuple[list[Examined], bytes]]:
+) -> Iterator[Batch]:
     """Threads, since Pillow decodes without holding Python's lock; at most `ahead` batches are in memory."""
-    waiting: deque[Future[tuple[list[Examined], bytes]]] = deque()
+    waiting: deque[Future[Batch]] = deque()
     for batch in batches:
         waiting.append(pool.submit(_examine_batch, batch, preprocessing))
         if len(waiting) >= ahead:
@@ -142,10 +161,10 @@ def _in_order(
         yield waiting.popleft().result()
 
 
-def _examine_batch(batch: Sequence[Item], preprocessing: Preprocessing) -> tuple[list[Examined], bytes]:
-    """What was learnt of each item, and the pixels of the usable ones, one after another."""
+def _examine_batch(batch: Sequence[Item], preprocessing: Preprocessing) -> Batch:
+    stamps = [stamp(item) for item in batch]
     examined, pixels = zip(*(_examine(item, preprocessing) for item in batch), strict=True)
-    return list(examined), b"".join(pixels)
+    return examined, stamps, b"".join(pixels)
 
 
 def _examine(item: Item, preprocessing: Preprocessing) -> tuple[Examined, bytes]:
@@ -160,19 +179,19 @@ def _examine(item: Item, preprocessing: Preprocessing) -> tuple[Examined, bytes]
     return Examined(prepared.width, prepared.height, prepared.mode, size, digest), prepared.pixels.tobytes()
 
 
-def _with_progress(results: Iterable[tuple[list[Examined], bytes]], total: int) -> Iterator[Any]:
+def _with_progress(results: Iterable[Batch], done: int, total: int) -> Iterator[Batch]:
     """A bar where a person watches, a line now and then where the output is kept."""
     if sys.stdout.isatty():
         from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, transient=True) as progress:
-            task = progress.add_task("decoding", total=total)
+            task = progress.add_task("decoding", completed=done, total=total)
             for result in results:
                 yield result
                 progress.advance(task, len(result[0]))
         return
-    done, last = 0, time.monotonic()
+    last = time.monotonic()
     for result in results:
         yield result
         done += len(result[0])
@@ -211,23 +230,33 @@ def _write_splits(
     shape = (preprocessing.height, preprocessing.width, preprocessing.channels)
     prepared = np.asarray(np.memmap(scratch, np.uint8, "r", shape=(len(usable), *shape)))
     stored: dict[int, Stored] = {}
+    at_once = max(WRITE_AT_ONCE // math.prod(shape), 1)
     for split in workspace.SPLITS:
         rows = [row for row, assigned in enumerate(split_of) if assigned == split]
         with (PARTIAL / f"{split}.npy").open("wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *shape)}
             np.lib.format.write_array_header_1_0(file, header)
-            for index, row in enumerate(rows):
-                pixels = images.binarised(prepared[row], preprocessing, split == "train")
-                file.write(pixels.tobytes())
-                stored[usable[row]] = Stored(split, index, *_mean_and_std(pixels))
+            for start in range(0, len(rows), at_once):
+                some = rows[start : start + at_once]
+                binarised = [images.binarised(prepared[row], preprocessing, split == "train") for row in some]
+                pixels = np.stack(binarised)
+                file.write(pixels.data)
+                for index, (row, moments) in enumerate(
+                    zip(some, _means_and_stds(pixels), strict=True), start
+                ):
+                    stored[usable[row]] = Stored(split, index, *moments)
     return stored
 
 
-def _mean_and_std(pixels: NDArray[np.uint8]) -> tuple[float, float]:
-    """In [0, 1]. From sums of whole numbers, so that every machine gets the same bits."""
-    flat = pixels.ravel().astype(np.float64)
-    n, total, squares = flat.size, int(flat.sum()), int(flat @ flat)
-    return total / (255 * n), math.sqrt(n * squares - total * total) / (255 * n)
+def _means_and_stds(pixels: NDArray[np.uint8]) -> Iterator[tuple[float, float]]:
+    """Of each image, in [0, 1]. From sums of whole numbers, so that every machine gets the same bits."""
+    flat = pixels.reshape(len(pixels), -1).astype(np.float64)
+    n = flat.shape[1]
+    # Not by BLAS, which would wake all cores for it, and wait for them where one is busy.
+    for total, squares in zip(
+        map(int, flat.sum(1)), map(int, np.einsum("ij,ij->i", flat, flat)), strict=True
+    ):
+        yield total / (255 * n), math.sqrt(n * squares - total * total) / (255 * n)
 
 
 def _write_manifest(items: Sequence[Item], examined: Sequence[Examined], stored: dict[int, Stored]) -> None:

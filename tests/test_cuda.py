@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.test_training import STEPS, TRAIN, VALID, assert_same_bits, params
-from vae import batches, devices, training
+from vae import batches, cuda_graph, devices, training
 
-STEPS_OF = {
+STEPS_OF: dict[str, dict[str, Any]] = {
     "plain": {},
     "average": {"train.ema": 0.9},
     "PI": {"kl.target_kl": 2.0},
@@ -29,6 +29,7 @@ def _as_it_was() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_float32_matmul_precision("highest")
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     if torch.cuda.is_available():
         torch.cuda.set_sync_debug_mode("default")
 
@@ -56,15 +57,48 @@ def test_images_that_exceed_the_gpu_give_the_same_bits(monkeypatch: pytest.Monke
 
 
 @GPU
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_steps_run_as_a_cuda_graph_and_give_the_bits_that_they_give_without(
+    name: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if compiled and shutil.which("cc") is None:
+        pytest.skip("Triton has no compiler here")
+    p = CASES[name]
+    compute = devices.choose(p.train.model_copy(update={"compile": compiled}))
+    said: list[str] = []
+    recorded = training.train(p, TRAIN, VALID, compute, on_message=said.append)
+    assert said == []  # no warning: the recording was proven, and used
+    monkeypatch.setenv(cuda_graph.SWITCH, "0")
+    assert_same_bits(training.train(p, TRAIN, VALID, compute), recorded)
+
+
+@GPU
+def test_a_step_that_waits_can_not_be_recorded_and_leaves_the_gpu_usable() -> None:
+    total = torch.ones(4, device="cuda")
+
+    def waits() -> None:
+        total.mul_(float(total.sum()))
+
+    with pytest.raises(RuntimeError):
+        cuda_graph.on_gpu(waits, total.device)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert total.sum().item() == 4
+
+
+@GPU
 @pytest.mark.parametrize("read_ahead", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_no_step_waits_for_the_gpu(name: str, read_ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the second step of an epoch to its last one, of what PyTorch can see: it raises where something waits."""
+    """From the second step of an epoch to its last one, of what PyTorch can see: it raises where something waits.
+
+    Not in the first epoch, whose last step is recorded, and its recording proven.
+    """
     if read_ahead:
         monkeypatch.setattr("vae.training.resident", lambda images, device: images)
     p: Any = CASES[name]
 
     def on_step(step: int) -> None:
-        torch.cuda.set_sync_debug_mode("error" if step % STEPS else "default")
+        torch.cuda.set_sync_debug_mode("error" if step > STEPS and step % STEPS else "default")
 
     training.train(p, TRAIN, VALID, devices.choose(p.train), on_step=on_step)

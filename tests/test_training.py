@@ -624,6 +624,7 @@ def test_the_average_of_the_weights_is_pytorchs_own() -> None:
             for tensor in (*model.parameters(), *model.buffers()):
                 tensor.add_(step + 1)
         training.update_average(ours, model, 0.9)
+        training.count_average(ours, model)
         theirs.update_parameters(model)
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name], tensor), name

@@ -39,7 +39,7 @@ def loss(
     rate: Tensor,
     mse: Tensor,
     beta: Tensor,
-    share: float,
+    share: Tensor | float,
     pixels: int,
 ) -> Tensor:
     """The loss of a step, in nats per image.

@@ -97,6 +97,8 @@ def use_kernels(deterministic: bool) -> None:
     """Of a GPU, for the whole process: only those that give the same bits each time, or whichever is fastest."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits only with this
     torch.use_deterministic_algorithms(deterministic)
+    # Else every new tensor is filled first, for programs that read what they never wrote.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
     torch.set_float32_matmul_precision("high")  # TF32, which cuDNN's convolutions take by themselves
 

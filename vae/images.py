@@ -132,7 +132,8 @@ def read_file(path: str | Path) -> bytes:
     try:
         _check_readable(Path(path).stat())
         # O_NONBLOCK: should a pipe have taken the file's place since, opening it must not wait for a writer.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
             _check_readable(status := os.fstat(file.fileno()))
             return file.read(status.st_size)  # room is made for as much as is asked
     except OSError as error:

@@ -50,6 +50,31 @@ class Item:
     load: Callable[[], Content]  # a file's bytes, or uint8 (H, W) or (H, W, C); raises UnusableImage
 
 
+@dataclass(frozen=True, slots=True)
+class File:
+    """Loads a file."""
+
+    root: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        return f"{self.root}/{self.name}"
+
+    def __call__(self) -> Content:
+        return read_file(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Loads nothing, for a reason that is known beforehand."""
+
+    reason: str
+
+    def __call__(self) -> Content:
+        raise UnusableImage(self.reason)
+
+
 def find(data: Data) -> list[Item]:
     """What the source holds, in an order that depends on nothing but its content.
 
@@ -86,6 +111,7 @@ def folder(path: Path) -> list[Item]:
     """Image files in split folders, class folders or flat; this module's text says which."""
     _expect_folder(path, "folder")
     root = path.resolve()
+    place = str(root)
     files = sorted(_files(root))
     proper = [parts for parts in files if not _is_litter(parts)]
     splits = _split_folders(sorted({parts[0] for parts in proper if len(parts) > 1}), path)
@@ -107,7 +133,7 @@ def folder(path: Path) -> list[Item]:
         else:
             reason = _link_reason(root.joinpath(*parts), root)
         name = "/".join(parts)
-        load = partial(_refuse, reason) if reason else partial(read_file, f"{root}/{name}")
+        load = Refused(reason) if reason else File(place, name)
         return Item(shown(name), split, None if label is None else shown(label), load)
 
     return [item(parts) for parts in files]
@@ -115,7 +141,11 @@ def folder(path: Path) -> list[Item]:
 
 def shown(name: str) -> str:
     """A file's name as text that can be stored: bytes that are no UTF-8 become \\xNN."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return (
+        name
+        if name.isascii()
+        else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    )
 
 
 def _files(root: Path) -> Iterator[tuple[str, ...]]:
@@ -158,10 +188,6 @@ def _link_reason(file: Path, root: Path) -> str | None:
     if not target.is_relative_to(root):
         return "a link that leads out of the folder: copy the file instead"
     return "a link to a folder: not followed" if target.is_dir() else None
-
-
-def _refuse(reason: str) -> Content:
-    raise UnusableImage(reason)
 
 
 def idx(path: Path) -> list[Item]:

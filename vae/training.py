@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from vae import aggressive, checkpoint, control
 from vae.annealing import kl_weight
 from vae.baseline import MeanImage
 from vae.batches import epoch_order, for_measuring, full_batches, gather, generator, resident, to_pixels
+from vae.cuda_graph import Replayed, recorder
 from vae.devices import Compute
 from vae.diagnostics import Measurement, encode, fitted_sigma, measure, mutual_information
 from vae.errors import InputError
@@ -156,7 +158,15 @@ def train(
         },
         {"params": [w for w in model.parameters() if w is model.log_sigma], "weight_decay": 0.0},
     ]
-    optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=p.train.learning_rate, fused=True)
+    record = recorder(device)
+    if record is not None:  # the optimiser's steps before the recording are what it was made for, too
+        warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
+    optimiser = torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=p.train.learning_rate,
+        fused=True,
+        capturable=record is not None and device.type == "cuda",
+    )
     average = None
     if p.train.ema is not None:
         average = AveragedModel(model, use_buffers=True)
@@ -177,7 +187,7 @@ def train(
             optimiser.load_state_dict(state["optimiser"])
             if average is not None:
                 average.load_state_dict(state["average"])
-            control_state = state["control"]
+            control_state.copy_(state["control"])
             phase = aggressive.Phase(**state["phase"])
             history = state["history"]
             kept_epoch, kept_weights = state["kept_epoch"], state["kept_weights"]
@@ -193,20 +203,53 @@ def train(
         loss_of, bound_of = torch.compile(_loss), torch.compile(_importance_weighted_loss)
     stopped = why_stop(history, p)
 
+    # What varies from step to step is in tensors, and what a step changes it changes in place: see cuda_graph.
+    beta, share = torch.zeros((), device=device), torch.zeros((), device=device)
+    # AdamW's kernels for a GPU read it as float32, those for a CPU as float64.
+    learning_rate = torch.zeros(
+        (), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device
+    )
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+
     def descend(loss: Tensor, weights: list[nn.Parameter] | None) -> None:
         """One step of the optimiser, of these weights only; None: of all."""
         optimiser.zero_grad(set_to_none=True)
-        with _memory_errors_explained(p.train):
-            (objective.scale * loss).backward(inputs=weights)
+        (objective.scale * loss).backward(inputs=weights)
         if p.train.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), p.train.gradient_clip)
         optimiser.step()
 
-    def encoder_step(step: int, beta: Tensor, share: float, sub_step: int) -> Tensor:
+    def training_step(x: Tensor, noise: Tensor, weights: list[nn.Parameter] | None = None) -> None:
+        """Forward, backward, step; nothing here waits for the device."""
+        with compute.autocast():
+            if samples > 1:
+                loss, distortion, rate = bound_of(model, objective, x, noise, beta)
+            else:
+                distortion, rate, penalised, mse = loss_of(model, objective, x, noise)
+                control_state.copy_(control.update(p.kl, control_state, rate, mse))
+                loss = control.loss(
+                    p.kl, control_state, distortion, penalised, mse, beta, share, objective.pixels
+                )
+        descend(loss, weights)
+        if average is not None:
+            update_average(average, model, cast(float, p.train.ema))
+        sums.add_(torch.stack([loss, distortion, rate]).detach())
+
+    def changed() -> list[Tensor]:
+        """All that a step changes."""
+        averaged = {} if average is None else average.module.state_dict()
+        moments = [tensor for state in optimiser.state.values() for tensor in state.values()]
+        return [*model.state_dict().values(), *averaged.values(), *moments, control_state, sums]
+
+    replayed_step = Replayed(training_step, changed, device, record, on_message)
+
+    def encoder_step(step: int, sub_step: int) -> Tensor:
         """One sub-step of the aggressive phase, on a batch of its own, with the control as it stands."""
         chosen = aggressive.random_batch(p.seed, step, sub_step, len(train_images), p.train.batch_size)
         x, noise = _batch(p, gather(stored, chosen, device), step, device, f"aggressive{sub_step}.")
-        with _memory_errors_explained(p.train), compute.autocast():
+        with compute.autocast():
             distortion, _, penalised, mse = loss_of(model, objective, x, noise)
             loss = control.loss(
                 p.kl, control_state, distortion, penalised, mse, beta, share, objective.pixels
@@ -217,7 +260,7 @@ def train(
     while stopped is None and len(history) < p.train.epochs:
         epoch = len(history)
         order = epoch_order(p.seed, epoch, len(train_images))
-        sums = torch.zeros(3, dtype=torch.float64, device=device)
+        sums.zero_()
         started = time.perf_counter()
         model.train()
 
@@ -226,31 +269,19 @@ def train(
             step = epoch * steps + batch
             progress = step / steps
             weight = kl_weight(p.kl, progress, p.train.epochs)
-            for group in optimiser.param_groups:
-                group["lr"] = p.train.learning_rate * learning_rate_factor(p.train, progress)
+            learning_rate.fill_(p.train.learning_rate * learning_rate_factor(p.train, progress))
+            beta.fill_(objective.beta(weight))  # there: no copy to wait for
+            share.fill_(weight / p.kl.weight if p.kl.weight else 1.0)
 
-            beta = torch.full((), objective.beta(weight), device=device)  # filled there: no copy to wait for
-            share = weight / p.kl.weight if p.kl.weight else 1.0
-
-            # In the aggressive phase the encoder goes first, on other batches, and this step is the decoder's.
-            if phase.on:
-                aggressive.converge(functools.partial(encoder_step, step, beta, share))
-
-            # Forward, backward, step; outside that phase nothing here waits for the device.
-            x, noise = _batch(p, images, step, device)
-            with _memory_errors_explained(p.train), compute.autocast():
-                if samples > 1:
-                    loss, distortion, rate = bound_of(model, objective, x, noise, beta)
+            with _memory_errors_explained(p.train):
+                x, noise = _batch(p, images, step, device)
+                if phase.on:  # the encoder goes first, on other batches, and this step is the decoder's
+                    aggressive.converge(functools.partial(encoder_step, step))
+                    training_step(x, noise, generation)
                 else:
-                    distortion, rate, penalised, mse = loss_of(model, objective, x, noise)
-                    control_state = control.update(p.kl, control_state, rate, mse)
-                    loss = control.loss(
-                        p.kl, control_state, distortion, penalised, mse, beta, share, objective.pixels
-                    )
-            descend(loss, generation if phase.on else None)
+                    replayed_step(x, noise)
             if average is not None:
-                update_average(average, model, cast(float, p.train.ema))
-            sums += torch.stack([loss, distortion, rate]).detach()
+                count_average(average, model)
             on_step(step + 1)
 
         # Judge it on the whole validation split, at the final KL weight.
@@ -331,7 +362,7 @@ def learning_rate_factor(train: Train, progress: float) -> float:
 
 @torch.no_grad()
 def update_average(average: AveragedModel, model: VAE, decay: float) -> None:
-    """The exponential moving average a ← a + (1 − decay)·(w − a) of weights and buffers; the first time, w itself.
+    """The exponential moving average a ← a + (1 − decay)·(w − a) of weights and buffers.
 
     AveragedModel's own `update_parameters` asks at every step how many there were, and waits for the GPU to hear it.
     """
@@ -339,12 +370,16 @@ def update_average(average: AveragedModel, model: VAE, decay: float) -> None:
     current = [*model.parameters(), *model.buffers()]
     floats = [(a, w) for a, w in zip(averaged, current, strict=True) if a.is_floating_point()]
     counts = [(a, w) for a, w in zip(averaged, current, strict=True) if not a.is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in floats], [w for _, w in floats], 1 - decay)
+    for a, w in counts:
+        a.copy_(a * decay + w * (1 - decay))
+
+
+@torch.no_grad()
+def count_average(average: AveragedModel, model: VAE) -> None:
+    """After a step. The first average is the weights themselves."""
     if average.n_averaged == 0:  # it stays on the CPU
-        torch._foreach_copy_(averaged, current)
-    else:
-        torch._foreach_lerp_([a for a, _ in floats], [w for _, w in floats], 1 - decay)
-        for a, w in counts:
-            a.copy_(a * decay + w * (1 - decay))
+        average.module.load_state_dict(model.state_dict())
     average.n_averaged += 1
 
 
