@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from tasks import lineage, workspace
+from tasks import busy, lineage, workspace
 from tasks.lock import hold
 from vae import (
     checkpoint,
@@ -44,6 +45,7 @@ from vae.training import Epoch, Trained
 
 STEP_IMAGES = 30  # at most so many grids of reconstructions a run, spread over its epochs
 GRID_IMAGES = 16
+LOADED = busy.mark()
 CONDITIONS = "conditions.json"  # beside the checkpoints: how they were computed
 
 
@@ -99,6 +101,8 @@ def run(
         f"training on {len(train_images)} images of {'×'.join(map(str, train_images.shape[1:]))}, "
         f"{compute.device}, {compute.precision}{', compiled' if compute.compiled else ''}"
     )
+    if compute.device.type == "cpu" and (told := busy.warning(LOADED, torch.get_num_threads())):
+        print(f"WARNING: {told}")
     ramp_end = first_final_epoch(p.kl, p.train.epochs)
     if ramp_end >= p.train.epochs:
         print(

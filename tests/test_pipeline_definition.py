@@ -21,7 +21,7 @@ PROJECT = Path(__file__).parent.parent
 PACKAGES = ("flows", "tasks", "vae")
 
 # They tell of a run, in MLflow and in locks, and shape no output. What only they import is no dep either.
-TELLERS = {"tasks/tracking.py", "tasks/training_run.py", "tasks/lineage.py", "tasks/lock.py"}
+TELLERS = {"tasks/tracking.py", "tasks/training_run.py", "tasks/lineage.py", "tasks/lock.py", "tasks/busy.py"}
 
 
 def definition() -> dict[str, Any]:

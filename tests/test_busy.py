@@ -1,0 +1,66 @@
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from tasks import busy
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Four cores, so many seconds, of which all programs computed `total` and this one `own`."""
+
+    def machine(seconds: float, total: float, own: float) -> busy.Mark:
+        monkeypatch.setattr(busy, "_cores", lambda: {0, 1, 2, 3})
+        monkeypatch.setattr(busy, "mark", lambda: busy.Mark(100 + seconds, 50 + total, 7 + own))
+        return busy.Mark(100, 50, 7)
+
+    return machine
+
+
+@pytest.mark.parametrize(
+    ("total", "own", "threads", "advice"),
+    [
+        (2.0, 2.0, 4, None),  # nobody else
+        (2.8, 2.0, 4, None),  # 0.4 of a core
+        (4.0, 2.0, 4, "OMP_NUM_THREADS=3"),
+        (4.0, 2.0, 3, None),  # a core is left for it
+        (10.0, 2.0, 4, "OMP_NUM_THREADS=1"),
+        (10.0, 2.0, 1, "Wait until they have ended"),
+    ],
+)
+def test_it_warns_where_threads_find_no_core(
+    machine: Any, total: float, own: float, threads: int, advice: str | None
+) -> None:
+    said = busy.warning(machine(2.0, total, own), threads)
+    assert said is None if advice is None else said is not None and advice in said
+
+
+def test_with_one_thread_there_is_no_smaller_number(machine: Any) -> None:
+    assert "OMP_NUM_THREADS" not in str(busy.warning(machine(2.0, 10.0, 2.0), 1))
+
+
+def test_a_moment_tells_nothing(machine: Any) -> None:
+    assert busy.warning(machine(0.1, 0.4, 0.0), 4) is None
+
+
+def test_a_program_beside_is_counted_and_this_one_is_not() -> None:
+    spin = "while True: sum(range(10000))"
+    began = busy.mark()
+    end = time.monotonic() + 0.6
+    while time.monotonic() < end:
+        pass
+    alone = busy.cores_taken(began)
+    other = subprocess.Popen([sys.executable, "-c", spin])
+    try:
+        time.sleep(0.3)
+        began = busy.mark()
+        time.sleep(1.0)
+        beside = busy.cores_taken(began)
+    finally:
+        other.kill()
+        other.wait()
+    assert alone is not None and beside is not None
+    assert beside > 0.3
