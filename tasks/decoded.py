@@ -76,6 +76,12 @@ class Decoded:
         if time.monotonic() - self._synced >= SECONDS_BETWEEN_SYNCS:
             self._sync()
 
+    def is_worth_keeping(self) -> bool:
+        """Whether a journal is there: this run's, or that of the one before, should it not be read yet."""
+        with suppress(OSError):
+            return self._journal.stat().st_size > 0
+        return False
+
     def flush(self) -> None:
         """All pixels are in the file, though perhaps not yet safe."""
         self._pixels_file.flush()

@@ -2,8 +2,9 @@
 
 Two passes, so that memory holds a batch and never the data set. The first decodes on all cores and writes the
 prepared pixels aside, in the source's order; the second, which knows all contents and hence all splits,
-writes one array a split. All files are made in `data/.ingest`, which DVC does not know and so leaves alone, and
-moved into place at the end. An interrupted ingest goes on where it was: see `tasks.decoded`.
+writes one array a split. What the first decoded is in `data/.ingest`, which DVC does not know and so leaves alone:
+an interrupted ingest goes on there (`tasks.decoded`). The outputs are made in `data/images/.partial` and moved into
+place at the end.
 The result is the same to the bit for any number of workers and of interruptions.
 """
 
@@ -33,7 +34,8 @@ from vae.errors import InputError
 from vae.images import Preprocessing, UnusableImage
 from vae.sources import Item
 
-PARTIAL = workspace.IMAGES.parent / ".ingest"
+PARTIAL = workspace.IMAGES / ".partial"
+DECODED = workspace.IMAGES.parent / ".ingest"
 # What was learnt of some items, their stamps, and the pixels of the usable ones, one after another.
 Batch = tuple[Sequence[Examined], Sequence[str | None], bytes]
 
@@ -42,14 +44,20 @@ WRITE_AT_ONCE = 2**18  # bytes: what fits into a core's cache as float64
 SECONDS_BETWEEN_LINES = 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stored:
-    """Where the second pass put an image, and its pixels' mean and standard deviation, in [0, 1]."""
+    """Where the second pass put each item, and its pixels' mean and standard deviation, in [0, 1]; arrays, an entry an
+    item. Those of an item that cannot be used mean nothing, and its split is None.
+    """
 
-    split: str
-    index: int
-    mean: float
-    std: float
+    split: list[str | None]
+    index: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+    @classmethod
+    def nothing(cls, items: int) -> "Stored":
+        return cls([None] * items, np.zeros(items, np.int64), np.zeros(items), np.zeros(items))
 
 
 def main(workers: int | None = None) -> None:
@@ -63,7 +71,7 @@ def main(workers: int | None = None) -> None:
     items = sources.find(params.data)
     print(f"ingest: {len(items):,} items from data.source = {params.data.source}", flush=True)
     image_bytes = preprocessing.height * preprocessing.width * preprocessing.channels
-    with _written_aside(Decoded(PARTIAL, _key(params, preprocessing), items, image_bytes)) as decoded:
+    with _written_aside(Decoded(DECODED, _key(params, preprocessing), items, image_bytes)) as decoded:
         _decode_all(items, preprocessing, decoded, workers or _cores())
         examined = decoded.examined
         usable = [i for i, found in enumerate(examined) if found.reason is None]
@@ -73,7 +81,7 @@ def main(workers: int | None = None) -> None:
                 + _some_reasons(items, examined)
             )
         split_of = _assign(items, examined, usable, params)
-        stored = _write_splits(decoded.pixels, usable, split_of, preprocessing)
+        stored = _write_splits(decoded.pixels, examined, split_of, preprocessing)
         _write_manifest(items, examined, stored)
     print(_summary(items, examined, stored, preprocessing), flush=True)
 
@@ -97,14 +105,14 @@ def _key(params: parameters.Parameters, preprocessing: Preprocessing) -> str:
 
 @contextmanager
 def _written_aside(decoded: Decoded) -> Iterator[Decoded]:
-    """A folder for the time of the work; what it then holds replaces the old outputs, all or none.
-
-    An interruption and a full disk leave in it what is decoded so far.
+    """Two folders for the time of the work. What one then holds replaces the old outputs, all or none; the other has
+    what is decoded so far, and stays after an interruption or on a full disk.
     """
     keep = False
     try:
-        workspace.IMAGES.mkdir(parents=True, exist_ok=True)
-        PARTIAL.mkdir(exist_ok=True)
+        shutil.rmtree(PARTIAL, ignore_errors=True)
+        PARTIAL.mkdir(parents=True)
+        DECODED.mkdir(exist_ok=True)
         with decoded:
             yield decoded
         # The manifest goes first and comes last: arrays without a manifest are seen to be unfinished.
@@ -113,23 +121,24 @@ def _written_aside(decoded: Decoded) -> Iterator[Decoded]:
             (PARTIAL / f"{split}.npy").replace(workspace.images(split))
         (PARTIAL / "manifest.parquet").replace(workspace.MANIFEST)
     except KeyboardInterrupt:
-        keep = decoded.kept > 0
+        keep = decoded.is_worth_keeping()
         raise
     except OSError as error:
-        keep = decoded.kept > 0
+        keep = decoded.is_worth_keeping()
         advice = (
             "free some space"
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             else "check its rights"
         )
         place = error.filename or workspace.IMAGES
-        rest = f": it goes on after the {decoded.kept:,} items kept in {PARTIAL}" if keep else ""
+        rest = f": it goes on after the {decoded.kept:,} items kept in {DECODED}" if decoded.kept else ""
         raise InputError(
             f"cannot write {str(place)!r}: {error.strerror or error}; {advice} and run again{rest}"
         ) from None
     finally:
+        shutil.rmtree(PARTIAL, ignore_errors=True)
         if not keep:
-            shutil.rmtree(PARTIAL, ignore_errors=True)
+            shutil.rmtree(DECODED, ignore_errors=True)
 
 
 def _decode_all(items: Sequence[Item], preprocessing: Preprocessing, decoded: Decoded, workers: int) -> None:
@@ -224,12 +233,13 @@ def _assign(
 
 
 def _write_splits(
-    scratch: Path, usable: Sequence[int], split_of: Sequence[str], preprocessing: Preprocessing
-) -> dict[int, Stored]:
-    """The second pass: one array a split, in the source's order. Returns item → where it is."""
+    scratch: Path, examined: Sequence[Examined], split_of: Sequence[str], preprocessing: Preprocessing
+) -> Stored:
+    """The second pass: one array a split, in the source's order."""
+    usable = [i for i, found in enumerate(examined) if found.reason is None]
     shape = (preprocessing.height, preprocessing.width, preprocessing.channels)
     prepared = np.asarray(np.memmap(scratch, np.uint8, "r", shape=(len(usable), *shape)))
-    stored: dict[int, Stored] = {}
+    stored = Stored.nothing(len(examined))
     at_once = max(WRITE_AT_ONCE // math.prod(shape), 1)
     for split in workspace.SPLITS:
         rows = [row for row, assigned in enumerate(split_of) if assigned == split]
@@ -244,7 +254,9 @@ def _write_splits(
                 for index, (row, moments) in enumerate(
                     zip(some, _means_and_stds(pixels), strict=True), start
                 ):
-                    stored[usable[row]] = Stored(split, index, *moments)
+                    item = usable[row]
+                    stored.split[item], stored.index[item] = split, index
+                    stored.mean[item], stored.std[item] = moments
     return stored
 
 
@@ -259,43 +271,41 @@ def _means_and_stds(pixels: NDArray[np.uint8]) -> Iterator[tuple[float, float]]:
         yield total / (255 * n), math.sqrt(n * squares - total * total) / (255 * n)
 
 
-def _write_manifest(items: Sequence[Item], examined: Sequence[Examined], stored: dict[int, Stored]) -> None:
+def _write_manifest(items: Sequence[Item], examined: Sequence[Examined], stored: Stored) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    places = [stored.get(i) for i in range(len(items))]
+    refused = np.array([found.reason is not None for found in examined])
     columns = {
-        "path": pa.array([item.path for item in items], pa.string()),
-        "split": pa.array([place and place.split for place in places], pa.string()),
-        "label": pa.array([item.label for item in items], pa.string()),
-        "index": pa.array([place and place.index for place in places], pa.int64()),
-        "width": pa.array([found.width for found in examined], pa.int64()),
-        "height": pa.array([found.height for found in examined], pa.int64()),
-        "mode": pa.array([found.mode for found in examined], pa.string()),
-        "bytes": pa.array([found.bytes for found in examined], pa.int64()),
-        "sha256": pa.array([found.sha256 for found in examined], pa.string()),
-        "mean": pa.array([place and place.mean for place in places], pa.float64()),
-        "std": pa.array([place and place.std for place in places], pa.float64()),
-        "status": pa.array(["quarantined" if found.reason else "ok" for found in examined], pa.string()),
-        "reason": pa.array([found.reason for found in examined], pa.string()),
+        "path": pa.array((item.path for item in items), pa.string()),
+        "split": pa.array(stored.split, pa.string()),
+        "label": pa.array((item.label for item in items), pa.string()),
+        "index": pa.array(stored.index, mask=refused),
+        "width": pa.array((found.width for found in examined), pa.int64()),
+        "height": pa.array((found.height for found in examined), pa.int64()),
+        "mode": pa.array((found.mode for found in examined), pa.string()),
+        "bytes": pa.array((found.bytes for found in examined), pa.int64()),
+        "sha256": pa.array((found.sha256 for found in examined), pa.string()),
+        "mean": pa.array(stored.mean, mask=refused),
+        "std": pa.array(stored.std, mask=refused),
+        "status": pa.array(("quarantined" if bad else "ok" for bad in refused), pa.string()),
+        "reason": pa.array((found.reason for found in examined), pa.string()),
     }
     pq.write_table(pa.table(columns), PARTIAL / "manifest.parquet")
 
 
 def _summary(
-    items: Sequence[Item],
-    examined: Sequence[Examined],
-    stored: dict[int, Stored],
-    preprocessing: Preprocessing,
+    items: Sequence[Item], examined: Sequence[Examined], stored: Stored, preprocessing: Preprocessing
 ) -> str:
-    counts = Counter(place.split for place in stored.values())
-    classes = {items[i].label for i in stored} - {None}
+    counts = Counter(split for split in stored.split if split)
+    used = sum(counts.values())
+    classes = {item.label for item, split in zip(items, stored.split, strict=True) if split} - {None}
     return (
         f"ingest: {', '.join(f'{counts[split]:,} {split}' for split in workspace.SPLITS)} images of "
         f"{preprocessing.height}×{preprocessing.width}×{preprocessing.channels}; "
         f"{f'{len(classes):,} classes' if classes else 'no labels'}; "
-        f"{len(items) - len(stored):,} of {len(items):,} quarantined"
-        + (f": {_some_reasons(items, examined)}" if len(stored) < len(items) else "")
+        f"{len(items) - used:,} of {len(items):,} quarantined"
+        + (f": {_some_reasons(items, examined)}" if used < len(items) else "")
     )
 
 

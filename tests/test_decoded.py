@@ -20,7 +20,7 @@ from vae import sources
 from vae.errors import InputError
 
 COUNT = 100  # three batches of 32, and a rest
-JOURNAL, PIXELS = ingest.PARTIAL / "journal.jsonl", ingest.PARTIAL / "pixels.bin"
+JOURNAL, PIXELS = ingest.DECODED / "journal.jsonl", ingest.DECODED / "pixels.bin"
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def here(place: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def whole(here: Path) -> list[bytes]:
     ingest.main(workers=2)
-    assert not ingest.PARTIAL.exists()
+    assert not ingest.DECODED.exists()
     found = outputs()
     shutil.rmtree("data")
     return found
@@ -64,7 +64,7 @@ def test_it_goes_on_with_the_same_bytes(here: Path, whole: list[bytes], batches:
     interrupt(min(32 * batches, COUNT))
     assert not any(path.exists() for path in (workspace.MANIFEST, workspace.images("train")))
     ingest.main(workers=3)
-    assert outputs() == whole and not ingest.PARTIAL.exists()
+    assert outputs() == whole and not ingest.DECODED.exists()
 
 
 def test_only_the_rest_is_decoded(
@@ -197,6 +197,20 @@ def test_a_full_disk_keeps_what_is_decoded_and_says_so(here: Path, whole: list[b
     assert "after the 64 items kept in data/.ingest" in str(error)
     ingest.main()
     assert outputs() == whole
+
+
+def test_an_interrupt_while_it_looks_for_what_changed_keeps_it(
+    here: Path, whole: list[bytes], capsys: Any
+) -> None:
+    def interrupted(item: Any) -> None:
+        raise KeyboardInterrupt
+
+    interrupt(64)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(decoded, "stamp", interrupted)
+        ingest.main()
+    ingest.main()
+    assert "goes on after 64 items" in capsys.readouterr().out and outputs() == whole
 
 
 def test_a_killed_ingest_goes_on(here: Path, whole: list[bytes], capsys: Any) -> None:
