@@ -2,8 +2,8 @@
 
 Two files grow together: the prepared pixels of the usable items, one image after another, and the journal, which has a
 line for each item. Lines are written only once their pixels are safe, so that the journal never promises too much. A
-line holds for a file that has the name, size and time of change that it had when it was read; from the first item on
-for which that fails, all are decoded anew. Rows of arrays have no such stamp, and little to decode.
+line holds for a file that has the name, size and times that it had when it was read; from the first item on for which
+that fails, all are decoded anew. A file that the machine could not read, and a row of an array, hold never.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Self
 
 from vae.sources import File, Item, Refused
 
-SECONDS_BETWEEN_SYNCS = 5.0  # what an interruption costs at most
+SECONDS_BETWEEN_SYNCS = 5.0  # of decoding, which an interruption costs at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,15 @@ class Decoded:
 
     def __enter__(self) -> Self:
         good = self._read()
-        for path in (self.pixels, self._journal):
-            path.touch()
         usable = sum(found.reason is None for found in self.examined)
-        os.truncate(self.pixels, usable * self._image_bytes)
-        os.truncate(self._journal, good)
-        self._pixels_file = self._open.enter_context(self.pixels.open("ab"))
         self._journal_file = self._open.enter_context(self._journal.open("a", encoding="utf-8"))
+        if (
+            self._journal_file.tell() > good
+        ):  # it goes first, and safely: never may it promise what is not there
+            self._journal_file.truncate(good)
+            os.fsync(self._journal_file.fileno())
+        self._pixels_file = self._open.enter_context(self.pixels.open("ab"))
+        self._pixels_file.truncate(usable * self._image_bytes)
         if not self.examined:
             self._lines = [json.dumps(self._key) + "\n"]
         self.kept, self._synced = len(self.examined), time.monotonic()
@@ -83,11 +85,18 @@ class Decoded:
         return False
 
     def flush(self) -> None:
-        """All pixels are in the file, though perhaps not yet safe."""
+        """All pixels are in the file, though perhaps not yet safe.
+
+        Raises:
+            RuntimeError: the file holds something else; nothing here can bring that about.
+        """
         self._pixels_file.flush()
+        usable = sum(found.reason is None for found in self.examined)
+        if (size := self.pixels.stat().st_size) != usable * self._image_bytes:
+            raise RuntimeError(f"{self.pixels} has {size:,} bytes, not those of {usable:,} images")
 
     def _sync(self) -> None:
-        self.flush()
+        self._pixels_file.flush()
         os.fsync(self._pixels_file.fileno())
         self._journal_file.writelines(self._lines)
         self._journal_file.flush()
@@ -120,7 +129,14 @@ def stamp(item: Item) -> str | None:
         case File():
             with suppress(OSError):
                 status = Path(item.load.path).stat()
-                return f"{item.path} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
+                numbers = (
+                    status.st_size,
+                    status.st_mtime_ns,
+                    status.st_ctime_ns,
+                    status.st_ino,
+                    status.st_dev,
+                )
+                return f"{item.path} {numbers}"
         case Refused(reason):
             return f"{item.path} {reason}"
     return None

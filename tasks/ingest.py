@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 
 from tasks import workspace
 from tasks.decoded import Decoded, Examined, stamp
+from tasks.lock import hold
 from vae import images, parameters, sources, splits
 from vae.errors import InputError
-from vae.images import Preprocessing, UnusableImage
+from vae.images import Preprocessing, UnusableImage, UnusableNow
 from vae.sources import Item
 
 PARTIAL = workspace.IMAGES / ".partial"
@@ -42,6 +43,7 @@ Batch = tuple[Sequence[Examined], Sequence[str | None], bytes]
 DECODE_AT_ONCE = 32  # items a worker takes at a time
 WRITE_AT_ONCE = 2**18  # bytes: what fits into a core's cache as float64
 SECONDS_BETWEEN_LINES = 10
+WAIT = 15  # seconds, for another ingest
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,11 @@ def main(workers: int | None = None) -> None:
     items = sources.find(params.data)
     print(f"ingest: {len(items):,} items from data.source = {params.data.source}", flush=True)
     image_bytes = preprocessing.height * preprocessing.width * preprocessing.channels
-    with _written_aside(Decoded(DECODED, _key(params, preprocessing), items, image_bytes)) as decoded:
+    # One at a time: an ingest whose DVC was killed takes a moment to end.
+    with (
+        hold(Path(".run/ingest.lock"), "an ingest", seconds=WAIT, tell=True),
+        _written_aside(Decoded(DECODED, _key(params, preprocessing), items, image_bytes)) as decoded,
+    ):
         _decode_all(items, preprocessing, decoded, workers or _cores())
         examined = decoded.examined
         usable = [i for i, found in enumerate(examined) if found.reason is None]
@@ -106,13 +112,15 @@ def _key(params: parameters.Parameters, preprocessing: Preprocessing) -> str:
 @contextmanager
 def _written_aside(decoded: Decoded) -> Iterator[Decoded]:
     """Two folders for the time of the work. What one then holds replaces the old outputs, all or none; the other has
-    what is decoded so far, and stays after an interruption or on a full disk.
+    what is decoded so far, and stays until then.
     """
-    keep = False
+    complete = False
     try:
         shutil.rmtree(PARTIAL, ignore_errors=True)
         PARTIAL.mkdir(parents=True)
         DECODED.mkdir(exist_ok=True)
+        if decoded.is_worth_keeping():
+            print("ingest: an earlier run did not end; looking for what changed since", flush=True)
         with decoded:
             yield decoded
         # The manifest goes first and comes last: arrays without a manifest are seen to be unfinished.
@@ -120,11 +128,8 @@ def _written_aside(decoded: Decoded) -> Iterator[Decoded]:
         for split in workspace.SPLITS:
             (PARTIAL / f"{split}.npy").replace(workspace.images(split))
         (PARTIAL / "manifest.parquet").replace(workspace.MANIFEST)
-    except KeyboardInterrupt:
-        keep = decoded.is_worth_keeping()
-        raise
+        complete = True
     except OSError as error:
-        keep = decoded.is_worth_keeping()
         advice = (
             "free some space"
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -137,7 +142,7 @@ def _written_aside(decoded: Decoded) -> Iterator[Decoded]:
         ) from None
     finally:
         shutil.rmtree(PARTIAL, ignore_errors=True)
-        if not keep:
+        if complete or not decoded.is_worth_keeping():
             shutil.rmtree(DECODED, ignore_errors=True)
 
 
@@ -171,21 +176,24 @@ def _in_order(
 
 
 def _examine_batch(batch: Sequence[Item], preprocessing: Preprocessing) -> Batch:
-    stamps = [stamp(item) for item in batch]
-    examined, pixels = zip(*(_examine(item, preprocessing) for item in batch), strict=True)
+    stamps, examined, pixels = zip(*(_examine(item, preprocessing) for item in batch), strict=True)
     return examined, stamps, b"".join(pixels)
 
 
-def _examine(item: Item, preprocessing: Preprocessing) -> tuple[Examined, bytes]:
-    size, digest = None, None
+def _examine(item: Item, preprocessing: Preprocessing) -> tuple[str | None, Examined, bytes]:
+    """Its stamp, what was learnt of it, and its pixels."""
+    stamped, size, digest = stamp(item), None, None
     try:
         content = item.load()
         raw = content if isinstance(content, bytes) else content.tobytes()
         size, digest = len(raw), hashlib.sha256(raw).hexdigest()
         prepared = images.prepare(content, preprocessing)
     except UnusableImage as refusal:
-        return Examined(bytes=size, sha256=digest, reason=str(refusal)), b""
-    return Examined(prepared.width, prepared.height, prepared.mode, size, digest), prepared.pixels.tobytes()
+        if isinstance(refusal, UnusableNow):
+            stamped = None
+        return stamped, Examined(bytes=size, sha256=digest, reason=str(refusal)), b""
+    learnt = Examined(prepared.width, prepared.height, prepared.mode, size, digest)
+    return stamped, learnt, prepared.pixels.tobytes()
 
 
 def _with_progress(results: Iterable[Batch], done: int, total: int) -> Iterator[Batch]:

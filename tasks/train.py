@@ -45,7 +45,6 @@ from vae.training import Epoch, Trained
 
 STEP_IMAGES = 30  # at most so many grids of reconstructions a run, spread over its epochs
 GRID_IMAGES = 16
-LOADED = busy.mark()
 CONDITIONS = "conditions.json"  # beside the checkpoints: how they were computed
 
 
@@ -95,13 +94,14 @@ def run(
     initial: dict[str, Tensor] | None,
     checkpoints: Path,
 ) -> None:
+    began = busy.mark()
     from tasks import training_run  # MLflow takes two seconds to import; bad parameters are told before that
 
     print(
         f"training on {len(train_images)} images of {'×'.join(map(str, train_images.shape[1:]))}, "
         f"{compute.device}, {compute.precision}{', compiled' if compute.compiled else ''}"
     )
-    if compute.device.type == "cpu" and (told := busy.warning(LOADED, torch.get_num_threads())):
+    if compute.device.type == "cpu" and (told := busy.warning(began, torch.get_num_threads())):
         print(f"WARNING: {told}")
     ramp_end = first_final_epoch(p.kl, p.train.epochs)
     if ramp_end >= p.train.epochs:

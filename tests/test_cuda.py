@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ STEPS_OF: dict[str, dict[str, Any]] = {
     "binarise": {"data.binarise": "dynamic", "objective.likelihood": "bernoulli"},
     "importance-weighted": {"objective.importance_samples_train": 2, "objective.sigma": 0.1},
     "bf16": {"train.precision": "bf16"},
+    "no clipping": {"train.gradient_clip": None},
+    "learned sigma": {"objective.sigma": "learned"},
 }
 CASES = {name: params({"train.device": "cuda", **changes}) for name, changes in STEPS_OF.items()}
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -84,16 +87,56 @@ def test_a_step_that_waits_can_not_be_recorded_and_leaves_the_gpu_usable() -> No
         cuda_graph.on_gpu(waits, total.device)
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert total.sum().item() == 4
+    torch.cuda.empty_cache()
+    torch.cuda.synchronize()
 
 
 @GPU
+@pytest.mark.parametrize(("first", "second"), [("0", "1"), ("1", "0")])
+def test_a_training_goes_on_across_the_switch(
+    first: str, second: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(epoch: Any) -> None:
+        if epoch.row["epoch"] == 2:
+            raise Stop
+
+    p = CASES["average"]
+    compute = devices.choose(p.train)
+    whole = training.train(p, TRAIN, VALID, compute)
+    monkeypatch.setenv(cuda_graph.SWITCH, first)
+    with pytest.raises(Stop):
+        training.train(p, TRAIN, VALID, compute, tmp_path / "state.pt", on_epoch=stop)
+    monkeypatch.setenv(cuda_graph.SWITCH, second)
+    said: list[str] = []
+    assert_same_bits(
+        training.train(p, TRAIN, VALID, compute, tmp_path / "state.pt", on_message=said.append), whole
+    )
+    assert not [line for line in said if "CUDA graph" in line]
+
+
+@GPU
+def test_the_aggressive_phase_and_then_a_graph() -> None:
+    p = params({"train.device": "cuda", "train.aggressive_encoder": True, "train.epochs": 6})
+    compute = devices.choose(p.train)
+    first, second = (training.train(p, TRAIN, VALID, compute) for _ in range(2))
+    assert_same_bits(first, second)
+
+
+@GPU
+@pytest.mark.parametrize("graphs", ["0", "1"])
 @pytest.mark.parametrize("read_ahead", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_no_step_waits_for_the_gpu(name: str, read_ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_step_waits_for_the_gpu(
+    name: str, read_ahead: bool, graphs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the second step of an epoch to its last one, of what PyTorch can see: it raises where something waits.
 
     Not in the first epoch, whose last step is recorded, and its recording proven.
     """
+    monkeypatch.setenv(cuda_graph.SWITCH, graphs)
     if read_ahead:
         monkeypatch.setattr("vae.training.resident", lambda images, device: images)
     p: Any = CASES[name]

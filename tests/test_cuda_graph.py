@@ -2,6 +2,7 @@
 kernels. It keeps every address and every number, and its replay runs nothing of Python.
 """
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,60 @@ def test_a_recording_that_fails_is_told_and_costs_no_bit(
     said: list[str] = []
     assert_same_bits(trained({"train.ema": 0.9}, on_message=said.append), plain({"train.ema": 0.9}))
     assert len(said) == 1 and why in said[0] and "and much more" not in said[0]
+
+
+@pytest.mark.parametrize("when", ["recording", "proof"])
+def test_where_memory_is_short_the_plain_step_finds_it_free(when: str, deterministic: None) -> None:
+    """What a failed attempt held, its recording and its step's activations, is gone before the plain step begins."""
+
+    class Large:
+        pass
+
+    held: list[weakref.ref[Large]] = []
+    calls: list[int] = []
+
+    def step(x: Tensor) -> None:
+        large = Large()
+        held.append(weakref.ref(large))
+        calls.append(sum(ref() is not None for ref in held))
+        if len(calls) == cuda_graph.WARM_UP + 1 + (when == "proof"):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    def recording(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        run()
+        graph = Large()
+        held.append(weakref.ref(graph))
+
+        def replay() -> None:
+            assert graph is not None
+
+        return replay
+
+    said: list[str] = []
+    stepped = cuda_graph.Replayed(step, list, torch.device("cpu"), recording, said.append)
+    for _ in range(cuda_graph.WARM_UP + 2):
+        stepped(torch.zeros(2))
+    assert len(said) == 1 and "CUDA out of memory" in said[0]
+    assert calls[-1] == calls[-2] == 1  # itself
+
+
+def test_the_cause_of_a_failed_recording_is_told_and_not_its_consequence() -> None:
+    def recording(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        try:
+            raise RuntimeError("operation not permitted\nmore")
+        except RuntimeError:
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
+
+    said: list[str] = []
+    stepped = cuda_graph.Replayed(lambda: None, list, torch.device("cpu"), recording, said.append)
+    for _ in range(cuda_graph.WARM_UP + 1):
+        stepped()
+    assert "operation not permitted. The same" in said[0]
+
+
+def test_a_sign_of_zero_is_a_bit() -> None:
+    assert not cuda_graph._same_bits(torch.tensor(0.0), torch.tensor(-0.0))
+    assert cuda_graph._same_bits(torch.tensor([float("nan")]), torch.tensor([float("nan")]))
 
 
 def test_a_step_that_waits_is_not_recorded(monkeypatch: pytest.MonkeyPatch, counted: Counted) -> None:

@@ -16,7 +16,7 @@ import pytest
 from tasks import decoded, ingest, workspace
 from tests.test_ingest import PROJECT, outputs, photo, photos
 from tests.test_ingest import place as place  # the fixture
-from vae import sources
+from vae import images, sources
 from vae.errors import InputError
 
 COUNT = 100  # three batches of 32, and a rest
@@ -93,6 +93,13 @@ def changed_content(first: Path) -> None:
     first.write_bytes(photo(1234))
 
 
+def changed_content_and_nothing_else_that_a_copy_keeps(first: Path) -> None:
+    status, content = first.stat(), bytearray(first.read_bytes())
+    content[-100] ^= 255
+    first.write_bytes(content)
+    os.utime(first, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def removed(first: Path) -> None:
     first.unlink()
 
@@ -101,7 +108,10 @@ def added(first: Path) -> None:
     first.with_name("000-before").write_bytes(photo(4321))
 
 
-@pytest.mark.parametrize("change", [changed_time, changed_content, removed, added])
+@pytest.mark.parametrize(
+    "change",
+    [changed_time, changed_content, changed_content_and_nothing_else_that_a_copy_keeps, removed, added],
+)
 def test_from_a_file_that_changed_on_all_is_decoded_anew(here: Path, change: Callable[[Path], None]) -> None:
     interrupt(64)
     change(sorted(Path("photos/a").glob("0*"))[10])
@@ -197,6 +207,84 @@ def test_a_full_disk_keeps_what_is_decoded_and_says_so(here: Path, whole: list[b
     assert "after the 64 items kept in data/.ingest" in str(error)
     ingest.main()
     assert outputs() == whole
+
+
+def test_a_wrong_parameter_does_not_cost_the_decoding(
+    here: Path, place: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def nothing_for_valid(*of: Any) -> Any:
+        raise InputError("leaves no image for valid")
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="no image for valid"):
+        patch.setattr(ingest, "_assign", nothing_for_valid)
+        ingest.main()
+    ingest.main()
+    assert f"goes on after {COUNT} items" in capsys.readouterr().out and not ingest.DECODED.exists()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_what_the_machine_could_not_do_is_tried_again(
+    here: Path, whole: list[bytes], error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = sorted(path.name for path in Path("photos/a").iterdir() if path.name.startswith("0"))[5]
+    prepare, fdopen = images.prepare, os.fdopen
+    bad = Path("photos/a", name).read_bytes()
+
+    def preparing(content: Any, how: Any) -> Any:
+        with images._pillow_errors_as_refusals():
+            if content == bad:
+                raise error
+        return prepare(content, how)
+
+    def opening(descriptor: int, *more: Any, **named: Any) -> Any:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == name:
+            os.close(descriptor)
+            raise error
+        return fdopen(descriptor, *more, **named)
+
+    with monkeypatch.context() as patch:
+        if isinstance(error, MemoryError):
+            patch.setattr(images, "prepare", preparing)
+        else:
+            patch.setattr(os, "fdopen", opening)
+        interrupt(64)
+    ingest.main()
+    assert outputs() == whole
+
+
+def test_two_at_once_do_not_meet(here: Path, whole: list[bytes], capsys: Any) -> None:
+    """The second waits for the first, which here never ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from tasks.lock import hold\nfrom pathlib import Path\nimport time\n"
+         "with hold(Path('.run/ingest.lock'), 'an ingest'):\n print('held', flush=True)\n time.sleep(60)"],
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="in use by an ingest"):
+        patch.setattr(ingest, "WAIT", 1)
+        ingest.main()
+    process.kill()
+    process.communicate()
+    ingest.main()
+    assert outputs() == whole
+
+
+def test_a_file_of_pixels_that_another_program_wrote_to_is_never_used(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = decoded.Decoded.add
+
+    def adding(self: decoded.Decoded, *batch: Any) -> None:
+        add(self, *batch)
+        with self.pixels.open("ab") as file:
+            file.write(b"other pixels")
+
+    monkeypatch.setattr(decoded.Decoded, "add", adding)
+    with pytest.raises(RuntimeError, match="not those of"):
+        ingest.main()
+    assert not workspace.MANIFEST.exists()
 
 
 def test_an_interrupt_while_it_looks_for_what_changed_keeps_it(

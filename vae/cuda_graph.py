@@ -41,6 +41,7 @@ class Replayed:
         self.step, self.changed, self.device = step, changed, device
         self.record, self.on_message = record, on_message
         self.warm_up = WARM_UP
+        self.beside = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.inputs: list[Tensor] = []
         self.replay: Run | None = None
 
@@ -53,35 +54,48 @@ class Replayed:
             self.step(*inputs)
         elif self.warm_up > 0:
             self.warm_up -= 1
-            with _beside(self.device):
+            with _on(self.beside):
                 self.step(*inputs)
         else:
-            self._step_and_record(self.record, inputs)
+            self._step_and_record(inputs)
 
-    def _step_and_record(self, record: Callable[[Run, torch.device], Run], inputs: Sequence[Tensor]) -> None:
-        fixed = [x.clone() for x in inputs]
+    def _step_and_record(self, inputs: Sequence[Tensor]) -> None:
         before: list[Tensor] = []
+        problem = self._try(inputs, before)
+        _give_memory_back(self.device)  # of the steps before, or of what failed: nothing else can use it
+        if problem is not None:
+            self.record = self.replay = None
+            self.on_message(
+                f"warning: the training step is not run as a CUDA graph: {problem}. "
+                "The same bits come without, more slowly"
+            )
+            _put_back(self.changed(), before)
+            before.clear()
+            self.step(*inputs)
+
+    def _try(self, inputs: Sequence[Tensor], before: list[Tensor]) -> str | None:
+        """Records, proves, and makes this step; or says what was wrong. `before` gets the state, once it changes.
+
+        A function of its own, so that a step that failed lets go of its memory before the next is made.
+        """
+        assert self.record is not None
         try:
-            replay = record(lambda: self.step(*fixed), self.device)
-            before = _copies(self.changed())
+            fixed = [x.clone() for x in inputs]
+            replay = self.record(lambda: self.step(*fixed), self.device)
+            before += _copies(self.changed())
             if torch.are_deterministic_algorithms_enabled():
                 self.step(*inputs)
                 expected = _copies(self.changed())
                 _put_back(self.changed(), before)
                 replay()
-                if not all(map(_same, self.changed(), expected)):
-                    raise RuntimeError("its replay gives other bits")
+                if not all(map(_same_bits, self.changed(), expected)):
+                    return "its replay gives other bits"
             else:
                 replay()
-            self.inputs, self.replay = fixed, replay
         except RuntimeError as error:  # too little memory is one
-            self.record = None
-            self.on_message(
-                f"warning: the training step is not run as a CUDA graph: {str(error).splitlines()[0]}. "
-                "The same bits come without, more slowly"
-            )
-            _put_back(self.changed(), before)
-            self.step(*inputs)
+            return _first_cause(error)
+        self.inputs, self.replay = fixed, replay
+        return None
 
 
 def recorder(device: torch.device) -> Callable[[Run, torch.device], Run] | None:
@@ -106,16 +120,28 @@ def on_gpu(run: Run, device: torch.device) -> Run:
 
 
 @contextmanager
-def _beside(device: torch.device) -> Iterator[None]:
-    """On a stream of its own, as PyTorch asks for the steps before a recording."""
-    if device.type != "cuda":
+def _on(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """On a stream of its own, as PyTorch asks for the steps before a recording; None: where everything runs."""
+    if stream is None:
         yield
         return
-    here, beside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    beside.wait_stream(here)
-    with torch.cuda.stream(beside):
+    here = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(here)
+    with torch.cuda.stream(stream):
         yield
-    here.wait_stream(beside)
+    here.wait_stream(stream)
+
+
+def _give_memory_back(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _first_cause(error: BaseException) -> str:
+    """In a line. A recording that fails ends with an error of its own, which does not tell why."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return str(error).split("\n", 1)[0]
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -128,5 +154,5 @@ def _put_back(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
         tensor.copy_(copy)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))

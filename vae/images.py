@@ -77,6 +77,10 @@ class UnusableImage(Exception):
     """This image cannot be used; the text is the reason, in one line without the image's name."""
 
 
+class UnusableNow(UnusableImage):
+    """For a reason of the machine's, not of the image's: another time it may be good."""
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """What is done to an image before a model sees it; part of the model's `config.json`."""
@@ -135,9 +139,12 @@ def read_file(path: str | Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             _check_readable(status := os.fstat(file.fileno()))
-            return file.read(status.st_size)  # room is made for as much as is asked
+            content = file.read(status.st_size)  # room is made for as much as is asked
+            while len(content) < status.st_size and (more := file.read(status.st_size - len(content))):
+                content += more  # some network file systems give less at once
+            return content
     except OSError as error:
-        raise UnusableImage(f"cannot be read: {error.strerror}") from None
+        raise UnusableNow(f"cannot be read: {error.strerror}") from None
 
 
 def _check_readable(status: os.stat_result) -> None:
@@ -286,7 +293,7 @@ def _pillow_errors_as_refusals() -> Iterator[None]:
     except Image.DecompressionBombError:
         raise UnusableImage(f"too large: at most {MAX_PIXELS:,} pixels are decoded") from None
     except MemoryError:
-        raise UnusableImage("broken image: not enough memory to decode it") from None
+        raise UnusableNow("broken image: not enough memory to decode it") from None
     except Exception as error:  # a decoder raises anything: OSError, SyntaxError, struct.error, EOFError, …
         raise UnusableImage(f"broken image: {_one_line(error)}") from None
 

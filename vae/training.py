@@ -158,14 +158,12 @@ def train(
         },
         {"params": [w for w in model.parameters() if w is model.log_sigma], "weight_decay": 0.0},
     ]
-    record = recorder(device)
-    if record is not None:  # the optimiser's steps before the recording are what it was made for, too
-        warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
+    capturable = (
+        device.type == "cuda"
+    )  # by a CUDA graph; the steps before it are no reason for PyTorch's warning
+    warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
     optimiser = torch.optim.AdamW(
-        [g for g in groups if g["params"]],
-        lr=p.train.learning_rate,
-        fused=True,
-        capturable=record is not None and device.type == "cuda",
+        [g for g in groups if g["params"]], lr=p.train.learning_rate, fused=True, capturable=capturable
     )
     average = None
     if p.train.ema is not None:
@@ -209,8 +207,8 @@ def train(
     learning_rate = torch.zeros(
         (), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device
     )
-    for group in optimiser.param_groups:
-        group["lr"] = learning_rate
+    for group in optimiser.param_groups:  # also where a checkpoint brought its own
+        group |= {"lr": learning_rate, "capturable": capturable}
     sums = torch.zeros(3, dtype=torch.float64, device=device)
 
     def descend(loss: Tensor, weights: list[nn.Parameter] | None) -> None:
@@ -243,7 +241,7 @@ def train(
         moments = [tensor for state in optimiser.state.values() for tensor in state.values()]
         return [*model.state_dict().values(), *averaged.values(), *moments, control_state, sums]
 
-    replayed_step = Replayed(training_step, changed, device, record, on_message)
+    replayed_step = Replayed(training_step, changed, device, recorder(device), on_message)
 
     def encoder_step(step: int, sub_step: int) -> Tensor:
         """One sub-step of the aggressive phase, on a batch of its own, with the control as it stands."""
@@ -287,8 +285,9 @@ def train(
         # Judge it on the whole validation split, at the final KL weight.
         loss, distortion, rate = (sums / steps).tolist()
         trained_seconds = time.perf_counter() - started
-        likelihood = likelihood_of(objective, judged, sigma_sample, compute, p.seed)
-        valid = measure(judged, valid_images, likelihood, compute, p.seed)
+        with _memory_errors_explained(p.train):
+            likelihood = likelihood_of(objective, judged, sigma_sample, compute, p.seed)
+            valid = measure(judged, valid_images, likelihood, compute, p.seed)
         row = {
             "epoch": epoch + 1,
             "step": (epoch + 1) * steps,
@@ -481,5 +480,6 @@ class _memory_errors_explained:
         if isinstance(error, torch.cuda.OutOfMemoryError):
             raise InputError(
                 f"train.batch_size = {self.train.batch_size} needs more memory than the GPU has free; "
-                f"try {max(self.train.batch_size // 2, 1)}, or smaller model.widths or data.image_size"
+                f"try {max(self.train.batch_size // 2, 1)}, or smaller model.widths or data.image_size, "
+                "or VAE_CUDA_GRAPHS=0 in the environment"
             ) from None
