@@ -86,7 +86,7 @@ def main(
             rate = max(rate, *(matrix_rate(precision) for precision in (torch.float32, torch.bfloat16)))
             for repeat in range(1 if chosen.end_to_end else repeats):
                 for who in trainer or (
-                    (OURS, *PEERS) if chosen.end_to_end else (OURS, COMPILED, FP32, *PEERS)
+                    (OURS, COMPILED, *PEERS) if chosen.end_to_end else (OURS, COMPILED, FP32, *PEERS)
                 ):
                     _known(who, dict.fromkeys(TRAINERS))
                     found = _in_a_process(name, who, repeat, folder)

@@ -3,7 +3,7 @@
 Two files grow together: the prepared pixels of the usable items, one image after another, and the journal, which has a
 line for each item. Lines are written only once their pixels are safe, so that the journal never promises too much. A
 line holds for a file that has the name, size and times that it had when it was read; from the first item on for which
-that fails, all are decoded anew. A file that the machine could not read, and a row of an array, hold never.
+that fails, all are decoded anew. A file that the machine could not read is tried again; a row of an array never holds.
 """
 
 import json
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from vae.errors import InputError
+from vae.images import UnusableImage, UnusableNow
 from vae.sources import File, Item, Refused
 
 SECONDS_BETWEEN_SYNCS = 5.0  # of decoding, which an interruption costs at most
@@ -48,6 +50,7 @@ class Decoded:
         self.examined: list[Examined] = []
         self._lines: list[str] = []  # not yet in the journal
         self.kept, self._open = 0, ExitStack()
+        self._can_hold = True  # what comes next
 
     def __enter__(self) -> Self:
         good = self._read()
@@ -60,20 +63,24 @@ class Decoded:
             os.fsync(self._journal_file.fileno())
         self._pixels_file = self._open.enter_context(self.pixels.open("ab"))
         self._pixels_file.truncate(usable * self._image_bytes)
-        if not self.examined:
-            self._lines = [json.dumps(self._key) + "\n"]
         self.kept, self._synced = len(self.examined), time.monotonic()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._open:
+            # A short ingest has nothing to keep, be it good or refused; an interrupted one keeps all.
+            if self.kept or not (kind is None or issubclass(kind, InputError)):
+                with suppress(OSError):
+                    self._sync()
 
     def add(self, found: Sequence[Examined], stamps: Sequence[str | None], pixels: bytes) -> None:
         """The next items, and the pixels of those that can be used."""
         self._pixels_file.write(pixels)
         for stamped, one in zip(stamps, found, strict=True):
-            learnt = (one.width, one.height, one.mode, one.bytes, one.sha256, one.reason)
-            self._lines.append(json.dumps((stamped, *learnt)) + "\n")
+            self._can_hold &= stamped is not None or one.reason is not None
+            if self._can_hold:
+                learnt = (one.width, one.height, one.mode, one.bytes, one.sha256, one.reason)
+                self._lines.append(json.dumps((stamped, *learnt)) + "\n")
         self.examined += found
         if time.monotonic() - self._synced >= SECONDS_BETWEEN_SYNCS:
             self._sync()
@@ -96,12 +103,15 @@ class Decoded:
             raise RuntimeError(f"{self.pixels} has {size:,} bytes, not those of {usable:,} images")
 
     def _sync(self) -> None:
-        self._pixels_file.flush()
-        os.fsync(self._pixels_file.fileno())
-        self._journal_file.writelines(self._lines)
-        self._journal_file.flush()
-        os.fsync(self._journal_file.fileno())
-        self._lines, self.kept, self._synced = [], len(self.examined), time.monotonic()
+        if self._lines:
+            self._pixels_file.flush()
+            os.fsync(self._pixels_file.fileno())
+            if not self.kept:
+                self._journal_file.write(json.dumps(self._key) + "\n")
+            self._journal_file.writelines(self._lines)
+            self._journal_file.flush()
+            os.fsync(self._journal_file.fileno())
+        self.kept, self._lines, self._synced = self.kept + len(self._lines), [], time.monotonic()
 
     def _read(self) -> int:
         """Fills `examined` with what still holds. Returns the bytes of the journal that say so."""
@@ -116,11 +126,23 @@ class Decoded:
                 stamped, *learnt = json.loads(line)
                 found = Examined(*learnt)
                 room -= self._image_bytes * (found.reason is None)
-                if stamped is None or stamped != stamp(item) or room < 0 or not line.endswith(b"\n"):
+                same = stamped == stamp(item) if stamped is not None else found == _unreadable(item)
+                if not same or room < 0 or not line.endswith(b"\n"):
                     break
                 self.examined.append(found)
                 good += len(line)
         return good if self.examined else 0
+
+
+def _unreadable(item: Item) -> Examined | None:
+    """What is learnt of an item that the machine cannot read now either."""
+    try:
+        item.load()
+    except UnusableNow as refusal:
+        return Examined(reason=str(refusal))
+    except UnusableImage:
+        return None
+    return None
 
 
 def stamp(item: Item) -> str | None:

@@ -36,7 +36,6 @@ from vae.images import Preprocessing, UnusableImage, UnusableNow
 from vae.sources import Item
 
 PARTIAL = workspace.IMAGES / ".partial"
-DECODED = workspace.IMAGES.parent / ".ingest"
 # What was learnt of some items, their stamps, and the pixels of the usable ones, one after another.
 Batch = tuple[Sequence[Examined], Sequence[str | None], bytes]
 
@@ -76,7 +75,9 @@ def main(workers: int | None = None) -> None:
     # One at a time: an ingest whose DVC was killed takes a moment to end.
     with (
         hold(Path(".run/ingest.lock"), "an ingest", seconds=WAIT, tell=True),
-        _written_aside(Decoded(DECODED, _key(params, preprocessing), items, image_bytes)) as decoded,
+        _written_aside(
+            Decoded(workspace.DECODED, _key(params, preprocessing), items, image_bytes)
+        ) as decoded,
     ):
         _decode_all(items, preprocessing, decoded, workers or _cores())
         examined = decoded.examined
@@ -112,13 +113,12 @@ def _key(params: parameters.Parameters, preprocessing: Preprocessing) -> str:
 @contextmanager
 def _written_aside(decoded: Decoded) -> Iterator[Decoded]:
     """Two folders for the time of the work. What one then holds replaces the old outputs, all or none; the other has
-    what is decoded so far, and stays until then.
+    what is decoded so far, and stays until the next stage finds that DVC has taken the outputs in.
     """
-    complete = False
     try:
         shutil.rmtree(PARTIAL, ignore_errors=True)
         PARTIAL.mkdir(parents=True)
-        DECODED.mkdir(exist_ok=True)
+        workspace.DECODED.mkdir(exist_ok=True)
         if decoded.is_worth_keeping():
             print("ingest: an earlier run did not end; looking for what changed since", flush=True)
         with decoded:
@@ -128,7 +128,10 @@ def _written_aside(decoded: Decoded) -> Iterator[Decoded]:
         for split in workspace.SPLITS:
             (PARTIAL / f"{split}.npy").replace(workspace.images(split))
         (PARTIAL / "manifest.parquet").replace(workspace.MANIFEST)
-        complete = True
+    except KeyboardInterrupt:
+        if decoded.kept:
+            print(f"ingest: {decoded.kept:,} items are kept; the same command goes on after them", flush=True)
+        raise
     except OSError as error:
         advice = (
             "free some space"
@@ -136,14 +139,18 @@ def _written_aside(decoded: Decoded) -> Iterator[Decoded]:
             else "check its rights"
         )
         place = error.filename or workspace.IMAGES
-        rest = f": it goes on after the {decoded.kept:,} items kept in {DECODED}" if decoded.kept else ""
+        rest = (
+            f": it goes on after the {decoded.kept:,} items kept in {workspace.DECODED}"
+            if decoded.kept
+            else ""
+        )
         raise InputError(
             f"cannot write {str(place)!r}: {error.strerror or error}; {advice} and run again{rest}"
         ) from None
     finally:
         shutil.rmtree(PARTIAL, ignore_errors=True)
-        if complete or not decoded.is_worth_keeping():
-            shutil.rmtree(DECODED, ignore_errors=True)
+        if not decoded.is_worth_keeping():
+            shutil.rmtree(workspace.DECODED, ignore_errors=True)
 
 
 def _decode_all(items: Sequence[Item], preprocessing: Preprocessing, decoded: Decoded, workers: int) -> None:

@@ -9,16 +9,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # whatever a shell has set
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# A server that is down is given up within seconds, not minutes: what it misses is sent later.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-# Seconds between two looks at processor, memory, disk, network and, where nvidia-ml-py is there, GPU.
-os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "10")
-
 import mlflow
 import numpy as np
 import pandas as pd

@@ -6,6 +6,7 @@ All rules are judged before the stage fails, and both reports are written first,
 
 import csv
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +33,7 @@ FAILURE_COLUMNS = ("severity", "rule", "file", "split", "value", "allowed", "wha
 
 
 def main() -> None:
+    shutil.rmtree(workspace.DECODED, ignore_errors=True)  # DVC has taken the results in by now
     data = parameters.load(workspace.PARAMS).data
     manifest = read_manifest()
     inspection = inspect(manifest, {split: _read_images(split) for split in workspace.SPLITS}, data)

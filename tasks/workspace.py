@@ -28,6 +28,7 @@ from vae.parameters import Parameters
 PARAMS = Path("params.yaml")
 
 IMAGES = Path("data/images")
+DECODED = Path("data/.ingest")  # what an ingest has decoded so far
 MANIFEST = Path("data/manifest.parquet")
 MODEL = Path("models/vae")
 REPORTS = Path("reports")
@@ -67,6 +68,16 @@ def root() -> Path:
 # What libraries would otherwise keep in the home folder stays in the project.
 os.environ.setdefault("MPLCONFIGDIR", str(root() / ".run" / "matplotlib"))
 os.environ.setdefault("HF_HOME", str(root() / ".run" / "huggingface"))
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # whatever a shell has set
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# A server that is down is given up within seconds, not minutes: what it misses is sent later.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+# Seconds between two looks at processor, memory, disk, network and, where nvidia-ml-py is there, GPU.
+os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "10")
 
 
 def mlflow_url() -> str:

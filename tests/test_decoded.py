@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import decoded, ingest, workspace
+from tasks import decoded, ingest, validate, workspace
 from tests.test_ingest import PROJECT, outputs, photo, photos
 from tests.test_ingest import place as place  # the fixture
 from vae import images, sources
 from vae.errors import InputError
 
 COUNT = 100  # three batches of 32, and a rest
-JOURNAL, PIXELS = ingest.DECODED / "journal.jsonl", ingest.DECODED / "pixels.bin"
+JOURNAL, PIXELS = workspace.DECODED / "journal.jsonl", workspace.DECODED / "pixels.bin"
 
 
 @pytest.fixture
@@ -37,7 +37,6 @@ def here(place: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def whole(here: Path) -> list[bytes]:
     ingest.main(workers=2)
-    assert not ingest.DECODED.exists()
     found = outputs()
     shutil.rmtree("data")
     return found
@@ -64,7 +63,7 @@ def test_it_goes_on_with_the_same_bytes(here: Path, whole: list[bytes], batches:
     interrupt(min(32 * batches, COUNT))
     assert not any(path.exists() for path in (workspace.MANIFEST, workspace.images("train")))
     ingest.main(workers=3)
-    assert outputs() == whole and not ingest.DECODED.exists()
+    assert outputs() == whole
 
 
 def test_only_the_rest_is_decoded(
@@ -177,7 +176,7 @@ def test_other_parameters_begin_anew(
     interrupt(64)
     place(source="folder", path="photos", **({"image_size": 8, "channels": 3} | other))
     ingest.main()
-    assert "goes on" not in capsys.readouterr().out
+    assert "ingest: goes on" not in capsys.readouterr().out
     found = outputs()
     shutil.rmtree("data")
     ingest.main()
@@ -199,7 +198,7 @@ def test_other_code_begins_anew(here: Path, monkeypatch: pytest.MonkeyPatch, cap
     interrupt(64)
     monkeypatch.setattr("PIL.__version__", "0.0")
     ingest.main()
-    assert "goes on" not in capsys.readouterr().out
+    assert "ingest: goes on" not in capsys.readouterr().out
 
 
 def test_a_full_disk_keeps_what_is_decoded_and_says_so(here: Path, whole: list[bytes]) -> None:
@@ -219,7 +218,7 @@ def test_a_wrong_parameter_does_not_cost_the_decoding(
         patch.setattr(ingest, "_assign", nothing_for_valid)
         ingest.main()
     ingest.main()
-    assert f"goes on after {COUNT} items" in capsys.readouterr().out and not ingest.DECODED.exists()
+    assert f"goes on after {COUNT} items" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
@@ -250,6 +249,50 @@ def test_what_the_machine_could_not_do_is_tried_again(
         interrupt(64)
     ingest.main()
     assert outputs() == whole
+
+
+def test_past_a_file_that_stays_unreadable_it_goes_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def unreadable(self: sources.File) -> Any:
+        if self.name.endswith("004"):
+            raise images.UnusableNow("cannot be read: Permission denied")
+        return load(self)
+
+    load = sources.File.__call__
+    monkeypatch.setattr(sources.File, "__call__", unreadable)
+    ingest.main()
+    whole = outputs()
+    shutil.rmtree("data")
+    interrupt(64)
+    ingest.main()
+    assert "ingest: goes on after 64 items" in capsys.readouterr().out and outputs() == whole
+
+
+def test_a_kill_before_dvc_has_the_outputs_costs_no_decoding(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    ingest.main()
+    found = outputs()
+    shutil.rmtree(workspace.IMAGES)  # as DVC does before it runs the stage again
+    workspace.MANIFEST.unlink()
+    ingest.main()
+    assert f"ingest: goes on after {COUNT} items" in capsys.readouterr().out and outputs() == found
+    validate.main()
+    assert not workspace.DECODED.exists()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1000.0])
+def test_what_cannot_hold_is_not_kept(
+    place: Callable[..., Path], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of an array, however long they take; and a short ingest."""
+    monkeypatch.setattr(decoded, "SECONDS_BETWEEN_SYNCS", seconds)
+    place(source="digits") if seconds == 0 else photos(
+        place(source="folder", path="photos", image_size=8) / "photos", 40
+    )
+    ingest.main()
+    assert not workspace.DECODED.exists()
 
 
 def test_two_at_once_do_not_meet(here: Path, whole: list[bytes], capsys: Any) -> None:
@@ -330,7 +373,7 @@ def test_arrays_are_decoded_anew(
     monkeypatch.setattr(decoded, "SECONDS_BETWEEN_SYNCS", 0.0)
     interrupt(64)
     ingest.main()
-    assert "goes on" not in capsys.readouterr().out
+    assert "ingest: goes on" not in capsys.readouterr().out
 
 
 def test_a_short_ingest_writes_no_journal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,7 +261,7 @@ def test_an_interrupt_ends_it_at_once_and_tidily(place: Callable[..., Path]) -> 
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (ingest.DECODED / "pixels.bin").exists():
+    while not (workspace.DECODED / "pixels.bin").exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
