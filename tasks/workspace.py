@@ -65,21 +65,6 @@ def root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or Path(__file__).parent.parent).resolve()
 
 
-# What libraries would otherwise keep in the home folder stays in the project.
-os.environ.setdefault("MPLCONFIGDIR", str(root() / ".run" / "matplotlib"))
-os.environ.setdefault("HF_HOME", str(root() / ".run" / "huggingface"))
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # whatever a shell has set
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# A server that is down is given up within seconds, not minutes: what it misses is sent later.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-# Seconds between two looks at processor, memory, disk, network and, where nvidia-ml-py is there, GPU.
-os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "10")
-
-
 def mlflow_url() -> str:
     """Where a person finds MLflow's pages: VAE_TRAIN_MLFLOW_URL, or the server of `make up`."""
     return os.environ.get("VAE_TRAIN_MLFLOW_URL") or f"http://127.0.0.1:{MLFLOW_PORT}"
