@@ -3,13 +3,14 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vae.autoregressive import MaskedConv2d, PixelCNN
+from vae.convolution import Doubling, Halving
 
 # exp(±logvar) stays a number in every precision: a runaway encoder is then seen as a large KL, not as NaN.
 LOGVAR_MIN = -20.0
@@ -140,36 +141,29 @@ def _convolutional(
     down: list[nn.Module] = []
     for before, after in itertools.pairwise(filters):
         down += [
-            nn.Conv2d(before, after, 4, 2, 1, bias=not batch_norm),
+            Halving(before, after, bias=not batch_norm),
             *_normalised_silu(nn.BatchNorm2d(after) if batch_norm else None),
         ]
     up: list[nn.Module] = [
         nn.Linear(latent_dim, features, bias=not batch_norm),
-        nn.Unflatten(1, (widths[-1], *sizes[-1])),
+        _Unflatten(1, (widths[-1], *sizes[-1])),
         *_normalised_silu(nn.BatchNorm2d(widths[-1]) if batch_norm else None),
     ]
     for level in range(len(widths), 0, -1):
         last = level == 1
         odd = (sizes[level - 1][0] % 2, sizes[level - 1][1] % 2)  # a row or column that the halving lost
-        up.append(
-            _ConvTranspose2d(
-                mirrored[level], mirrored[level - 1], 4, 2, 1, output_padding=odd, bias=last or not batch_norm
-            )
-        )
+        up.append(Doubling(mirrored[level], mirrored[level - 1], odd, bias=last or not batch_norm))
         if not last:
             up += _normalised_silu(nn.BatchNorm2d(mirrored[level - 1]) if batch_norm else None)
-    return nn.Sequential(*down, nn.Flatten()), features, nn.Sequential(*up)
+    *down, silu = down  # comes after the change of memory order, so that its gradient meets no other order
+    return nn.Sequential(*down, nn.Flatten(), silu), features, nn.Sequential(*up)
 
 
-class _ConvTranspose2d(nn.ConvTranspose2d):
-    """With its bias added apart in bf16 on a CPU, where its gradient otherwise costs as much as all of the rest."""
+class _Unflatten(nn.Unflatten):
+    """In the memory order of the convolutions that follow: what lies between two orders is slow, backward above all."""
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if self.bias is None or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-            return super().forward(x, output_size)
-        padding = cast(tuple[int, ...], self.padding)
-        output = functional.conv_transpose2d(x, self.weight, None, self.stride, padding, self.output_padding)
-        return output.add_(self.bias.to(output.dtype)[:, None, None])
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).contiguous(memory_format=torch.channels_last)
 
 
 def _fully_connected(
