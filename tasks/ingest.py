@@ -17,11 +17,13 @@ import shutil
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import PIL
@@ -38,6 +40,9 @@ from vae.sources import Item
 PARTIAL = workspace.IMAGES / ".partial"
 # What was learnt of some items, their stamps, and the pixels of the usable ones, one after another.
 Batch = tuple[Sequence[Examined], Sequence[str | None], bytes]
+Moments = tuple[float, float]  # of an image's pixels: mean and standard deviation, in [0, 1]
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 DECODE_AT_ONCE = 32  # items a worker takes at a time
 WRITE_AT_ONCE = 2**18  # bytes: what fits into a core's cache as float64
@@ -79,7 +84,8 @@ def main(workers: int | None = None) -> None:
             Decoded(workspace.DECODED, _key(params, preprocessing), items, image_bytes)
         ) as decoded,
     ):
-        _decode_all(items, preprocessing, decoded, workers or _cores())
+        workers = workers or _cores()
+        _decode_all(items, preprocessing, decoded, workers)
         examined = decoded.examined
         usable = [i for i, found in enumerate(examined) if found.reason is None]
         if not usable:
@@ -88,7 +94,7 @@ def main(workers: int | None = None) -> None:
                 + _some_reasons(items, examined)
             )
         split_of = _assign(items, examined, usable, params)
-        stored = _write_splits(decoded.pixels, examined, split_of, preprocessing)
+        stored = _write_splits(decoded.pixels, examined, split_of, preprocessing, workers)
         _write_manifest(items, examined, stored)
     print(_summary(items, examined, stored, preprocessing), flush=True)
 
@@ -161,7 +167,7 @@ def _decode_all(items: Sequence[Item], preprocessing: Preprocessing, decoded: De
     with ThreadPoolExecutor(workers) as pool:
         try:
             batches = (items[i : i + DECODE_AT_ONCE] for i in range(begin, len(items), DECODE_AT_ONCE))
-            results = _in_order(pool, batches, preprocessing, ahead=2 * workers)
+            results = _in_order(pool, partial(_examine_batch, preprocessing), batches, ahead=2 * workers)
             for found, stamps, pixels in _with_progress(results, begin, len(items)):
                 decoded.add(found, stamps, pixels)
         finally:  # on Ctrl-C or a full disk: what has not begun need not begin
@@ -170,19 +176,19 @@ def _decode_all(items: Sequence[Item], preprocessing: Preprocessing, decoded: De
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, batches: Iterable[Sequence[Item]], preprocessing: Preprocessing, ahead: int
-) -> Iterator[Batch]:
-    """Threads, since Pillow decodes without holding Python's lock; at most `ahead` batches are in memory."""
-    waiting: deque[Future[Batch]] = deque()
+    pool: ThreadPoolExecutor, work: Callable[[In], Out], batches: Iterable[In], ahead: int
+) -> Iterator[Out]:
+    """Threads, since Pillow and NumPy work without holding Python's lock; at most `ahead` batches are in memory."""
+    waiting: deque[Future[Out]] = deque()
     for batch in batches:
-        waiting.append(pool.submit(_examine_batch, batch, preprocessing))
+        waiting.append(pool.submit(work, batch))
         if len(waiting) >= ahead:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
-def _examine_batch(batch: Sequence[Item], preprocessing: Preprocessing) -> Batch:
+def _examine_batch(preprocessing: Preprocessing, batch: Sequence[Item]) -> Batch:
     stamps, examined, pixels = zip(*(_examine(item, preprocessing) for item in batch), strict=True)
     return examined, stamps, b"".join(pixels)
 
@@ -248,7 +254,11 @@ def _assign(
 
 
 def _write_splits(
-    scratch: Path, examined: Sequence[Examined], split_of: Sequence[str], preprocessing: Preprocessing
+    scratch: Path,
+    examined: Sequence[Examined],
+    split_of: Sequence[str],
+    preprocessing: Preprocessing,
+    workers: int,
 ) -> Stored:
     """The second pass: one array a split, in the source's order."""
     usable = [i for i, found in enumerate(examined) if found.reason is None]
@@ -256,26 +266,32 @@ def _write_splits(
     prepared = np.asarray(np.memmap(scratch, np.uint8, "r", shape=(len(usable), *shape)))
     stored = Stored.nothing(len(examined))
     at_once = max(WRITE_AT_ONCE // math.prod(shape), 1)
-    for split in workspace.SPLITS:
-        rows = [row for row, assigned in enumerate(split_of) if assigned == split]
-        with (PARTIAL / f"{split}.npy").open("wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *shape)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for start in range(0, len(rows), at_once):
-                some = rows[start : start + at_once]
-                binarised = [images.binarised(prepared[row], preprocessing, split == "train") for row in some]
-                pixels = np.stack(binarised)
-                file.write(pixels.data)
-                for index, (row, moments) in enumerate(
-                    zip(some, _means_and_stds(pixels), strict=True), start
+
+    def finished(split: str, rows: Sequence[int]) -> tuple[Sequence[int], NDArray[np.uint8], list[Moments]]:
+        pixels = np.stack([images.binarised(prepared[row], preprocessing, split == "train") for row in rows])
+        return rows, pixels, list(_means_and_stds(pixels))
+
+    with ThreadPoolExecutor(workers) as pool:
+        for split in workspace.SPLITS:
+            rows = [row for row, assigned in enumerate(split_of) if assigned == split]
+            parts = (rows[start : start + at_once] for start in range(0, len(rows), at_once))
+            index = 0
+            with (PARTIAL / f"{split}.npy").open("wb") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *shape)}
+                np.lib.format.write_array_header_1_0(file, header)
+                for some, pixels, moments in _in_order(
+                    pool, partial(finished, split), parts, ahead=2 * workers
                 ):
-                    item = usable[row]
-                    stored.split[item], stored.index[item] = split, index
-                    stored.mean[item], stored.std[item] = moments
+                    file.write(pixels.data)
+                    for row, (mean, std) in zip(some, moments, strict=True):
+                        item = usable[row]
+                        stored.split[item], stored.index[item] = split, index
+                        stored.mean[item], stored.std[item] = mean, std
+                        index += 1
     return stored
 
 
-def _means_and_stds(pixels: NDArray[np.uint8]) -> Iterator[tuple[float, float]]:
+def _means_and_stds(pixels: NDArray[np.uint8]) -> Iterator[Moments]:
     """Of each image, in [0, 1]. From sums of whole numbers, so that every machine gets the same bits."""
     flat = pixels.reshape(len(pixels), -1).astype(np.float64)
     n = flat.shape[1]
