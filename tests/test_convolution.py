@@ -1,6 +1,7 @@
 """The two convolutions are PyTorch's, whichever way their sums are taken."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vae.batches import to_pixels
-from vae.convolution import Doubling, Halving, _Doubled, _Halved
+from vae.convolution import Doubling, Halving, _Doubled, _gradients, _Halved
 from vae.model import VAE, to_device
 
-SIDES = [(8, 8), (9, 12), (13, 7), (14, 16), (16, 19)]  # 36 positions of the halved map, and fewer and more
+SIDES = [
+    (2, 3),
+    (8, 8),
+    (13, 7),
+    (12, 13),
+    (14, 16),
+    (16, 19),
+]  # 36 positions of the halved map, fewer and more
 CHANNELS = [(1, 6), (3, 5), (6, 8)]
 
 
@@ -90,16 +98,25 @@ def test_layers_in_bf16_are_the_stock_layers_but_for_rounding(
             assert (mine - theirs).abs().max() <= 0.02 * theirs.abs().max()
 
 
-@pytest.mark.parametrize("frozen", ["weight", "x"])
-def test_only_what_is_asked_for_is_differentiated(frozen: str) -> None:
-    for layer, x in ((Halving(3, 5), drawn(2, 3, 8, 8)), (Doubling(5, 3), drawn(2, 5, 4, 4))):
-        x = x.detach().float().requires_grad_(frozen != "x")
-        layer.weight.requires_grad_(frozen != "weight")
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            layer(x).float().sum().backward()
-        assert (x.grad is None) == (frozen == "x")
-        assert (layer.weight.grad is None) == (frozen == "weight")
-        assert layer.bias is not None and layer.bias.grad is not None
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+@pytest.mark.parametrize("side", [4, 8])
+def test_only_what_is_asked_for_is_differentiated(
+    frozen: int, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[tuple[Tensor | None, ...]] = []
+
+    def noted(*arguments: Any) -> tuple[Tensor | None, ...]:
+        computed.append(_gradients(*arguments))
+        return computed[-1]
+
+    monkeypatch.setattr("vae.convolution._gradients", noted)
+    large, small = drawn(2, 3, 2 * side, 2 * side), drawn(2, 5, side, side)
+    for function, x, units in ((_Halved, large, 5), (_Doubled, small, 3)):
+        of = [x.detach().requires_grad_(), drawn(5, 3, 4, 4), drawn(units)]
+        of[frozen].requires_grad_(False)
+        function.apply(*of, *([(0, 0)] if function is _Doubled else [])).sum().backward()
+        assert [gradient is None for gradient in computed[-1]] == [index == frozen for index in range(3)]
+    assert len(computed) == 2
 
 
 class Orders(TorchDispatchMode):

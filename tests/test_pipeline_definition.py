@@ -4,6 +4,7 @@ import ast
 import configparser
 import csv
 import hashlib
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,9 @@ def test_the_closure_sees_imports_in_functions_and_templates() -> None:
 def test_the_packages_hold_no_code_that_runs_unseen() -> None:
     """They need not stand among the deps: that of tasks tells libraries where to keep things, and shapes nothing."""
     code = {p: (PROJECT / p / "__init__.py").read_text() for p in PACKAGES}
-    assert imported(code.pop("tasks")) == {"os", "pathlib", "pathlib.Path"}
+    assert imported(code["tasks"]) == {"os", "pathlib", "pathlib.Path"}
+    told = set(re.findall(r'os\.environ.*?"([A-Z_]+)"', code.pop("tasks")))
+    assert {name.split("_")[0] for name in told - {"MPLCONFIGDIR", "HF_HOME", "DVC_ROOT"}} == {"MLFLOW"}
     assert set(code.values()) == {""}
 
 

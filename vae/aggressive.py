@@ -10,7 +10,8 @@ is on, the encoder is therefore brought close to its optimum before each step of
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,18 @@ class Phase:
             -math.inf if self.information is None else self.information
         )
         return Phase(self.on and climbs, found.value)
+
+
+@contextmanager
+def frozen(weights: list[nn.Parameter]) -> Iterator[None]:
+    """What is computed meanwhile is not differentiated by these weights, which costs nothing then."""
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
 
 
 def halves(model: VAE) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -6,7 +6,7 @@ there the same sums are taken in another way (docs/benchmarks.md has what that g
 - the gradient of the weights where the halved map is small: the product of two matrices, patches and gradients;
 - a transposed convolution to few channels, an image's: a convolution of stride 1 that gives the four pixels of each
   2×2 block as channels, which are then put side by side (Shi 2016, "sub-pixel convolution");
-- the gradient of a transposed convolution's bias: a sum, apart.
+- a transposed convolution's bias: added, and its gradient summed, apart.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ class Halving(nn.Conv2d):
         super().__init__(before, after, 4, STRIDE, PADDING, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _is_bf16_on_cpu(x) or (x.shape[2] // 2) * (x.shape[3] // 2) > SMALL:
+        if not _is_bf16_on_cpu(x) or (x.shape[-2] // 2) * (x.shape[-1] // 2) > SMALL:
             return super().forward(x)
         return _Halved.apply(*_in_bf16(x, self.weight, self.bias))
 
@@ -40,7 +40,7 @@ class Doubling(nn.ConvTranspose2d):
         self.odd = odd
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if not _is_bf16_on_cpu(x):
+        if not _is_bf16_on_cpu(x) or output_size is not None:
             return super().forward(x, output_size)
         return _Doubled.apply(*_in_bf16(x, self.weight, self.bias), self.odd)
 
@@ -48,6 +48,7 @@ class Doubling(nn.ConvTranspose2d):
 def _is_bf16_on_cpu(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
+        and x.dim() == 4
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
     )
@@ -103,12 +104,12 @@ def _in_blocks(x: Tensor, weight: Tensor, odd: tuple[int, int]) -> Tensor:
 
 def _gradients(ctx: Any, gradient: Tensor, odd: tuple[int, int] | None = None) -> tuple[Tensor | None, ...]:
     """Of x, of the weights, of the bias; odd: of a transposed convolution."""
-    x, weight = ctx.saved_tensors
+    (x, weight), (of_x, of_weight, of_bias, *_) = ctx.saved_tensors, ctx.needs_input_grad
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     large, small = (x, gradient) if odd is None else (gradient, x)
     is_small = small.shape[2] * small.shape[3] <= SMALL
-    wanted = [ctx.needs_input_grad[0], not is_small, False]
-    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+    wanted = [of_x, of_weight and not is_small, False]
+    x_gradient, weight_gradient, _ = torch.ops.aten.convolution_backward(
         gradient,
         x,
         weight,
@@ -121,10 +122,10 @@ def _gradients(ctx: Any, gradient: Tensor, odd: tuple[int, int] | None = None) -
         1,
         wanted,
     )
-    if is_small:
-        of_weight = _patches(large, small.shape[2:]).T @ small.permute(0, 2, 3, 1).flatten(0, 2)
-        of_weight = of_weight.view(4, 4, large.shape[1], small.shape[1]).permute(3, 2, 0, 1)
-    return of_x, of_weight, gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+    if of_weight and is_small:
+        weight_gradient = _patches(large, small.shape[2:]).T @ small.permute(0, 2, 3, 1).flatten(0, 2)
+        weight_gradient = weight_gradient.view(4, 4, large.shape[1], small.shape[1]).permute(3, 2, 0, 1)
+    return x_gradient, weight_gradient, gradient.sum((0, 2, 3)) if of_bias else None
 
 
 def _patches(large: Tensor, positions: torch.Size) -> Tensor:

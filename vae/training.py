@@ -247,7 +247,7 @@ def train(
         """One sub-step of the aggressive phase, on a batch of its own, with the control as it stands."""
         chosen = aggressive.random_batch(p.seed, step, sub_step, len(train_images), p.train.batch_size)
         x, noise = _batch(p, gather(stored, chosen, device), step, device, f"aggressive{sub_step}.")
-        with compute.autocast():
+        with aggressive.frozen(generation), compute.autocast():
             distortion, _, penalised, mse = loss_of(model, objective, x, noise)
             loss = control.loss(
                 p.kl, control_state, distortion, penalised, mse, beta, share, objective.pixels
