@@ -23,6 +23,9 @@ from ruamel.yaml import YAML
 
 PROJECT = Path(__file__).parent.parent
 
+# A script's `pytest &` starts with Ctrl-C ignored, and so would all that the tests start, and then interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 DEPLOYMENT = ("-m", "prefect", "deployment", "run", "vae-train/vae-train", "--watch")
 
 # A whole run within seconds. So short a training proves nothing of the model, so no verdict fails a run.
