@@ -3,9 +3,8 @@
 import os
 from pathlib import Path
 
-_ROOT = Path(
-    os.environ.get("DVC_ROOT") or Path(__file__).parent.parent
-).resolve()  # as `tasks.workspace.root`
+# As `tasks.workspace.root`, which imports too much to be asked here.
+_ROOT = Path(os.environ.get("DVC_ROOT") or Path(__file__).parent.parent).resolve()
 
 # What libraries would otherwise keep in the home folder stays in the project.
 os.environ.setdefault("MPLCONFIGDIR", str(_ROOT / ".run" / "matplotlib"))

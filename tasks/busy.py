@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import psutil
 
 LEAST_SECONDS = 0.5  # of watching
-TAKEN = (
-    0.8  # of a core, by all other programs together: one that computes, and not what many idle ones add up to
-)
+# Of a core, by all other programs together: one that computes, and not what many idle ones add up to.
+TAKEN = 0.8
 
 
 @dataclass(frozen=True)

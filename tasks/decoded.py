@@ -54,15 +54,13 @@ class Decoded:
 
     def __enter__(self) -> Self:
         good = self._read()
-        usable = sum(found.reason is None for found in self.examined)
         self._journal_file = self._open.enter_context(self._journal.open("a", encoding="utf-8"))
-        if (
-            self._journal_file.tell() > good
-        ):  # it goes first, and safely: never may it promise what is not there
+        # It goes first, and safely: never may it promise what is not there.
+        if self._journal_file.tell() > good:
             self._journal_file.truncate(good)
             os.fsync(self._journal_file.fileno())
         self._pixels_file = self._open.enter_context(self.pixels.open("ab"))
-        self._pixels_file.truncate(usable * self._image_bytes)
+        self._pixels_file.truncate(self._usable() * self._image_bytes)
         self.kept, self._synced = len(self.examined), time.monotonic()
         return self
 
@@ -98,9 +96,12 @@ class Decoded:
             RuntimeError: the file holds something else; nothing here can bring that about.
         """
         self._pixels_file.flush()
-        usable = sum(found.reason is None for found in self.examined)
+        usable = self._usable()
         if (size := self.pixels.stat().st_size) != usable * self._image_bytes:
             raise RuntimeError(f"{self.pixels} has {size:,} bytes, not those of {usable:,} images")
+
+    def _usable(self) -> int:
+        return sum(found.reason is None for found in self.examined)
 
     def _sync(self) -> None:
         if self._lines:

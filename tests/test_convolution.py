@@ -13,15 +13,13 @@ from vae.batches import to_pixels
 from vae.convolution import Doubling, Halving, _Doubled, _gradients, _Halved
 from vae.model import VAE, to_device
 
-SIDES = [
-    (2, 3),
-    (8, 8),
-    (13, 7),
-    (12, 13),
-    (14, 16),
-    (16, 19),
-]  # 36 positions of the halved map, fewer and more
 CHANNELS = [(1, 6), (3, 5), (6, 8)]
+# The halved map has 36 positions, fewer, or more.
+SIDES = [(2, 3), (8, 8), (13, 7), (12, 13), (14, 16), (16, 19)]
+every_case = pytest.mark.parametrize(
+    ("few", "many", "size", "bias"),
+    [(*channels, size, bias) for channels in CHANNELS for size in SIDES for bias in (True, False)],
+)
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -35,13 +33,10 @@ def gradients(output: Tensor, of: list[Tensor]) -> list[Tensor]:
     return [output, *torch.autograd.grad(output, of, output.detach().cos().to(output.dtype))]
 
 
-@pytest.mark.parametrize("channels", CHANNELS)
-@pytest.mark.parametrize("size", SIDES)
-@pytest.mark.parametrize("bias", [True, False])
+@every_case
 def test_they_are_the_stock_layers_in_exact_arithmetic(
-    channels: tuple[int, int], size: tuple[int, int], bias: bool
+    few: int, many: int, size: tuple[int, int], bias: bool
 ) -> None:
-    few, many = channels
     odd = (size[0] % 2, size[1] % 2)
     weight = drawn(many, few, 4, 4)
     large, small = drawn(2, few, *size), drawn(2, many, size[0] // 2, size[1] // 2)
@@ -63,13 +58,10 @@ def test_they_are_the_stock_layers_in_exact_arithmetic(
             torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("channels", CHANNELS)
-@pytest.mark.parametrize("size", SIDES)
-@pytest.mark.parametrize("bias", [True, False])
+@every_case
 def test_layers_in_bf16_are_the_stock_layers_but_for_rounding(
-    channels: tuple[int, int], size: tuple[int, int], bias: bool
+    few: int, many: int, size: tuple[int, int], bias: bool
 ) -> None:
-    few, many = channels
     odd = (size[0] % 2, size[1] % 2)
     pairs: list[tuple[nn.Module, nn.Module, Tensor]] = [
         (

@@ -42,7 +42,7 @@ class Phase:
 
 @contextmanager
 def frozen(weights: list[nn.Parameter]) -> Iterator[None]:
-    """What is computed meanwhile is not differentiated by these weights, which costs nothing then."""
+    """What is computed meanwhile is not differentiated by these weights, and so a step leaves them as they are."""
     for weight in weights:
         weight.requires_grad_(False)
     try:

@@ -27,7 +27,7 @@ class Halving(nn.Conv2d):
         super().__init__(before, after, 4, STRIDE, PADDING, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _is_bf16_on_cpu(x) or (x.shape[-2] // 2) * (x.shape[-1] // 2) > SMALL:
+        if not _is_bf16_on_cpu(x) or not _is_small(x.shape[-2] // 2, x.shape[-1] // 2):
             return super().forward(x)
         return _Halved.apply(*_in_bf16(x, self.weight, self.bias))
 
@@ -37,12 +37,15 @@ class Doubling(nn.ConvTranspose2d):
 
     def __init__(self, before: int, after: int, odd: tuple[int, int] = (0, 0), bias: bool = True) -> None:
         super().__init__(before, after, 4, STRIDE, PADDING, output_padding=odd, bias=bias)
-        self.odd = odd
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if not _is_bf16_on_cpu(x) or output_size is not None:
             return super().forward(x, output_size)
-        return _Doubled.apply(*_in_bf16(x, self.weight, self.bias), self.odd)
+        return _Doubled.apply(*_in_bf16(x, self.weight, self.bias), self.output_padding)
+
+
+def _is_small(height: int, width: int) -> bool:
+    return height * width <= SMALL
 
 
 def _is_bf16_on_cpu(x: Tensor) -> bool:
@@ -107,7 +110,7 @@ def _gradients(ctx: Any, gradient: Tensor, odd: tuple[int, int] | None = None) -
     (x, weight), (of_x, of_weight, of_bias, *_) = ctx.saved_tensors, ctx.needs_input_grad
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     large, small = (x, gradient) if odd is None else (gradient, x)
-    is_small = small.shape[2] * small.shape[3] <= SMALL
+    is_small = _is_small(*small.shape[2:])
     wanted = [of_x, of_weight and not is_small, False]
     x_gradient, weight_gradient, _ = torch.ops.aten.convolution_backward(
         gradient,

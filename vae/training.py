@@ -158,9 +158,8 @@ def train(
         },
         {"params": [w for w in model.parameters() if w is model.log_sigma], "weight_decay": 0.0},
     ]
-    capturable = (
-        device.type == "cuda"
-    )  # by a CUDA graph; the steps before it are no reason for PyTorch's warning
+    # By a CUDA graph; that the steps before it are not captured is no reason for PyTorch's warning.
+    capturable = device.type == "cuda"
     warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
     optimiser = torch.optim.AdamW(
         [g for g in groups if g["params"]], lr=p.train.learning_rate, fused=True, capturable=capturable
@@ -211,15 +210,15 @@ def train(
         group |= {"lr": learning_rate, "capturable": capturable}
     sums = torch.zeros(3, dtype=torch.float64, device=device)
 
-    def descend(loss: Tensor, weights: list[nn.Parameter] | None) -> None:
-        """One step of the optimiser, of these weights only; None: of all."""
+    def descend(loss: Tensor) -> None:
+        """One step of the optimiser, of all weights that are not frozen."""
         optimiser.zero_grad(set_to_none=True)
-        (objective.scale * loss).backward(inputs=weights)
+        (objective.scale * loss).backward()
         if p.train.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), p.train.gradient_clip)
         optimiser.step()
 
-    def training_step(x: Tensor, noise: Tensor, weights: list[nn.Parameter] | None = None) -> None:
+    def training_step(x: Tensor, noise: Tensor) -> None:
         """Forward, backward, step; nothing here waits for the device."""
         with compute.autocast():
             if samples > 1:
@@ -230,7 +229,7 @@ def train(
                 loss = control.loss(
                     p.kl, control_state, distortion, penalised, mse, beta, share, objective.pixels
                 )
-        descend(loss, weights)
+        descend(loss)
         if average is not None:
             update_average(average, model, cast(float, p.train.ema))
         sums.add_(torch.stack([loss, distortion, rate]).detach())
@@ -252,7 +251,7 @@ def train(
             loss = control.loss(
                 p.kl, control_state, distortion, penalised, mse, beta, share, objective.pixels
             )
-        descend(loss, inference)
+        descend(loss)
         return loss
 
     while stopped is None and len(history) < p.train.epochs:
@@ -275,7 +274,8 @@ def train(
                 x, noise = _batch(p, images, step, device)
                 if phase.on:  # the encoder goes first, on other batches, and this step is the decoder's
                     aggressive.converge(functools.partial(encoder_step, step))
-                    training_step(x, noise, generation)
+                    with aggressive.frozen(inference):
+                        training_step(x, noise)
                 else:
                     replayed_step(x, noise)
             if average is not None:
