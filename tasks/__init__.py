@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
+PROJECT = Path(__file__).resolve().parent.parent
+
 # As `tasks.workspace.root`, which imports too much to be asked here.
-_ROOT = Path(os.environ.get("DVC_ROOT") or Path(__file__).parent.parent).resolve()
+_ROOT = Path(os.environ.get("DVC_ROOT") or PROJECT).resolve()
 
 # What libraries would otherwise keep in the home folder stays in the project.
 os.environ.setdefault("MPLCONFIGDIR", str(_ROOT / ".run" / "matplotlib"))

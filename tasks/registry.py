@@ -11,7 +11,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from tasks import cards, workspace
+from tasks import PROJECT, cards, workspace
 from vae import saved as saved_files
 from vae.saved import Saved
 
@@ -54,7 +54,7 @@ def _log(saved: Saved) -> Any:
         name="model",
         python_model=str(Path(__file__).with_name("pyfunc.py")),
         artifacts={"vae": str(workspace.MODEL)},
-        code_paths=[str(Path(__file__).parent.parent / "vae")],
+        code_paths=[str(PROJECT / "vae")],
         signature=_signature(),
         input_example=(example, {"task": "encode"}),
         pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in _SERVED_WITH],

@@ -26,14 +26,13 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from ruamel.yaml import YAML
 
-from tasks import differences, lineage, overlay, tracking, workspace
+from tasks import PROJECT, differences, lineage, overlay, tracking, workspace
 from tasks.differences import Difference
 from tasks.lock import hold
 from tasks.supervisor import supervised_dvc
 from vae import saved
 from vae.errors import InputError
 
-PROJECT = Path(__file__).parent.parent
 DATA = (str(workspace.IMAGES), str(workspace.MANIFEST))
 AFTER_DATA = "validate"  # the first stage that does not make the data
 IDENTICAL, DIFFERENT = 0, 1

@@ -204,13 +204,20 @@ def run_key(p: Parameters) -> str:
     stage = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]["train"]
     values = {key: functools.reduce(getattr, key.split("."), p) for key in stage["params"]}
     digest.update(json.dumps(values, sort_keys=True, default=lambda section: section.model_dump()).encode())
-    inputs = [workspace.images("train"), workspace.images("valid"), workspace.PREFLIGHT]
-    inputs += [Path(dep) for dep in stage["deps"] if dep.endswith(".py")]
+    inputs = [Path(dep) for dep in stage["deps"]]
     if p.train.initial_weights:
         inputs.append(Path(p.train.initial_weights))
     for path in inputs:
-        digest.update(workspace.sha256(path).encode())
+        for file in _files(path):
+            digest.update(f"{file.as_posix()} {workspace.sha256(file)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _files(dependency: Path) -> list[Path]:
+    """A file itself, or all files of a folder, as DVC counts them: without Python's caches."""
+    if not dependency.is_dir():
+        return [dependency]
+    return sorted(f for f in dependency.rglob("*") if f.is_file() and "__pycache__" not in f.parts)
 
 
 def _digest(values: Mapping[str, str]) -> str:

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 import psutil
 
+from tasks import PROJECT
 from vae import parameters
 from vae.errors import InputError
 from vae.parameters import Parameters
@@ -62,7 +63,7 @@ INPUT_ERROR = 2  # exit code: the user has to change something, so trying again 
 
 def root() -> Path:
     """The folder of the MLflow store, the locks and the checkpoints: the main workspace, also from a copy."""
-    return Path(os.environ.get("DVC_ROOT") or Path(__file__).parent.parent).resolve()
+    return Path(os.environ.get("DVC_ROOT") or PROJECT).resolve()
 
 
 def mlflow_url() -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from tasks import train, training_run, workspace
+from tasks import PROJECT, train, training_run, workspace
 from vae import checkpoint, parameters, saved
 from vae.devices import Compute
 from vae.diagnostics import measure
@@ -83,3 +83,29 @@ def test_the_tables_of_epochs_are_whole_after_an_interruption(
         path.unlink()  # as DVC does before a stage
     run()
     assert tables() == whole
+
+
+def test_checkpoints_are_named_by_all_that_dvc_yaml_names(place: Path) -> None:
+    """Another file of a folder among the deps is another training; what Python keeps beside it is not."""
+    stage = {"deps": ["data/images", "code", "one.py"], "params": ["seed", "train.epochs", "model"]}
+    YAML().dump({"stages": {"train": stage}}, Path("dvc.yaml"))
+    for name in ("code/inner/loop.py", "one.py", "code/__pycache__/loop.pyc"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("1")
+    p = parameters.load(workspace.PARAMS)
+    key = train.run_key(p)
+
+    Path("code/__pycache__/loop.pyc").write_text("2")
+    Path("reports").mkdir(exist_ok=True)
+    Path("reports/other.json").write_text("2")
+    assert train.run_key(p) == key
+
+    seen = {key}
+    for name in ("code/inner/loop.py", "code/inner/new.py", "one.py", "data/images/train.npy"):
+        Path(name).write_text("2")
+        seen.add(train.run_key(p))
+    assert len(seen) == 5
+
+
+def test_dvc_counts_no_file_of_pythons_caches() -> None:
+    assert "__pycache__/" in (PROJECT / ".dvcignore").read_text(encoding="utf-8").splitlines()
