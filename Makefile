@@ -46,11 +46,11 @@ test: setup ## Run the tests
 	@$(BIN)/python -m pytest
 
 zoo: setup ## Run the collapse cases: is each verdict right, does the remedy rescue (10 minutes)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m tasks.zoo
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.collapse_cases
 
 bench: setup ## Time this trainer beside pythae, Lightning and a plain loop (half an hour)
 	@$(BIN)/pip install --quiet --editable '.[bench]' --constraint constraints.txt
-	@$(BIN)/python -m tasks.bench
+	@$(BIN)/python -m benchmarks.speed
 
 chaos: setup ## Kill runs at random moments and bring faults about: is what they leave the same to the bit
 	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/chaos.py

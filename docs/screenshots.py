@@ -9,14 +9,15 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tasks import tracking, workspace
+from tasks import workspace
+from tasks.tracking import store
 
 IMAGES = Path(__file__).parent / "images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def main() -> None:
-    mlflow, prefect = (url for _, url in tracking.links(tracking.run_here()))
+    mlflow, prefect = (url for _, url in store.links(store.run_here()))
     report = workspace.REPORT.resolve().as_uri()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

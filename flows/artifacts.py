@@ -11,8 +11,8 @@ from typing import Any
 from prefect.settings import get_current_settings
 
 from tasks import workspace
-from tasks.markdown import link, plain
-from vae.report import number
+from tasks.tracking.markdown import link, plain
+from vae.report.page import number
 
 MOST_ROWS = 200  # of a table artifact; the file has them all
 MOST_BYTES = 1_000_000  # of an image in Prefect's database; the file and MLflow have it in any case
@@ -48,14 +48,14 @@ def verdict(create_table: Callable[..., Any]) -> None:
 
 def reconstructions(create_image: Callable[..., Any]) -> None:
     """Test images above what the model makes of them, where MLflow has them: Prefect keeps the address alone."""
-    from tasks import tracking
+    from tasks.tracking import store
 
     if not RECONSTRUCTIONS.exists():
         return
-    with tracking.away("no picture among the flow run's artifacts"):
-        run = tracking.run_here()
+    with store.away("no picture among the flow run's artifacts"):
+        run = store.run_here()
         create_image(
-            tracking.artifact_url(run, f"{workspace.PLOTS.name}/{RECONSTRUCTIONS.name}"),
+            store.artifact_url(run, f"{workspace.PLOTS.name}/{RECONSTRUCTIONS.name}"),
             key="reconstructions",
             description="Test images in the middle, by their error, above what the model makes of them",
         )
@@ -70,12 +70,13 @@ def data_uri(picture: Path) -> str | None:
 
 def origin(create_link: Callable[..., Any]) -> None:
     """A link to the MLflow run that made the model, though this flow run may have found it cached."""
-    from tasks import trace, tracking
+    from tasks.cli import trace
+    from tasks.tracking import store
 
-    with tracking.away("no link to its run"):
-        run = tracking.run_here()
+    with store.away("no link to its run"):
+        run = store.run_here()
         create_link(
-            tracking.run_url(run),
+            store.run_url(run),
             key="mlflow-run",
             link_text=f"MLflow run {run.info.run_name}",
             description="\n".join(f"- {what}: {value}" for what, value in trace.described(run)),
@@ -161,24 +162,24 @@ _ADVICE = re.compile(r"(?:keep the remedy: )?set (\S+) to ([^\s,\[\]]+)(?:,|$)")
 
 def point_candidate(name: str) -> None:
     """DVC may have brought back the results of an earlier run: the registry's `candidate` follows them."""
-    from tasks import tracking
-    from vae import saved
+    from tasks.tracking import store
+    from vae.models import saved
 
-    with tracking.away(f"the alias candidate of {name} stays where it was"):
-        tracking.point_candidate(saved.weights_hash(workspace.MODEL), name)
+    with store.away(f"the alias candidate of {name} stays where it was"):
+        store.point_candidate(saved.weights_hash(workspace.MODEL), name)
 
 
 def end_dead_runs() -> None:
     """A stage that was killed could not end its run in MLflow."""
-    from tasks import tracking
+    from tasks.tracking import store
 
-    with tracking.away("a run of it may stand as RUNNING until the next one starts"):
-        tracking.connect()
+    with store.away("a run of it may stand as RUNNING until the next one starts"):
+        store.connect()
 
 
 def _mlflow_links() -> list[tuple[str, str]]:
-    from tasks import tracking
+    from tasks.tracking import store
 
-    with tracking.away("no links to its run"):
-        return tracking.links(tracking.run_here())
+    with store.away("no links to its run"):
+        return store.links(store.run_here())
     return []

@@ -17,7 +17,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.settings import get_current_settings
 
-from tasks import workspace
+from tasks.processes import entry
 
 FLOW: dict[str, str | list[str]] = {"prefect.resource.role": "flow", "prefect.resource.name": "vae-train"}
 # Where a run follows its scheduling within five minutes, the server holds this event back for a quarter of an hour:
@@ -90,4 +90,4 @@ def create() -> None:
 
 
 if __name__ == "__main__":
-    workspace.run(create)
+    entry.run(create)

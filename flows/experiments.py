@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tasks import lineage
+from tasks.tracking import lineage
 from tasks.workspace import PARAMS
 
 SECONDS = 600  # DVC looks at every source file

@@ -15,7 +15,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
-from tasks import alive, workspace
+from tasks import workspace
+from tasks.processes import run_notes
 
 LONGEST, LONGEST_WORD = 72, 40  # characters of a name, its time left out
 
@@ -63,7 +64,7 @@ def recorded() -> Iterator[None]:
     """Notes which process works for this flow run, as long as it does."""
     global _latest
     _latest = str(flow_run.id)
-    with alive.noted(_folder(), _latest, {"pid": os.getpid()}):
+    with run_notes.noted(_folder(), _latest, {"pid": os.getpid()}):
         yield
 
 
@@ -80,7 +81,7 @@ def sweep() -> list[str]:
     """
     swept = []
     with get_client(sync_client=True) as client:
-        for identifier in alive.left_behind(_folder()):
+        for identifier in run_notes.left_behind(_folder()):
             try:
                 run = client.read_flow_run(UUID(identifier))
                 if run.state is not None and not run.state.is_final():
@@ -96,7 +97,7 @@ def running() -> dict[UUID, int]:
 
     A note that another process is just sweeping is locked too: its process does not exist any more.
     """
-    noted = {UUID(run): note.get("pid") for run, note in alive.living(_folder()).items()}
+    noted = {UUID(run): note.get("pid") for run, note in run_notes.living(_folder()).items()}
     return {run: pid for run, pid in noted.items() if pid and psutil.pid_exists(pid)}
 
 

@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 import psutil
 
 from tasks import workspace
-from vae.errors import InputError
+from tasks.processes import entry
+from vae.config.errors import InputError
 
 POOL = "vae-train"
 MLFLOW_HOST, MLFLOW_PORT = "127.0.0.1", workspace.MLFLOW_PORT
@@ -162,9 +163,9 @@ def prefect_server() -> Iterator[None]:
 
 def up() -> None:
     from flows import automations, runs
-    from tasks import tracking
+    from tasks.tracking import store
 
-    tracking.connect()  # the database is made once, before several processes find it missing
+    store.connect()  # the database is made once, before several processes find it missing
     _kept().touch()
     prefect, mlflow = prefect_service(), mlflow_service()
     for service in (prefect, mlflow):
@@ -254,4 +255,4 @@ if __name__ == "__main__":
     verbs = {"up": up, "down": down}
     if len(sys.argv) != 2 or sys.argv[1] not in verbs:
         sys.exit("usage: python -m flows.servers up|down")
-    workspace.run(verbs[sys.argv[1]])
+    entry.run(verbs[sys.argv[1]])

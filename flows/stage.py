@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tasks import lineage, workspace
-from tasks.supervisor import supervised_dvc
+from tasks.processes import entry
+from tasks.processes.supervisor import supervised_dvc
+from tasks.tracking import lineage
 
 Outcome = Literal["Completed", "Cached", "Restored"]
 
@@ -56,7 +57,7 @@ class StageFailed(Exception):
     @property
     def may_be_retried(self) -> bool:
         """Not where the user has to change something, nor where somebody stopped it, nor without memory or disk."""
-        return self.exit_code not in (workspace.INPUT_ERROR, 130) and not self.exhausted
+        return self.exit_code not in (entry.INPUT_ERROR, 130) and not self.exhausted
 
 
 def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) -> Outcome:

@@ -29,10 +29,12 @@ from prefect.utilities.urls import url_for
 
 from flows import artifacts, away, experiments, runs, stage
 from flows.progress import Progress
-from tasks import lineage, overlay, source, workspace
-from tasks.lock import free_dvc, hold
-from vae import parameters
-from vae.errors import InputError
+from tasks import overlay, source, workspace
+from tasks.processes import entry
+from tasks.processes.lock import free_dvc, hold
+from tasks.tracking import lineage
+from vae.config import parameters
+from vae.config.errors import InputError
 
 STAGES = ("ingest", "validate", "preflight", "train", "monitor", "evaluate")
 UNHEALTHY = "Unhealthy"
@@ -179,7 +181,7 @@ def main(experiment: str = "", settings: str = "") -> int:
             state: State = vae_train(experiment or None, overrides or None, return_state=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return workspace.INPUT_ERROR
+        return entry.INPUT_ERROR
     except httpx.TransportError:
         runs.leave_open()
         print(f"error: {away.sentence()}", file=sys.stderr)

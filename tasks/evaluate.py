@@ -10,19 +10,22 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks import workspace
-from vae import evaluation, illustrations, latent_map, parameters, report, saved
-from vae.batches import open_images
-from vae.devices import Compute, choose
-from vae.diagnostics import elbo_per_image
-from vae.errors import InputError
-from vae.evaluation import Evaluation
-from vae.facts import Facts
-from vae.parameters import Parameters
-from vae.preflight import of_remedied
-from vae.probe import classes_read
-from vae.report import number
-from vae.rounding import rounded
-from vae.saved import Saved
+from tasks.processes import entry
+from vae.collapse.linear_theory import of_remedied
+from vae.compute.batches import open_images
+from vae.compute.devices import Compute, choose
+from vae.config import parameters
+from vae.config.errors import InputError
+from vae.config.parameters import Parameters
+from vae.config.text import rounded
+from vae.evaluation.evaluate import Evaluation, evaluate
+from vae.evaluation.probe import classes_read
+from vae.metrics.measurement import elbo_per_image
+from vae.models import saved
+from vae.models.saved import Saved
+from vae.report import figures, latent_map, page
+from vae.report.facts import Facts
+from vae.report.page import number
 
 # What a person compares runs by: few enough for the width of a screen.
 SUMMARY = (
@@ -36,7 +39,7 @@ def main() -> None:
     model = saved.load(workspace.MODEL, device)
     p = parameters.changed(p, model.changes)
     monitor = workspace.read_json(workspace.MONITOR)
-    facts, latents = evaluate(p, model, model.compute(device), monitor)
+    facts, latents = gather(p, model, model.compute(device), monitor)
 
     workspace.write_json(workspace.METRICS, facts.metrics)
     workspace.write_json(workspace.SUMMARY, summary(facts))
@@ -45,7 +48,7 @@ def main() -> None:
     for picture in facts.pictures:
         (workspace.PLOTS / picture.file).write_bytes(picture.png)
     latents.to_csv(workspace.LATENTS, index=False)
-    workspace.REPORT.write_text(report.html(facts), encoding="utf-8")
+    workspace.REPORT.write_text(page.html(facts), encoding="utf-8")
 
     test = facts.metrics["test"]
     print(
@@ -56,20 +59,20 @@ def main() -> None:
         flush=True,
     )
 
-    from tasks import tracking
+    from tasks.tracking import store
 
     elbos = elbo_per_image(
         model.model, open_images(workspace.images("test")), model.likelihood, model.compute(device)
     )
-    with tracking.away(
+    with store.away(
         "this evaluation and its model are not there; once it answers: dvc repro --force --single-item evaluate"
     ):
-        tracking.log_evaluation(
+        store.log_evaluation(
             model,
             facts.metrics,
             monitor,
             workspace.PLOTS,
-            lambda origin: report.html(facts, origin),
+            lambda origin: page.html(facts, origin),
             p,
             elbos,
         )
@@ -80,7 +83,7 @@ def summary(facts: Facts) -> dict[str, str | float | None]:
     return {"verdict": facts.monitor["verdict"], **{name: facts.metrics["test"][name] for name in SUMMARY}}
 
 
-def evaluate(
+def gather(
     p: Parameters, model: Saved, compute: Compute, monitor: Mapping[str, Any]
 ) -> tuple[Facts, pd.DataFrame]:
     """Everything about a model, from the files of the stages before, and a table of its latents; writes nothing.
@@ -98,7 +101,7 @@ def evaluate(
         f"{p.evaluate.importance_samples:,} importance samples each",
         flush=True,
     )
-    evaluated = evaluation.evaluate(model, images, labels, p, compute)
+    evaluated = evaluate(model, images, labels, p, compute)
     test = evaluated["test"]
     facts = Facts(
         parameters=p,
@@ -108,8 +111,8 @@ def evaluate(
         validation=workspace.read_json(workspace.VALIDATION),
         manifest=manifest,
         pictures=[
-            *illustrations.drawn(p, model, compute, images["test"], test, monitor["verdict"]),
-            *illustrations.charts(
+            *figures.drawn(p, model, compute, images["test"], test, monitor["verdict"]),
+            *figures.charted(
                 p,
                 model,
                 test,
@@ -186,4 +189,4 @@ def read_epochs(path: Path) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    workspace.run(main)
+    entry.run(main)

@@ -3,8 +3,8 @@
 Two passes, so that memory holds a batch and never the data set. The first decodes on all cores and writes the
 prepared pixels aside, in the source's order; the second, which knows all contents and hence all splits,
 writes one array a split. What the first decoded is in `data/.ingest`, which DVC does not know and so leaves alone:
-an interrupted ingest goes on there (`tasks.decoded`). The outputs are made in `data/images/.partial` and moved into
-place at the end.
+an interrupted ingest goes on there (`vae.data.decode_cache`). The outputs are made in `data/images/.partial` and moved
+into place at the end.
 The result is the same to the bit for any number of workers and of interruptions.
 """
 
@@ -30,12 +30,14 @@ import PIL
 from numpy.typing import NDArray
 
 from tasks import workspace
-from tasks.decoded import Decoded, Examined, stamp
-from tasks.lock import hold
-from vae import images, parameters, sources, splits
-from vae.errors import InputError
-from vae.images import Preprocessing, UnusableImage, UnusableNow
-from vae.sources import Item
+from tasks.processes import entry
+from tasks.processes.lock import hold
+from vae.config import parameters
+from vae.config.errors import InputError
+from vae.data import images, sources, splits
+from vae.data.decode_cache import Decoded, Examined, stamp
+from vae.data.images import Preprocessing, UnusableImage, UnusableNow
+from vae.data.sources import Item
 
 PARTIAL = workspace.IMAGES / ".partial"
 # What was learnt of some items, their stamps, and the pixels of the usable ones, one after another.
@@ -350,4 +352,4 @@ def _some_reasons(items: Sequence[Item], examined: Sequence[Examined], most: int
 
 
 if __name__ == "__main__":
-    workspace.run(main)
+    entry.run(main)

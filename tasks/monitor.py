@@ -7,19 +7,25 @@ import numpy as np
 import pandas as pd
 
 from tasks import workspace
-from vae import checkpoint, cure, devices, diagnostics, mixture, parameters, preflight, saved
-from vae.annealing import first_final_epoch
-from vae.baseline import MeanImage
-from vae.batches import for_measuring, open_images
-from vae.devices import Compute
-from vae.diagnostics import Measurement
-from vae.errors import InputError
-from vae.history import Row
-from vae.objective import Objective, effective_beta
-from vae.parameters import KL, Parameters
-from vae.rounding import rounded
-from vae.saved import Saved
-from vae.verdict import Evidence, judge
+from tasks.processes import entry
+from vae.collapse import linear_theory, remedies
+from vae.collapse.diagnosis import Evidence, judge
+from vae.compute import devices
+from vae.compute.batches import for_measuring, open_images
+from vae.compute.devices import Compute
+from vae.config import parameters
+from vae.config.errors import InputError
+from vae.config.parameters import KL, Parameters
+from vae.config.text import rounded
+from vae.losses.objective import Objective, effective_beta
+from vae.metrics import measurement
+from vae.metrics.mean_image import MeanImage
+from vae.metrics.measurement import Measurement
+from vae.models import mixture_prior, saved
+from vae.models.saved import Saved
+from vae.schedules.kl import first_final_epoch
+from vae.training import checkpoint
+from vae.training.history import Row
 
 # What training logged and what the saved model gives may differ by the last bits of another device or
 # precision; more than this means that the file is not the model that was trained.
@@ -35,7 +41,7 @@ def main() -> None:
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     history: list[Row] = pd.read_csv(workspace.HISTORY).to_dict("records")  # type: ignore[assignment]  # keys are str
     compute = model.compute(next(model.model.parameters()).device)
-    valid = diagnostics.measure(model.model, valid_images, model.likelihood, compute, p.seed)
+    valid = measurement.measure(model.model, valid_images, model.likelihood, compute, p.seed)
     check_agreement(model, valid, history)
 
     p = parameters.changed(p, model.changes)
@@ -43,7 +49,7 @@ def main() -> None:
         valid=valid,
         mean_image_mse=MeanImage.of(for_measuring(train_images, p)).mse(valid_images),
         history=history,
-        predicted=preflight.of_remedied(
+        predicted=linear_theory.of_remedied(
             workspace.read_json(workspace.PREFLIGHT), p, model.changes, model.pixels
         ),
         train=model.train,
@@ -78,24 +84,24 @@ def fitted_gap(
 ) -> float | None:
     if model.prior is None:
         return None
-    mu, logvar = diagnostics.encode(model.model, valid_images, compute)
-    return mixture.gap(valid.prior_gap, mu, logvar, model.prior, seed)
+    mu, logvar = measurement.encode(model.model, valid_images, compute)
+    return mixture_prior.gap(valid.prior_gap, mu, logvar, model.prior, seed)
 
 
 def to_keep(changes: dict[str, Any], remedy: dict[str, Any]) -> list[str]:
     """What a remedied model was made with, for `params.yaml`: what is still to change counts from there."""
     return [
-        f"keep the remedy: set {name} to {cure.written(value)}"
+        f"keep the remedy: set {name} to {remedies.written(value)}"
         for name, value in changes.items()
         if name not in remedy
     ]
 
 
-def in_words(remedies: list[dict[str, Any]]) -> list[str]:
+def in_words(tried: list[dict[str, Any]]) -> list[str]:
     """A line for each attempt: what was changed, what came of it, and which was kept."""
     lines = []
-    for number, attempt in enumerate(remedies):
-        changes = cure.in_words(attempt["changes"])
+    for number, attempt in enumerate(tried):
+        changes = remedies.in_words(attempt["changes"])
         if attempt["fitted_prior"]:
             changes.append("a Gaussian mixture fitted to the latents as the prior")
         made = ", ".join(changes) or "the parameters as they are"
@@ -173,4 +179,4 @@ def report(p: Parameters, model: Saved, e: Evidence) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    workspace.run(main)
+    entry.run(main)

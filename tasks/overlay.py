@@ -17,9 +17,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tasks import workspace
-from vae import parameters, plain_yaml
-from vae.errors import InputError
-from vae.parameters import Parameters
+from vae.config import parameters, plain_yaml
+from vae.config.errors import InputError
+from vae.config.parameters import Parameters
 
 EXPERIMENTS = Path("experiments")
 DEFAULT = "default"

@@ -7,13 +7,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tasks import workspace
-from vae import parameters, preflight
-from vae.annealing import ramp_share, share_above
-from vae.batches import open_images
-from vae.objective import COLLAPSED_BELOW_NATS, Objective
-from vae.parameters import KL, Parameters
-from vae.preflight import MOST_LATENTS_PER_IMAGE, Spectrum
-from vae.rounding import rounded
+from tasks.processes import entry
+from vae.collapse import linear_theory
+from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE, Spectrum
+from vae.compute.batches import open_images
+from vae.config import parameters
+from vae.config.parameters import KL, Parameters
+from vae.config.text import rounded
+from vae.losses.objective import COLLAPSED_BELOW_NATS, Objective
+from vae.schedules.kl import ramp_share, share_above
 
 MOST_ABOVE = 0.5  # of a cycle, at weights where linear theory expects collapse
 
@@ -21,8 +23,8 @@ MOST_ABOVE = 0.5  # of a cycle, at weights where linear theory expects collapse
 def main() -> None:
     p = parameters.load(workspace.PARAMS)
     images = open_images(workspace.images("train"))
-    spectrum = preflight.spectrum_for(p, images)
-    p = preflight.with_calibrated_weight(p, spectrum)
+    spectrum = linear_theory.spectrum_for(p, images)
+    p = linear_theory.with_calibrated_weight(p, spectrum)
     objective = Objective.of(p)
     result = predicted(p, spectrum)
     workspace.write_json(workspace.PREFLIGHT, rounded(result))
@@ -41,7 +43,7 @@ def main() -> None:
 
 def predicted(p: Parameters, spectrum: Spectrum) -> dict[str, Any]:
     """The content of `reports/preflight.json`."""
-    result = preflight.expectations(p, spectrum)
+    result = linear_theory.expectations(p, spectrum)
     collapse = result["collapse_kl_weight"]
     return {
         **result,
@@ -147,7 +149,7 @@ def controller_warnings(kl: KL, spectrum: Spectrum, objective: Objective, collap
     """Of a PI controller: whether the weight that its set-point takes lies within its bounds, collapse without."""
     if kl.target_kl is None or spectrum.total <= 0:
         return []
-    needed = preflight.collapse_weight(spectrum, objective, nats=kl.target_kl)
+    needed = linear_theory.collapse_weight(spectrum, objective, nats=kl.target_kl)
     takes = f"kl.target_kl = {kl.target_kl:g} nats takes a weight of about {needed:.2g} by linear theory"
     if needed < kl.min_weight:
         return [
@@ -170,7 +172,7 @@ def plot(spectrum: Spectrum, objective: Objective, weight: float) -> Figure:
     values = spectrum.eigenvalues
     left.semilogy(np.arange(1, len(values) + 1), np.maximum(values, 1e-12), marker=".", color="#2f6db3")
     left.axhline(
-        preflight.threshold(spectrum, objective, weight),
+        linear_theory.threshold(spectrum, objective, weight),
         color="#c0392b",
         ls="--",
         label="threshold at this weight",
@@ -178,10 +180,12 @@ def plot(spectrum: Spectrum, objective: Objective, weight: float) -> Figure:
     left.set(xlabel="latent", ylabel="eigenvalue of the images' covariance", title="What the images hold")
     left.legend()
 
-    weights = preflight.weights_of_interest(preflight.critical_weight(spectrum, objective), weight)
-    right.semilogx(weights, [preflight.predict(spectrum, objective, w).kl for w in weights], color="#2f6db3")
+    weights = linear_theory.weights_of_interest(linear_theory.critical_weight(spectrum, objective), weight)
+    right.semilogx(
+        weights, [linear_theory.predict(spectrum, objective, w).kl for w in weights], color="#2f6db3"
+    )
     right.axhline(1, color="#888888", lw=0.8)
-    collapse = preflight.collapse_weight(spectrum, objective)
+    collapse = linear_theory.collapse_weight(spectrum, objective)
     if collapse > 0 and math.isfinite(collapse):
         right.axvspan(
             min(collapse, weights[-1]), weights[-1], color="#c0392b", alpha=0.12, label="collapse expected"
@@ -199,4 +203,4 @@ def plot(spectrum: Spectrum, objective: Objective, weight: float) -> Figure:
 
 
 if __name__ == "__main__":
-    workspace.run(main)
+    entry.run(main)

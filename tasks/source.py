@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from vae.errors import InputError
-from vae.parameters import Data
-from vae.sources import shown
+from vae.config.errors import InputError
+from vae.config.parameters import Data
+from vae.data.sources import shown
 
 BUNDLED = "data/bundled"  # what data.path is where nothing of it is read
 

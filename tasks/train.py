@@ -16,32 +16,29 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from tasks import busy, lineage, workspace
-from tasks.lock import hold
-from vae import (
-    checkpoint,
-    cure,
-    devices,
-    diagnostics,
-    parameters,
-    preflight,
-    remedy,
-    saved,
-    scoring,
-    training,
-)
-from vae.annealing import first_final_epoch
-from vae.baseline import MeanImage
-from vae.batches import for_measuring, open_images
-from vae.devices import Compute
-from vae.errors import InputError
-from vae.grids import reconstruction_grid
-from vae.history import HISTORY, Row
-from vae.images import Preprocessing
-from vae.parameters import Monitor, Parameters
-from vae.remedy import Attempt
-from vae.rounding import rounded
-from vae.training import Epoch, Trained
+from tasks import workspace
+from tasks.processes import contention, entry
+from tasks.processes.lock import hold
+from tasks.tracking import lineage
+from vae.collapse import linear_theory, remedies, restarts
+from vae.collapse.restarts import Attempt
+from vae.compute import devices
+from vae.compute.batches import for_measuring, open_images
+from vae.compute.devices import Compute
+from vae.config import parameters
+from vae.config.errors import InputError
+from vae.config.parameters import Monitor, Parameters
+from vae.config.text import rounded
+from vae.data.images import Preprocessing
+from vae.inference import scoring
+from vae.inference.grids import reconstruction_grid
+from vae.metrics import measurement
+from vae.metrics.mean_image import MeanImage
+from vae.models import saved
+from vae.schedules.kl import first_final_epoch
+from vae.training import checkpoint, loop
+from vae.training.history import HISTORY, Row
+from vae.training.loop import Epoch, Trained
 
 STEP_IMAGES = 30  # at most so many grids of reconstructions a run, spread over its epochs
 GRID_IMAGES = 16
@@ -51,7 +48,7 @@ CONDITIONS = "conditions.json"  # beside the checkpoints: how they were computed
 def main() -> None:
     p = workspace.load_parameters()
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
-    compute = devices.choose(p.train, training.flops(p), len(train_images))
+    compute = devices.choose(p.train, loop.flops(p), len(train_images))
     initial = initial_weights(p.train.initial_weights)
 
     # The lock is of the folder that the outputs go to: an experiment in a copy of the workspace has its own.
@@ -94,14 +91,16 @@ def run(
     initial: dict[str, Tensor] | None,
     checkpoints: Path,
 ) -> None:
-    began = busy.mark()
-    from tasks import training_run  # MLflow takes two seconds to import; bad parameters are told before that
+    began = contention.mark()
+    from tasks.tracking import (
+        training_run,  # MLflow takes two seconds to import; bad parameters are told before that
+    )
 
     print(
         f"training on {len(train_images)} images of {'×'.join(map(str, train_images.shape[1:]))}, "
         f"{compute.device}, {compute.precision}{', compiled' if compute.compiled else ''}"
     )
-    if compute.device.type == "cpu" and (told := busy.warning(began, torch.get_num_threads())):
+    if compute.device.type == "cpu" and (told := contention.warning(began, torch.get_num_threads())):
         print(f"WARNING: {told}")
     ramp_end = first_final_epoch(p.kl, p.train.epochs)
     if ramp_end >= p.train.epochs:
@@ -128,7 +127,7 @@ def run(
             def say(line: str) -> None:
                 tell(which + line)
 
-            return training.train(
+            return loop.train(
                 now,
                 train_images,
                 valid_images,
@@ -157,14 +156,14 @@ def run(
         training_run.log_inputs(parameters.load(workspace.PARAMS), train_images, valid_images)
         if p.train.on_collapse == "remedy":
             tried = remedied(p, train_images, valid_images, compute, attempt)
-            kept = remedy.best(tried)
+            kept = restarts.best(tried)
             trained, sha256 = kept.trained, write_model(kept.parameters, kept.trained, compute, tried)
             training_run.log_missing(trained.history)
             for run_id, one in zip(nested, tried, strict=False):
                 training_run.log_attempt(
-                    run_id, one.verdict.verdict, one.verdict.reasons, cure.in_words(one.changes)
+                    run_id, one.verdict.verdict, one.verdict.reasons, remedies.in_words(one.changes)
                 )
-            words = "; ".join(cure.in_words(kept.changes)) or "none"
+            words = "; ".join(remedies.in_words(kept.changes)) or "none"
             training_run.log_remedy(kept.verdict.verdict, words, len(tried))
         else:
             trained = train(p, checkpoints)
@@ -193,9 +192,9 @@ def remedied(
     An attempt that had ended before an interruption is found in its checkpoint, which holds its last epoch.
     """
     pixels = math.prod(p.data.image_shape)
-    spectrum = preflight.spectrum_of(workspace.read_json(workspace.PREFLIGHT), pixels)
+    spectrum = linear_theory.spectrum_of(workspace.read_json(workspace.PREFLIGHT), pixels)
     p = p.model_copy(update={"monitor": Monitor()})
-    return remedy.attempts(p, spectrum, train_images, valid_images, compute, train)
+    return restarts.attempts(p, spectrum, train_images, valid_images, compute, train)
 
 
 def run_key(p: Parameters) -> str:
@@ -270,7 +269,7 @@ def latent_row(epoch: int, kl_per_latent: list[float]) -> Row:
 
 def write_model(p: Parameters, trained: Trained, compute: Compute, tried: list[Attempt]) -> str:
     """The kept model, with the attempts before it, if any; returns the hash of its weights."""
-    kept = remedy.best(tried) if tried else None
+    kept = restarts.best(tried) if tried else None
     measured, train_images = trained.train, for_measuring(open_images(workspace.images("train")), p)
     valid_images = open_images(workspace.images("valid"))
     mean_image = MeanImage.of(train_images)
@@ -324,7 +323,7 @@ def _tell(
     epoch: Epoch, p: Parameters, valid_images: np.ndarray, compute: Compute, say: Callable[[str], None]
 ) -> None:
     """One line, the history so far, and MLflow."""
-    from tasks import training_run
+    from tasks.tracking import training_run
 
     row = epoch.row
     number = int(row["epoch"])
@@ -342,14 +341,14 @@ def _tell(
     every = -(-p.train.epochs // STEP_IMAGES)
     if number in (1, p.train.epochs) or number % every == 0:
         originals = valid_images[:GRID_IMAGES]
-        decoded = diagnostics.reconstruct(epoch.model, originals, epoch.likelihood, compute)
+        decoded = measurement.reconstruct(epoch.model, originals, epoch.likelihood, compute)
         grid = reconstruction_grid(originals, decoded)
     training_run.log_epoch(row, timing, grid)
 
 
 def _catch_up(history: list[Row], kl_per_latent: list[list[float]]) -> None:
     """What a resumed training has behind it: the files, which DVC removed, and epochs that MLflow has not seen."""
-    from tasks import training_run
+    from tasks.tracking import training_run
 
     write_history(history, kl_per_latent)
     training_run.log_missing(history)
@@ -383,4 +382,4 @@ def progress(steps: int) -> Iterator[tuple[Callable[[int], None], Callable[[str]
 
 
 if __name__ == "__main__":
-    workspace.run(main)
+    entry.run(main)

@@ -21,12 +21,13 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks import workspace
-from vae import parameters
-from vae.errors import InputError
-from vae.fingerprints import Fingerprints
-from vae.inspection import Inspection, inspect
-from vae.rules import Rule, catalogue
-from vae.schema import COLUMNS
+from tasks.processes import entry
+from vae.config import parameters
+from vae.config.errors import InputError
+from vae.validation.fingerprints import Fingerprints
+from vae.validation.inspection import Inspection, inspect
+from vae.validation.rules import Rule, catalogue
+from vae.validation.schema import COLUMNS
 
 EXAMPLES = 5
 FAILURE_COLUMNS = ("severity", "rule", "file", "split", "value", "allowed", "what_to_do")
@@ -180,4 +181,4 @@ def _one_line(cell: str) -> str:
 
 
 if __name__ == "__main__":
-    workspace.run(main)
+    entry.run(main)

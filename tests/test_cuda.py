@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.test_training import STEPS, TRAIN, VALID, assert_same_bits, params
-from vae import batches, cuda_graph, devices, training
+
+from vae.compute import batches, cuda_graph, devices
+from vae.training import loop
 
 STEPS_OF: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -45,7 +46,7 @@ def test_the_same_bits_twice(name: str, compiled: bool) -> None:
         pytest.skip("Triton has no compiler here")
     p = CASES[name]
     compute = devices.choose(p.train.model_copy(update={"compile": compiled}))
-    first, second = (training.train(p, TRAIN, VALID, compute) for _ in range(2))
+    first, second = (loop.train(p, TRAIN, VALID, compute) for _ in range(2))
     assert_same_bits(first, second)
 
 
@@ -53,9 +54,9 @@ def test_the_same_bits_twice(name: str, compiled: bool) -> None:
 def test_images_that_exceed_the_gpu_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     p = CASES["plain"]
     compute = devices.choose(p.train)
-    resident = training.train(p, TRAIN, VALID, compute)
-    monkeypatch.setattr("vae.training.resident", lambda images, device: images)
-    assert_same_bits(training.train(p, TRAIN, VALID, compute), resident)
+    resident = loop.train(p, TRAIN, VALID, compute)
+    monkeypatch.setattr("vae.training.loop.resident", lambda images, device: images)
+    assert_same_bits(loop.train(p, TRAIN, VALID, compute), resident)
     assert batches.gather(TRAIN, torch.arange(4), compute.device).is_pinned()
 
 
@@ -70,10 +71,10 @@ def test_steps_run_as_a_cuda_graph_and_give_the_bits_that_they_give_without(
     p = CASES[name]
     compute = devices.choose(p.train.model_copy(update={"compile": compiled}))
     said: list[str] = []
-    recorded = training.train(p, TRAIN, VALID, compute, on_message=said.append)
+    recorded = loop.train(p, TRAIN, VALID, compute, on_message=said.append)
     assert said == []  # no warning: the recording was proven, and used
     monkeypatch.setenv(cuda_graph.SWITCH, "0")
-    assert_same_bits(training.train(p, TRAIN, VALID, compute), recorded)
+    assert_same_bits(loop.train(p, TRAIN, VALID, compute), recorded)
 
 
 @GPU
@@ -105,14 +106,14 @@ def test_a_training_goes_on_across_the_switch(
 
     p = CASES["average"]
     compute = devices.choose(p.train)
-    whole = training.train(p, TRAIN, VALID, compute)
+    whole = loop.train(p, TRAIN, VALID, compute)
     monkeypatch.setenv(cuda_graph.SWITCH, first)
     with pytest.raises(Stop):
-        training.train(p, TRAIN, VALID, compute, tmp_path / "state.pt", on_epoch=stop)
+        loop.train(p, TRAIN, VALID, compute, tmp_path / "state.pt", on_epoch=stop)
     monkeypatch.setenv(cuda_graph.SWITCH, second)
     said: list[str] = []
     assert_same_bits(
-        training.train(p, TRAIN, VALID, compute, tmp_path / "state.pt", on_message=said.append), whole
+        loop.train(p, TRAIN, VALID, compute, tmp_path / "state.pt", on_message=said.append), whole
     )
     assert not [line for line in said if "CUDA graph" in line]
 
@@ -121,7 +122,7 @@ def test_a_training_goes_on_across_the_switch(
 def test_the_aggressive_phase_and_then_a_graph() -> None:
     p = params({"train.device": "cuda", "train.aggressive_encoder": True, "train.epochs": 6})
     compute = devices.choose(p.train)
-    first, second = (training.train(p, TRAIN, VALID, compute) for _ in range(2))
+    first, second = (loop.train(p, TRAIN, VALID, compute) for _ in range(2))
     assert_same_bits(first, second)
 
 
@@ -138,10 +139,10 @@ def test_no_step_waits_for_the_gpu(
     """
     monkeypatch.setenv(cuda_graph.SWITCH, graphs)
     if read_ahead:
-        monkeypatch.setattr("vae.training.resident", lambda images, device: images)
+        monkeypatch.setattr("vae.training.loop.resident", lambda images, device: images)
     p: Any = CASES[name]
 
     def on_step(step: int) -> None:
         torch.cuda.set_sync_debug_mode("error" if step > STEPS and step % STEPS else "default")
 
-    training.train(p, TRAIN, VALID, devices.choose(p.train), on_step=on_step)
+    loop.train(p, TRAIN, VALID, devices.choose(p.train), on_step=on_step)

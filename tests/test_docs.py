@@ -20,19 +20,22 @@ from uuid import uuid4
 
 import click
 import numpy as np
-import pages
 import pandas as pd
 import prefect.cli._app
 import pytest
-from conftest import PROJECT, ByFlow, Workspace, stand_in
 from dvc.cli import DvcParserError, parse_args
-from pages import Call
+from helpers import pages
+from helpers.commands import picture, register, vae, write_model
+from helpers.pages import Call
+from helpers.project import PROJECT
+from helpers.workspaces import ByFlow, Workspace, stand_in
 from ruamel.yaml import YAML
-from test_cli import picture, register, vae, write_model
 
 from flows.vae_train import STAGES, vae_train
-from tasks import cli, overlay, registry, tracking, workspace
-from vae import parameters
+from tasks import overlay, workspace
+from tasks.cli import app
+from tasks.tracking import registry, store
+from vae.config import parameters
 
 pytestmark = pytest.mark.timeout(600)  # the first test may wait for the flow's workspace
 
@@ -61,7 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("params.yaml").write_bytes((PROJECT / "experiments" / "default.yaml").read_bytes())
         write_model(seed=1)
         register("first", 1.0)
-        tracking.connect()[0].set_registered_model_alias("vae", registry.CHAMPION, "1")
+        store.connect()[0].set_registered_model_alias("vae", registry.CHAMPION, "1")
         write_model(seed=0)
         register("second", 2.0)
         for number, name in enumerate(("PHOTOS/one", "PATH/TO/corn/Blight/a", "PATH/TO/corn/Healthy/b")):
@@ -109,7 +112,7 @@ def run_vae(call: Call, flow: Flow) -> None:
     words = ["2" if word == "VERSION" else word for word in call.words[1:]]
     done = vae(*words, *(["--help"] if call.mentioned else []))
     # The doctor finds a workspace without servers, and so much more.
-    assert done.exit_code in ((0, cli.LOOK) if call.words[1] == "doctor" else (0,)), done.stderr
+    assert done.exit_code in ((0, app.LOOK) if call.words[1] == "doctor" else (0,)), done.stderr
 
 
 def dvc(call: Call, flow: Flow) -> None:
@@ -157,7 +160,7 @@ def python(call: Call, flow: Flow) -> None:
     module, *words = call.words[2:]
     if module == "pytest":
         assert words and all((PROJECT / word).exists() for word in words)
-    elif module == "tasks.trace":
+    elif module == "tasks.cli.trace":
         run = flow().first.flow_run
         if not words:
             bring_back(flow().place)

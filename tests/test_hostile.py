@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.project import PROJECT
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -31,15 +32,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from flows import artifacts
-from tasks import overlay, source, tracking, validate, workspace
-from vae import checkpoint, images, parameters, report, saved, sources
-from vae.errors import InputError
-from vae.images import Preprocessing, UnusableImage
-from vae.model import VAE
-from vae.objective import Likelihood
-from vae.parameters import Data
+from tasks import overlay, source, validate, workspace
+from tasks.tracking import store
+from vae.config import parameters
+from vae.config.errors import InputError
+from vae.config.parameters import Data
+from vae.data import images, sources
+from vae.data.images import Preprocessing, UnusableImage
+from vae.losses.objective import Likelihood
+from vae.models import saved
+from vae.models.vae import VAE
+from vae.report import page as report
+from vae.training import checkpoint
 
-PROJECT = Path(__file__).parent.parent
 DEFAULTS = (PROJECT / "experiments" / "default.yaml").read_text(encoding="utf-8")
 RGB = Preprocessing(16, 16, 3)
 
@@ -620,5 +625,5 @@ def test_only_a_web_address_becomes_a_link(url: str) -> None:
         info = SimpleNamespace(run_name="r", run_id="1", experiment_id="1")
         return SimpleNamespace(info=info, data=SimpleNamespace(tags={"prefect.flow_run_url": address}))
 
-    assert len(tracking.links(run("http://127.0.0.1:4200/x"))) == 2
-    assert len(tracking.links(run(url))) == 1
+    assert len(store.links(run("http://127.0.0.1:4200/x"))) == 2
+    assert len(store.links(run(url))) == 1

@@ -2,8 +2,8 @@
 
     images, uint8 (batch, H, W, C)  →  mu, logvar, float32 (batch, Z)
 
-The images are as `vae.images.load` and the arrays of ingest have them; scaling to [0, 1] is part of the graph. What
-comes before it (orientation, resizing) is told in the file's metadata, under `preprocess`.
+The images are as `vae.data.images.load` and the arrays of ingest have them; scaling to [0, 1] is part of the graph.
+What comes before it (orientation, resizing) stands in the file's metadata, under `preprocess`.
 """
 
 import json
@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vae.errors import InputError
-from vae.model import VAE
-from vae.saved import Saved
+from vae.config.errors import InputError
+from vae.models.saved import Saved
+from vae.models.vae import VAE
 
 OPSET = 18
 TOLERANCE = 1e-3  # of what mu and logvar, of about 1 to 10, may differ from PyTorch's

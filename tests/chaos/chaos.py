@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 import typer
-from conftest import Done, Running, Workspace, copy_project, edit
+from helpers.workspaces import Done, Running, Workspace, copy_project, edit
 
 EPOCHS = 12
 KILLS = (5, 8)  # a run, at least and at most
@@ -94,11 +94,12 @@ def workers(place: Workspace) -> dict[str, list[psutil.Process]]:
         except psutil.Error:
             continue
         module = next(
-            (w for w in words if w.startswith(("flows.vae_train", "tasks.supervisor", "tasks."))), ""
+            (w for w in words if w.startswith(("flows.vae_train", "tasks.processes.supervisor", "tasks."))),
+            "",
         )
         if module == "flows.vae_train":
             found.setdefault("flow", []).append(process)
-        elif module == "tasks.supervisor":
+        elif module == "tasks.processes.supervisor":
             found.setdefault("supervisor", []).append(process)
         elif module:
             found.setdefault("stage", []).append(process)
@@ -220,7 +221,7 @@ def _read(place: Workspace, way: str, done: Done, tally: Tally) -> None:
     """A run that failed by itself says why; its user reads that, and the README, and starts it again."""
     lines = [line for line in done.output.splitlines() if line.strip()]
     if way == "dvc" and any(word in done.output for word in ("'./dvc.lock'", "RWLock-file")):
-        mended = place.start("-m", "tasks.cli", "doctor", "--mend").ended().output
+        mended = place.start("-m", "tasks.cli.app", "doctor", "--mend").ended().output
         told = next((line for line in mended.splitlines() if "half written" in line or "rwlock" in line), "?")
         tally.errors.append(f"`vae doctor --mend`: {told}")
     else:

@@ -23,7 +23,7 @@ import psutil
 import pytest
 import typer
 from chaos import PROMISED_SECONDS, clean, hashes, start, statuses, workers
-from conftest import DEPLOYMENT, Done, Running, Workspace, copy_project, edit, free_ports, wait_for
+from helpers.workspaces import DEPLOYMENT, Done, Running, Workspace, copy_project, edit, free_ports, wait_for
 
 EPOCHS = 12
 _NOT_TRIED = "not tried here: "

@@ -1,0 +1,326 @@
+"""How fast it trains, side by side with the trainers that a user would pick instead: `make bench`.
+
+Each training runs in a process of its own, the trainers in turn, several times over. The images are patches of two
+photos that scikit-learn bundles. Written to `reports/bench.csv`; docs/benchmarks.md has what it gave, and where.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+import typer
+from ruamel.yaml import YAML
+
+from benchmarks.peers import PEERS
+from tasks import workspace
+from tasks.processes import entry
+from vae.compute import devices
+from vae.compute.devices import Compute
+from vae.config import parameters
+from vae.config.errors import InputError
+from vae.config.parameters import Parameters
+from vae.losses.objective import Likelihood, optimal_sigma
+from vae.metrics.mean_image import MeanImage
+from vae.metrics.measurement import measure
+from vae.models import saved
+from vae.models.vae import VAE
+from vae.training import loop
+
+OURS, FP32 = "vae-train", "vae-train, fp32"
+COMPILED, EAGER = "vae-train, compiled", "vae-train, not compiled"  # whatever the rule would have
+TRAINERS = (OURS, COMPILED, EAGER, FP32, *PEERS)
+BENCH = workspace.REPORTS / "bench.csv"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A size of images and a network for it; how many images an epoch has, so that one takes seconds.
+
+    Attributes:
+        end_to_end: from the start of the process, each epoch validated and logged, a model saved; else speed alone.
+    """
+
+    side: int
+    channels: int
+    widths: tuple[int, ...]
+    latents: int
+    batch: int
+    images: int
+    epochs: int = 4
+    end_to_end: bool = False
+    architecture: str = "conv"
+
+
+CASES = {
+    "32": Case(32, 1, (32, 64, 128), 32, 128, 4096, 6),
+    "64": Case(64, 3, (32, 64, 128, 256), 64, 64, 1536, 6),
+    "128": Case(128, 3, (32, 64, 128, 256), 256, 64, 384, 4),
+    "224": Case(224, 3, (32, 64, 128, 256), 256, 32, 128, 3),
+    "28, gated MLP": Case(28, 1, (300, 300), 40, 100, 20_000, 5, architecture="gated_mlp"),
+    "end to end": Case(64, 3, (32, 64, 128, 256), 64, 64, 10_000, 20, end_to_end=True),
+}
+
+
+def main(
+    case: Annotated[list[str] | None, typer.Option(help=f"one of {', '.join(CASES)}; else all")] = None,
+    trainer: Annotated[
+        list[str] | None, typer.Option(help=f"of {', '.join(TRAINERS)}; else the table's")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="of each training, but of those end to end")] = 3,
+) -> None:
+    """Trains the same network with each trainer, in turn, and compares speed, memory and what was learnt."""
+    rows, rate = [], 0.0  # the machine's best: measured before each case, since others may share it
+    with tempfile.TemporaryDirectory() as folder:
+        for name in case or CASES:
+            chosen = _known(name, CASES)
+            rate = max(rate, *(matrix_rate(precision) for precision in (torch.float32, torch.bfloat16)))
+            for repeat in range(1 if chosen.end_to_end else repeats):
+                for who in trainer or (
+                    (OURS, COMPILED, *PEERS) if chosen.end_to_end else (OURS, COMPILED, FP32, *PEERS)
+                ):
+                    _known(who, dict.fromkeys(TRAINERS))
+                    found = _in_a_process(name, who, repeat, folder)
+                    rows.append({"case": name, "trainer": who, "repeat": repeat, **found})
+                    _say(rows[-1], chosen)
+    table = pd.DataFrame(rows)
+    table["of_matrix_rate"] = table["flops_per_second"] / rate
+    workspace.REPORTS.mkdir(exist_ok=True)
+    table.to_csv(BENCH, index=False)
+    print("\n" + "\n".join(markdown(table)))
+
+
+def parameters_of(case: Case, seed: int) -> Parameters:
+    return parameters.parse(
+        {
+            "seed": seed,
+            "data": {
+                "source": "npy", "path": ".", "image_size": case.side, "channels": case.channels,
+                "valid_fraction": 0.1, "test_fraction": 0.1, "max_bad_fraction": 0.0,
+            },
+            "model": {
+                "architecture": case.architecture, "latent_dim": case.latents, "widths": list(case.widths),
+                "batch_norm": False,
+            },
+            "objective": {"likelihood": "gaussian", "sigma": 0.1, "reduction": "sum"},
+            "kl": {"schedule": "constant", "max_weight": 1.0, "annealing_epochs": 0},
+            "train": {
+                "device": "cpu", "epochs": case.epochs, "batch_size": case.batch, "learning_rate": 1e-3,
+                "select": "last", "on_collapse": "continue",
+            },
+            "monitor": {},
+            "evaluate": {"importance_samples": 1, "register_as": "vae"},
+        },
+        "the benchmark",
+    )  # fmt: skip
+
+
+def photos(side: int, channels: int, count: int) -> np.ndarray:
+    """Patches of two photos: uint8 (count, side, side, channels)."""
+    from sklearn.datasets import load_sample_images
+
+    random, whole = np.random.default_rng(0), load_sample_images().images
+    found = []
+    for index in range(count):
+        image = whole[index % 2]
+        top, left = (random.integers(length - side + 1) for length in image.shape[:2])
+        found.append(image[top : top + side, left : left + side])
+    patches = np.stack(found)
+    return patches if channels == 3 else patches.mean(3, keepdims=True).astype(np.uint8)
+
+
+def matrix_rate(precision: torch.dtype, seconds: float = 2.0) -> float:
+    """Floating-point operations a second that the machine reaches at best in this precision.
+
+    The better of a matrix product and a wide convolution: the two come from different libraries, and on some
+    machines the one of the matrix product is the slower.
+    """
+    a, b = torch.randn(2, 2048, 2048).to(precision)
+    x, w = torch.randn(32, 256, 16, 16).to(precision), torch.randn(256, 256, 3, 3).to(precision)
+    x, w = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, w))
+    product = _rate(lambda: a @ b, 2 * 2048**3, seconds)
+    convolution = _rate(lambda: torch.nn.functional.conv2d(x, w), 2 * 32 * 14 * 14 * 9 * 256**2, seconds)
+    return max(product, convolution)
+
+
+def _rate(operation: Callable[[], Any], flops: int, seconds: float) -> float:
+    operation()
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        operation()
+        count += 1
+    return count * flops / (time.perf_counter() - begin)
+
+
+def one(name: str, trainer: str, seed: int) -> dict[str, Any]:
+    """One training, in this process: seconds of each epoch, peak memory, and what it learnt."""
+    case = CASES[name]
+    p = parameters_of(case, seed)
+    images = photos(case.side, case.channels, case.images + case.images // (10 if case.end_to_end else 4))
+    train, valid = images[: case.images], images[case.images :]
+    if trainer in PEERS:
+        torch.manual_seed(seed)
+        model = loop.build(p)
+        seconds = PEERS[trainer](p, model, train, valid if case.end_to_end else None)
+    else:
+        compute = compute_of(p, trainer, len(train))
+        model, speeds = (as_the_stage if case.end_to_end else alone)(p, train, valid, compute)
+        seconds = [_images(case) / speed for speed in speeds]
+    return {
+        "seconds": seconds,
+        "whole_seconds": time.time() - psutil.Process().create_time(),
+        "peak_megabytes": peak_megabytes(),
+        "skill": skill(p, model, valid),
+    }
+
+
+def compute_of(p: Parameters, trainer: str, images: int) -> Compute:
+    """What the rules choose, but for what the trainer's name says."""
+    asked: dict[str, dict[str, Any]]
+    asked = {FP32: {"precision": "fp32"}, COMPILED: {"compile": True}, EAGER: {"compile": False}}
+    return devices.choose(p.train.model_copy(update=asked.get(trainer)), loop.flops(p), images)
+
+
+def alone(p: Parameters, train: np.ndarray, valid: np.ndarray, compute: Compute) -> tuple[VAE, list[float]]:
+    """The model, and the images a second of each epoch."""
+    speeds: list[float] = []
+    trained = loop.train(p, train, valid, compute, on_epoch=lambda e: speeds.append(e.images_per_second))
+    return trained.model, speeds
+
+
+def as_the_stage(
+    p: Parameters, train: np.ndarray, valid: np.ndarray, compute: Compute
+) -> tuple[VAE, list[float]]:
+    """The same with all that the stage `train` does: checkpoints, history, MLflow with its images, the saved model."""
+    from tasks.train import run
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        os.environ["DVC_ROOT"] = folder
+        workspace.IMAGES.mkdir(parents=True)
+        for split, images in (("train", train), ("valid", valid), ("test", valid)):
+            np.save(workspace.images(split), images)
+        YAML().dump(p.model_dump(mode="json"), workspace.PARAMS)
+        run(p, train, valid, compute, None, Path(".checkpoints"))
+        speeds = pd.read_csv(workspace.TIMING)["images_per_second"]
+        return saved.load(workspace.MODEL).model, speeds.tolist()
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has had. Linux's getrusage would tell its parent's, where that had more."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: in bytes
+
+
+def skill(p: Parameters, model: VAE, images: np.ndarray) -> float:
+    """The calibrated ELBO on images that were not trained on, over that of the mean image, in nats per image."""
+    compute = Compute(torch.device("cpu"), "fp32")
+    likelihood = Likelihood("gaussian", float(p.objective.sigma))
+    measured = measure(model.eval(), images, likelihood, compute, p.seed)
+    pixels = int(np.prod(images.shape[1:]))
+    calibrated = Likelihood("gaussian", optimal_sigma(measured.mse_sampled))
+    return measured.with_likelihood(calibrated, pixels) - MeanImage.of(images).elbo(images, "gaussian")
+
+
+def _images(case: Case) -> int:
+    """That an epoch trains on: full batches only."""
+    return case.images // case.batch * case.batch
+
+
+def _in_a_process(name: str, trainer: str, seed: int, folder: str) -> dict[str, Any]:
+    path = Path(folder) / "result.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.speed", "--only", name, trainer, str(seed), str(path)],
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=folder)},  # no training finds it compiled
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise InputError(f"{trainer} at {name}: {last_words(done)}")
+    found = json.loads(path.read_text())
+    case = CASES[name]
+    p = parameters_of(case, seed)
+    steady = statistics.median(found["seconds"][1:])
+    speed = _images(case) / steady
+    return {
+        "images_per_second": speed,
+        "images_per_second_end_to_end": _images(case) * case.epochs / found["whole_seconds"],
+        "first_epoch_seconds": found["seconds"][0],
+        "whole_seconds": found["whole_seconds"],
+        "flops_per_second": loop.flops(p) * speed,
+        "peak_megabytes": found["peak_megabytes"],
+        "skill": found["skill"],
+    }
+
+
+def last_words(done: "subprocess.CompletedProcess[str]") -> str:
+    """Why a process ended: its last line, or, where it was killed, its exit code."""
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    return lines[-1] if lines else f"ended with exit code {done.returncode}; −9 may be for want of memory"
+
+
+def markdown(table: pd.DataFrame) -> list[str]:
+    """Medians, with the lowest and the highest; ratios are of the same repeat, so of neighbours in time."""
+    lines = [
+        "| case | trainer | images/s | over pythae | over Lightning | over the plain loop | share of the matrix rate | "
+        "first epoch | peak memory | skill over pythae's |",
+        "| --- |" + " --- |" * 9,
+    ]
+    for (name, who), rows in table.groupby(["case", "trainer"], sort=False):
+        column = "images_per_second_end_to_end" if CASES[str(name)].end_to_end else "images_per_second"
+        speed = rows.set_index("repeat")[column]
+        cells = [_spread(speed, ".0f")]
+        for peer in ("pythae", "Lightning", "plain loop"):
+            other = table[(table.case == name) & (table.trainer == peer)].set_index("repeat")[column]
+            cells.append("–" if other.empty else _spread(speed / other, ".2f"))
+        reference = table[(table.case == name) & (table.trainer == "pythae")]["skill"]
+        cells += [
+            f"{rows['of_matrix_rate'].median():.0%}",
+            f"{rows['first_epoch_seconds'].median():.1f} s",
+            f"{rows['peak_megabytes'].median():,.0f} MB",
+            "–" if reference.empty else f"{rows['skill'].median() / reference.median():.3f}",
+        ]
+        lines.append(f"| {_title(CASES[str(name)])} | {who} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _title(case: Case) -> str:
+    size = f"{case.side}×{case.side}×{case.channels}, batch {case.batch}, {case.latents} latents"
+    if case.architecture != "conv":
+        size += ", " + case.architecture.replace("_", " ").replace("mlp", "MLP")
+    return f"{size}; {case.images:,} images × {case.epochs} epochs end to end" if case.end_to_end else size
+
+
+def _spread(values: Any, form: str) -> str:
+    return f"{values.median():{form}} ({values.min():{form}}–{values.max():{form}})"
+
+
+def _say(row: dict[str, Any], case: Case) -> None:
+    print(f"{_title(case)}: {row['trainer']}: {row['images_per_second']:.0f} images/s", flush=True)
+
+
+def _known(name: str, among: dict[str, Any]) -> Any:
+    if name not in among:
+        raise InputError(f"{name!r} is none of {', '.join(among)}")
+    return among[name]
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--only"]:
+        name, trainer, seed, path = sys.argv[2:6]
+        Path(path).write_text(json.dumps(one(name, trainer, int(seed))))
+    else:
+        entry.run(lambda: typer.run(main))

@@ -1,0 +1,194 @@
+"""Holds preflight's prediction against trainings over a sweep of KL weights, on the images that ingest made.
+
+`python -m tasks.sweep` trains a model for each weight, in this process, and writes `reports/sweep.csv` and
+`reports/sweep.png`; nothing else changes. `--show` draws sweeps made before into one figure instead.
+docs/prediction.md has what it gave on three data sets, six sweeps in all.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+from matplotlib.figure import Figure
+from rich.progress import track
+
+from tasks import workspace
+from tasks.processes import entry
+from vae.collapse import linear_theory
+from vae.collapse.linear_theory import Spectrum
+from vae.compute import devices
+from vae.compute.batches import open_images
+from vae.config import parameters
+from vae.config.parameters import Parameters, with_weight
+from vae.losses.objective import COLLAPSED_BELOW_NATS, Objective
+from vae.metrics import measurement
+from vae.training import loop
+
+SWEEP, SWEEP_PLOT = workspace.REPORTS / "sweep.csv", workspace.REPORTS / "sweep.png"
+
+# How far the predicted KL may be from the measured one, as a share of the measured one: more where σ follows
+# the network's own error, which feeds a small miss back, and for Bernoulli, where the theory is of first order.
+FIXED_SIGMA_TOLERANCE, TOLERANCE = 0.25, 0.4
+
+
+def main(
+    weight: Annotated[list[float] | None, typer.Option(help="a KL weight; give it once for each")] = None,
+    count: Annotated[
+        int,
+        typer.Option(min=6, help="of weights, where none is given: from calibrated/10 to beyond collapse"),
+    ] = 8,
+    show: Annotated[
+        list[Path] | None, typer.Option(help="a sweep.csv made before; nothing is trained, all are drawn")
+    ] = None,
+) -> None:
+    """Trains a model for each KL weight and compares its KL with what linear theory predicts."""
+    workspace.REPORTS.mkdir(exist_ok=True)
+    if show:
+        tables = {file.stem: pd.read_csv(file) for file in show}
+    else:
+        tables = {"": sweep(parameters.load(workspace.PARAMS), weight, count)}
+        tables[""].to_csv(SWEEP, index=False)
+    for name, table in tables.items():
+        print("\n".join([*([f"\n{name}\n"] if name else []), *report(table)]))
+    plot(tables).savefig(SWEEP_PLOT, dpi=100, metadata={"Software": None})
+
+
+def sweep(p: Parameters, weight: list[float] | None, count: int) -> pd.DataFrame:
+    """A row for each weight, in ascending order."""
+    p = with_weight(p, 1.0)
+    train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
+    spectrum = linear_theory.spectrum_for(p, train_images)
+    chosen = sorted(weight) if weight else weights(spectrum, Objective.of(p), count)
+    return pd.DataFrame(
+        measured(with_weight(p, w), spectrum, train_images, valid_images)
+        for w in track(chosen, description="weights")
+    )
+
+
+def weights(spectrum: Spectrum, objective: Objective, count: int) -> list[float]:
+    """From a tenth of the calibrated weight to half of the one where collapse is predicted, and four around it."""
+    collapse = linear_theory.collapse_weight(spectrum, objective)
+    low = linear_theory.calibrated_weight(spectrum, objective) / 10
+    return [*np.geomspace(low, collapse / 2, count - 4), *(collapse * np.array([0.75, 1.0, 1.25, 1.6]))]
+
+
+def measured(
+    p: Parameters, spectrum: Spectrum, train_images: np.ndarray, valid_images: np.ndarray
+) -> dict[str, float]:
+    """One training at one weight: the prediction, and the kept model on whole splits.
+
+    `kl` is of the validation split, `train_kl` of the training split, whose covariance the prediction is made
+    from. `kl_at_measured_sigma`: the prediction with the σ that the network came to, where it chooses its own.
+    """
+    from vae.compute.batches import for_measuring
+    from vae.metrics.mean_image import MeanImage
+
+    p = p.model_copy(update={"train": p.train.model_copy(update={"on_collapse": "continue"})})
+    compute = devices.choose(p.train, loop.flops(p), len(train_images))
+    objective = Objective.of(p)
+    predicted = linear_theory.predict(spectrum, objective, p.kl.weight)
+    trained = loop.train(p, train_images, valid_images, compute, on_message=lambda line: None)
+    valid = measurement.measure(trained.model, valid_images, trained.likelihood, compute, p.seed)
+    pixels = int(np.prod(valid_images.shape[1:]))
+    # Models of different σ compare by the ELBO that each has with the σ of its own validation error.
+    elbo, kl_at_measured_sigma = valid.elbo_at_own_sigma(trained.likelihood.kind, pixels), predicted.kl
+    own_sigma = objective.known_likelihood(log_sigma=0.0) is None or objective.sigma == "learned"
+    if own_sigma and trained.likelihood.sigma is not None:
+        fixed = replace(objective, sigma=trained.likelihood.sigma)
+        kl_at_measured_sigma = linear_theory.predict(spectrum, fixed, p.kl.weight).kl
+    mean_image = MeanImage.of(for_measuring(train_images, p))
+    return {
+        "kl_weight": p.kl.weight,
+        "predicted_kl": predicted.kl,
+        "kl": valid.rate,
+        "train_kl": trained.train.rate,
+        "kl_at_measured_sigma": kl_at_measured_sigma,
+        "predicted_active_units": predicted.active_units,
+        "informative_units": valid.informative_units(),
+        "active_units": valid.active_units(),
+        "elbo": elbo,
+        "mean_image_elbo": mean_image.elbo(valid_images, trained.likelihood.kind),
+        "tolerance": TOLERANCE if own_sigma or trained.likelihood.sigma is None else FIXED_SIGMA_TOLERANCE,
+        "collapse_kl_weight": linear_theory.collapse_weight(spectrum, objective),
+        "images_per_latent": spectrum.images / p.model.latent_dim,
+    }
+
+
+def report(table: pd.DataFrame) -> list[str]:
+    """The sweep as a Markdown table, and the weight where the KL falls to 1 nat, predicted and measured.
+
+    A row is judged where the predicted or the measured KL exceeds 1 nat.
+    """
+    tolerance, best = table["tolerance"][0], table["elbo"].max()
+    lines = [
+        "| KL weight | predicted KL | measured KL | predicted/measured | "
+        f"within {tolerance:.0%} | predicted active | informative | skill |",
+        "|" + " --- |" * 8,
+    ]
+    for row in table.to_dict("records"):
+        predicted, kl = row["predicted_kl"], row["kl"]
+        skill = (row["elbo"] - row["mean_image_elbo"]) / (best - row["mean_image_elbo"])
+        ratio = f"{predicted / kl:.2f}" if kl else ""
+        within = "yes" if abs(predicted - kl) <= tolerance * kl else "**no**"
+        lines.append(
+            f"| {row['kl_weight']:.3g} | {predicted:.3g} | {kl:.3g} | {ratio} "
+            f"| {within if max(predicted, kl) > COLLAPSED_BELOW_NATS else 'under 1 nat'} "
+            f"| {row['predicted_active_units']:.0f} | {row['informative_units']:.0f} | {skill:.3f} |"
+        )
+    expected = float(table["collapse_kl_weight"][0])
+    found = crossing(table["kl_weight"].to_numpy(), table["kl"].to_numpy())
+    outcome = (
+        "not in the sweep" if found is None else f"found at {found:.3g}, a factor of {found / expected:.2f}"
+    )
+    return [
+        *lines,
+        "",
+        f"{table['images_per_latent'][0]:.0f} training images a latent. "
+        f"KL of {COLLAPSED_BELOW_NATS:g} nat: predicted at a weight of {expected:.3g}, {outcome}.",
+    ]
+
+
+def crossing(weight: np.ndarray, kl: np.ndarray, nats: float = COLLAPSED_BELOW_NATS) -> float | None:
+    """The KL weight at which the measured KL falls to `nats` for good; None where the sweep does not span it.
+
+    Between two trainings ln KL is taken as linear in ln weight. weight: (n,), ascending. kl: (n,).
+    """
+    above = np.flatnonzero(kl > nats)
+    if len(above) == 0 or above[-1] == len(kl) - 1:
+        return None
+    i = above[-1]
+    share = np.log(kl[i] / nats) / np.log(kl[i] / max(kl[i + 1], 1e-6))
+    return float(weight[i] * (weight[i + 1] / weight[i]) ** share)
+
+
+def plot(tables: dict[str, pd.DataFrame]) -> Figure:
+    """KL over the KL weight for each sweep; a measured KL in the band is within the tolerance."""
+    columns = min(len(tables), 3)
+    rows = -(-len(tables) // columns)
+    figure = Figure(figsize=(3.4 * columns + 1, 2.6 * rows + 0.6), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for unused in panels[len(tables) :]:
+        unused.set_axis_off()
+    for axes, (name, table) in zip(panels, tables.items(), strict=False):
+        weight, predicted = table["kl_weight"], table["predicted_kl"].clip(lower=1e-2)
+        axes.fill_between(
+            weight,
+            predicted / (1 + table["tolerance"]),
+            predicted / (1 - table["tolerance"]),
+            color="#7a828c",
+            alpha=0.25,
+            lw=0,
+        )
+        axes.plot(weight, predicted, "--", color="#7a828c", label="predicted")
+        axes.plot(weight, table["kl"].clip(lower=1e-2), "o-", color="#2f6db3", ms=4, label="measured")
+        axes.axhline(COLLAPSED_BELOW_NATS, color="#c0392b", lw=0.8)
+        axes.set(xscale="log", yscale="log", title=name, xlabel="KL weight", ylabel="KL (nats per image)")
+        axes.legend(fontsize="small")
+    return figure
+
+
+if __name__ == "__main__":
+    entry.run(lambda: typer.run(main))

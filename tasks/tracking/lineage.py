@@ -1,0 +1,175 @@
+"""What a run was made of: commit, data, stage, flow run, machine. Tags for MLflow, links for the report."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML, YAMLError
+
+from tasks import workspace
+from vae.config.parameters import Parameters
+
+LOCK = Path("dvc.lock")
+
+# The flow gives these to the stages that it runs.
+FLOW_RUN_ID, FLOW_RUN_NAME, FLOW_RUN_URL = (
+    "VAE_TRAIN_FLOW_RUN_ID",
+    "VAE_TRAIN_FLOW_RUN_NAME",
+    "VAE_TRAIN_FLOW_RUN_URL",
+)
+OVERLAY = "VAE_TRAIN_EXPERIMENT"  # the file of experiments/ that lies over the defaults
+EXPERIMENT_NAME = "DVC_EXP_NAME"  # DVC gives it to the stages of an experiment
+
+
+# Libraries that pixels, numbers or tables pass through; torch stands among `compute.*`.
+_SHAPING = ("numpy", "pandas", "pillow", "scikit-learn", "scipy", "torchmetrics")
+
+# What a person may have set that decides which instructions a library takes.
+SWITCHES = (
+    "ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE",
+)  # fmt: skip
+
+MANY = 100  # changed files that a tag names; "…" stands for the others
+
+
+def git() -> dict[str, str]:
+    """`git.commit`, `git.dirty` and `git.changed`: the files that differ from the commit, a line each.
+
+    Outside a repository the commit that a container image was built from.
+    """
+    commit = git_says("rev-parse", "HEAD")
+    if commit is None:
+        return {"git.commit": os.environ["GIT_COMMIT"]} if os.environ.get("GIT_COMMIT") else {}
+    changed = (git_says("diff", "--name-only", "--relative", "-z", "HEAD") or "").split("\0")
+    # dvc.lock changes while the pipeline runs: it records results, it does not shape them.
+    changed = [name for name in changed if name and name != str(LOCK)]
+    named = [*changed[:MANY], *(["…"] if len(changed) > MANY else [])]
+    return {
+        "git.commit": commit,
+        "git.dirty": str(bool(changed)).lower(),
+        "git.changed": "\n".join(named),
+    }
+
+
+def commit_url(commit: str) -> str | None:
+    """Where the commit can be looked at: on the host of the remote `origin`, where that is a web host."""
+    remote = git_says("remote", "get-url", "origin") or ""
+    # https://user:secret@host/path.git and git@host:path.git; who logs in there, and how, is left out
+    found = re.fullmatch(
+        r"(?:https?://(?:[^/@]*@)?|ssh://git@|git@)([\w.-]+)(?::\d+/|[:/])(.+?)(?:\.git)?/?", remote
+    )
+    return f"https://{found[1]}/{found[2]}/commit/{commit}" if found else None
+
+
+def experiments() -> list[str]:
+    """The references of all DVC experiments; what DVC keeps beside them for its own use is left out."""
+    refs = (git_says("for-each-ref", "--format=%(refname)", "refs/exps") or "").splitlines()
+    return [ref for ref in refs if re.fullmatch(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/[^/]+", ref)]
+
+
+def lock_is_torn() -> bool:
+    """Whether DVC would refuse to read dvc.lock."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    if not LOCK.exists():
+        return False
+    try:
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(LOCK) or {})
+    except (YAMLError, Invalid, UnicodeDecodeError):
+        return True
+    return False
+
+
+def restore_lock() -> str:
+    """Puts the committed dvc.lock in the place of one that a killed DVC has left half written; says what was done.
+
+    DVC writes the file in place. What stages had finished since the commit DVC finds in its cache of runs.
+    """
+    if "<<<<<<<" in LOCK.read_text(encoding="utf-8", errors="replace"):
+        return f"{LOCK} holds a conflict of a merge: settle it, for instance by `git checkout --ours {LOCK}`"
+    torn = workspace.root() / ".run" / f"{LOCK}.torn"
+    torn.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(LOCK, torn)
+    committed = git_says("checkout", "--", str(LOCK)) is not None
+    now = "the committed one stands in its place" if committed else "DVC begins a new one"
+    return f"{LOCK} was half written, by a DVC that was killed; it is {torn} now, and {now}"
+
+
+def flow() -> dict[str, str]:
+    """The Prefect flow run, or the `dvc exp run`, that this process works for; empty outside both."""
+    names = {
+        "prefect.flow_run_id": FLOW_RUN_ID,
+        "prefect.flow_run_name": FLOW_RUN_NAME,
+        "prefect.flow_run_url": FLOW_RUN_URL,
+        "experiment": OVERLAY,
+        "dvc.experiment": EXPERIMENT_NAME,
+    }
+    return {tag: os.environ[name] for tag, name in names.items() if os.environ.get(name)}
+
+
+def data(folder: Path = Path()) -> dict[str, str]:
+    """`data.sha256`: one hash over the three arrays of a workspace."""
+    digest = hashlib.sha256()
+    for split in workspace.SPLITS:
+        digest.update(workspace.sha256(folder / workspace.images(split)).encode())
+    return {"data.sha256": digest.hexdigest()}
+
+
+def subject(p: Parameters) -> dict[str, str]:
+    """Tags to filter by."""
+    return {"data.source": p.data.source, "architecture": p.model.architecture}
+
+
+def machine() -> dict[str, str]:
+    """`machine.*` and `version.*`: what besides `vae.compute.devices.Compute.describe` may decide the last bits."""
+    switches = [f"{name}={os.environ[name]}" for name in SWITCHES if name in os.environ]
+    return {
+        "machine.cpu": _cpu(),
+        "machine.system": platform.platform(),
+        "machine.switches": " ".join(switches) or "none",
+        "version.python": platform.python_version(),
+        **{f"version.{package}": version(package) for package in _SHAPING},
+    }
+
+
+def stage(name: str) -> dict[str, str]:
+    """`dvc.STAGE`: the hash of a stage's entry in dvc.lock, so of its code, data, parameters and results."""
+    hashed = stage_hash(LOCK.read_text(encoding="utf-8"), name) if LOCK.exists() else None
+    return {} if hashed is None else {f"dvc.{name}": hashed}
+
+
+def stage_hash(lock: str, name: str) -> str | None:
+    """Of a stage's entry in the text of a dvc.lock; None where it has none."""
+    from ruamel.yaml import YAML
+
+    stages: dict[str, Any] = (YAML(typ="safe").load(lock) or {}).get("stages", {})
+    if name not in stages:
+        return None
+    return hashlib.sha256(json.dumps(stages[name], sort_keys=True).encode()).hexdigest()
+
+
+def git_says(*arguments: str) -> str | None:
+    """What Git prints in the working folder; None where it fails or is not there."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.rstrip("\n") if done.returncode == 0 else None
+
+
+def _cpu() -> str:
+    """The processor's own name, where the system tells it."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

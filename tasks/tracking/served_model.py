@@ -1,0 +1,127 @@
+"""The model as MLflow serves it: images in, latents, reconstructions or scores out. Loads no pickle."""
+
+import base64
+import binascii
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PythonModel
+from PIL import Image
+
+TASKS = ("encode", "reconstruct", "score")
+
+
+class ServedVAE(PythonModel):
+    """`predict(images, params={"task": …})`, images of any size and kind, as one of
+
+    - uint8 (N, H, W, C) or (N, H, W), grey, RGB or RGBA; over HTTP nested lists of whole numbers, 0 to 255;
+    - image files as base64 strings;
+    - a table whose only column holds either, for arrays of different sizes.
+
+    Each is brought to the size and channels of the training images by what ingest did to those.
+
+    encode: a table with mu_j and logvar_j of q(z|x).
+    reconstruct: the mean of p(x|z = mu), of the training images' size: uint8 (N, H, W, C), or, where all images came
+        as files, PNG files as base64 strings.
+    score: a table with `elbo` and `score` = −elbo, in nats (the higher the score, the more unusual the image), and
+        `percentile`: how many percent of the validation images scored lower, where the model has kept that.
+    """
+
+    def load_context(self, context: Any) -> None:
+        from vae.data.images import Preprocessing
+        from vae.models import saved
+
+        self.saved = saved.load(Path(context.artifacts["vae"]))
+        self.preprocessing = Preprocessing.from_dict(self.saved.preprocessing)
+
+    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:
+        from vae.inference import scoring
+        from vae.metrics import measurement
+
+        task = (params or {}).get("task", "encode")
+        if task not in TASKS:
+            raise refused(f"task = {task!r}; expected one of {', '.join(TASKS)}")
+        given = list(_rows(model_input))
+        images = self.prepared(given)
+        compute = self.saved.compute()
+        if task == "reconstruct":
+            copies = measurement.reconstruct(self.saved.model, images, self.saved.likelihood, compute)
+            return (
+                [_as_png(copy) for copy in copies] if all(isinstance(row, str) for row in given) else copies
+            )
+        if task == "score":
+            scores = scoring.scores(self.saved, images, compute)
+            table = pd.DataFrame({"elbo": -scores, "score": scores})
+            ranks = scoring.ranks(self.saved, scores)
+            return table if np.isnan(ranks).all() else table.assign(percentile=ranks)
+        mu, logvar = measurement.encode(self.saved.model, images, compute)
+        latents = range(mu.shape[1])
+        names = [f"mu_{j}" for j in latents] + [f"logvar_{j}" for j in latents]
+        return pd.DataFrame(np.concatenate([mu, logvar], axis=1), columns=names)
+
+    def prepared(self, rows: list[Any]) -> np.ndarray:
+        """uint8 (N, H, W, C), as the model wants them."""
+        from vae.data.images import UnusableImage, load
+
+        if not rows:
+            raise refused("no image was given")
+        images = []
+        for number, row in enumerate(rows):
+            try:
+                images.append(load(_content(row), self.preprocessing))
+            except (UnusableImage, ValueError, TypeError) as error:
+                raise refused(f"image {number}: {error}") from None
+        return np.stack(images)
+
+
+def refused(reason: str) -> MlflowException:
+    """The server answers 400 with this text."""
+    return MlflowException.invalid_parameter_value(reason)
+
+
+def _rows(model_input: Any) -> Iterable[Any]:
+    if isinstance(model_input, pd.DataFrame):
+        if model_input.shape[1] != 1:
+            names = ", ".join(map(str, model_input.columns))
+            raise refused(
+                f"a table with one column of images is wanted; this has {model_input.shape[1]}: {names}"
+            )
+        return model_input.iloc[:, 0]
+    if isinstance(model_input, str | bytes | dict) or not np.iterable(model_input):
+        raise refused(f"a list of images is wanted, not {type(model_input).__name__}")
+    return model_input
+
+
+def _content(row: Any) -> bytes | np.ndarray:
+    """A file's bytes, or pixels.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(row, str):
+        try:
+            return base64.b64decode(row, validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"no base64 text: {error}") from None
+    pixels = np.asarray(row)
+    if pixels.dtype != np.uint8:
+        if not np.issubdtype(pixels.dtype, np.integer) or pixels.min() < 0 or pixels.max() > 255:
+            raise ValueError(f"pixels of {pixels.dtype}; whole numbers from 0 to 255 are wanted")
+        pixels = pixels.astype(np.uint8)
+    return pixels
+
+
+def _as_png(pixels: np.ndarray) -> str:
+    """(H, W, C) → base64."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, format="png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+mlflow.models.set_model(ServedVAE())

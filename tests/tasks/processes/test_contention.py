@@ -1,0 +1,67 @@
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from tasks.processes import contention
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Four cores, so many seconds, of which all programs computed `total` and this one `own`."""
+
+    def machine(seconds: float, total: float, own: float) -> contention.Mark:
+        monkeypatch.setattr(contention, "_cores", lambda: {0, 1, 2, 3})
+        monkeypatch.setattr(contention, "mark", lambda: contention.Mark(100 + seconds, 50 + total, 7 + own))
+        return contention.Mark(100, 50, 7)
+
+    return machine
+
+
+@pytest.mark.parametrize(
+    ("total", "own", "threads", "advice"),
+    [
+        (2.0, 2.0, 4, None),  # nobody else
+        (3.4, 2.0, 4, None),  # 0.7 of a core: many idle programs
+        (4.0, 2.0, 4, "OMP_NUM_THREADS=3"),
+        (4.0, 2.0, 3, None),  # a core is left for it
+        (10.0, 2.0, 4, "OMP_NUM_THREADS=1"),
+        (10.0, 2.0, 1, "Wait until they have ended"),
+    ],
+)
+def test_it_warns_where_threads_find_no_core(
+    machine: Any, total: float, own: float, threads: int, advice: str | None
+) -> None:
+    said = contention.warning(machine(2.0, total, own), threads)
+    assert said is None if advice is None else said is not None and advice in said
+
+
+def test_with_one_thread_there_is_no_smaller_number(machine: Any) -> None:
+    assert "OMP_NUM_THREADS" not in str(contention.warning(machine(2.0, 10.0, 2.0), 1))
+
+
+def test_a_moment_tells_nothing(machine: Any) -> None:
+    assert contention.warning(machine(0.1, 0.4, 0.0), 4) is None
+
+
+def test_a_program_beside_is_counted_and_this_one_is_not() -> None:
+    spin = "while True: sum(range(10000))"
+    began = contention.mark()
+    end = time.monotonic() + 0.6
+    while time.monotonic() < end:
+        pass
+    ended, alone = contention.mark(), contention.cores_taken(began)
+    all_of_it = (ended.all - began.all) / (ended.at - began.at)
+    other = subprocess.Popen([sys.executable, "-c", spin])
+    try:
+        time.sleep(0.3)
+        began = contention.mark()
+        time.sleep(1.0)
+        beside = contention.cores_taken(began)
+    finally:
+        other.kill()
+        other.wait()
+    assert alone is not None and all_of_it - alone > 0.6  # its own loop, a core
+    assert beside is not None and beside > 0.3

@@ -1,0 +1,290 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.project import PROJECT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from tasks import overlay
+from vae.config import parameters
+from vae.config.errors import InputError
+
+DEFAULTS = (PROJECT / "experiments" / "default.yaml").read_text(encoding="utf-8")
+EXPERIMENTS = {
+    "default": DEFAULTS,
+    "wide": "model: {latent_dim: 4, widths: [8, 8]}\ntrain: {epochs: 7, gradient_clip: null}\n",
+    "collapse/one": "kl:\n  max_weight: 100.0\n",
+}
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace's params.yaml, with the defaults in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    for name, text in EXPERIMENTS.items():
+        file = tmp_path / "experiments" / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    path = tmp_path / "params.yaml"
+    path.write_text(DEFAULTS, encoding="utf-8")
+    return path
+
+
+def value(text: str, key: str) -> Any:
+    found = YAML(typ="safe").load(text)
+    for part in key.split("."):
+        found = found[part]
+    return found
+
+
+def changed_lines(before: str, after: str) -> list[str]:
+    old, new = before.splitlines(), after.splitlines()
+    assert len(old) == len(new)
+    return [line.strip() for was, line in zip(old, new, strict=True) if was != line]
+
+
+def test_nothing_to_lay_over_changes_nothing(params: Path) -> None:
+    assert overlay.apply(None, None) == []
+    assert overlay.apply("", {}) == []
+    assert params.read_text() == DEFAULTS
+
+
+def test_only_the_changed_values_change_and_each_is_told(params: Path) -> None:
+    said = overlay.apply(None, {"train.epochs": 2, "model": {"widths": [8]}, "train.ema": 0.9})
+    assert said == [
+        "params.yaml: model.widths: [32, 64] → [8]",
+        "params.yaml: train.epochs: 60 → 2",
+        "params.yaml: train.ema: None → 0.9",
+    ]
+    lines = changed_lines(DEFAULTS, params.read_text())
+    assert [line.split("#")[0].strip() for line in lines] == ["widths: [8]", "epochs: 2", "ema: 0.9"]
+    assert all("#" in line for line in (lines[0], lines[2])), "the comments beside them are kept"
+
+
+def test_a_null_is_written_as_null(params: Path) -> None:
+    overlay.apply(None, {"train.gradient_clip": None})
+    assert changed_lines(DEFAULTS, params.read_text())[0].startswith("gradient_clip: null")
+
+
+def test_line_ends_and_quotes_and_a_person_s_layout_are_kept(params: Path) -> None:
+    mine = DEFAULTS.replace("path: data/bundled ", "path: 'my  photos' ").replace(
+        "learning_rate: 2.0e-3", "learning_rate: 2.50e-03"
+    )
+    params.write_text("# mine\n\n" + mine + "\n# the end\n", encoding="utf-8")
+    overlay.apply(None, {"seed": 3})
+    assert params.read_text() == ("# mine\n\n" + mine + "\n# the end\n").replace("seed: 0", "seed: 3")
+
+
+def test_an_experiment_starts_from_the_defaults_whatever_stands_there(params: Path) -> None:
+    overlay.apply("wide", None)
+    from_defaults = params.read_text()
+    params.write_text(DEFAULTS.replace("batch_size: 64", "batch_size: 5"), encoding="utf-8")
+    overlay.apply("wide", None)
+    assert params.read_text() == from_defaults
+    assert (value(from_defaults, "train.epochs"), value(from_defaults, "train.batch_size")) == (7, 64)
+
+
+def test_experiments_do_not_pile_up(params: Path) -> None:
+    overlay.apply("wide", None)
+    overlay.apply("collapse/one", {"train.epochs": 3})
+    text = params.read_text()
+    assert (value(text, "model.latent_dim"), value(text, "kl.max_weight"), value(text, "train.epochs")) == (
+        16,
+        100,
+        3,
+    )
+
+
+def test_single_values_alone_start_from_the_person_s_own_file(params: Path) -> None:
+    mine = DEFAULTS.replace("batch_size: 64", "batch_size: 5")
+    params.write_text(mine, encoding="utf-8")
+    overlay.apply("wide", None)
+    overlay.apply(None, {"train.epochs": 3})
+    assert params.read_text() == mine.replace("epochs: 60", "epochs: 3")
+
+
+def test_the_file_before_is_put_back_by_the_next_run_without_overlay(params: Path) -> None:
+    mine = DEFAULTS.replace("batch_size: 64", "batch_size: 5    # mine")
+    params.write_text(mine, encoding="utf-8")
+    overlay.apply("wide", {"train.epochs": 2})
+    overlay.apply(None, {"train.epochs": 4})
+    assert "params.yaml: train.epochs: 4 → 60" in overlay.apply(None, None)
+    assert params.read_text() == mine
+    assert overlay.apply(None, None) == []
+
+
+def test_what_a_person_has_edited_since_is_left_alone(params: Path) -> None:
+    overlay.apply("wide", None)
+    edited = params.read_text().replace("epochs: 7", "epochs: 8")
+    params.write_text(edited, encoding="utf-8")
+    assert overlay.apply(None, None) == []
+    assert params.read_text() == edited
+    overlay.apply(None, {"seed": 1})
+    assert params.read_text() == edited.replace("seed: 0", "seed: 1")
+    overlay.apply(None, None)
+    assert params.read_text() == edited
+
+
+REFUSED: dict[str, tuple[str | None, dict[str, Any], str]] = {
+    "unknown experiment": ("zzz", {}, "experiment 'zzz' does not exist; known: collapse/one, default, wide"),
+    "mistyped experiment": ("wild", {}, "experiment 'wild' does not exist; did you mean wide?"),
+    "a path for an experiment": ("../params", {}, "does not exist"),
+    "unknown key": (None, {"train.epoch": 2}, "train.epoch is not a parameter"),
+    "unknown section": (None, {"trian": {"epochs": 2}}, "trian.epochs is not a parameter"),
+    "attribute": (None, {"__class__": 2}, "__class__ is not a parameter"),
+    "attribute of a section": (None, {"train.__class__": 2}, "train.__class__ is not a parameter"),
+    "below a value": (None, {"seed.x": 2}, "seed.x is not a parameter"),
+    "empty key": (None, {"": 2}, "is not a parameter"),
+    "a value for a section": (None, {"train": 2}, "train = 2"),
+    "zero latents": (None, {"model.latent_dim": 0}, "model.latent_dim = 0: should be greater than or equal to 1"),
+    "NaN": (None, {"kl.max_weight": float("nan")}, "kl.max_weight = nan"),
+    "infinity": (None, {"kl.max_weight": float("inf")}, "kl.max_weight = inf"),
+    "a word for a number": (None, {"train.epochs": "two"}, "train.epochs = 'two'"),
+    "a number as a word": (None, {"train.epochs": "2"}, "train.epochs = '2'"),
+    "a choice": (None, {"data.source": "$(reboot)"}, "data.source = '$(reboot)': should be 'digits', 'folder'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("experiment", "overrides", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_is_refused_is_named_and_nothing_is_written(
+    params: Path, experiment: str | None, overrides: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        overlay.apply(experiment, {"train.epochs": 3, **overrides})
+    assert said in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert params.read_text() == DEFAULTS
+    assert overlay.apply(None, None) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["seed: [1", "seed: 1\nseed: 2\n", "- a\n- b\n", "words", "seed: !!python/object:os.system 1\n", "a: \x00\n"],
+    ids=["open bracket", "twice", "list", "words", "tag", "control character"],
+)  # fmt: skip
+def test_a_file_that_is_no_mapping_of_sections_is_told_in_one_line(params: Path, text: str) -> None:
+    params.write_text(text, encoding="utf-8")
+    for experiment, overrides in ((None, None), (None, {"seed": 3})):
+        with pytest.raises(InputError, match=r"params\.yaml"):
+            overlay.apply(experiment, overrides)
+    assert params.read_text() == text
+
+
+def test_bytes_that_are_no_text_are_told(params: Path) -> None:
+    params.write_bytes(b"seed: \xff\xfe\n")
+    with pytest.raises(InputError, match=r"params\.yaml"):
+        overlay.apply(None, None)
+
+
+def test_a_missing_file_is_told(params: Path) -> None:
+    params.unlink()
+    with pytest.raises(InputError, match=r"params\.yaml"):
+        overlay.apply(None, None)
+
+
+def test_an_experiment_repairs_a_broken_file(params: Path) -> None:
+    params.write_text("seed: [1", encoding="utf-8")
+    overlay.apply("wide", None)
+    assert value(params.read_text(), "train.epochs") == 7
+
+
+@pytest.mark.parametrize("text", ["train: [", "- a\n", "words\n"], ids=["bracket", "list", "words"])
+def test_a_broken_experiment_is_told_and_nothing_is_written(params: Path, text: str) -> None:
+    Path("experiments/broken.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"experiments/broken\.yaml"):
+        overlay.apply("broken", None)
+    assert params.read_text() == DEFAULTS
+
+
+def test_settings_are_words_of_yaml() -> None:
+    text = "data.path='my photos/été' train.epochs=2 model.widths='[8, 16]' kl.max_weight=1e-3 train.ema=null a=b=c"
+    assert overlay.parse_settings(text) == {
+        "data.path": "my photos/été",
+        "train.epochs": 2,
+        "model.widths": [8, 16],
+        "kl.max_weight": 0.001,
+        "train.ema": None,
+        "a": "b=c",
+    }
+    assert overlay.parse_settings("") == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["train.epochs", "=2", "train.epochs 2", "data.path='open", "model.widths=[1"]
+)
+def test_what_is_no_setting_is_told_in_one_line(text: str) -> None:
+    with pytest.raises(InputError, match="SET") as error:
+        overlay.parse_settings(text)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "path", ["$(touch here)", "a `touch here`", "a; touch here", "a && touch here", "a\\b | c"]
+)
+def test_shell_characters_are_only_characters(params: Path, path: str) -> None:
+    overlay.apply(None, overlay.parse_settings(f"data.path='{path}'"))
+    assert value(params.read_text(), "data.path") == path
+    assert not Path("here").exists()
+
+
+SETTINGS = settings(
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+NUMBERS = st.floats(min_value=0, max_value=1e6, allow_subnormal=False)
+
+
+@SETTINGS
+@given(
+    st.fixed_dictionaries(
+        {
+            "seed": st.integers(0, 2**32 - 1),
+            "data.path": st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1),
+            "data.image_size": st.integers(8, 256) | st.lists(st.integers(8, 256), min_size=2, max_size=2),
+            "model.widths": st.lists(st.integers(1, 8192), min_size=1, max_size=3),
+            "model.batch_norm": st.booleans(),
+            "kl.max_weight": NUMBERS,
+            "kl.free_bits": NUMBERS,
+            "train.gradient_clip": st.none() | st.floats(1e-9, 1e9),
+        }
+    )
+)
+def test_what_is_laid_over_is_read_back_and_taken_off_again(params: Path, values: dict[str, Any]) -> None:
+    overlay.apply(None, values)
+    text = params.read_text(encoding="utf-8")
+    assert {key: value(text, key) for key in values} == values
+    for line in (
+        "# Every parameter of the pipeline.",
+        "  batch_size: 64\n",
+        "  ema: null                 # decay",
+    ):
+        assert line in text
+    overlay.apply(None, None)
+    assert params.read_text(encoding="utf-8") == DEFAULTS
+
+
+@SETTINGS
+@given(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.text()), min_size=1))
+def test_no_key_of_any_spelling_gets_in(params: Path, values: dict[str, Any]) -> None:
+    if set(values) <= {"seed"}:
+        return
+    with pytest.raises(InputError):
+        overlay.apply(None, values)
+    assert params.read_text() == DEFAULTS
+
+
+@SETTINGS
+@given(st.text())
+def test_any_text_after_set_is_values_or_an_input_error(text: str) -> None:
+    try:
+        values = overlay.parse_settings(text)
+    except InputError:
+        return
+    assert all(name and isinstance(name, str) for name in values)
+
+
+def test_the_result_is_what_the_pipeline_loads(params: Path) -> None:
+    overlay.apply("wide", {"train.learning_rate": 1e-5})
+    assert parameters.load(params).train.learning_rate == 1e-5

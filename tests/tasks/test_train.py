@@ -1,0 +1,97 @@
+"""The stage's files, from a training in a workspace of its own: whole and the same after an interruption."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.stages import CPU, EPOCHS, LATENTS, PARAMETERS
+from ruamel.yaml import YAML
+
+from tasks import PROJECT, train, workspace
+from tasks.tracking import training_run
+from vae.config import parameters
+from vae.metrics.measurement import measure
+from vae.models import saved
+from vae.training import checkpoint
+
+
+@pytest.fixture
+def place(empty_workspace: Path) -> Path:
+    YAML().dump(PARAMETERS, workspace.PARAMS)
+    for seed, split in enumerate(workspace.SPLITS):
+        grey = np.random.default_rng(seed).integers(0, 256, (48, 1, 1, 1))
+        np.save(workspace.images(split), np.broadcast_to(grey, (48, 8, 8, 1)).astype(np.uint8))
+    return empty_workspace
+
+
+def run() -> None:
+    p = parameters.load(workspace.PARAMS)
+    arrays = [np.load(workspace.images(split)) for split in ("train", "valid")]
+    train.run(p, *arrays, CPU, None, Path("checkpoints").absolute())
+
+
+def tables() -> list[bytes]:
+    return [path.read_bytes() for path in (workspace.HISTORY, workspace.KL_PER_LATENT)]
+
+
+def test_the_tables_of_epochs_are_whole_after_an_interruption(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run()
+    whole = tables()
+    latents, history = pd.read_csv(workspace.KL_PER_LATENT), pd.read_csv(workspace.HISTORY)
+    assert list(latents) == ["epoch", *(f"z{j}" for j in range(LATENTS))]
+    assert latents["epoch"].tolist() == list(range(1, EPOCHS + 1))
+    np.testing.assert_allclose(latents.drop(columns="epoch").sum(axis=1), history["valid/kl"], rtol=1e-12)
+    model = saved.load(workspace.MODEL)
+    last = measure(model.model, np.load(workspace.images("valid")), model.likelihood, CPU, seed=0)
+    np.testing.assert_allclose(latents.iloc[-1, 1:], last.kl_per_latent, rtol=1e-12)
+
+    checkpoint.remove_finished(Path())  # as monitor does
+    real = training_run.log_epoch
+
+    def cut_off(row: Any, *rest: Any) -> None:
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+        real(row, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training_run, "log_epoch", cut_off)
+        run()
+    so_far = tables()
+    assert all(
+        part == table[: len(part)] and part.count(b"\n") == 3
+        for part, table in zip(so_far, whole, strict=True)
+    )
+    for path in (workspace.HISTORY, workspace.KL_PER_LATENT):
+        path.unlink()  # as DVC does before a stage
+    run()
+    assert tables() == whole
+
+
+def test_checkpoints_are_named_by_all_that_dvc_yaml_names(place: Path) -> None:
+    """Another file of a folder among the deps is another training; what Python keeps beside it is not."""
+    stage = {"deps": ["data/images", "code", "one.py"], "params": ["seed", "train.epochs", "model"]}
+    YAML().dump({"stages": {"train": stage}}, Path("dvc.yaml"))
+    for name in ("code/inner/loop.py", "one.py", "code/__pycache__/loop.pyc"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("1")
+    p = parameters.load(workspace.PARAMS)
+    key = train.run_key(p)
+
+    Path("code/__pycache__/loop.pyc").write_text("2")
+    Path("reports").mkdir(exist_ok=True)
+    Path("reports/other.json").write_text("2")
+    assert train.run_key(p) == key
+
+    seen = {key}
+    for name in ("code/inner/loop.py", "code/inner/new.py", "one.py", "data/images/train.npy"):
+        Path(name).write_text("2")
+        seen.add(train.run_key(p))
+    assert len(seen) == 5
+
+
+def test_dvc_counts_no_file_of_pythons_caches() -> None:
+    assert "__pycache__/" in (PROJECT / ".dvcignore").read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,207 @@
+"""Train, monitor and evaluate with `train.on_collapse: remedy`, in a workspace of their own: a weight far too high."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.stages import CPU, PARAMETERS
+from mlflow import MlflowClient
+from ruamel.yaml import YAML
+
+from tasks import monitor, preflight, train, workspace
+from tasks.tracking import store, training_run
+from vae.collapse import linear_theory as theory
+from vae.config import parameters
+from vae.metrics.measurement import encode, measure
+from vae.models import mixture_prior, saved
+from vae.training import checkpoint
+
+EPOCHS, STOPPED = 24, 4  # of a training; of one that collapses, 30 steps an epoch: the alarm comes past 100
+FILES = (
+    workspace.HISTORY,
+    workspace.KL_PER_LATENT,
+    workspace.MODEL / saved.WEIGHTS,
+    workspace.MODEL / saved.CONFIG,
+)
+
+
+@pytest.fixture
+def place(empty_workspace: Path) -> Path:
+    workspace.REPORTS.mkdir()
+    values: dict[str, Any] = copy.deepcopy(PARAMETERS)
+    values["kl"]["max_weight"] = 1e5
+    values["train"] |= {"epochs": EPOCHS, "on_collapse": "remedy", "select": "best"}
+    YAML().dump(values, workspace.PARAMS)
+    for seed, split in enumerate(workspace.SPLITS):
+        random = np.random.default_rng(seed)
+        halves = np.repeat(random.integers(0, 256, (480, 1, 2, 1)), 4, axis=2)
+        images = np.broadcast_to(halves, (480, 8, 8, 1)) + random.integers(-3, 4, (480, 8, 8, 1))
+        np.save(workspace.images(split), images.clip(0, 255).astype(np.uint8))
+    preflight.main()
+    return empty_workspace
+
+
+def run() -> None:
+    p = workspace.load_parameters()
+    arrays = [np.load(workspace.images(split)) for split in ("train", "valid")]
+    train.run(p, *arrays, CPU, None, Path("checkpoints").absolute())
+
+
+def contents() -> list[bytes]:
+    return [path.read_bytes() for path in FILES]
+
+
+def test_a_training_that_collapsed_is_started_again_and_all_of_it_is_told(place: Path) -> None:
+    written = workspace.PARAMS.read_bytes()
+    run()
+    assert workspace.PARAMS.read_bytes() == written, "the recorded parameters stay the user's"
+
+    config = saved.read_config(workspace.MODEL)
+    changes = {"objective.sigma": "optimal", "kl.max_weight": 1.0}
+    assert config["changes"] == changes
+    before, after = config["remedies"]
+    assert (before["verdict"], before["changes"], before["kept"]) == ("collapsed", {}, False)
+    assert (after["verdict"], after["changes"], after["kept"]) == ("healthy", changes, True)
+    assert not before["fitted_prior"] and not after["fitted_prior"]
+    assert any("kl.max_weight = 100000" in reason for reason in before["reasons"])
+    history = pd.read_csv(workspace.HISTORY)
+    assert history["epoch"].tolist() == list(range(1, EPOCHS + 1)) and history["valid/kl"].iloc[-1] > 1
+    assert (history["kl_weight"] == 1).all(), "the history is that of the attempt that was kept"
+
+    client, experiment = store.connect()
+    runs = client.search_runs([experiment], order_by=["attribute.start_time ASC"])
+    (outer,) = [found for found in runs if "mlflow.parentRunId" not in found.data.tags]
+    inner = {found.data.tags["attempt"]: found for found in runs if found is not outer}
+    assert set(inner) == {"0", "1"}
+    assert all(found.data.tags["mlflow.parentRunId"] == outer.info.run_id for found in inner.values())
+    assert all(found.info.status == "FINISHED" for found in runs)
+    assert inner["0"].data.tags["reason"] == "the parameters as they are"
+    assert inner["1"].data.tags["reason"].startswith("collapsed: KL of ")
+    assert [inner[number].data.tags[store.VERDICT] for number in "01"] == ["collapsed", "healthy"]
+    assert (
+        inner["0"].data.tags["changes"] == "none" and "kl.max_weight = 1" in inner["1"].data.tags["changes"]
+    )
+    collapsed, kept = (curve(client, inner[number].info.run_id) for number in "01")
+    assert len(collapsed) == STOPPED and collapsed[-1] < 1
+    np.testing.assert_allclose(kept, history["valid/kl"])
+    np.testing.assert_allclose(curve(client, outer.info.run_id), history["valid/kl"])
+    assert outer.data.params["kl.max_weight"] == "100000.0", "parameters as the user wrote them"
+    assert outer.data.tags[store.VERDICT] == "healthy"
+    assert "kl.max_weight = 1" in outer.data.tags["remedy"]
+    assert outer.data.tags[store.WEIGHTS] == saved.weights_hash(workspace.MODEL)
+    assert (place / "checkpoints" / checkpoint.FINISHED).exists()
+
+    monitor.main()
+    result = workspace.read_json(workspace.MONITOR)
+    assert result["verdict"] == "healthy" and result["changes"] == changes
+    p = parameters.changed(workspace.load_parameters(), changes)
+    spectrum = theory.spectrum_of(workspace.read_json(workspace.PREFLIGHT), 64)
+    assert result["predicted_kl"] == pytest.approx(theory.expectations(p, spectrum)["predicted_kl"], rel=1e-4)
+    assert result["predicted_kl"] > 1 > workspace.read_json(workspace.PREFLIGHT)["predicted_kl"]
+    assert result["recommendations"] == [
+        "keep the remedy: set objective.sigma to optimal", "keep the remedy: set kl.max_weight to 1",
+    ]  # fmt: skip
+    first, second = result["remedies"]
+    assert first.startswith("attempt 0, the parameters as they are: collapsed. KL of ")
+    assert second.startswith("attempt 1, objective.sigma = optimal, kl.max_weight = 1: healthy. ")
+    assert second.endswith("This one was kept.") and "kept" not in first
+
+
+def curve(client: MlflowClient, run_id: str) -> list[float]:
+    points = sorted(client.get_metric_history(run_id, "valid/kl"), key=lambda point: point.step)
+    return [point.value for point in points]
+
+
+def test_interrupted_in_the_second_attempt_and_resumed_it_gives_the_same_bits(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run()
+    whole = contents()
+    real, trained_epochs = training_run.log_epoch, 0
+
+    checkpoint.remove_finished(Path())  # as monitor does
+
+    def cut_off(row: Any, timing: Any, grid: Any) -> None:
+        nonlocal trained_epochs
+        trained_epochs += bool(timing)
+        if trained_epochs == STOPPED + 2:
+            raise KeyboardInterrupt
+        real(row, timing, grid)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training_run, "log_epoch", cut_off)
+        run()
+    assert mlflow.active_run() is None
+    client, experiment = store.connect()
+    killed = client.search_runs([experiment], "tags.ended = 'KILLED'")
+    assert {found.data.tags.get("attempt") for found in killed} == {None, "1"}
+    for path in FILES:
+        path.unlink(missing_ok=True)  # as DVC does before a stage
+    trained_epochs = -100
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "log_epoch", cut_off)
+        run()
+    assert contents() == whole
+    # The first attempt was not trained again, and the second from its third epoch on: its second was whole.
+    assert trained_epochs == -100 + EPOCHS - 2
+    assert client.search_runs([experiment], "tags.ended = 'KILLED'") == []
+    assert {client.get_run(found.info.run_id).info.status for found in killed} == {"FINISHED"}
+    second = next(found for found in killed if found.data.tags.get("attempt") == "1")
+    np.testing.assert_allclose(
+        curve(client, second.info.run_id), pd.read_csv(workspace.HISTORY)["valid/kl"], rtol=1e-12
+    )
+
+
+def edit(**changes: Any) -> None:
+    yaml = YAML()
+    values = yaml.load(workspace.PARAMS)
+    for name, value in changes.items():
+        section, key = name.split("__")
+        values[section][key] = value
+    yaml.dump(values, workspace.PARAMS)
+
+
+def test_a_fitted_prior_is_saved_judged_and_told(place: Path) -> None:
+    edit(kl__max_weight=2.0, kl__capacity=30.0, train__epochs=60)
+    run()
+    monitor.main()
+    model, result = saved.load(workspace.MODEL), workspace.read_json(workspace.MONITOR)
+    assert model.prior is not None and model.changes == {}
+    assert result["fitted_prior"] is True and result["changes"] == {}
+    assert result["verdict"] == "healthy", result
+    assert result["fitted_prior_gap"] < 0.5 * result["prior_gap"]
+    valid = np.load(workspace.images("valid"))
+    measured = measure(model.model, valid, model.likelihood, CPU, seed=0)
+    gap = mixture_prior.gap(measured.prior_gap, *encode(model.model, valid, CPU), model.prior, 0)
+    assert result["fitted_prior_gap"] == pytest.approx(gap, rel=1e-4)
+    first, second = result["remedies"]
+    assert first.startswith("attempt 0, the parameters as they are: under_regularised. ")
+    assert second.startswith("attempt 1, a Gaussian mixture fitted to the latents as the prior: healthy. ")
+    client, experiment = store.connect()
+    attempts = [r for r in client.search_runs([experiment]) if "mlflow.parentRunId" in r.data.tags]
+    assert len(attempts) == 1, "nothing was trained again"
+    once = [(workspace.MODEL / name).read_bytes() for name in (saved.PRIOR, saved.CONFIG)]
+    run()
+    assert [(workspace.MODEL / name).read_bytes() for name in (saved.PRIOR, saved.CONFIG)] == once
+
+
+def test_remedies_in_words() -> None:
+    collapsed = {"verdict": "collapsed", "reasons": ["a", "b"], "fitted_prior": False}
+    changes = {"kl.max_weight": 1.0, "kl.capacity": None}
+    lines = monitor.in_words(
+        [
+            {**collapsed, "changes": {}, "kept": False},
+            {**collapsed, "changes": changes, "kept": False},
+            {"verdict": "healthy", "reasons": ["c"], "fitted_prior": True, "changes": {}, "kept": True},
+        ]
+    )
+    assert lines == [
+        "attempt 0, the parameters as they are: collapsed. a; b.",
+        "attempt 1, kl.max_weight = 1, kl.capacity = null: collapsed. a; b.",
+        "attempt 2, a Gaussian mixture fitted to the latents as the prior: healthy. c. This one was kept.",
+    ]
+    assert monitor.in_words([]) == []

@@ -1,0 +1,182 @@
+"""The stage, run as DVC runs it: in a child process, in a folder of its own."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.project import PROJECT as ROOT
+
+from tasks.processes import entry
+
+PARAMETERS = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+def write(folder: Path, rows: int = 12) -> pd.DataFrame:
+    """A workspace with sound data of 16×16 grey images; returns the manifest."""
+    (folder / "params.yaml").write_text(PARAMETERS, encoding="utf-8")
+    (folder / "data/images").mkdir(parents=True)
+    parts = []
+    for seed, split in enumerate(("train", "valid", "test")):
+        images = np.random.default_rng(seed).integers(0, 256, (rows, 16, 16, 1), dtype=np.uint8)
+        np.save(folder / f"data/images/{split}.npy", images)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "path": [f"{split}/{i}.png" for i in range(rows)],
+                    "split": split,
+                    "label": [f"class {i % 2}" for i in range(rows)],
+                    "index": range(rows),
+                    "mean": images.mean(axis=(1, 2, 3)) / 255,
+                    "std": images.std(axis=(1, 2, 3)) / 255,
+                    "sha256": [f"{seed:032}{i:032}" for i in range(rows)],
+                }
+            )
+        )
+    manifest = pd.concat(parts, ignore_index=True).assign(width=9, height=9, mode="L", bytes=5, status="ok")
+    manifest["reason"] = pd.Series([None] * len(manifest), dtype="str")
+    save(folder, manifest)
+    return manifest
+
+
+def save(folder: Path, manifest: pd.DataFrame) -> None:
+    """As ingest does: whole numbers stay whole numbers beside a null, and no word of pandas is in the file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole = dict.fromkeys(("index", "width", "height", "bytes"), "Int64")
+    table = pa.Table.from_pandas(manifest.astype(whole), preserve_index=False)
+    pq.write_table(table.replace_schema_metadata(None), folder / "data/manifest.parquet")
+
+
+def validate(folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "tasks.validate"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def reports(folder: Path) -> tuple[dict, list[dict[str, str]]]:
+    report = json.loads((folder / "reports/validation.json").read_text(encoding="utf-8"))
+    with (folder / "reports/validation_failures.csv").open(encoding="utf-8", newline="") as file:
+        return report, list(csv.DictReader(file))
+
+
+def test_sound_data_pass(tmp_path: Path) -> None:
+    write(tmp_path)
+    result = validate(tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "validation: train 12, valid 12, test 12 images; 0 errors, 0 warnings\n"
+    header = "severity,rule,file,split,value,allowed,what_to_do\n"
+    assert (tmp_path / "reports/validation_failures.csv").read_text() == header
+    report, _ = reports(tmp_path)
+    assert (report["passed"], report["errors"], report["warnings"]) == (True, 0, 0)
+    assert report["summary"]["splits"]["train"]["classes"] == {"class 0": 6, "class 1": 6}
+    pixels = np.load(tmp_path / "data/images/valid.npy") / 255
+    summary = report["summary"]["splits"]["valid"]
+    assert summary["mean"] == pytest.approx(pixels.mean(), abs=1e-6)
+    assert summary["std"] == pytest.approx(pixels.std(), abs=1e-6)
+    skipped = {rule["name"] for rule in report["rules"] if rule["skipped"]}
+    assert skipped == {"binarised", "near_duplicate_across_splits"}
+
+
+def test_errors_fail_the_stage_after_both_reports_are_written(tmp_path: Path) -> None:
+    manifest = write(tmp_path)
+    manifest.loc[30, "sha256"] = manifest.loc[0, "sha256"]  # an error
+    manifest.loc[1, "sha256"] = manifest.loc[2, "sha256"]  # a warning
+    manifest.loc[3, "width"] = -4  # another error
+    save(tmp_path, manifest)
+    result = validate(tmp_path)
+    assert result.returncode == entry.INPUT_ERROR
+    assert result.stderr == (
+        "error: validation failed: 2 errors against size_range, leakage; "
+        "reports/validation_failures.csv says for each what to do\n"
+    )
+    assert result.stdout.index("error: leakage (1)") < result.stdout.index("warning: duplicate_in_split (1)")
+    report, rows = reports(tmp_path)
+    assert (report["passed"], report["errors"], report["warnings"]) == (False, 2, 1)
+    assert [(row["severity"], row["rule"], row["file"], row["split"], row["value"]) for row in rows] == [
+        ("error", "size_range", "train/3.png", "train", "width = -4"),
+        ("error", "leakage", "test/6.png", "test", "same bytes as train: train/0.png"),
+        ("warning", "duplicate_in_split", "train/2.png", "train", "same bytes as train/1.png"),
+    ]
+    assert all(row["allowed"] and row["what_to_do"] for row in rows)
+    counts = {rule["name"]: rule["count"] for rule in report["rules"]}
+    assert counts["size_range"] == counts["leakage"] == 1
+    assert sum(counts.values()) == 3
+
+
+def test_warnings_alone_pass(tmp_path: Path) -> None:
+    manifest = write(tmp_path)
+    save(tmp_path, manifest.assign(label=None))
+    result = validate(tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    report, rows = reports(tmp_path)
+    assert report["passed"]
+    assert [(row["severity"], row["rule"]) for row in rows] == [("warning", "few_classes")]
+
+
+def test_the_reports_repeat_to_the_bit(tmp_path: Path) -> None:
+    manifest = write(tmp_path)
+    manifest.loc[[1, 20, 33], "sha256"] = manifest.loc[2, "sha256"]
+    texts = []
+    for order in (1, 2):
+        save(tmp_path, manifest.sample(frac=1, random_state=order))
+        validate(tmp_path)
+        files = ("validation.json", "validation_failures.csv")
+        texts.append([(tmp_path / "reports" / name).read_bytes() for name in files])
+    assert texts[0] == texts[1]
+    assert b"leakage" in texts[0][1]
+
+
+def test_a_name_runs_nowhere(tmp_path: Path) -> None:
+    """Not in a spreadsheet, not as rich's markup, not on the terminal."""
+    manifest = write(tmp_path)
+    names = ["=cmd|' /C calc'!A0", "[red]x[/] ünï,\"'.png", "line\nbreak\x1b[31m<script>.png"]
+    manifest.loc[[0, 1, 2], "path"] = names
+    manifest.loc[[0, 1, 2], "height"] = 0
+    save(tmp_path, manifest)
+    result = validate(tmp_path)
+    assert result.returncode == entry.INPUT_ERROR
+    _, rows = reports(tmp_path)
+    assert sorted(row["file"] for row in rows) == sorted(["'" + names[0], *names[1:]])
+    assert "\x1b" not in result.stdout
+    assert "[red]x[/]" in result.stdout
+    assert "line\\nbreak\\x1b[31m<script>.png" in result.stdout
+
+
+def test_many_findings_are_shown_in_part_and_written_in_full(tmp_path: Path) -> None:
+    manifest = write(tmp_path)
+    save(tmp_path, manifest.assign(mode=None))
+    result = validate(tmp_path)
+    _, rows = reports(tmp_path)
+    assert len(rows) == 36
+    assert "… 31 more in reports/validation_failures.csv" in result.stdout
+    assert result.stdout.count("no mode") == 5
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a Parquet file"])
+def test_no_manifest_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    write(tmp_path)
+    path = tmp_path / "data/manifest.parquet"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    result = validate(tmp_path)
+    assert result.returncode == entry.INPUT_ERROR
+    assert result.stderr.startswith("error: data/manifest.parquet ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00", b"not an array"])
+def test_a_broken_array_is_a_finding(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path)
+    (tmp_path / "data/images/valid.npy").write_bytes(content)
+    result = validate(tmp_path)
+    assert result.returncode == entry.INPUT_ERROR
+    _, rows = reports(tmp_path)
+    assert [(row["rule"], row["file"]) for row in rows] == [("array_file", "valid.npy")]

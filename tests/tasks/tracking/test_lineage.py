@@ -1,0 +1,85 @@
+"""What a run says of its commit, of what was not committed, and of its machine."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tasks.tracking import lineage
+
+LOCK = "stages:\n  train:\n    cmd: python -m tasks.train\n    outs:\n    - {path: models/vae, md5: "
+
+
+def git(*arguments: str) -> str:
+    who = ("-c", "user.name=t", "-c", "user.email=t@example.invalid")
+    return subprocess.run(
+        ["git", *who, *arguments], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GIT_COMMIT", raising=False)
+    git("init", "--quiet")
+    for name in ("params.yaml", "dvc.lock", "sömë code.py"):
+        Path(name).write_text("before\n")
+    git("add", "--all")
+    git("commit", "--quiet", "-m", "all")
+    return tmp_path
+
+
+def test_a_clean_commit_names_no_change_and_dvc_lock_is_none(repository: Path) -> None:
+    Path("dvc.lock").write_text("other results\n")
+    Path("untracked.txt").write_text("")
+    assert lineage.git() == {
+        "git.commit": git("rev-parse", "HEAD"),
+        "git.dirty": "false",
+        "git.changed": "",
+    }
+
+
+def test_every_changed_file_is_named_whether_staged_or_not(repository: Path) -> None:
+    Path("params.yaml").write_text("after\n")
+    Path("sömë code.py").write_text("after\n")
+    git("add", "params.yaml")
+    found = lineage.git()
+    assert (found["git.dirty"], found["git.changed"]) == ("true", "params.yaml\nsömë code.py")
+
+
+def test_of_very_many_changes_it_says_that_there_are_more(repository: Path) -> None:
+    for number in range(lineage.MANY + 5):
+        Path(f"new {number:03}").write_text("")
+    git("add", "--all")
+    names = lineage.git()["git.changed"].split("\n")
+    assert len(names) == lineage.MANY + 1 and names[-1] == "…"
+
+
+def test_outside_a_repository_the_image_says_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setenv("GIT_COMMIT", "abc")
+    assert lineage.git() == {"git.commit": "abc"}
+    monkeypatch.delenv("GIT_COMMIT")
+    assert lineage.git() == {}
+
+
+def test_a_stage_hash_follows_the_entry_and_nothing_else() -> None:
+    first = lineage.stage_hash(LOCK + "1}\n", "train")
+    assert first is not None and len(first) == 64
+    assert lineage.stage_hash(LOCK + "1}\n  other:\n    cmd: x\n", "train") == first
+    assert lineage.stage_hash(LOCK + "2}\n", "train") != first
+    assert lineage.stage_hash(LOCK + "1}\n", "monitor") is None
+    assert lineage.stage_hash("", "train") is None
+
+
+def test_the_machine_names_processor_libraries_and_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in lineage.SWITCHES:
+        monkeypatch.delenv(name, raising=False)
+    found = lineage.machine()
+    assert all(found.values()) and found["machine.switches"] == "none"
+    assert {"machine.cpu", "machine.system", "version.numpy", "version.python"} <= found.keys()
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert lineage.machine()["machine.switches"] == "MKL_CBWR=COMPATIBLE"

@@ -1,0 +1,339 @@
+"""Known values: closed forms for a linear model, for SSIM and for mutual information."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal, norm
+from torch import nn
+
+from vae.compute.batches import generator, to_pixels
+from vae.compute.devices import Compute
+from vae.config import parameters
+from vae.evaluation import evaluate
+from vae.evaluation.evaluate import importance_weighted_bound, is_binary, psnr, ssim, ssim_window
+from vae.evaluation.mmd import mmd_to_prior
+from vae.losses.objective import Likelihood
+from vae.metrics.measurement import encode, measure, mutual_information
+from vae.models import mixture_prior
+from vae.models.mixture_prior import Mixture
+from vae.models.saved import Saved
+from vae.models.vae import VAE
+
+CPU = Compute(torch.device("cpu"), "fp32")
+SIDE, LATENTS, SIGMA = 8, 3, 0.1
+
+
+class Linear(nn.Module):
+    """Probabilistic PCA with its exact posterior; `spread` makes the posterior's variance wrong."""
+
+    latent_dim = LATENTS
+
+    def __init__(self, spread: float = 1.0) -> None:
+        super().__init__()
+        orthogonal, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(SIDE * SIDE, LATENTS)))
+        self.weight = torch.tensor(orthogonal * [1.5, 0.8, 0.3], dtype=torch.float32)
+        self.offset = torch.full((SIDE * SIDE,), 0.5)
+        precision = 1 + self.weight.square().sum(0) / SIGMA**2
+        self.mu_of = self.weight / SIGMA**2 / precision
+        self.logvar = math.log(spread) - precision.log()
+
+    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mu = (x.flatten(1) - self.offset) @ self.mu_of
+        return mu, self.logvar.expand_as(mu)
+
+    def decode(self, z: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
+        return (z @ self.weight.T + self.offset).reshape(-1, 1, SIDE, SIDE)
+
+    def forward(self, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        mu, logvar = self.encode(x)
+        return self.decode(mu + torch.exp(0.5 * logvar) * noise), mu, logvar
+
+    def log_evidence(self, images: np.ndarray, latents: int = LATENTS) -> float:
+        """ln p(x) of x ~ N(offset, WWᵀ + σ²I), averaged over images; W of the first latents only."""
+        weight = self.weight.double().numpy()[:, :latents]
+        covariance = weight @ weight.T + SIGMA**2 * np.eye(SIDE * SIDE)
+        x = images.reshape(len(images), -1) / 255
+        return float(multivariate_normal(self.offset.double().numpy(), covariance).logpdf(x).mean())
+
+
+def pictures(count: int, seed: int = 0, side: int = SIDE, channels: int = 1) -> np.ndarray:
+    """Blobs of two kinds, by turns: left and right."""
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 60, (count, side, side, channels), dtype=np.uint8)
+    images[0::2, :, : side // 2] += 150
+    images[1::2, :, side // 2 :] += 150
+    return images
+
+
+def saved_model(likelihood: Likelihood, side: int = SIDE, channels: int = 1) -> Saved:
+    torch.manual_seed(0)
+    shape = (channels, side, side)
+    model = VAE(shape, "mlp", LATENTS, [16], batch_norm=False).eval()
+    return Saved(model, likelihood, shape, {}, "fp32", 1, None, {}, "0" * 64)
+
+
+def params(likelihood: str = "gaussian", side: int = SIDE, channels: int = 1) -> parameters.Parameters:
+    return parameters.parse(
+        {
+            "seed": 0,
+            "data": {
+                "source": "npy", "path": "x", "image_size": side, "channels": channels,
+                "valid_fraction": 0.1, "test_fraction": 0.1, "max_bad_fraction": 0.0,
+            },
+            "model": {"architecture": "mlp", "latent_dim": LATENTS, "widths": [16], "batch_norm": False},
+            "objective": {"likelihood": likelihood, "sigma": "optimal", "reduction": "sum"},
+            "kl": {"schedule": "linear", "max_weight": 1.0, "annealing_epochs": 2},
+            "train": {"epochs": 4, "batch_size": 8, "learning_rate": 0.001},
+            "monitor": {},
+            "evaluate": {"importance_samples": 20, "register_as": "vae"},
+        }
+    )  # fmt: skip
+
+
+def evaluated(saved: Saved, labels: bool = True, images: np.ndarray | None = None) -> dict:
+    channels, side, _ = saved.image_shape
+    arrays = {
+        split: pictures(count, count, side, channels) if images is None else images
+        for split, count in (("train", 40), ("valid", 20), ("test", 24))
+    }
+    classes = {
+        split: np.array(
+            [("left", "right")[i % 2] if labels else None for i in range(len(array))], dtype=object
+        )
+        for split, array in arrays.items()
+    }
+    p = params(saved.likelihood.kind, side, channels)
+    return evaluate.evaluate(saved, arrays, classes, p, CPU)
+
+
+@pytest.mark.parametrize("samples", [1, 7])
+def test_with_the_exact_posterior_the_bound_is_the_evidence(samples: int) -> None:
+    model, images = Linear(), pictures(300)
+    bound = importance_weighted_bound(model, images, Likelihood("gaussian", SIGMA), CPU, samples, seed=3)
+    assert bound == pytest.approx(model.log_evidence(images), rel=1e-6)
+
+
+def test_with_a_wrong_posterior_the_bound_lies_between_elbo_and_evidence() -> None:
+    model, images, likelihood = Linear(spread=2.5), pictures(300), Likelihood("gaussian", SIGMA)
+    elbo = measure(model, images, likelihood, CPU, 0).elbo
+    few, many = (importance_weighted_bound(model, images, likelihood, CPU, k, 0) for k in (5, 200))
+    evidence = model.log_evidence(images)
+    assert elbo + 0.3 < few < many < evidence
+    assert evidence - many < 0.02
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+@pytest.mark.parametrize("samples", [1, 7])
+def test_the_pruned_bound_is_the_evidence_of_the_smaller_model(kept: int, samples: int) -> None:
+    """W's columns are orthogonal, so each latent's exact posterior stays exact when others are removed."""
+    model, images = Linear(), pictures(300)
+    active, likelihood = np.arange(LATENTS) < kept, Likelihood("gaussian", SIGMA)
+    bound = importance_weighted_bound(model, images, likelihood, CPU, samples, 3, active)
+    assert bound == pytest.approx(model.log_evidence(images, kept), rel=1e-6)
+
+
+class WithUnused(nn.Module):
+    """`Linear` with two more latents, before and after its own, which the decoder ignores."""
+
+    latent_dim = LATENTS + 2
+
+    def __init__(self, inner: Linear) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mu, logvar = self.inner.encode(x)
+        return nn.functional.pad(mu, (1, 1), value=0.7), nn.functional.pad(logvar, (1, 1), value=-1.5)
+
+    def decode(self, z: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
+        return self.inner.decode(z[:, 1:-1])
+
+    def forward(self, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        mu, logvar = self.encode(x)
+        return self.decode(mu + torch.exp(0.5 * logvar) * noise), mu, logvar
+
+
+def test_latents_that_the_decoder_ignores_are_pruned_without_a_trace() -> None:
+    inner, images, likelihood = Linear(spread=2.5), pictures(50), Likelihood("gaussian", SIGMA)
+    wide, samples = WithUnused(inner), 5
+    active = measure(wide, images, likelihood, CPU, 0).active(1e-6)
+    assert active.tolist() == [False, True, True, True, False]
+    bound = importance_weighted_bound(wide, images, likelihood, CPU, samples, 0, active)
+    assert bound > importance_weighted_bound(wide, images, likelihood, CPU, samples, 0) + 0.1
+
+    # the bound of the smaller model, written out, with the noise that its latents had in the wider one
+    mu, logvar = (part.double().numpy() for part in inner.encode(to_pixels(images, CPU.device)))
+    random = generator(0, "importance", 0)
+    drawn = [torch.randn(len(images), LATENTS + 2, generator=random).double().numpy() for _ in range(samples)]
+    log_weights = []
+    for noise in (part[:, 1:-1] for part in drawn):
+        z = mu + np.exp(0.5 * logvar) * noise
+        mean = z @ inner.weight.double().numpy().T + 0.5
+        log_likelihood = norm(mean, SIGMA).logpdf(images.reshape(len(images), -1) / 255).sum(1)
+        posterior = norm(mu, np.exp(0.5 * logvar)).logpdf(z).sum(1)
+        log_weights.append(log_likelihood + norm.logpdf(z).sum(1) - posterior)
+    expected = (np.logaddexp.reduce(log_weights, axis=0) - math.log(samples)).mean()
+    assert bound == pytest.approx(expected, rel=1e-6)
+
+
+def test_pruning_is_of_the_test_split_and_free_where_all_are_active(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saved = saved_model(Likelihood("gaussian", 0.3))
+    with torch.no_grad():
+        saved.model.posterior.weight.mul_(3)
+    passes: list[object] = []
+    real = evaluate.importance_weighted_bound
+
+    def counted(*arguments: object) -> float:
+        passes.append(arguments)
+        return real(*arguments)  # type: ignore[arg-type]  # passed on as they came
+
+    monkeypatch.setattr(evaluate, "importance_weighted_bound", counted)
+    result = evaluated(saved)
+    test = result["test"].metrics
+    assert test["active_units"] == LATENTS and len(passes) == 2
+    assert test["nll_pruned"] == test["nll"] and "nll_pruned" not in result["valid"].metrics
+
+    with torch.no_grad():  # the encoder forgets the first latent
+        saved.model.posterior.weight[0].zero_()
+    test = evaluated(saved)["test"].metrics
+    assert test["active_units"] == LATENTS - 1 and len(passes) == 5
+    assert test["nll_pruned"] != test["nll"]
+    pruned = real(saved.model, pictures(24, 24), saved.likelihood, CPU, 20, 0, np.array([False, True, True]))
+    assert test["nll_pruned"] == pytest.approx(-pruned, rel=1e-5)
+
+
+def test_the_bound_repeats_and_follows_the_seed() -> None:
+    model, images, likelihood = Linear(spread=2.5), pictures(20), Likelihood("gaussian", SIGMA)
+    first, again, other = (
+        importance_weighted_bound(model, images, likelihood, CPU, 3, seed) for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+def test_ssim_of_equal_pictures_is_one_at_every_size() -> None:
+    for shape in ((2, 1, 8, 8), (2, 3, 9, 20), (2, 3, 32, 10), (2, 1, 64, 64)):
+        x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        assert ssim(x, x).tolist() == pytest.approx([1, 1], abs=1e-5)
+        assert (ssim(x, 1 - x) < 0.5).all()
+
+
+def test_ssim_of_flat_pictures_is_wangs_luminance_term() -> None:
+    a, b, c1 = 0.01, 0.03, 0.01**2  # so dark that c1 counts
+    flat = torch.ones(1, 1, 16, 16)
+    assert float(ssim(a * flat, b * flat)) == pytest.approx((2 * a * b + c1) / (a**2 + b**2 + c1), rel=1e-4)
+
+
+def test_ssim_window_is_odd_and_fits() -> None:
+    assert [ssim_window(*size) for size in ((8, 8), (9, 30), (10, 10), (64, 11), (256, 256))] == [
+        7,
+        9,
+        9,
+        11,
+        11,
+    ]
+
+
+def test_psnr() -> None:
+    assert psnr(0.01) == pytest.approx(20)
+    assert psnr(0.0) == math.inf
+
+
+def test_mutual_information_of_two_separate_groups_is_ln_2() -> None:
+    mu = np.repeat([[3.0], [-3.0]], 1500, axis=0)
+    found = mutual_information(mu, np.full_like(mu, -1.0), seed=0)
+    assert found.value == pytest.approx(math.log(2), abs=0.01)
+    assert found.aggregate_kl == pytest.approx(0.5 * (9 + math.exp(-1) - 1 + 1) - math.log(2), abs=0.01)
+
+
+def test_mutual_information_is_none_where_the_sample_is_too_small_for_it() -> None:
+    mu = np.linspace(-100, 100, 50)[:, None]
+    found = mutual_information(mu, np.zeros_like(mu), seed=0)
+    assert (found.value, found.aggregate_kl) == (None, None)
+    assert found.saturated_at == pytest.approx(math.log(50))
+
+
+def test_is_binary() -> None:
+    images = np.zeros((700, 8, 8, 1), dtype=np.uint8)
+    images[::2] = 255
+    assert is_binary(images)
+    images[-1, 0, 0] = 254
+    assert not is_binary(images)
+
+
+def test_metrics_of_a_split_agree_with_one_another() -> None:
+    result = evaluated(saved_model(Likelihood("gaussian", 0.3)))
+    test = result["test"].metrics
+    assert test["images"] == 24
+    assert test["elbo"] == pytest.approx(-test["reconstruction"] - test["kl"], rel=1e-5)
+    assert -test["nll"] >= test["elbo"]
+    assert test["mse"] == pytest.approx(result["test"].errors.mean(), rel=1e-4)
+    assert test["psnr"] == pytest.approx(-10 * math.log10(test["mse"]), rel=1e-4)
+    assert test["probe_majority"] == 0.5
+    assert 0 < test["mmd"] < 7
+    assert test["mutual_information"] is None or test["saturated_at"] is None
+
+
+def test_a_fitted_prior_is_measured_beside_the_standard_normal() -> None:
+    """One that is N(0, I) gives the same numbers, but for the sampling; one fitted to q(z) better ones."""
+    model = saved_model(Likelihood("gaussian", 0.3))
+    plain = evaluated(model)["test"].metrics
+    assert not [name for name in plain if name.startswith("fitted_prior")]
+    mu, logvar = encode(model.model, pictures(40, 40), CPU)
+    one, identity = torch.ones(1).double(), torch.eye(LATENTS)[None].double()
+    standard = Mixture(one, torch.zeros(1, LATENTS).double(), identity)
+    fitted = mixture_prior.fit(mu, logvar, seed=0)
+    of = {}
+    for name, prior in (("standard", standard), ("fitted", fitted)):
+        result = evaluated(dataclasses.replace(model, prior=prior))
+        assert {split for split in result if "fitted_prior_kl" in result[split].metrics} == set(result)
+        test = of[name] = result["test"].metrics
+        assert test["fitted_prior_elbo"] == pytest.approx(
+            -test["reconstruction"] - test["fitted_prior_kl"], rel=1e-5
+        )
+        assert all(test[key] == plain[key] for key in plain), "nothing else changes"
+        encoded = encode(model.model, pictures(24, 24), CPU)
+        assert test["fitted_prior_mmd"] == pytest.approx(mmd_to_prior(*encoded, 0, prior), abs=1e-4)
+        assert test["fitted_prior_kl"] == pytest.approx(mixture_prior.rate(*encoded, prior, 0), rel=1e-4)
+    assert of["standard"]["fitted_prior_kl"] == pytest.approx(plain["kl"], abs=0.5)
+    assert of["fitted"]["fitted_prior_kl"] < of["standard"]["fitted_prior_kl"]
+
+
+def test_calibrated_elbo_takes_sigma_from_the_validation_split() -> None:
+    results = [evaluated(saved_model(Likelihood("gaussian", sigma))) for sigma in (0.1, 2.0)]
+    calibrated = [result["test"].metrics["elbo_calibrated"] for result in results]
+    assert calibrated[0] == calibrated[1]  # whatever σ the model was saved with
+    valid, test = (results[0][split].metrics for split in ("valid", "test"))
+    pixels, variance = SIDE * SIDE, valid["mse_sampled"]
+    log_likelihood = -0.5 * pixels * (math.log(2 * math.pi * variance) + test["mse_sampled"] / variance)
+    assert calibrated[0] == pytest.approx(log_likelihood - test["kl"], rel=1e-4)
+
+
+def test_bernoulli_on_grey_pixels_has_no_likelihood_and_on_binary_ones_has() -> None:
+    saved = saved_model(Likelihood("bernoulli"))
+    grey = evaluated(saved)["test"].metrics
+    assert grey["nll"] is None and grey["nll_pruned"] is None and grey["elbo_calibrated"] is None
+    binary = evaluated(saved, images=np.where(pictures(40) > 128, 255, 0).astype(np.uint8))["test"].metrics
+    assert -binary["nll"] >= binary["elbo"]
+
+
+def test_images_without_classes_have_no_probe() -> None:
+    metrics = evaluated(saved_model(Likelihood("gaussian", 0.3)), labels=False)["test"].metrics
+    assert metrics["probe_accuracy"] is None and metrics["probe_majority"] is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_diverged_model_gives_nulls_and_no_failure() -> None:
+    saved = saved_model(Likelihood("gaussian", 0.3), side=9, channels=3)
+    with torch.no_grad():
+        for weights in saved.model.parameters():
+            weights.fill_(math.nan)
+    metrics = {split: result.metrics for split, result in evaluated(saved).items()}
+    json.dumps(metrics, allow_nan=False)
+    assert metrics["test"]["elbo"] is None and metrics["test"]["probe_accuracy"] is None
+    assert metrics["test"]["active_units"] == 0 and metrics["test"]["mmd"] is None

@@ -1,0 +1,197 @@
+"""The autoregressive decoder: what a pixel sees, a likelihood that sums to one, what it draws, how it is judged."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.trainings import CPU, TRAIN, VALID, params, run
+
+from vae.config.errors import InputError
+from vae.evaluation import evaluate
+from vae.inference import generate
+from vae.losses.objective import Likelihood
+from vae.metrics import measurement
+from vae.metrics.mean_image import MeanImage
+from vae.models import saved
+from vae.models.pixelcnn import FIRST, HIDDEN, LAYERS, REACH
+from vae.models.vae import VAE
+from vae.training import loop
+from vae.training.loop import build
+
+AUTOREGRESSIVE: dict[str, Any] = {"model.architecture": "autoregressive"}
+
+
+def vae(shape: tuple[int, int, int], **changes: Any) -> VAE:
+    torch.manual_seed(0)
+    given = {"latent_dim": 3, "widths": [5], "batch_norm": True}
+    return VAE(shape, "autoregressive", **{**given, **changes})
+
+
+def drawn(images: int, model: VAE, shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(1)
+    return torch.randn(images, model.latent_dim, generator=random), torch.rand(
+        images, *shape, generator=random
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 5), (3, 4, 9), (2, 18, 3)])
+@pytest.mark.parametrize("training_mode", [True, False])
+def test_a_pixel_is_predicted_from_z_and_those_before_it_alone(
+    shape: tuple[int, int, int], training_mode: bool
+) -> None:
+    """The Jacobian of the output by the image: exactly zero at and after the pixel itself, in raster order."""
+    model, (channels, height, width) = vae(shape).train(training_mode), shape
+    z, x = drawn(2, model, shape)
+    pixels = height * width
+    jacobian = torch.autograd.functional.jacobian(lambda image: model.decode(z, image), x)
+    by_pixel = jacobian.reshape(2, channels, pixels, 2, channels, pixels).abs().amax((0, 1, 3, 4))
+    assert by_pixel.shape == (pixels, pixels)
+    assert torch.equal(by_pixel.triu(), torch.zeros(pixels, pixels))
+    for i, j in itertools.product(range(pixels), repeat=2):
+        rows, columns = i // width - j // width, abs(i % width - j % width)
+        if rows > REACH or columns > REACH:
+            assert by_pixel[i, j] == 0
+    for i in range(1, pixels):
+        assert by_pixel[i, i - 1] > 0 or i % width == 0  # the neighbour to the left
+        assert i < width or by_pixel[i, i - width] > 0  # and the one above
+    assert REACH < 18 and (height < 18 or by_pixel[-1, -1 - REACH * width] > 0)
+
+
+def test_every_pixel_sees_z() -> None:
+    model = vae((1, 12, 9)).eval()
+    z, x = drawn(1, model, (1, 12, 9))
+    jacobian = torch.autograd.functional.jacobian(lambda latents: model.decode(latents, x), z)
+    assert (jacobian.abs().amax((0, 4, 5)) > 0).all()
+
+
+def test_its_likelihood_sums_to_one_over_all_images() -> None:
+    """There are 512 of 3×3 pixels: a product of conditional probabilities is a distribution if none looks ahead."""
+    model = vae((1, 3, 3), likelihood="bernoulli").eval()
+    for weight in model.decoder.parameters():
+        weight.data.mul_(1.5)  # far from a fair coin
+    images = torch.tensor(list(itertools.product((0.0, 1.0), repeat=9))).view(512, 1, 3, 3)
+    z = torch.randn(1, 3, generator=torch.Generator().manual_seed(2)).expand(512, 3)
+    with torch.no_grad():
+        log_prob = Likelihood("bernoulli").log_prob(images, model.decode(z, images))
+    assert float(log_prob.double().exp().sum()) == pytest.approx(1, abs=1e-5)
+    assert log_prob.std() > 0.5
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("shape", [(1, 8, 21), (3, 19, 8)])
+def test_what_it_draws_is_what_it_expects_of_its_own_picture(
+    likelihood: str, shape: tuple[int, int, int]
+) -> None:
+    model = vae(shape, likelihood=likelihood).eval()
+    model.decoder.output.weight.data.mul_(0.2)
+    model.decoder.output.bias.data.fill_(0.4)
+    z, _ = drawn(2, model, shape)
+    with torch.no_grad():
+        output = model.decode(z)
+        picture = torch.sigmoid(output) if likelihood == "bernoulli" else output.clamp(0, 1)
+        torch.testing.assert_close(model.decode(z, picture), output, rtol=1e-4, atol=1e-5)
+
+        # and the same pixel by pixel with the whole image, without windows
+        slow = torch.zeros(2, *shape)
+        for row, column in itertools.product(range(shape[1]), range(shape[2])):
+            pixel = model.decode(z, slow)[..., row, column]
+            slow[..., row, column] = pixel.sigmoid() if likelihood == "bernoulli" else pixel.clamp(0, 1)
+    torch.testing.assert_close(picture, slow, rtol=1e-4, atol=1e-5)
+    assert picture.std() > 0.01
+    assert not torch.allclose(picture[0], picture[1], atol=1e-3)
+
+
+def test_other_decoders_do_not_look_at_the_image() -> None:
+    for architecture in ("conv", "mlp", "gated_mlp"):
+        model = build(params({"model.architecture": architecture})).eval()
+        z, x = drawn(3, model, (1, 8, 8))
+        assert torch.equal(model.decode(z, x), model.decode(z))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"objective.sigma": "learned", "data.augment": "flip"},
+        {"objective.sigma": 0.1, "objective.importance_samples_train": 3},
+        {"objective.likelihood": "bernoulli", "data.binarise": "dynamic"},
+    ],
+)
+def test_it_learns(changes: dict[str, Any]) -> None:
+    trained = run(params({**AUTOREGRESSIVE, **changes, "train.epochs": 25, "train.learning_rate": 0.01}))
+    history = trained.history
+    assert history[-1]["valid/mse_sampled"] < 0.6 * history[0]["valid/mse_sampled"]
+    assert history[-1]["valid/elbo"] > history[2]["valid/elbo"]
+    if not changes:
+        assert trained.train.elbo > MeanImage.of(TRAIN).elbo(TRAIN, "gaussian") + 20
+
+
+def test_scores_see_the_image_and_pictures_do_not() -> None:
+    trained = run(params({**AUTOREGRESSIVE, "train.epochs": 25, "train.learning_rate": 0.01}))
+    model, likelihood = trained.model.eval(), trained.likelihood
+    measured = measurement.measure(model, VALID, likelihood, CPU, 0)
+    with torch.no_grad():
+        x = torch.from_numpy(VALID).permute(0, 3, 1, 2).float() / 255
+        mu, _ = model.encode(x)
+        forced, free = model.decode(mu, x), model.decode(mu)
+    errors = (x - forced).square().flatten(1).mean(1).numpy()
+    assert measured.mse == pytest.approx(errors.mean(), rel=1e-4)
+    quality, _ = evaluate.central_quality(model, VALID, likelihood, CPU)
+    np.testing.assert_allclose(quality, errors, rtol=1e-3)
+    assert float((x - free).square().mean()) > 1.3 * measured.mse  # a picture of its own strays
+
+    # the three bounds agree, as they can only if all are of the same p(x|z)
+    per_image = measurement.elbo_per_image(model, VALID, likelihood, CPU)
+    assert per_image.mean() == pytest.approx(measured.elbo, abs=2)
+    bound = evaluate.importance_weighted_bound(model, VALID, likelihood, CPU, 20, 0)
+    assert measured.elbo - 1 < bound < measured.elbo + 10
+    sigma = measurement.fitted_sigma(model, TRAIN, CPU, 0)
+    assert sigma == likelihood.sigma == pytest.approx(math.sqrt(trained.train.mse_sampled), rel=0.1)
+
+    shown = measurement.reconstruct(model, VALID, likelihood, CPU)
+    expected = free.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(shown.astype(int), expected.astype(int), atol=1)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_a_saved_model_scores_and_draws_the_same(tmp_path: Path, likelihood: Any) -> None:
+    p = params({**AUTOREGRESSIVE, "objective.likelihood": likelihood, "train.epochs": 2})
+    trained = run(p)
+    saved.save(
+        tmp_path, trained.model, p.model.model_dump(), p.data.image_shape, trained.likelihood, {}, "fp32", 2, None, {}
+    )  # fmt: skip
+    read = saved.load(tmp_path)
+    z, x = drawn(3, read.model, (1, 8, 8))
+    model = trained.model.eval()
+    with torch.no_grad():
+        assert torch.equal(read.model.decode(z, x), model.decode(z, x))
+        assert torch.equal(read.model.decode(z), model.decode(z))
+    samples = generate.samples(read, 4, CPU, seed=0)
+    assert samples.shape == (4, 8, 8, 1) and np.isfinite(samples).all()
+    assert not any("mask" in name for name in model.state_dict())
+
+
+def test_its_operations_by_hand() -> None:
+    p = params({**AUTOREGRESSIVE, "model.widths": [5], "model.latent_dim": 2})
+    down, up = 16 * 1 * 5 * 16, 16 * 5 * 5 * 16  # a 4×4 kernel at 4×4 positions
+    linear = 5 * 16 * 4 + 2 * 5 * 16
+    masked = FIRST**2 * 5 + LAYERS * HIDDEN**2 * 25
+    ones = (LAYERS + 1) * 25 + 5
+    assert loop.flops(p) == 3 * 2 * (down + up + linear + 64 * (masked + ones))
+
+
+def test_activations_keep_their_scale_at_the_start() -> None:
+    for shape, widths in (((1, 16, 16), [32, 64]), ((3, 64, 64), [32, 64, 128, 256])):
+        model = vae(shape, widths=widths, latent_dim=16)
+        z, x = drawn(8, model, shape)
+        with torch.no_grad():
+            assert 0.03 < model.decode(z, x).std() < 3
+
+
+def test_too_many_halvings_are_refused() -> None:
+    with pytest.raises(InputError, match="halves the image 4 times"):
+        params({**AUTOREGRESSIVE, "model.widths": [4, 4, 4, 4]})

@@ -1,0 +1,50 @@
+"""The exported encoder, run by onnxruntime."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from helpers.commands import vae, write_model
+
+from vae import onnx
+from vae.config.errors import InputError
+from vae.data.images import Preprocessing
+from vae.metrics import measurement
+from vae.models import saved
+
+
+def test_the_encoder_in_onnx_agrees_with_pytorch_for_any_number_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = write_model()
+    done = vae("export", "out/encoder.onnx", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["largest_difference"] < 1e-4
+    session = onnxruntime.InferenceSession("out/encoder.onnx", providers=["CPUExecutionProvider"])
+    for count in (1, 3, 300):
+        images = np.random.default_rng(count).integers(0, 256, (count, 8, 12, 3), dtype=np.uint8)
+        expected = measurement.encode(model.model, images, model.compute())
+        for got, wanted in zip(session.run(["mu", "logvar"], {"images": images}), expected, strict=True):
+            np.testing.assert_allclose(got, wanted, atol=1e-4)
+    told = session.get_modelmeta().custom_metadata_map
+    assert told["weights.sha256"] == model.sha256
+    assert Preprocessing.from_dict(json.loads(told["preprocessing"])) == Preprocessing(8, 12, 3)
+    assert "RGB" in told["preprocess"] and "8×12" in told["preprocess"]
+
+
+def test_an_encoder_that_does_not_agree_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = tmp_path / "encoder.onnx"
+    good.write_bytes(b"the one before")
+    model = write_model()
+    with torch.no_grad():
+        model.model.posterior.bias.fill_(float("nan"))
+    with pytest.raises(InputError, match="differ"):
+        onnx.export(dataclasses.replace(model), good)
+    assert good.read_bytes() == b"the one before" and list(tmp_path.glob(".*.new")) == []
+    assert saved.load(Path("models/vae")).sha256 == model.sha256

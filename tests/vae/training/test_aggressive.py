@@ -1,0 +1,191 @@
+"""The aggressive encoder phase against algorithm 1 of He 2019, written out by hand."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from helpers.trainings import CPU, TRAIN, VALID, assert_same_bits, params, run
+from torch.distributions import Normal, kl_divergence
+
+from vae.config.errors import InputError
+from vae.metrics.measurement import MutualInformation, encode, mutual_information
+from vae.training import aggressive, loop
+from vae.training.aggressive import AVERAGED, MOST_SUB_STEPS, Phase, converge, halves, random_batch
+from vae.training.loop import Epoch, build
+
+AGGRESSIVE: dict[str, Any] = {"train.aggressive_encoder": True, "kl.schedule": "constant"}
+
+
+@pytest.mark.parametrize(
+    ("averages", "made"),
+    [
+        ([5.0, 4.0, 3.0, 3.0], 40),
+        ([5.0, 4.0, 4.5, 1.0], 30),
+        ([1.0, 2.0], 20),
+        ([math.nan], 10),
+        ([3.0, math.nan], 20),
+        ([-float(i) for i in range(50)], MOST_SUB_STEPS),
+    ],
+)
+def test_sub_steps_end_when_their_average_loss_stops_improving(averages: list[float], made: int) -> None:
+    calls: list[int] = []
+
+    def sub_step(number: int) -> torch.Tensor:
+        calls.append(number)
+        wobble = 0.3 * (-1) ** number  # single losses go up and down
+        return torch.tensor(averages[number // AVERAGED] + wobble)
+
+    assert converge(sub_step) == made
+    assert calls == list(range(made))
+
+
+def test_the_phase_lasts_while_mutual_information_climbs() -> None:
+    first = Phase(True).after(MutualInformation(0.0, 0.1, None))
+    assert first == Phase(True, 0.0)
+    assert first.after(MutualInformation(0.2, 0.1, None)) == Phase(True, 0.2)
+    for value in (0.0, -0.1, math.nan):
+        assert not first.after(MutualInformation(value, 0.1, None)).on
+    assert not first.after(MutualInformation(None, None, 9.2)).on
+    assert not Phase(False, 0.0).after(MutualInformation(0.2, 0.1, None)).on
+
+
+@pytest.mark.parametrize("architecture", ["conv", "mlp", "gated_mlp", "autoregressive"])
+def test_every_trained_parameter_is_in_one_half(architecture: str) -> None:
+    model = build(
+        params({
+            "model.architecture": architecture, "model.mean_batch_norm": 0.5, "objective.sigma": "learned",
+        })
+    )  # fmt: skip
+    phi, theta = (set(half) for half in halves(model))
+    assert not phi & theta
+    assert phi | theta == {w for w in model.parameters() if w.requires_grad}
+    assert theta == {model.log_sigma, *model.decoder.parameters()}
+
+
+def test_batches_of_sub_steps_differ_and_follow_the_seed() -> None:
+    drawn = {tuple(random_batch(0, step, sub, 70, 16).tolist()) for step in range(3) for sub in range(3)}
+    assert len(drawn) == 9
+    assert all(len(set(batch)) == 16 for batch in drawn)
+    assert torch.equal(random_batch(0, 1, 2, 70, 16), random_batch(0, 1, 2, 70, 16))
+    assert not torch.equal(random_batch(1, 1, 2, 70, 16), random_batch(0, 1, 2, 70, 16))
+
+
+def test_two_steps_are_those_of_algorithm_1() -> None:
+    """Two optimisers, one for each half, and a loss by torch.distributions."""
+    p = params({
+        **AGGRESSIVE, "train.epochs": 1, "train.batch_size": 35, "model.batch_norm": False, "objective.sigma": 0.2,
+        "kl.max_weight": 0.7, "train.gradient_clip": None, "train.weight_decay": 0.1,
+    })  # fmt: skip
+    images, model = torch.from_numpy(TRAIN), build(p)
+    phi, theta = halves(model)
+    encoder, decoder = (torch.optim.AdamW(half, lr=3e-3, weight_decay=0.1) for half in (phi, theta))
+
+    def descend(batch: tuple[torch.Tensor, torch.Tensor], optimiser: torch.optim.Optimizer) -> float:
+        x, noise = batch
+        mu, logvar = model.encode(x)
+        posterior = Normal(mu, (0.5 * logvar).exp())
+        z = mu + posterior.scale * noise[0]
+        elbo = Normal(model.decode(z), 0.2).log_prob(x).flatten(1).sum(1)
+        elbo = elbo - 0.7 * kl_divergence(posterior, Normal(0.0, 1.0)).sum(1)
+        model.zero_grad()
+        (-elbo.mean()).backward()
+        optimiser.step()
+        return -float(elbo.detach().mean())
+
+    made = []
+    for step in range(2):
+        before, sub = math.inf, 0
+        while sub < 100:
+            losses = []
+            for _ in range(10):
+                chosen = random_batch(0, step, sub, 70, 35)
+                batch = loop._batch(p, images[chosen], step, CPU.device, f"aggressive{sub}.")
+                losses.append(descend(batch, encoder))
+                sub += 1
+            if sum(losses) / 10 >= before:
+                break
+            before = sum(losses) / 10
+        made.append(sub)
+        order = loop.epoch_order(0, 0, 70)[35 * step :][:35]
+        descend(loop._batch(p, images[order], step, CPU.device), decoder)
+
+    found = run(p).model.state_dict()
+    assert min(made) > 10
+    for name, expected in model.state_dict().items():
+        torch.testing.assert_close(found[name], expected, rtol=2e-3, atol=2e-4)
+
+
+def test_the_phase_ends_with_the_first_epoch_that_does_not_climb(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = params({**AGGRESSIVE, "kl.max_weight": 12.0, "train.epochs": 12, "train.on_collapse": "continue"})
+    during: list[int] = []
+    original = aggressive.converge
+
+    def counted(sub_step: Any) -> int:
+        during.append(1)
+        return original(sub_step)
+
+    monkeypatch.setattr(aggressive, "converge", counted)
+    information: list[float | None] = []
+    phases: list[int] = []
+    messages: list[str] = []
+
+    def look(epoch: Epoch) -> None:
+        information.append(mutual_information(*encode(epoch.model, VALID, CPU), p.seed).value)
+        phases.append(len(during))
+        during.clear()
+
+    run(p, on_epoch=look, on_message=messages.append)
+    climbing = [information[0] is not None] + [
+        now is not None and before is not None and now > before
+        for before, now in itertools.pairwise(information)
+    ]
+    last = climbing.index(False) + 1  # the epoch in which the phase ends, counted from 1
+    assert 1 < last < 12
+    assert phases == [4] * last + [0] * (12 - last)  # 4 steps an epoch, each with its sub-steps
+    assert messages == [f"the aggressive encoder phase ends with epoch {last}"]
+
+
+def test_the_encoder_lags_less() -> None:
+    """How much the loss still falls when only the encoder is trained on."""
+
+    def lag(on: bool) -> float:
+        p = params({
+            **AGGRESSIVE, "train.aggressive_encoder": on, "train.epochs": 8, "model.batch_norm": False,
+            "objective.sigma": 0.2,
+        })  # fmt: skip
+        model = run(p).model
+        x, noise = loop._batch(p, torch.from_numpy(TRAIN)[:70], 999, CPU.device)
+        optimiser = torch.optim.Adam(halves(model)[0], 3e-3)
+        losses = []
+        for _ in range(150):
+            mu, logvar = model.encode(x)
+            output = model.decode(mu + (0.5 * logvar).exp() * noise[0])
+            kl = kl_divergence(Normal(mu, (0.5 * logvar).exp()), Normal(0.0, 1.0)).sum(1)
+            loss = (kl - Normal(output, 0.2).log_prob(x).flatten(1).sum(1)).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(float(loss.detach()))
+        return losses[0] - losses[-1]
+
+    assert lag(True) < 0.6 * lag(False)
+
+
+def test_without_it_nothing_changes() -> None:
+    assert_same_bits(run(params({"train.aggressive_encoder": False})), run(params()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"objective.importance_samples_train": 5, "objective.sigma": 0.1}, "importance_samples_train = 5"),
+        ({"kl.target_kl": 3.0}, r"kl\.target_kl = 3.*set kl\.target_kl to null"),
+        ({"kl.reconstruction_target": 0.1, "objective.sigma": 0.1}, r"kl\.reconstruction_target = 0\.1"),
+    ],
+)
+def test_what_makes_no_sense_with_it_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=rf"train\.aggressive_encoder = true with .*{words}"):
+        params({**AGGRESSIVE, **changes})
+    params(changes)

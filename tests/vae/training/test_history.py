@@ -1,0 +1,162 @@
+"""Which epoch is kept, and when training stops, on histories written by hand."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vae.config import parameters
+from vae.config.parameters import Parameters
+from vae.schedules.kl import first_final_epoch
+from vae.training.history import HISTORY, Row, at_final_weight, chosen_epoch, is_collapse, why_stop
+
+
+def params(kl: dict[str, Any] | None = None, **train: Any) -> Parameters:
+    return parameters.parse(
+        {
+            "seed": 0,
+            "data": {
+                "source": "npy", "path": "x", "image_size": 8, "channels": 1, "valid_fraction": 0.1,
+                "test_fraction": 0.1, "max_bad_fraction": 0.0,
+            },
+            "model": {"architecture": "mlp", "latent_dim": 3, "widths": [8], "batch_norm": False},
+            "objective": {"likelihood": "gaussian", "sigma": "optimal", "reduction": "sum"},
+            "kl": {"schedule": "linear", "max_weight": 1.0, "annealing_epochs": 3, **(kl or {})},
+            "train": {"epochs": 20, "batch_size": 8, "learning_rate": 0.001, **train},
+            "monitor": {},
+            "evaluate": {"importance_samples": 20, "register_as": "vae"},
+        }
+    )  # fmt: skip
+
+
+def rows(losses: list[float], steps: int = 50, **columns: list[float]) -> list[Row]:
+    return [
+        {
+            **dict.fromkeys(HISTORY, 1.0),
+            "epoch": epoch,
+            "step": epoch * steps,
+            "valid/loss": loss,
+            "valid/kl": 10.0,
+            "valid/active_units": 3,
+            **{name: values[epoch - 1] for name, values in columns.items()},
+        }
+        for epoch, loss in enumerate(losses, 1)
+    ]
+
+
+def test_an_epoch_counts_only_if_all_of_it_was_at_the_final_weight() -> None:
+    whole, half = params(), params({"annealing_epochs": 2.5})
+    assert [at_final_weight(row, whole) for row in rows([0] * 5)] == [False, False, False, True, True]
+    assert [at_final_weight(row, half) for row in rows([0] * 5)] == [False, False, False, True, True]
+    assert at_final_weight(rows([0])[0], params({"schedule": "constant"}))
+    cyclical = params({"schedule": "cyclical", "cycles": 2, "ratio": 0.5}, epochs=8)
+    assert [at_final_weight(row, cyclical) for row in rows([0] * 8)] == [False] * 6 + [True] * 2
+
+
+def test_the_best_is_never_taken_from_the_ramp() -> None:
+    history = rows([1, 0.5, 0.1, 9, 7, 8])
+    assert chosen_epoch(history, params()) == 5
+    assert chosen_epoch(history, params(select="last")) == 6
+    assert [chosen_epoch(history[:length], params()) for length in range(7)] == [0, 1, 2, 3, 4, 5, 5]
+
+
+def test_a_ramp_that_never_ends_keeps_the_last() -> None:
+    assert chosen_epoch(rows([1, 2, 3]), params({"annealing_epochs": 30})) == 3
+
+
+def test_an_epoch_that_is_not_finite_is_never_kept() -> None:
+    history = rows([5, 5, 5, 4, 3, math.nan])
+    assert chosen_epoch(history, params()) == 5
+    assert chosen_epoch(history, params(select="last")) == 5
+    assert chosen_epoch(rows([math.inf]), params()) == 0
+    hidden = rows([5, 5, 5, 4, 3], **{"train/loss": [1, 1, 1, 1, math.nan]})
+    assert chosen_epoch(hidden, params()) == 4
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=20),
+    st.floats(0, 25),
+    st.sampled_from(["linear", "cosine", "constant", "cyclical"]),
+)
+def test_what_is_kept_is_the_best_of_those_allowed(losses: list[float], ramp: float, schedule: str) -> None:
+    p = params({"annealing_epochs": ramp, "schedule": schedule})
+    kept = chosen_epoch(rows(losses), p)
+    finite = [epoch for epoch, loss in enumerate(losses, 1) if math.isfinite(loss)]
+    final = [epoch for epoch in finite if epoch - 1 >= first_final_epoch(p.kl, 20)]
+    if final:
+        assert kept in final and losses[kept - 1] == min(losses[epoch - 1] for epoch in final)
+    else:
+        assert kept == (finite[-1] if finite else 0)
+
+
+def test_a_number_that_is_not_finite_stops_at_once() -> None:
+    assert "diverged" in (why_stop(rows([1, math.nan]), params()) or "")
+    assert "epoch 2" in (why_stop(rows([1, math.inf]), params(on_collapse="continue")) or "")
+    assert why_stop([], params()) is None
+
+
+def test_patience_waits_for_the_ramp_and_counts_from_the_best_after_it() -> None:
+    p = params(patience=2)
+    losses = [0.1, 0.2, 0.3, 9, 8, 8.5, 8.1, 7]
+    stops = [why_stop(rows(losses[:length]), p) is not None for length in range(1, 9)]
+    assert stops == [False] * 6 + [True, False]
+    assert "since epoch 5" in (why_stop(rows(losses[:7]), p) or "")
+    assert why_stop(rows(losses[:7]), params()) is None
+
+
+def collapsing(epochs: int, healthy: int = 0, steps: int = 50) -> list[Row]:
+    kl = [10.0] * healthy + [0.01] * (epochs - healthy)
+    return rows([1.0] * epochs, steps, **{"valid/kl": kl})
+
+
+def test_the_alarm_wants_two_epochs_in_a_row_at_the_final_weight() -> None:
+    stops = [why_stop(collapsing(length), params()) for length in range(1, 6)]
+    assert [stop is not None for stop in stops] == [False] * 4 + [True]
+    assert "collapsed" in (stops[-1] or "") and "after 2 epochs at the final weight" in (stops[-1] or "")
+    assert why_stop(collapsing(5, healthy=4), params()) is None
+    assert why_stop(collapsing(6, healthy=4), params()) is not None
+    assert why_stop(collapsing(5), params(on_collapse="continue")) is None
+    recovered = collapsing(5)
+    recovered[-1]["valid/kl"] = 50.0
+    assert why_stop(recovered, params()) is None
+
+
+def test_the_alarm_wants_a_hundred_steps_there() -> None:
+    # a ramp of 3 epochs; 30 steps an epoch: the fourth epoch at the final weight is the first past 100
+    stops = [why_stop(collapsing(length, steps=30), params()) is not None for length in range(1, 9)]
+    assert stops == [False] * 6 + [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("kl", "active", "stops"), [(0.99, 5, True), (1.0, 5, False), (50.0, 0, True), (50.0, 1, False)]
+)
+def test_collapsed_is_less_than_a_nat_or_no_active_unit(kl: float, active: int, stops: bool) -> None:
+    history = rows([1.0] * 6, **{"valid/kl": [kl] * 6, "valid/active_units": [active] * 6})
+    assert (why_stop(history, params()) is not None) is stops
+
+
+@pytest.mark.parametrize(
+    ("kl", "active", "stops"),
+    [
+        ([0.2, 0.22], [1, 1], False),  # grows by a tenth: a slow starter
+        ([0.2, 0.209], [1, 1], True),  # by less than a twentieth
+        ([0.2, 0.1], [1, 1], True),
+        ([0.2, 0.22], [1, 0], True),  # growing, and of no use to any latent
+        ([0.9, 1.1], [0, 1], False),
+        ([5.0, 0.9], [1, 1], False),  # one epoch is none
+    ],
+)
+def test_a_kl_that_grows_raises_no_alarm(kl: list[float], active: list[float], stops: bool) -> None:
+    history = rows([1.0] * 5, **{"valid/kl": [0.0] * 3 + kl, "valid/active_units": [0, 0, 0, *active]})
+    assert is_collapse(history[-2:]) is stops
+    assert (why_stop(history, params()) is not None) is stops
+
+
+def test_a_slow_starter_trains_on_until_it_carries_something() -> None:
+    kl = [0.001 * 1.5**epoch for epoch in range(20)]
+    history = rows([1.0] * 20, **{"valid/kl": kl, "valid/active_units": [1.0] * 20})
+    assert [why_stop(history[:length], params()) for length in range(21)] == [None] * 21
+    assert kl[10] < 1 < kl[-1]

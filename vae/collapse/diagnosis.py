@@ -1,0 +1,338 @@
+"""Is this VAE healthy? The first rule that holds names the verdict; each brings its numbers and a remedy."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vae.collapse import remedies
+from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE
+from vae.config.parameters import Parameters
+from vae.losses.objective import COLLAPSED_BELOW_NATS, Objective, effective_beta
+from vae.metrics.measurement import Measurement
+from vae.schedules.kl import first_final_epoch
+from vae.training.history import (
+    ALARM_EPOCHS,
+    ALARM_STEPS,
+    Row,
+    at_final_weight,
+    is_collapse,
+    steps_at_final_weight,
+)
+
+# Starting points, from runs on digits, MNIST and leaf photos; docs/verdicts.md gives the reasons.
+NO_BETTER_THAN_MEAN = 0.95  # of the mean image's error
+PARTLY_COLLAPSED_SHARE = 0.4  # of the predicted KL
+PARTLY_COLLAPSED_EPOCHS = 5  # past the ramp, before a low KL counts
+FLAT_SHARE = 0.02  # of the whole fall of the training loss, over the last epochs
+KL_GROWS = 1.05  # over the last epochs
+PRIOR_GAP_SHARE = 0.4  # of the rate
+SMALLEST_BETA = 0.05
+OVERFITTED_SHARE = 0.25  # of what was learnt
+RUNAWAY_NATS = 1e5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A name, one sentence, the numbers that led to it, and what to do.
+
+    Attributes:
+        remedy: parameters to change, by name, with their values: what `train.on_collapse: remedy` restarts with.
+        advice: what no parameter can do.
+    """
+
+    verdict: str
+    summary: str
+    reasons: list[str]
+    remedy: dict[str, Any] = field(default_factory=dict)
+    advice: list[str] = field(default_factory=list)
+
+    @property
+    def recommendations(self) -> list[str]:
+        """Remedy and advice in words."""
+        return [
+            f"set {name} to {remedies.written(value)}" for name, value in self.remedy.items()
+        ] + self.advice
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a verdict rests on.
+
+    Attributes:
+        valid: the kept model on the whole validation split.
+        mean_image_mse: of the validation split.
+        history: a row an epoch.
+        predicted: `reports/preflight.json`.
+        train: the training split as the kept model sees it: elbo, mean_image_elbo, ….
+        kept_epoch: 0 where no epoch was finite.
+        fitted_gap: how far the aggregate posterior is from a prior fitted after training, in nats; None without one.
+    """
+
+    valid: Measurement
+    mean_image_mse: float
+    history: list[Row]
+    predicted: Mapping[str, Any]
+    train: Mapping[str, float]
+    kept_epoch: int
+    fitted_gap: float | None = None
+
+    @property
+    def prior_gap(self) -> float:
+        """Between the aggregate posterior and the prior that samples come from."""
+        return self.valid.prior_gap if self.fitted_gap is None else self.fitted_gap
+
+
+def judge(p: Parameters, e: Evidence) -> Verdict:
+    """The verdict on a trained model."""
+    for rule in (_diverged, _collapsed, _not_learning, _partly_collapsed, _under_regularised, _overfitted):
+        verdict = rule(p, e)
+        if verdict is not None:
+            return verdict
+    valid = e.valid
+    return Verdict(
+        "healthy",
+        f"The model is healthy: its latents carry {valid.rate:.1f} nats per image in "
+        f"{valid.informative_units(p.monitor.informative_unit_nats)} informative units.",
+        [
+            f"KL {valid.rate:,.1f} nats (linear theory expected {_expected(e):,.1f})",
+            f"mean squared error {valid.mse_sampled:.3g} (validation, z sampled) against {e.mean_image_mse:.3g} of the "
+            "mean image",
+        ],
+    )
+
+
+def _diverged(p: Parameters, e: Evidence) -> Verdict | None:
+    summary, reason = "", ""
+    for row in e.history:
+        broken = [name for name, value in row.items() if not math.isfinite(value)]
+        if broken:
+            summary = f"Training diverged in epoch {row['epoch']:.0f}."
+            reason = f"{', '.join(broken)} not finite in epoch {row['epoch']:.0f}"
+            break
+    else:
+        kl = e.history[-1]["valid/kl"] if e.history else e.valid.rate
+        if kl > RUNAWAY_NATS:
+            summary = "Training diverged: the KL grows without bound."
+            reason = (
+                f"KL of {kl:.3g} nats in the last epoch; more than {RUNAWAY_NATS:.0e} is a runaway encoder"
+            )
+    if not reason:
+        return None
+    remedy: dict[str, Any] = {}
+    if p.train.learning_rate > remedies.USUAL_LEARNING_RATE:
+        remedy["train.learning_rate"] = remedies.USUAL_LEARNING_RATE
+    else:
+        remedy["train.learning_rate"] = remedies.short(p.train.learning_rate / 10)
+        if p.model.logvar_max > remedies.LOGVAR_CEILING:
+            remedy["model.logvar_max"] = remedies.LOGVAR_CEILING
+        if (p.train.gradient_clip or math.inf) > 1:
+            remedy |= remedies.gentler_clip(p)
+    if p.kl.control == "schedule" and effective_beta(Objective.of(p), e.mean_image_mse) < SMALLEST_BETA:
+        remedy |= remedies.elbo(p, e.predicted)  # without a KL term nothing holds the posterior back
+    advice = [] if p.train.precision == "fp32" else ["set train.precision to fp32 if it diverges again"]
+    return Verdict("diverged", summary, [reason], remedy, advice)
+
+
+def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
+    active = e.valid.active_units(p.monitor.active_unit_threshold)
+    summary = (
+        f"The posterior collapsed: the latents carry next to nothing ({e.valid.rate:.2g} nats per image)."
+    )
+    if active == 0 or e.valid.rate < COLLAPSED_BELOW_NATS:
+        reasons = [
+            f"KL of {e.valid.rate:.4g} nats per image over all {p.model.latent_dim} latents, {active} active units"
+        ]
+    elif _ended_collapsed(p, e):
+        last = e.history[-1]
+        summary = "The posterior collapsed during the training: the kept epoch is from before."
+        reasons = [
+            f"KL of {last['valid/kl']:.4g} nats and {last['valid/active_units']:.0f} active units in the last epoch, "
+            f"{e.valid.rate:.3g} nats in epoch {e.kept_epoch}, which was kept"
+        ]
+    else:
+        return None
+
+    collapse_weight = e.predicted["collapse_kl_weight"]
+    steps = steps_at_final_weight(e.history, p)
+    if collapse_weight == 0:
+        reasons.append("linear theory expects less than 1 nat of these images at any KL weight")
+        advice = ["give other images in data.path: these are all the same"]
+        return Verdict("collapsed", summary, reasons, advice=advice)
+    if p.kl.control != "schedule" and _expected(e) < COLLAPSED_BELOW_NATS:
+        reasons.append(f"the control (kl.{p.kl.control}) was asked for a rate of {_expected(e):.2g} nats")
+        return Verdict("collapsed", summary, reasons, remedies.without_target(p, e.predicted))
+    if p.kl.control == "schedule" and p.kl.weight >= collapse_weight:
+        reasons.append(
+            f"kl.max_weight = {p.kl.weight:g} is not below {collapse_weight:.3g}, "
+            "from where on linear theory expects less than 1 nat of these images"
+        )
+        return Verdict("collapsed", summary, reasons, remedies.elbo(p, e.predicted) | remedies.normalised(p))
+    if p.model.architecture == "autoregressive":
+        reasons.append("an autoregressive decoder can do without latents: it sees the pixels before each one")
+        return Verdict("collapsed", summary, reasons, remedies.of_autoregressive(p, e.predicted))
+    if steps < ALARM_STEPS:
+        reasons.append(
+            f"only {steps:.0f} steps were trained at the final KL weight, too few to tell a collapse from a slow start"
+        )
+        ramp_end = first_final_epoch(p.kl, p.train.epochs)
+        if ramp_end >= p.train.epochs and p.kl.schedule != "cyclical":
+            return Verdict("collapsed", summary, reasons, remedies.ramp_within(p))
+        epochs = math.ceil(ramp_end + len(e.history) * 3 * ALARM_STEPS / e.history[-1]["step"])
+        remedy = remedies.longer_training(p, max(epochs, 2 * p.train.epochs), len(e.history))
+        return Verdict("collapsed", summary, reasons, remedy)
+    reasons.append(
+        f"linear theory expected {_expected(e):.3g} nats at this weight, "
+        "so the optimisation is at fault rather than the weight"
+    )
+    return Verdict("collapsed", summary, reasons, remedies.gentler(p, int(e.train["images"])))
+
+
+def _not_learning(p: Parameters, e: Evidence) -> Verdict | None:
+    if e.valid.mse_sampled < NO_BETTER_THAN_MEAN * e.mean_image_mse:
+        return None
+    reason = (
+        f"mean squared error {e.valid.mse_sampled:.4g}, the mean image's is {e.mean_image_mse:.4g}; "
+        f"less than {NO_BETTER_THAN_MEAN:g} of that is learning"
+    )
+    rate = p.train.learning_rate
+    if rate > remedies.USUAL_LEARNING_RATE or rate < remedies.SMALL_LEARNING_RATE:
+        remedy: dict[str, Any] = {"train.learning_rate": remedies.USUAL_LEARNING_RATE}
+    else:
+        remedy = {"train.epochs": 4 * p.train.epochs}
+        if _settled(p, e):  # a loss that still falls wants time, not smaller steps
+            remedy["train.learning_rate"] = remedies.short(rate / 4)
+    return Verdict("not_learning", "The model does no better than the mean image.", [reason], remedy)
+
+
+def _partly_collapsed(p: Parameters, e: Evidence) -> Verdict | None:
+    expected = _expected(e)
+    if not math.isfinite(expected) or p.model.architecture == "autoregressive":
+        return None  # no KL term to fall short of; a decoder that linear theory says nothing of
+    past_ramp = e.kept_epoch - first_final_epoch(p.kl, p.train.epochs)
+    if e.valid.rate >= PARTLY_COLLAPSED_SHARE * expected or past_ramp < PARTLY_COLLAPSED_EPOCHS:
+        return None
+    final = [row for row in e.history if at_final_weight(row, p)]
+    flat = (
+        "training loss" if _settled(p, e) else "KL" if _grows_no_more([r["valid/kl"] for r in final]) else ""
+    )
+    if not flat:
+        return None
+    reason = (
+        f"KL of {e.valid.rate:.3g} nats, under {PARTLY_COLLAPSED_SHARE:g} × the {expected:.3g} that "
+        f"linear theory expects, {past_ramp:.0f} epochs past the ramp and with a flat {flat}"
+    )
+    images = int(e.train["images"])
+    doubt = (
+        f"{p.model.latent_dim} latents for {images} training images: that expectation is too high there, and all of "
+        "this may be want of images; keep what is recommended only if its test ELBO is the better one"
+    )
+    return Verdict(
+        "partly_collapsed",
+        "Part of the latents collapsed: the KL is far below what these images allow.",
+        [reason, *([doubt] if p.model.latent_dim > images * MOST_LATENTS_PER_IMAGE else [])],
+        remedies.gentler(p, images),
+    )
+
+
+def _under_regularised(p: Parameters, e: Evidence) -> Verdict | None:
+    reached = _reached_share(p, e)
+    beta = effective_beta(Objective.of(p), e.valid.mse_sampled) * reached
+    gap = e.prior_gap / e.valid.rate
+    if gap <= PRIOR_GAP_SHARE and beta >= SMALLEST_BETA:
+        return None
+    reasons = []
+    if gap > PRIOR_GAP_SHARE:
+        reasons.append(
+            f"the aggregate posterior is {e.prior_gap:.3g} nats from the prior, "
+            f"{gap:.2f} of the rate (more than {PRIOR_GAP_SHARE:g})"
+        )
+    if beta < SMALLEST_BETA:
+        reasons.append(f"effective beta of {beta:.3g}, below {SMALLEST_BETA:g}")
+    summary = "The KL term has too little weight: samples from the prior will be noise."
+    if beta < SMALLEST_BETA <= beta / reached and p.kl.schedule != "cyclical":
+        reasons.append(
+            f"the ramp ends after epoch {first_final_epoch(p.kl, p.train.epochs):g}, the training after "
+            f"{len(e.history)}: the weight got to {reached:.2g} of its final value"
+        )
+        return Verdict("under_regularised", summary, reasons, remedies.ramp_within(p))
+    if beta >= SMALLEST_BETA and not _settled(p, e):
+        # The aggregate posterior of a young model is far from the prior, and comes nearer.
+        reasons.append("the training loss had not been flat for ten epochs at the final weight")
+        summary = "Training ended before the latents had settled: samples from the prior will be poor."
+        longer = remedies.longer_training(p, 4 * p.train.epochs, len(e.history))
+        return Verdict("under_regularised", summary, reasons, longer)
+    if p.kl.control != "schedule":
+        advice = f"ask less of the control (kl.{p.kl.control}), or sample from a prior fitted to the latents"
+        return Verdict("under_regularised", summary, reasons, advice=[advice])
+    return Verdict("under_regularised", summary, reasons, remedies.higher_weight(p, e.predicted))
+
+
+def _overfitted(p: Parameters, e: Evidence) -> Verdict | None:
+    gap = e.train["elbo"] - e.valid.elbo
+    learnt = e.train["elbo"] - e.train["mean_image_elbo"]
+    if learnt <= 0 or gap <= OVERFITTED_SHARE * learnt:
+        return None
+    remedy: dict[str, Any] = {}
+    narrower = [max(width // 2, min(width, 4)) for width in p.model.widths]
+    if narrower != p.model.widths:
+        remedy["model.widths"] = narrower
+    patience = max(p.train.epochs // 10, 3)
+    if (p.train.patience or math.inf) > patience:
+        remedy["train.patience"] = patience
+    advice = "add images" + (" or set data.augment to flip" if p.data.augment == "none" else "")
+    return Verdict(
+        "overfitted",
+        "The model knows its training images far better than others.",
+        [
+            f"ELBO of {e.train['elbo']:.4g} nats in training, {e.valid.elbo:.4g} in validation: the difference "
+            f"is {gap / learnt:.2f} of what was learnt over the mean image (more than {OVERFITTED_SHARE:g})"
+        ],
+        remedy,
+        [advice],
+    )
+
+
+def _ended_collapsed(p: Parameters, e: Evidence) -> bool:
+    """Whether the last epochs carried nothing, as the alarm has it, though an earlier one was kept."""
+    final = [row for row in e.history if at_final_weight(row, p)][-ALARM_EPOCHS:]
+    enough = len(final) == ALARM_EPOCHS and steps_at_final_weight(e.history, p) >= ALARM_STEPS
+    return enough and is_collapse(final)
+
+
+def _reached_share(p: Parameters, e: Evidence) -> float:
+    """Of the final KL weight, what the kept epoch had: 1 unless the ramp outlasted the training."""
+    if p.kl.control not in ("schedule", "capacity") or not p.kl.weight:
+        return 1.0
+    kept = next((row for row in e.history if row["epoch"] == e.kept_epoch), None)
+    if kept is None or at_final_weight(kept, p):
+        return 1.0
+    return min(kept["kl_weight"] / p.kl.weight, 1.0)
+
+
+def _expected(e: Evidence) -> float:
+    """The KL that linear theory expects: infinite where the KL term has no weight."""
+    expected = e.predicted["predicted_kl"]
+    return math.inf if expected is None else expected
+
+
+def _settled(p: Parameters, e: Evidence) -> bool:
+    """Whether the training loss is flat, at the final KL weight."""
+    final = [row["train/loss"] for row in e.history if at_final_weight(row, p)]
+    return _flat(final, [row["train/loss"] for row in e.history])
+
+
+def _grows_no_more(final: list[float], epochs: int = PARTLY_COLLAPSED_EPOCHS) -> bool:
+    """Whether the last epochs, all at the final weight, have no more KL than those before them."""
+    if len(final) < 2 * epochs:
+        return False
+    return sum(final[-epochs:]) <= KL_GROWS * sum(final[-2 * epochs : -epochs])
+
+
+def _flat(final: list[float], losses: list[float], epochs: int = PARTLY_COLLAPSED_EPOCHS) -> bool:
+    """Whether the last epochs, all at the final weight, fell by little of what the training fell in all."""
+    if len(final) < 2 * epochs:
+        return False
+    recent = sum(final[-2 * epochs : -epochs]) / epochs - sum(final[-epochs:]) / epochs
+    whole = max(losses) - min(losses)
+    return recent <= FLAT_SHARE * whole

@@ -1,0 +1,292 @@
+"""What linear theory says of a data set before anything is trained.
+
+A linear VAE is probabilistic PCA (Lucas 2019; Tipping & Bishop 1999). With λ_j the eigenvalues of the
+training images' covariance, largest first, latent j is active where λ_j exceeds a threshold s, and its
+KL is then ½ ln(λ_j/s). The threshold is the noise variance times β, so the KL weight decides how
+many latents live. A deep VAE is not linear, but the prediction is close where it matters: near collapse.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae.config.parameters import KL, Parameters, with_weight
+from vae.config.text import rounded
+from vae.losses.objective import COLLAPSED_BELOW_NATS, SMALLEST_SIGMA, Objective, effective_beta
+from vae.metrics.mean_image import pixel_moments
+
+EXACT_UP_TO = 2048  # pixels: beyond that only the leading eigenvalues, by subspace iteration
+MOST_IMAGES = 20_000  # of a larger set, so many, evenly taken: its leading eigenvalues are known well by then
+EXTRA, ITERATIONS = 16, 6  # of the subspace iteration: vectors beyond those asked for, passes over the data
+BISECTIONS = 64  # of a logarithmic interval: more than float64 can tell apart
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The training images' covariance, as far as the theory needs it.
+
+    Attributes:
+        eigenvalues: (min(Z, N),), largest first; of the images in pixels of [0, 1] or, for a Bernoulli
+            likelihood, of (x − p)/√(p(1 − p)).
+        total: the sum of all N eigenvalues.
+        pixels: N. images: how many the covariance is of.
+    """
+
+    eigenvalues: np.ndarray
+    total: float
+    pixels: int
+    images: int
+
+    @property
+    def rest(self) -> float:
+        """Σ_{j>Z} λ_j: what no latent is there for."""
+        return max(self.total - float(self.eigenvalues.sum()), 0.0)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What linear theory expects of a KL weight. KL in nats per image; no MSE (NaN) of a Bernoulli likelihood."""
+
+    kl_per_latent: np.ndarray
+    mse: float
+    sigma: float | None
+
+    @property
+    def kl(self) -> float:
+        return float(self.kl_per_latent.sum())
+
+    @property
+    def active_units(self) -> int:
+        return int((self.kl_per_latent > 0).sum())
+
+
+def spectrum(
+    images: np.ndarray, latents: int, bernoulli: bool, drawn: bool = False, seed: int = 0
+) -> Spectrum:
+    """Eigenvalues of the covariance of uint8 images (n, H, W, C), streaming over them.
+
+    Exact up to 2048 pixels; larger images by randomised subspace iteration (Halko 2011, algorithm 4.4).
+
+    Args:
+        bernoulli: whiten each pixel by the Bernoulli standard deviation, p clipped to [0.01, 0.99].
+        drawn: the pixels are probabilities that training draws zeros and ones from, which adds
+            E[x(1 − x)] to the diagonal.
+    """
+    images = images[:: math.ceil(len(images) / MOST_IMAGES)]
+    mean, variance = (moment.flatten() for moment in pixel_moments(images))
+    pixels = len(mean)
+    p = mean.clamp(0.01, 0.99)
+    scale = (p * (1 - p)).rsqrt() if bernoulli else torch.ones_like(mean)
+    drawing = (mean - mean.square() - variance).clamp_min(0) * scale.square() if drawn else None
+    total = float((variance * scale.square()).sum()) + (0.0 if drawing is None else float(drawing.sum()))
+
+    def covariance_times(vectors: Tensor) -> Tensor:
+        product = torch.zeros_like(vectors)
+        for start in range(0, len(images), 1024):
+            part = torch.from_numpy(np.array(images[start : start + 1024])).flatten(1).double()
+            centred = (part / 255 - mean) * scale
+            product += centred.T @ (centred @ vectors)
+        product /= len(images)
+        return product if drawing is None else product + drawing[:, None] * vectors
+
+    if pixels <= EXACT_UP_TO:
+        values = torch.linalg.eigvalsh(covariance_times(torch.eye(pixels, dtype=torch.float64)))
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        basis = torch.randn(pixels, min(latents + EXTRA, pixels), generator=generator, dtype=torch.float64)
+        for _ in range(ITERATIONS):
+            basis = torch.linalg.qr(covariance_times(basis)).Q
+        values = torch.linalg.eigvalsh(basis.T @ covariance_times(basis))
+    leading = values.flip(0).clamp_min(0)[: min(latents, pixels)].numpy()
+    return Spectrum(leading, total, pixels, len(images))
+
+
+def spectrum_for(p: Parameters, images: np.ndarray) -> Spectrum:
+    """Of these training images, as these parameters see them."""
+    bernoulli, drawn = p.objective.likelihood == "bernoulli", p.data.binarise == "dynamic"
+    return spectrum(images, p.model.latent_dim, bernoulli, drawn, p.seed)
+
+
+def with_calibrated_weight(p: Parameters, spectrum: Spectrum) -> Parameters:
+    """The same parameters, a `kl.max_weight` of `calibrated` as its number."""
+    if p.kl.max_weight != "calibrated":
+        return p
+    anywhere = Objective.of(with_weight(p, 1.0))  # which weight is calibrated depends on no weight
+    return with_weight(p, rounded(calibrated_weight(spectrum, anywhere)))
+
+
+def expectations(p: Parameters, spectrum: Spectrum) -> dict[str, Any]:
+    """What linear theory says of a training with these parameters: the numbers of `reports/preflight.json`.
+
+    KL in nats per image; `predicted_kl` is None without a KL term, which leaves it no bound. `calibrated_kl` and
+    `calibrated_mse` are those of the calibrated weight, whatever the weight or the control.
+
+    spectrum: of at least as many latents as the parameters have.
+    """
+    objective = Objective.of(p)
+    spectrum = replace(spectrum, eigenvalues=spectrum.eigenvalues[: p.model.latent_dim])
+    is_steered = p.kl.control != "schedule"
+    prediction = (
+        steered(spectrum, objective, p.kl) if is_steered else predict(spectrum, objective, p.kl.weight)
+    )
+    best_weight = calibrated_weight(spectrum, objective)
+    best = predict(spectrum, Objective.of(with_weight(p, best_weight)), best_weight)
+    return {
+        "predicted_active_units": prediction.active_units,
+        "predicted_kl": prediction.kl if is_steered or p.kl.weight > 0 else None,
+        "predicted_mse": prediction.mse,
+        "kl_weight": p.kl.weight,
+        "critical_kl_weight": critical_weight(spectrum, objective),
+        "collapse_kl_weight": collapse_weight(spectrum, objective),
+        "calibrated_kl_weight": best_weight,
+        "calibrated_kl": best.kl,
+        "calibrated_mse": best.mse,
+        "equivalent_sigma": prediction.sigma,
+        "effective_beta": effective_beta(objective, prediction.mse),
+        "eigenvalues": spectrum.eigenvalues.tolist(),
+        "eigenvalue_sum": spectrum.total,
+        "images": spectrum.images,
+        "kl_per_latent": prediction.kl_per_latent.tolist(),
+    }
+
+
+def of_remedied(
+    report: Mapping[str, Any], p: Parameters, changes: Mapping[str, Any], pixels: int
+) -> dict[str, Any]:
+    """A `reports/preflight.json` as it would have been with the changed parameters p."""
+    return {**report, **expectations(p, spectrum_of(report, pixels))} if changes else dict(report)
+
+
+def spectrum_of(report: Mapping[str, Any], pixels: int) -> Spectrum:
+    """The spectrum that a `reports/preflight.json` holds."""
+    return Spectrum(np.array(report["eigenvalues"]), report["eigenvalue_sum"], pixels, report["images"])
+
+
+def predict(spectrum: Spectrum, objective: Objective, weight: float) -> Prediction:
+    """What a KL weight leads to: KL_j = ½ ln(λ_j/s) where λ_j > s, else 0 (Lucas 2019, section 4)."""
+    sigma2 = noise_variance(spectrum, objective, weight)
+    return _at_threshold(spectrum, threshold(spectrum, objective, weight), sigma2, objective)
+
+
+def steered(spectrum: Spectrum, objective: Objective, kl: KL) -> Prediction:
+    """What a control leads to: the threshold at which its target is met, whatever the weight that takes.
+
+    A target for the rate (capacity, target_kl), or for the error (reconstruction_target) where the Z leading
+    eigenvalues suffice for it; where they do not, the prediction is that of a vanishing KL term.
+    """
+
+    def missed(s: float) -> bool:
+        """Whether the rate is still above its target, or the error below it: both fall or rise with s."""
+        prediction = _at_threshold(spectrum, s, None, objective)
+        if kl.reconstruction_target is not None:
+            return prediction.mse < kl.reconstruction_target**2
+        target = kl.capacity if kl.capacity is not None else kl.target_kl
+        assert target is not None
+        return prediction.kl > target
+
+    high = float(spectrum.eigenvalues[0]) if len(spectrum.eigenvalues) else 0.0
+    low = max(high, 1e-300) * 1e-12
+    for _ in range(BISECTIONS):
+        middle = math.sqrt(low * high) if high else 0.0
+        low, high = (middle, high) if missed(middle) else (low, middle)
+    return _at_threshold(spectrum, high, None, objective)
+
+
+def _at_threshold(spectrum: Spectrum, s: float, sigma2: float | None, objective: Objective) -> Prediction:
+    values = spectrum.eigenvalues
+    with np.errstate(divide="ignore"):
+        kl = 0.5 * np.log(np.maximum(values / max(s, 1e-300), 1.0))
+    mse = (float(np.minimum(values, s).sum()) + spectrum.rest) / spectrum.pixels
+    if objective.likelihood == "bernoulli":
+        mse = math.nan  # the spectrum is of whitened pixels
+    return Prediction(kl, mse, None if sigma2 is None else math.sqrt(sigma2))
+
+
+def threshold(spectrum: Spectrum, objective: Objective, weight: float) -> float:
+    """s, the eigenvalue below which a latent dies at this weight: β·σ², and β for Bernoulli."""
+    if objective.reduction == "mean" and objective.likelihood == "gaussian":
+        return weight * objective.pixels / (2 * objective.latents)
+    sigma2 = noise_variance(spectrum, objective, weight)
+    return objective.beta(weight) * (1.0 if sigma2 is None else sigma2)
+
+
+def noise_variance(spectrum: Spectrum, objective: Objective, weight: float) -> float | None:
+    """σ² of the decoder: what the parameters fix, or the one that a linear VAE would learn."""
+    if objective.likelihood == "bernoulli":
+        return None
+    if objective.reduction == "mean":
+        return weight * objective.pixels / (2 * objective.latents)
+    if isinstance(objective.sigma, str):
+        return optimal_variance(spectrum, objective.beta(weight))
+    return objective.sigma**2
+
+
+def optimal_variance(spectrum: Spectrum, beta: float) -> float:
+    """The positive root of N·σ² = Σ_{j≤Z} min(λ_j, β·σ²) + Σ_{j>Z} λ_j.
+
+    With β = 1 and all latents active it is the mean discarded eigenvalue (Tipping & Bishop 1999, eq. 8).
+    """
+    low, high = SMALLEST_SIGMA**2, max(spectrum.total / spectrum.pixels, SMALLEST_SIGMA**2)
+
+    def excess(variance: float) -> float:
+        explained = float(np.minimum(spectrum.eigenvalues, beta * variance).sum())
+        return spectrum.pixels * variance - explained - spectrum.rest
+
+    if excess(low) >= 0:
+        return low
+    for _ in range(BISECTIONS):  # excess is convex in σ² and not above 0 at `low`: one sign change
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if excess(middle) < 0 else (low, middle)
+    return high
+
+
+MOST_LATENTS_PER_IMAGE = 0.25  # of the training split; beyond it the prediction is too high
+
+
+def weights_of_interest(critical: float, weight: float) -> np.ndarray:
+    """KL weights to draw a prediction over, (120,): from far below collapse to beyond it, this run's among them."""
+    critical = critical or weight or 1.0
+    weight = weight or critical
+    return np.geomspace(min(critical * 1e-4, weight / 2), max(critical, weight) * 2, 120)
+
+
+def critical_weight(spectrum: Spectrum, objective: Objective) -> float:
+    """The KL weight at which the last latent dies."""
+    largest = float(spectrum.eigenvalues[0])
+    if objective.likelihood == "bernoulli":
+        return largest / objective.beta(1.0)
+    if objective.reduction == "mean":
+        return 2 * objective.latents * largest / objective.pixels
+    if isinstance(objective.sigma, str):
+        return spectrum.pixels * largest / max(spectrum.total, 1e-300)
+    return largest / objective.sigma**2
+
+
+def collapse_weight(spectrum: Spectrum, objective: Objective, nats: float = COLLAPSED_BELOW_NATS) -> float:
+    """The KL weight, below the critical one, at which the predicted KL falls to `nats`.
+
+    0 where no weight gives more than that.
+    """
+    high = critical_weight(spectrum, objective)
+    low = high * 1e-12
+    if high == 0 or predict(spectrum, objective, low).kl <= nats:
+        return 0.0
+    for _ in range(BISECTIONS):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if predict(spectrum, objective, middle).kl > nats else (low, middle)
+    return high
+
+
+def calibrated_weight(spectrum: Spectrum, objective: Objective) -> float:
+    """The KL weight whose loss is the ELBO of the best σ: a β of 1, whatever the reduction."""
+    if objective.likelihood == "bernoulli":
+        return 1 / objective.beta(1.0)
+    variance = optimal_variance(spectrum, 1.0)
+    if objective.reduction == "mean":
+        return 2 * objective.latents * variance / objective.pixels
+    return 1.0 if isinstance(objective.sigma, str) else variance / objective.sigma**2

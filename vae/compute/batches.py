@@ -1,0 +1,123 @@
+"""Images as batches: an order and a noise that follow from (seed, progress) alone.
+
+So a training that was interrupted goes on with the very numbers that it would have seen.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae.config.errors import InputError
+from vae.config.parameters import Parameters
+
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def open_images(path: Path) -> np.ndarray:
+    """Memory-maps uint8 images (N, H, W, C).
+
+    Raises:
+        InputError: the file is missing or holds something else.
+    """
+    try:
+        images = np.load(
+            path, mmap_mode="c", allow_pickle=False
+        )  # "c": writable as PyTorch wants, the file is not
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; `dvc repro ingest` makes it") from None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path} is not a NumPy array: {error}") from None
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise InputError(f"{path} holds {images.dtype} of shape {images.shape}; expected uint8 N×H×W×C")
+    return images
+
+
+def to_pixels(images: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """uint8 (B, H, W, C) → float32 (B, C, H, W) in [0, 1], in the memory order that convolutions like."""
+    batch = images if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))
+    return batch.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div(255)
+
+
+def for_measuring(train_images: np.ndarray, p: Parameters) -> np.ndarray:
+    """The training images as the other splits are: with `binarise: dynamic` drawn once, to 0 and 255, by the seed."""
+    if p.data.binarise != "dynamic":
+        return train_images
+    random = np.random.default_rng(p.seed)
+    drawn = np.empty(train_images.shape, np.uint8)
+    for start in range(0, len(drawn), 1024):
+        part = train_images[start : start + 1024]
+        drawn[start : start + 1024] = np.where(random.integers(0, 255, part.shape) < part, 255, 0)
+    return drawn
+
+
+def in_order(images: np.ndarray | Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+    """The whole of it, once, in order; the last batch may be smaller."""
+    for start in range(0, len(images), batch_size):
+        yield to_pixels(images[start : start + batch_size], device)
+
+
+def resident(images: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
+    """A tensor that batches are taken from by indexing, where half of the memory holds it; else the array as it is.
+
+    On a GPU: a copy, in half of what is free. On a CPU: the mapped file, which then stays in the system's cache.
+    """
+    room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _memory()
+    return torch.from_numpy(np.asarray(images)).to(device) if images.nbytes < room / 2 else images
+
+
+def _memory() -> float:
+    """Bytes that this machine has, or this container may use."""
+    limits = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
+    with suppress(OSError, ValueError):  # no such file; "max"
+        limits.append(float(CONTAINER_LIMIT.read_text()))
+    return min(limits)
+
+
+def gather(images: np.ndarray | Tensor, chosen: Tensor, device: torch.device) -> Tensor:
+    """images[chosen]: where the tensor is; of an array, in memory that the device can copy from by itself."""
+    if isinstance(images, Tensor):
+        return images[chosen.to(images.device)]
+    batch = torch.from_numpy(images[chosen.numpy()])
+    return batch.pin_memory() if device.type == "cuda" else batch
+
+
+def full_batches(
+    images: np.ndarray | Tensor, order: Tensor, batch_size: int, device: torch.device
+) -> Iterator[Tensor]:
+    """The batches of an epoch, uint8 (B, H, W, C); what is left over at its end makes none.
+
+    A tensor is indexed where it is. Of an array, for which there is no room, a thread reads the next batch while the
+    device computes on this one.
+    """
+    parts = order[: len(order) // batch_size * batch_size].view(-1, batch_size)
+    if isinstance(images, Tensor):
+        for part in parts.to(images.device):
+            yield images[part]
+        return
+    if len(parts) == 0:
+        return
+    with ThreadPoolExecutor(1, "read-ahead") as reader:
+        ahead = reader.submit(gather, images, parts[0], device)
+        for following in parts[1:]:
+            batch = ahead.result()
+            ahead = reader.submit(gather, images, following, device)
+            yield batch
+        yield ahead.result()
+
+
+def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
+    """A permutation of range(images) for an epoch, counted from 0."""
+    return torch.randperm(images, generator=generator(seed, "order", epoch))
+
+
+def generator(seed: int, purpose: str, progress: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random generator for one purpose at one step or epoch, independent of all others."""
+    digest = hashlib.sha256(f"{seed}:{purpose}:{progress}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))

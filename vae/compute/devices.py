@@ -1,0 +1,137 @@
+"""Which device, which precision, compiled or not: decided by rule, so that one machine gives one answer.
+
+Each of these decides the last bits of the weights, as the number of threads does; `Compute.describe`
+is recorded with every run.
+"""
+
+import ctypes
+import math
+import os
+import platform
+import shutil
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vae.config.errors import InputError
+from vae.config.parameters import Train
+
+# Compiling costs 10 to 25 seconds and saves what lies around convolutions and products. A CPU without matrix units
+# spends so little there that it made 0.8 to 1.1 times the speed (docs/benchmarks.md); with them some five minutes of
+# training are to repay it.
+COMPILE_FROM_FLOPS = {"cpu": math.inf, "cpu with matrix units": 3e13, "cuda": 3e15}
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+
+# A CPU with bf16 instructions trains larger networks some 1.5 to 2 times as fast with them; of small ones the
+# conversions eat what is won (docs/benchmarks.md).
+BF16_FROM_IMAGE_FLOPS = 2e7
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how to compute; the same for training, monitoring and evaluating."""
+
+    device: torch.device
+    precision: str  # fp32 | bf16
+    compiled: bool = False
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def describe(self) -> dict[str, str]:
+        """All that decides the bits besides data, parameters and code."""
+        hardware = platform.machine()
+        if self.device.type == "cuda":
+            hardware = torch.cuda.get_device_name(self.device)
+        found = {
+            "device": str(self.device),
+            "hardware": hardware,
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "precision": self.precision,
+            "compiled": str(self.compiled).lower(),
+            "threads": str(torch.get_num_threads()),
+            "torch": torch.__version__,
+        }
+        if self.device.type == "cuda":
+            found["deterministic"] = str(torch.are_deterministic_algorithms_enabled()).lower()
+        return found
+
+
+def choose(train: Train, image_flops: float = 0.0, images: int = 0) -> Compute:
+    """The device, precision, kernels and compilation that `train` asks for.
+
+    Args:
+        image_flops: floating-point operations of one image, forward and backward, for `precision: auto`.
+        images: of an epoch, for `compile: auto`.
+
+    Raises:
+        InputError: CUDA is asked for and absent, or has no bf16.
+    """
+    device = named(train.device)
+    precision = train.precision
+    if precision == "auto":
+        worth_it = device.type == "cuda" or image_flops >= BF16_FROM_IMAGE_FLOPS
+        precision = "bf16" if worth_it and _has_bf16(device) else "fp32"
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise InputError("train.precision = bf16: this GPU has no bf16; use fp32 or auto")
+    compiled = train.compile
+    if compiled == "auto":
+        compiler = shutil.which("c++" if device.type == "cpu" else "cc")  # Inductor's, and Triton's
+        kind = device.type
+        if kind == "cpu" and precision == "bf16" and torch.cpu._is_amx_tile_supported():
+            kind = "cpu with matrix units"
+        compiled = image_flops * images * train.epochs >= COMPILE_FROM_FLOPS[kind] and compiler is not None
+    if device.type == "cuda":
+        use_kernels(train.deterministic)
+    else:
+        keep_freed_memory()
+    return Compute(device, precision, compiled)
+
+
+def use_kernels(deterministic: bool) -> None:
+    """Of a GPU, for the whole process: only those that give the same bits each time, or whichever is fastest."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits only with this
+    torch.use_deterministic_algorithms(deterministic)
+    # Else every new tensor is filled first, for programs that read what they never wrote.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.set_float32_matmul_precision("high")  # TF32, which cuDNN's convolutions take by themselves
+
+
+def keep_freed_memory() -> None:
+    """For the whole process: what a step frees, the next step gets, rather than the system and back as new pages.
+
+    glibc's mallopt; elsewhere nothing happens. New pages cost a tenth of the time at 224×224×3.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
+        mallopt(M_TOP_PAD, 2**26)
+
+
+def named(name: str) -> torch.device:
+    """`auto`: CUDA where there is one, else the CPU; `cpu`; `cuda`; `cuda:1`.
+
+    Raises:
+        InputError: CUDA is asked for and absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device = {name}: no CUDA device is visible; use auto or cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device = {name}: there are {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -1,0 +1,357 @@
+"""The parameters of `params.yaml`, typed and checked.
+
+Every number has its unit in `params.yaml` and in docs/parameters.md; here stands what is allowed.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from vae.config import plain_yaml
+from vae.config.errors import InputError
+
+SMALLEST_IMAGE, LARGEST_IMAGE = 8, 256
+MOST_COMPLAINTS = 20
+
+# What a system takes for a path: neither a NUL nor more than PATH_MAX bytes.
+PathText = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
+
+
+def _pair(value: Any) -> Any:
+    """`16` and `[16, 16]` mean the same: (height, width)."""
+    pair = (
+        [value, value] if isinstance(value, int) else list(value) if isinstance(value, list | tuple) else []
+    )
+    if len(pair) != 2 or not all(
+        type(side) is int and SMALLEST_IMAGE <= side <= LARGEST_IMAGE for side in pair
+    ):
+        raise ValueError(
+            f"{value!r} is no image size; give one whole number of pixels for a square, or [height, width], "
+            f"each {SMALLEST_IMAGE} to {LARGEST_IMAGE}"
+        )
+    return tuple(pair)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Data(_Section):
+    source: Literal["digits", "folder", "idx", "npy", "huggingface"]
+    path: PathText
+    image_size: Annotated[tuple[int, int], BeforeValidator(_pair)]
+    channels: Literal[1, 3]
+    valid_fraction: float = Field(gt=0, lt=1)
+    test_fraction: float = Field(gt=0, lt=1)
+    max_bad_fraction: float = Field(ge=0, le=1)
+    binarise: Literal["none", "threshold", "static", "dynamic"] = "none"
+    augment: Literal["none", "flip"] = "none"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W), as the networks see it."""
+        return (self.channels, *self.image_size)
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train_on(self) -> "Data":
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"valid_fraction {self.valid_fraction} + test_fraction {self.test_fraction} leave nothing "
+                "to train on; their sum must be below 1"
+            )
+        return self
+
+
+class Model(_Section):
+    architecture: Literal["conv", "mlp", "gated_mlp", "autoregressive"]
+    latent_dim: int = Field(ge=1, le=4096)
+    widths: list[Annotated[int, Field(ge=1, le=8192)]] = Field(min_length=1, max_length=8)
+    batch_norm: bool
+    mean_batch_norm: Annotated[float, Field(gt=0, le=10)] | None = None
+    logvar_max: float = Field(ge=-10, le=10, default=10.0)
+
+
+class Objective(_Section):
+    likelihood: Literal["gaussian", "bernoulli"]
+    sigma: Literal["optimal", "learned"] | Annotated[float, Field(gt=0, le=10)]
+    reduction: Literal["sum", "mean"]
+    importance_samples_train: int = Field(ge=1, le=100, default=1)
+
+
+class KL(_Section):
+    schedule: Literal["constant", "linear", "cosine", "sigmoid", "cyclical"]
+    max_weight: Annotated[float, Field(ge=0, le=1e6)] | Literal["calibrated"]
+    annealing_epochs: float = Field(ge=0)
+    annealing_steps: Annotated[int, Field(ge=1)] | None = None
+    cycles: int = Field(ge=1, default=4)
+    ratio: float = Field(gt=0, le=1, default=0.5)
+    cycle_shape: Literal["linear", "cosine", "sigmoid"] = "linear"
+    free_bits: float = Field(ge=0, default=0.0)
+    free_bits_total: float = Field(ge=0, default=0.0)
+    capacity: Annotated[float, Field(gt=0)] | None = None
+    target_kl: Annotated[float, Field(gt=0)] | None = None
+    min_weight: float = Field(ge=0, default=0.0)
+    proportional_gain: float = Field(ge=0, default=0.01)
+    integral_gain: float = Field(ge=0, default=0.0001)
+    reconstruction_target: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @property
+    def weight(self) -> float:
+        """`max_weight` as a number; `calibrated` has to be resolved before (`with_weight`)."""
+        assert not isinstance(self.max_weight, str), (
+            "kl.max_weight is calibrated: only preflight knows its number"
+        )
+        return self.max_weight
+
+    @property
+    def control(self) -> Literal["schedule", "capacity", "pi", "geco"]:
+        """What steers the rate: the schedule alone, or the one control whose target is set."""
+        if self.capacity is not None:
+            return "capacity"
+        if self.target_kl is not None:
+            return "pi"
+        return "schedule" if self.reconstruction_target is None else "geco"
+
+    @model_validator(mode="after")
+    def _one_control(self) -> "KL":
+        targets = {name: getattr(self, name) for name in ("capacity", "target_kl", "reconstruction_target")}
+        given = [f"{name} = {value:g}" for name, value in targets.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude one another; leave all but one at null")
+        if given and (self.free_bits or self.free_bits_total):
+            raise ValueError(
+                f"{given[0]} and free bits exclude one another; set free_bits and free_bits_total to 0"
+            )
+        if self.free_bits and self.free_bits_total:
+            raise ValueError(
+                f"free_bits = {self.free_bits:g} and free_bits_total = {self.free_bits_total:g}: set one of them to 0"
+            )
+        if self.target_kl is not None and self.max_weight == "calibrated":
+            raise ValueError(
+                "target_kl needs a number for max_weight: the bound that the controller may reach"
+            )
+        if self.target_kl is not None and self.min_weight >= self.weight:
+            raise ValueError(f"min_weight = {self.min_weight:g} must be below max_weight = {self.weight:g}")
+        return self
+
+
+class Train(_Section):
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: float = Field(ge=0, default=0.0)
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    aggressive_encoder: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
+    compile: Literal["auto"] | bool = "auto"
+    deterministic: bool = True
+    patience: Annotated[int, Field(ge=1)] | None = None
+    select: Literal["best", "last"] = "best"
+    initial_weights: PathText | None = None
+    on_collapse: Literal["stop", "remedy", "continue"] = "stop"
+    remedy_attempts: int = Field(ge=0, default=2)
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Full batches only: a rest of one or two images makes batch norm's statistics meaningless."""
+        return images // self.batch_size
+
+
+class Monitor(_Section):
+    active_unit_threshold: float = Field(gt=0, default=0.01)
+    informative_unit_nats: float = Field(gt=0, default=0.1)
+    on_unhealthy: Literal["fail", "warn"] = "fail"
+
+
+class Evaluate(_Section):
+    importance_samples: int = Field(ge=1, le=10_000)
+    register_as: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+
+
+class Promote(_Section):
+    mode: Literal["disabled", "dry_run", "enabled"] = "dry_run"
+
+
+class Parameters(_Section):
+    seed: int = Field(ge=0, lt=2**32)
+    data: Data
+    model: Model
+    objective: Objective
+    kl: KL
+    train: Train
+    monitor: Monitor
+    evaluate: Evaluate
+    promote: Promote = Promote()
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> "Parameters":
+        height, width = self.data.image_size
+        depth = len(self.model.widths)
+        if self.model.architecture in ("conv", "autoregressive") and min(height, width) < 2**depth:
+            raise ValueError(
+                f"model.widths = {self.model.widths} halves the image {depth} times, too often for "
+                f"data.image_size = {height}×{width}; "
+                f"give at most {min(height, width).bit_length() - 1} widths"
+            )
+        objective = self.objective
+        if objective.sigma != "optimal" and (
+            objective.likelihood == "bernoulli" or objective.reduction == "mean"
+        ):
+            why = (
+                "a Bernoulli likelihood has no sigma"
+                if objective.likelihood == "bernoulli"
+                else "with objective.reduction = mean the sigma follows from kl.max_weight"
+            )
+            raise ValueError(f"objective.sigma = {objective.sigma}: {why}; leave it at optimal")
+        if self.kl.control != "schedule" and objective.reduction == "mean":
+            raise ValueError(
+                "kl.capacity, kl.target_kl and kl.reconstruction_target are in nats per image: "
+                "they need objective.reduction = sum"
+            )
+        if self.kl.control == "geco" and (objective.likelihood != "gaussian" or objective.sigma == "optimal"):
+            raise ValueError(
+                f"kl.reconstruction_target = {self.kl.reconstruction_target:g} (GECO) needs a Gaussian likelihood "
+                f"whose objective.sigma is learned or a number; it is {objective.likelihood}, {objective.sigma}"
+            )
+        if objective.importance_samples_train > 1:
+            if objective.sigma == "optimal" and objective.likelihood == "gaussian":
+                raise ValueError(
+                    f"objective.importance_samples_train = {objective.importance_samples_train} needs an "
+                    "objective.sigma that is learned or a number, or a Bernoulli likelihood"
+                )
+            if self.kl.control != "schedule" or self.kl.free_bits or self.kl.free_bits_total:
+                raise ValueError(
+                    f"objective.importance_samples_train = {objective.importance_samples_train} goes with a "
+                    "schedule alone: its bound has no rate for a control or free bits to act on"
+                )
+        if self.train.aggressive_encoder and objective.importance_samples_train > 1:
+            raise ValueError(
+                "train.aggressive_encoder = true with objective.importance_samples_train = "
+                f"{objective.importance_samples_train}: the more samples, the less the bound asks of the encoder; "
+                "set one of them to its default"
+            )
+        if self.train.aggressive_encoder and self.kl.control in ("pi", "geco"):
+            target = "target_kl" if self.kl.control == "pi" else "reconstruction_target"
+            raise ValueError(
+                f"train.aggressive_encoder = true with kl.{target} = {getattr(self.kl, target):g}: the encoder can not "
+                f"converge on an objective that a controller moves; set kl.{target} to null"
+            )
+        if objective.reduction == "mean" and self.kl.max_weight == 0 and objective.likelihood == "gaussian":
+            raise ValueError(
+                "kl.max_weight = 0 with objective.reduction = mean is an autoencoder: its likelihood has no "
+                "noise and its ELBO no value; give a weight above 0, for example 0.001"
+            )
+        if self.data.binarise != "none" and self.data.channels != 1:
+            raise ValueError(f"data.binarise = {self.data.binarise} needs data.channels = 1")
+        return self
+
+
+def with_weight(p: Parameters, weight: float) -> Parameters:
+    """The same parameters with `kl.max_weight` a number."""
+    return p.model_copy(update={"kl": p.kl.model_copy(update={"max_weight": weight})})
+
+
+def with_ramp(p: Parameters, steps_per_epoch: int) -> Parameters:
+    """The same parameters with `kl.annealing_epochs` as long as `kl.annealing_steps`, which is null then.
+
+    Progress is step / steps_per_epoch, so the ramp ends at exactly this step.
+    """
+    if p.kl.annealing_steps is None:
+        return p
+    # Training refuses an epoch without a full batch, and says why.
+    ramp = {"annealing_epochs": p.kl.annealing_steps / max(steps_per_epoch, 1), "annealing_steps": None}
+    return p.model_copy(update={"kl": p.kl.model_copy(update=ramp)})
+
+
+def changed(p: Parameters, changes: Mapping[str, Any]) -> Parameters:
+    """The parameters with some of them changed, by name.
+
+    Raises:
+        InputError: they do not go together.
+    """
+    values = p.model_dump()
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        if not isinstance(values.get(section), dict) or key not in values[section]:
+            raise InputError(f"{name} is not a parameter that can be changed")
+        values[section][key] = value
+    return parse(values, "the remedied parameters")
+
+
+def parse(values: Mapping[str, Any], origin: str = "params.yaml") -> Parameters:
+    """Checks plain values, as YAML gives them.
+
+    Raises:
+        InputError: naming every key that is unknown, missing or out of range, with its value.
+    """
+    try:
+        return Parameters.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [f"{origin}: {_describe(e)}" for e in _merge(error.errors())]
+        if len(lines) > MOST_COMPLAINTS:
+            lines[MOST_COMPLAINTS:] = [f"{origin}: and {len(lines) - MOST_COMPLAINTS:,} more"]
+        raise InputError("\n".join(lines)) from None
+
+
+def load(path: Path = Path("params.yaml")) -> Parameters:
+    """Reads and checks a parameter file.
+
+    Raises:
+        InputError: the file is missing, is no YAML mapping, or holds a value that is not allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; run this from the project's folder") from None
+    except OSError as error:
+        raise InputError(f"{path} can not be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    values = plain_yaml.read(text, str(path))
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds {type(values).__name__} where a mapping of sections is expected")
+    return parse(values, str(path))
+
+
+def _merge(errors: list[Any]) -> list[Any]:
+    """A union reports each of its branches, named below (section, key): one line for each key is enough."""
+    merged: dict[tuple[Any, ...], Any] = {}
+    for error in errors:
+        key = tuple(part for depth, part in enumerate(error["loc"]) if depth < 2 or isinstance(part, int))
+        if key in merged:
+            merged[key]["msg"] += f"; or: {error['msg']}"
+        else:
+            merged[key] = {**error, "loc": key}
+    return list(merged.values())
+
+
+def _describe(error: Any) -> str:
+    parts = (str(part) for part in error["loc"])
+    name = _short(".".join(part if part.isprintable() else ascii(part) for part in parts))
+    match error["type"]:
+        case "extra_forbidden":
+            section = error["loc"][0] if len(error["loc"]) > 1 else None
+            model = Parameters.model_fields[section].annotation if section else Parameters
+            known = ", ".join(model.model_fields)  # type: ignore[union-attr]  # every section is a model
+            return f"{name} is not a parameter; known here: {known}"
+        case "missing":
+            return f"{name} is missing"
+        case "value_error":
+            return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return f"{name} = {_shown(error['input'])}: {message.replace('input ', '').replace('Input ', '')}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _short(repr(value))
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,0 +1,65 @@
+"""What a model draws: reconstructions, samples from the prior, and walks along its latents.
+
+All are means of p(x|z): float32 (…, H, W, C), about [0, 1].
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vae.compute.batches import generator, to_pixels
+from vae.compute.devices import Compute
+from vae.metrics.measurement import BATCH
+from vae.models.saved import Saved
+
+Pictures = NDArray[np.float32]
+
+
+@torch.no_grad()
+def reconstructions(saved: Saved, images: NDArray[np.uint8], compute: Compute) -> Pictures:
+    """With z = μ. images: uint8 (B, H, W, C), a batch → (B, H, W, C)."""
+    with compute.autocast():
+        mu, _ = saved.model.encode(to_pixels(images, compute.device))
+    return _drawn(saved, mu, compute)
+
+
+@torch.no_grad()
+def samples(saved: Saved, count: int, compute: Compute, seed: int) -> Pictures:
+    """With z from the prior N(0, I), or from the one that was fitted to the latents."""
+    random = generator(seed, "prior", 0)
+    if saved.prior is not None:
+        return _drawn(saved, saved.prior.sample(count, random), compute)
+    return _drawn(saved, torch.randn(count, saved.model.latent_dim, generator=random), compute)
+
+
+@torch.no_grad()
+def traversals(
+    saved: Saved,
+    image: NDArray[np.uint8],
+    latents: NDArray[np.int64],
+    values: NDArray[np.float64],
+    compute: Compute,
+) -> Pictures:
+    """One latent at a time set to each of the values, the others staying at the image's own μ.
+
+    image: uint8 (H, W, C). latents: which ones, (L,). values: (V,). → (L·V, H, W, C), latent by latent.
+    """
+    with compute.autocast():
+        mu, _ = saved.model.encode(to_pixels(image[None], compute.device))
+    z = mu.repeat(len(latents) * len(values), 1)
+    rows = torch.arange(len(z), device=z.device)
+    z[rows, torch.as_tensor(np.repeat(latents, len(values)), device=z.device)] = torch.as_tensor(
+        np.tile(values, len(latents)), dtype=z.dtype, device=z.device
+    )
+    return _drawn(saved, z, compute)
+
+
+def _drawn(saved: Saved, z: Tensor, compute: Compute) -> Pictures:
+    """A batch at a time, so that memory holds the pictures and no more."""
+    parts = []
+    for part in z.split(BATCH):
+        with compute.autocast():
+            output = saved.model.decode(part.to(compute.device))
+        parts.append(saved.likelihood.mean(output).permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(parts)

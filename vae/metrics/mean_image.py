@@ -1,0 +1,53 @@
+"""The mean image: what a model gives that has learnt nothing but the average."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae.losses.objective import SMALLEST_SIGMA, gaussian_log_prob
+
+CHUNK = 1024  # images at a time
+
+
+@dataclass(frozen=True)
+class MeanImage:
+    """The training split's mean image, and the variance about it: (H, W, C) float64, pixels in [0, 1]."""
+
+    mean: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, train_images: np.ndarray) -> "MeanImage":
+        return cls(*pixel_moments(train_images))
+
+    def mse(self, images: np.ndarray) -> float:
+        """The error of answering each of these images with the mean of the training images."""
+        mean, variance = pixel_moments(images)
+        return float((variance + (mean - self.mean).square()).mean())
+
+    def elbo(self, images: np.ndarray, kind: str) -> float:
+        """The ELBO of doing so, in nats per image, with a rate of 0: the floor that learning is counted from.
+
+        Gaussian: with the σ that fits the training images, not below that of any model. Bernoulli: each
+        pixel's mean as its probability.
+        """
+        if kind == "gaussian":
+            pixels = self.mean.numel()
+            own = self.variance.mean().clamp_min(SMALLEST_SIGMA**2)
+            return float(gaussian_log_prob(torch.tensor(self.mse(images) * pixels), pixels, own))
+        p, mean = self.mean.clamp(1e-6, 1 - 1e-6), pixel_moments(images)[0]
+        return float((mean * p.log() + (1 - mean) * (1 - p).log()).sum())
+
+
+def pixel_moments(images: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each pixel over images, streaming: float64 (H, W, C), pixels in [0, 1]."""
+    total = torch.zeros(images.shape[1:], dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for start in range(0, len(images), CHUNK):
+        part = torch.from_numpy(np.array(images[start : start + CHUNK])).double() / 255
+        total += part.sum(0)
+        squares += part.square().sum(0)
+    mean = total / len(images)
+    return mean, (squares / len(images) - mean.square()).clamp_min(0)

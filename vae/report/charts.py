@@ -1,0 +1,313 @@
+"""The figures of an evaluation. They repeat to the bit: no pyplot, no user style, no date in a file.
+
+Each is as wide as a phone can show with its letters readable; a page puts two of them side by side.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+BLUE, ORANGE, GREEN, RED, INK, GREY, LIGHT = (
+    "#2f6db3", "#d9822b", "#3c8d5a", "#c0392b", "#22272e", "#7a828c", "#d5dae0",
+)  # fmt: skip
+CLASSES = (
+    "#2f6db3", "#d9822b", "#3c8d5a", "#c0392b", "#7d5ba6", "#8c5a3c", "#d069a8", "#a3a72f", "#2fa7b3", "#5b6470",
+)  # fmt: skip
+LONGEST_NAME = 30  # characters of a class in a legend
+WIDTH = 5.6  # inches
+# In a page the colours are its own, so that light, dark and paper each have theirs.
+PAGE_COLOURS = {
+    BLUE: "blue", ORANGE: "orange", GREEN: "green", RED: "red", INK: "ink", GREY: "quiet", LIGHT: "line",
+}  # fmt: skip
+
+_STYLE = {
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LIGHT,
+    "grid.linewidth": 0.6,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+}
+
+
+def training_curves(history: pd.DataFrame, ramp_epochs: float, kept_epoch: int) -> Figure:
+    """Reconstruction, KL and KL weight over epochs; the ramp is shaded, the kept epoch marked.
+
+    history: the columns of `vae.training.loop.HISTORY`. kept_epoch: counted from 1; 0 where there is none.
+    """
+    with _style():
+        figure = Figure(figsize=(WIDTH, 6), layout="constrained")
+        axes = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.4])
+        epochs = history["epoch"].to_numpy()
+        for ax, name, title in (
+            (axes[0], "reconstruction", "Reconstruction: −ln p(x|z), nats per image"),
+            (axes[1], "kl", "KL: what the latents carry, nats per image"),
+        ):
+            for split, colour in (("train", BLUE), ("valid", ORANGE)):
+                ax.plot(epochs, history[f"{split}/{name}"], color=colour, label=split, **_dots(len(epochs)))
+            ax.set_title(title)
+            values = history[[f"train/{name}", f"valid/{name}"]].to_numpy()
+            _without_the_first_fall(ax, values, from_zero=name == "kl")
+        axes[2].plot(epochs, history["kl_weight"], color=GREEN, **_dots(len(epochs)))
+        axes[2].set_title("KL weight at the end of the epoch")
+        axes[2].set_ylim(bottom=0)
+        axes[2].set_xlabel("epoch")
+        axes[2].xaxis.set_major_locator(MaxNLocator(integer=True))
+        right = max(float(epochs.max()), 1.0)
+        for ax in axes:
+            if ramp_epochs > 0:
+                ax.axvspan(0.5, min(ramp_epochs, right) + 0.5, color=GREEN, alpha=0.1, lw=0, label="KL ramp")
+            if kept_epoch > 0:
+                ax.axvline(kept_epoch, color=INK, lw=1, ls=":", label=f"kept epoch {kept_epoch}")
+            ax.set_xlim(0.5, right + 0.5)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+        return figure
+
+
+def kl_per_latent(
+    kl: NDArray[np.float64],
+    posterior_share: NDArray[np.float64],
+    predicted: Sequence[float] | None,
+    informative: float,
+) -> Figure:
+    """Each latent's KL, largest first, with what linear theory expected and the line of `informative` nats.
+
+    kl: (Z,), nats per image. posterior_share: (Z,), in [0, 1], drawn below in the order of the KL.
+    """
+    with _style():
+        figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+        ax, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.2])
+        kl = np.nan_to_num(kl, nan=0, posinf=0)
+        ranked = np.argsort(-kl, kind="stable")
+        place, order = np.arange(1, len(kl) + 1), kl[ranked]
+        above = order > informative
+        for bars, colour, label in (
+            (above, BLUE, "informative"),
+            (~above, GREY, f"at most {informative:g} nats"),
+        ):
+            if bars.any():
+                ax.bar(place[bars], order[bars], width=0.85, color=colour, label=label)
+                below.bar(place[bars], np.nan_to_num(posterior_share)[ranked][bars], width=0.85, color=colour)
+        if predicted is not None and len(predicted):
+            expected = np.sort(np.asarray(predicted, dtype=np.float64))[::-1]
+            steps = np.arange(len(expected) + 1) + 0.5
+            ax.stairs(expected, steps, baseline=None, color=ORANGE, lw=1.6, label="expected by linear theory")
+        ax.axhline(informative, color=RED, lw=1, ls="--")
+        ax.set(ylabel="KL, nats per image", xlim=(0.4, len(order) + 0.6))
+        below.set(xlabel="latent, sorted", ylabel="posterior's share\nof variance", ylim=(0, 1))
+        ax.set_ylim(0, max(ax.get_ylim()[1], 2 * informative))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend()
+        return figure
+
+
+def kl_over_time(epochs: pd.DataFrame, kept_epoch: int) -> Figure:
+    """A heat map of KL, in nats per image: epochs to the right, latents from the top by their last KL.
+
+    epochs: the column `epoch`, and one for each latent. The colour goes by the root, so that a latent of
+    0.1 nats is told from one of none beside others of several nats. kept_epoch: as above.
+    """
+    with _style():
+        kl = np.nan_to_num(epochs.drop(columns="epoch").to_numpy(np.float64), nan=0, posinf=0)
+        ranked = np.argsort(-kl[-1], kind="stable")
+        figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+        ax = figure.subplots()
+        drawn = ax.imshow(
+            kl[:, ranked].T,
+            extent=(0.5, len(kl) + 0.5, kl.shape[1] + 0.5, 0.5),
+            norm=PowerNorm(0.5, vmin=0, vmax=max(kl.max(), 1e-3)),
+            cmap="viridis",
+            aspect="auto",
+            interpolation="nearest",
+        )
+        if kept_epoch > 0:
+            ax.axvline(kept_epoch, color="white", lw=1, ls=":")
+        ax.grid(visible=False)
+        ax.set(xlabel="epoch", ylabel="latent, sorted by its last KL")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+        figure.colorbar(drawn, ax=ax, label="KL, nats per image")
+        return figure
+
+
+def expected_kl(
+    weights: NDArray[np.float64],
+    kl: NDArray[np.float64],
+    collapse: float | None,
+    weight: float,
+    measured: float | None,
+) -> Figure:
+    """What linear theory expected of each KL weight, with the weight that was taken and what came of it.
+
+    weights, kl: (K,), kl in nats per image. collapse: the weight from which on collapse is expected.
+    """
+    with _style():
+        figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+        ax = figure.subplots()
+        ax.semilogx(weights, kl, color=ORANGE, label="expected by linear theory")
+        if collapse is not None and collapse < weights[-1]:
+            ax.axvspan(
+                max(collapse, weights[0]), weights[-1], color=RED, alpha=0.12, lw=0, label="collapse expected"
+            )
+        if weight > 0:
+            ax.axvline(weight, color=INK, lw=1, ls=":", label=f"weight of this run: {weight:g}")
+            if measured is not None:
+                ax.plot([weight], [measured], "o", color=BLUE, ms=8, label=f"measured: {measured:.3g} nats")
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.set(xlabel="KL weight", ylabel="KL, nats per image", xlim=(weights[0], weights[-1]))
+        ax.set_ylim(bottom=0)
+        ax.legend()
+        return figure
+
+
+def latent_map(mu: NDArray[np.float32], labels: NDArray[np.object_]) -> Figure:
+    """The posterior means' first two principal components, coloured by class; the rare classes share a grey.
+
+    mu: (N, Z). labels: (N,), None where an image has no class.
+    """
+    with _style():
+        figure = Figure(figsize=(8, 5.6), layout="constrained")
+        ax = figure.subplots()
+        points, explained = principal_components(mu)
+        style: dict[str, Any] = {"s": 22 if len(mu) < 3000 else 5, "alpha": 0.75, "lw": 0}
+        by_class = groups(labels)
+        for name, members, colour in by_class:
+            ax.scatter(*points[members].T, color=colour, label=name, **style)
+        ax.set(
+            xlabel=f"first principal component ({explained[0]:.0%} of the variance)",
+            ylabel=f"second ({explained[1]:.0%})",
+        )
+        if len(by_class) > 1:
+            legend = ax.legend(
+                loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2 if len(mu) < 3000 else 3
+            )
+            _plain(legend)
+        return figure
+
+
+def principal_components(mu: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N, 2) coordinates and the share of the variance of each; zeros where the latents hold nothing.
+
+    The larger entry of each direction is positive, so that the picture does not flip between machines.
+    """
+    centred = np.nan_to_num(mu.astype(np.float64), posinf=0, neginf=0)
+    centred = centred - centred.mean(0)
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1][:, :2]
+    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])])
+    points, shares = np.zeros((len(mu), 2)), np.zeros(2)
+    points[:, : vectors.shape[1]] = centred @ vectors
+    if values.sum() > 0:
+        shares[: vectors.shape[1]] = values[:2] / values.sum()
+    return points, shares
+
+
+def groups(labels: NDArray[np.object_]) -> list[tuple[str, NDArray[np.bool_], str]]:
+    """(name, members, colour): the most frequent classes by name, then all others together, then no class."""
+    known = np.array([label is not None for label in labels], dtype=bool)
+    texts = np.array([str(label) for label in labels])
+    names, counts = np.unique(texts[known], return_counts=True)
+    most = len(CLASSES)
+    shown = sorted(names[np.argsort(-counts, kind="stable")][: most if len(names) <= most else most - 1])
+    found = [(_short(name), known & (texts == name), CLASSES[i]) for i, name in enumerate(shown)]
+    rest = known & ~np.isin(texts, shown)
+    if rest.any():
+        found.insert(0, (f"{len(names) - len(shown)} other classes", rest, LIGHT))
+    if not known.all():
+        found.insert(0, ("no class", ~known, LIGHT if len(names) else BLUE))
+    return found
+
+
+def png(figure: Figure) -> bytes:
+    """The same bytes for the same figure."""
+    buffer = io.BytesIO()
+    with _style():
+        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The same figure as an <svg> for a page: its letters are text, its colours the page's (`PAGE_COLOURS`).
+
+    name: apart from those of the other figures on the page, since what the drawing refers to is named by it.
+    """
+    buffer = io.StringIO()
+    with _style(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    drawing = buffer.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r"<(metadata|style).*?</\1>\s*|<!--.*?-->\s*", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # figure_1, axes_1: the same names in each figure
+    drawing = re.sub(r' (?:width|height)="[\d.]+pt"', "", drawing, count=2)
+    drawing = re.sub(r"font-family: [^;\"]*;? ?", "", drawing)
+    drawing = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", drawing)
+    for colour, page_colour in PAGE_COLOURS.items():
+        drawing = drawing.replace(colour, f"var(--{page_colour})")
+    return drawing.strip()
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a class may be named in any script
+        yield
+
+
+def _dots(epochs: int) -> dict[str, Any]:
+    """A line of one point would not be seen."""
+    return {"marker": "o", "ms": 3} if epochs <= 20 else {}
+
+
+def _without_the_first_fall(ax: Axes, values: NDArray[np.float64], from_zero: bool) -> None:
+    """The first epochs are often many times worse than the rest: the axis leaves them out where they squeeze it.
+
+    A fall to next to nothing, as a collapse is, stays in sight.
+    """
+    finite = values[np.isfinite(values).all(1)]
+    if from_zero:
+        ax.set_ylim(bottom=0)
+    if len(finite) < 10:
+        return
+    later = finite[len(finite) // 10 :]
+    low, high = (0 if from_zero else later.min()), later.max()
+    if np.abs(later).max() >= 1 and finite.max() - low > 3 * (high - low):
+        margin = 0.1 * (high - low)
+        ax.set_ylim(low if from_zero else low - margin, high + margin)
+
+
+def _short(name: str) -> str:
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(name.split()))
+    text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
+    return f" {text}" if text.startswith("_") else text  # matplotlib leaves labels with a leading _ out
+
+
+def _plain(legend: Legend) -> None:
+    """A class may be called `$x^`, which is no formula."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)

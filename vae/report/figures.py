@@ -1,0 +1,183 @@
+"""Every picture of the report: what the model draws, and what was measured of it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from vae.collapse.linear_theory import predict, spectrum_of, weights_of_interest
+from vae.compute.devices import Compute
+from vae.config.parameters import Parameters
+from vae.evaluation.evaluate import Evaluation
+from vae.inference import generate, grids
+from vae.losses.objective import Objective
+from vae.models.saved import Saved
+from vae.report import charts
+from vae.report.facts import Picture
+from vae.report.page import number
+from vae.schedules.kl import first_final_epoch
+
+FARTHEST = 3  # where a traversal begins and ends, in the prior's standard deviations
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How many pictures are drawn: pairs of each of best, median and worst, samples, latents, steps along each."""
+
+    pairs: int
+    samples: int
+    latents: int
+    steps: int
+
+
+MANY = Amount(pairs=8, samples=48, latents=8, steps=7)
+FEW = Amount(pairs=4, samples=12, latents=3, steps=5)  # of a decoder that draws pixel by pixel
+
+
+def drawn(
+    p: Parameters,
+    model: Saved,
+    compute: Compute,
+    images: NDArray[np.uint8],
+    result: Evaluation,
+    verdict: str,
+) -> Iterator[Picture]:
+    """What the model draws; images and result are of the test split."""
+    amount = FEW if p.model.architecture == "autoregressive" else MANY
+    errors = np.nan_to_num(result.errors, nan=np.inf)
+    by_error = np.argsort(errors, kind="stable")
+    middle = max(0, (len(by_error) - amount.pairs) // 2)
+    for name, chosen, what in (
+        ("best", by_error[: amount.pairs], "The images with the smallest errors"),
+        ("median", by_error[middle : middle + amount.pairs], "Images in the middle: what to expect"),
+        ("worst", by_error[::-1][: amount.pairs], "The images with the largest errors, the worst first"),
+    ):
+        originals = np.array(images[chosen])
+        copies = generate.reconstructions(model, originals, compute)
+        span = f"{number(float(errors[chosen].min()))} to {number(float(errors[chosen].max()))}"
+        yield Picture(
+            "Reconstructions",
+            f"reconstructions_{name}.png",
+            f"{what}. Mean squared error {span}, z at its mean.",
+            f"{len(chosen)} test images above, their reconstructions below: {name}",
+            grids.png(grids.reconstruction_grid(originals, copies, amount.pairs)),
+            rows=("original", "decoded"),
+        )
+
+    yield Picture(
+        "Samples",
+        "samples.png",
+        f"{amount.samples} images decoded from z drawn from "
+        + ("the prior N(0, 1)" if model.prior is None else "the mixture fitted to the latents after training")
+        + ": what the model takes images to be. "
+        + _about_samples(verdict),
+        f"{amount.samples} images that the model made up",
+        grids.png(grids.grid(generate.samples(model, amount.samples, compute, p.seed), columns=8)),
+    )
+
+    kl = np.nan_to_num(result.measurement.kl_per_latent)
+    latents = np.argsort(-kl, kind="stable")[: amount.latents]
+    steps = np.linspace(-FARTHEST, FARTHEST, amount.steps)
+    start = np.array(images[by_error[len(by_error) // 2]])
+    yield Picture(
+        "Traversals",
+        "traversals.png",
+        "One test image, decoded with one latent at a time set to the value above the column while the others stay. "
+        "The most informative latents, from the top, each with its KL.",
+        f"A grid of images: {len(latents)} latents, each from −{FARTHEST} to {FARTHEST}",
+        grids.png(grids.grid(generate.traversals(model, start, latents, steps, compute), columns=len(steps))),
+        rows=[f"z{latent} · {number(float(f'{kl[latent]:.2g}'))}" for latent in latents],
+        columns=[number(round(float(step), 2)) for step in steps],
+    )
+
+
+def charted(
+    p: Parameters,
+    model: Saved,
+    result: Evaluation,
+    labels: NDArray[np.object_],
+    history: pd.DataFrame,
+    latent_history: pd.DataFrame,
+    preflight: Mapping[str, Any],
+) -> Iterator[Picture]:
+    """What was measured, over epochs, latents and KL weights; result and labels are of the test split.
+
+    history, latent_history: a row an epoch. preflight: `reports/preflight.json`.
+    """
+    ended = f" Training ended early: {model.stopped}." if model.stopped else ""
+    yield _chart(
+        "Training",
+        "training_curves",
+        "Reconstruction and KL of each epoch; the validation split is measured whole, at the final KL weight. "
+        f"Kept: epoch {model.kept_epoch} of {len(history)}.{ended}",
+        "Line charts over epochs: reconstruction, KL and KL weight, the ramp shaded and the kept epoch marked",
+        charts.training_curves(history, first_final_epoch(p.kl, p.train.epochs), model.kept_epoch),
+    )
+    yield _chart(
+        "Training",
+        "kl_over_time",
+        "The validation split's KL of each latent in each epoch, a row a latent, the largest at the end on top. "
+        "A row that turns dark and stays so is a latent lost; one that never lit up was never used.",
+        "Heat map: the KL of each latent in each epoch",
+        charts.kl_over_time(latent_history, model.kept_epoch),
+    )
+
+    if p.kl.control == "schedule" and preflight["eigenvalue_sum"] > 0:
+        spectrum, objective = spectrum_of(preflight, model.pixels), Objective.of(p)
+        weights = weights_of_interest(preflight["critical_kl_weight"], p.kl.weight)
+        yield _chart(
+            "Expected and measured",
+            "expected_kl",
+            "What linear theory expected of every KL weight, the weight of this run, and the KL that it has on the "
+            "test split.",
+            "Line chart: expected KL over KL weights, with this run's weight and KL marked",
+            charts.expected_kl(
+                weights,
+                np.array([predict(spectrum, objective, weight).kl for weight in weights]),
+                preflight["collapse_kl_weight"],
+                p.kl.weight,
+                result.metrics["kl"],
+            ),
+        )
+    line = p.monitor.informative_unit_nats
+    yield _chart(
+        "Expected and measured",
+        "kl_per_latent",
+        f"The test split's KL of each latent, largest first. Below the dashed line, {line:g} nats, "
+        "a latent says next to nothing. Below, in the same order, the share of each latent's variance that is "
+        "its posterior's own: 1 says nothing of the image, 0 tells it exactly.",
+        "Bar chart: KL of each latent beside what linear theory expected, and the posterior's share of variance",
+        charts.kl_per_latent(
+            result.measurement.kl_per_latent,
+            result.measurement.posterior_share,
+            preflight.get("kl_per_latent"),
+            line,
+        ),
+    )
+
+    yield Picture(
+        "Latent map",  # which the page draws itself
+        "latent_map.png",
+        "The posterior means of the test images along their two main directions.",
+        "Scatter plot of the test images, coloured by class",
+        charts.png(charts.latent_map(result.mu, labels)),
+    )
+
+
+def _chart(section: str, name: str, caption: str, alt: str, figure: Figure) -> Picture:
+    return Picture(section, f"{name}.png", caption, alt, charts.png(figure), charts.svg(figure, name))
+
+
+def _about_samples(verdict: str) -> str:
+    if verdict == "collapsed":
+        return "They are all alike because the latents are not used."
+    if verdict == "under_regularised":
+        return "Most of the prior lies where no image was encoded, so most of these are of nothing seen."
+    return (
+        "With few images or many latents they can be blurred or mixed even where reconstructions are good: "
+        "the verdict judges the latents, not these."
+    )

@@ -1,0 +1,225 @@
+"""Finds what breaks the rules: the manifest and the arrays, all of it, in one go."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from vae.config.parameters import Data
+from vae.data.sources import LITTER
+from vae.validation import rules, schema
+from vae.validation.fingerprints import Fingerprints, fingerprint, near_duplicates
+from vae.validation.rules import Finding
+from vae.validation.schema import SPLITS
+
+Images = Mapping[str, NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    findings: list[Finding]  # in the order of the rules, then of split, file and value
+    skipped: dict[str, str]  # rule → why it could not be judged, or not everywhere
+    prints: dict[str, Fingerprints]  # of each split whose array is sound
+
+
+def inspect(manifest: pd.DataFrame, arrays: Mapping[str, NDArray | str], data: Data) -> Inspection:
+    """Every rule on everything that is sound enough to be judged.
+
+    manifest: a row a source file. arrays: for each split uint8 (N, H, W, C), pixels in 0..255, or in
+    words why there is none.
+    """
+    findings = list(_arrays(arrays, data))
+    unsound = {finding.split for finding in findings}
+    images = {s: array for s, array in arrays.items() if s not in unsound and not isinstance(array, str)}
+    prints = {split: fingerprint(array) for split, array in images.items()}
+    skipped: dict[str, str] = {}
+    if unsound:
+        reason = f"no sound array for {', '.join(s for s in SPLITS if s in unsound)}"
+        skipped |= dict.fromkeys(_WITH_PIXELS, reason)
+
+    manifest = schema.typed(manifest)
+    failures = schema.failures(manifest, {split: len(array) for split, array in images.items()})
+    if (failures["rule"] == "manifest_columns").any():
+        findings += [Finding("manifest_columns", value) for value in failures["value"]]
+        reason = "the manifest's columns are broken"
+        skipped |= {r.name: reason for r in rules.catalogue(data) if r.name not in _WITHOUT_MANIFEST}
+        manifest = schema.typed(pd.DataFrame(columns=schema.COLUMNS))
+    else:
+        ok = manifest[manifest["status"] == "ok"]
+        findings += _rows(failures, manifest)
+        findings += [*_row_counts(ok, images), *_bad_files(manifest, data), *_labels(ok), *_same_files(ok)]
+
+    if prints:
+        rows = _images(prints, manifest)
+        findings += [*_statistics(rows), *_blank(rows), *_same_pixels(rows)]
+        if data.binarise in ("threshold", "static"):
+            grey = rows[~rows["binary"]]
+            findings += _each("binarised", grey, ["other values than 0 and 255"] * len(grey))
+        if min(data.image_size) >= rules.SMALLEST_COMPARED:
+            findings += _near_duplicates(rows, images, prints)
+    if data.binarise not in ("threshold", "static"):
+        skipped["binarised"] = f"not asked: data.binarise = {data.binarise}"
+    if min(data.image_size) < (side := rules.SMALLEST_COMPARED):
+        skipped["near_duplicate_across_splits"] = f"below {side}×{side} pixels pictures are alike by chance"
+
+    place = {rule.name: number for number, rule in enumerate(rules.catalogue(data))}
+    findings.sort(key=lambda f: (place[f.rule], _PLACE.get(f.split, len(SPLITS)), f.file, f.value))
+    return Inspection(findings, skipped, prints)
+
+
+_PLACE = {split: number for number, split in enumerate(SPLITS)}
+
+# Rules that are judged though the manifest is broken, and rules that need each split's pixels.
+_WITHOUT_MANIFEST = {
+    "manifest_columns",
+    "array_file",
+    "array_shape",
+    "binarised",
+    "mostly_blank",
+    "same_pixels_across_splits",
+    "near_duplicate_across_splits",
+    "duplicate_in_split",
+    "blank_image",
+}
+_WITH_PIXELS = (
+    "array_rows",
+    "array_statistics",
+    "binarised",
+    "mostly_blank",
+    "same_pixels_across_splits",
+    "near_duplicate_across_splits",
+    "blank_image",
+)
+
+
+def _each(rule: str, rows: pd.DataFrame, values: Iterable[str]) -> Iterator[Finding]:
+    """One finding a row; rows: the columns `file` and `split`."""
+    for value, file, split in zip(values, rows["file"], rows["split"], strict=True):
+        yield Finding(rule, value, _text(file), _text(split))
+
+
+def _text(value: Any) -> str:
+    return "" if pd.isna(value) else str(value)
+
+
+def _arrays(arrays: Mapping[str, NDArray | str], data: Data) -> Iterator[Finding]:
+    for split in SPLITS:
+        array, file = arrays[split], f"{split}.npy"
+        if isinstance(array, str):
+            yield Finding("array_file", array, file, split)
+        elif array.dtype != np.uint8 or array.shape[1:] != (*data.image_size, data.channels):
+            yield Finding("array_shape", f"{array.dtype} {array.shape}", file, split)
+        elif len(array) == 0:
+            yield Finding("array_file", "no image", file, split)
+
+
+def _rows(failures: pd.DataFrame, manifest: pd.DataFrame) -> Iterator[Finding]:
+    for rule, row, value in zip(failures["rule"], failures["row"], failures["value"], strict=True):
+        yield Finding(rule, value, _text(manifest.at[row, "path"]), _text(manifest.at[row, "split"]))
+
+
+def _row_counts(ok: pd.DataFrame, images: Images) -> Iterator[Finding]:
+    for split, array in images.items():
+        if (rows := int((ok["split"] == split).sum())) != len(array):
+            value = f"{rows} usable files, {len(array)} images"
+            yield Finding("array_rows", value, f"{split}.npy", split)
+
+
+def _bad_files(manifest: pd.DataFrame, data: Data) -> Iterator[Finding]:
+    bad = manifest[manifest["status"] == "quarantined"]
+    litter = bad["reason"].str.startswith(LITTER, na=False).sum()  # told, but no fault of the images
+    share = (len(bad) - litter) / max(1, len(manifest) - litter)
+    rule = "too_many_bad_files" if share > data.max_bad_fraction else "bad_file"
+    return _each(rule, bad.rename(columns={"path": "file"}), bad["reason"].fillna("no reason given"))
+
+
+def _labels(ok: pd.DataFrame) -> Iterator[Finding]:
+    classes = {s: ok["label"][ok["split"] == s].value_counts().sort_index() for s in SPLITS}
+    every = sorted(ok["label"].dropna().unique())
+    if len(every) < 2:
+        yield Finding("few_classes", f"one class: {every[0]}" if every else "no class")
+    if every:
+        unlabelled = ok[ok["label"].isna()].rename(columns={"path": "file"})
+        yield from _each("unlabelled", unlabelled, ["no class"] * len(unlabelled))
+    train = classes["train"]
+    for split in ("valid", "test"):
+        here = classes[split]
+        for label in here.index.difference(train.index):
+            yield Finding("unknown_label", f"{label}: {here[label]} images here, 0 in training", split=split)
+        for label in train.index.difference(here.index):
+            yield Finding("missing_label", f"{label}: 0 images here, {train[label]} in training", split=split)
+    if len(train) > 1 and train.max() > rules.LARGEST_RATIO * train.min():
+        value = f"{train.idxmax()}: {train.max()}, {train.idxmin()}: {train.min()}"
+        yield Finding("class_balance", value, split="train")
+
+
+def _same_files(ok: pd.DataFrame) -> Iterator[Finding]:
+    rows = ok.rename(columns={"path": "file"}).assign(place=ok["split"].map(_PLACE))
+    return _repeats("leakage", rows.sort_values(["place", "file"]), "sha256", "same bytes as")
+
+
+def _same_pixels(rows: pd.DataFrame) -> Iterator[Finding]:
+    """Equal files are found by their bytes, and blank images have a rule of their own."""
+    known = rows["sha256"].notna() & rows.duplicated("sha256")
+    rows = rows[~known & (rows["contrast"] >= rules.BLANK)]
+    return _repeats("same_pixels_across_splits", rows, "pixels", "same pixels as")
+
+
+def _repeats(across: str, rows: pd.DataFrame, key: str, what: str) -> Iterator[Finding]:
+    """Rows, ordered by split, whose key stood in an earlier split (`across`) or before in their own."""
+    rows = rows[rows[key].notna() & rows["split"].isin(SPLITS)]
+    first = rows.groupby(key)[["file", "split"]].transform("first")
+    leaked = rows["split"] != first["split"]
+    places = zip(first["split"][leaked], first["file"][leaked], strict=True)
+    yield from _each(across, rows[leaked], [f"{what} {split}: {file}" for split, file in places])
+    again = rows.duplicated([key, "split"])
+    here = rows.groupby([key, "split"])["file"].transform("first")[again]
+    yield from _each("duplicate_in_split", rows[again], [f"{what} {file}" for file in here])
+
+
+def _images(prints: Mapping[str, Fingerprints], manifest: pd.DataFrame) -> pd.DataFrame:
+    """A row an image, by split and row of its array, beside what the manifest says of it."""
+    images = pd.concat(
+        pd.DataFrame(vars(print_)).assign(split=split, index=range(len(print_.mean)))
+        for split, print_ in prints.items()
+    )
+    ok = manifest[(manifest["status"] == "ok") & manifest["index"].notna()]
+    source = ok.drop_duplicates(["split", "index"], keep=False).astype({"index": "int64"})
+    source = source.set_index(["split", "index"])[["path", "sha256", "mean", "std"]]
+    source = source.set_axis(["file", "sha256", "manifest_mean", "manifest_std"], axis="columns")
+    images = images.join(source, on=["split", "index"]).reset_index(drop=True)
+    unknown = images["split"] + ".npy, row " + images["index"].astype("str")
+    return images.assign(file=images["file"].fillna(unknown))
+
+
+def _statistics(rows: pd.DataFrame) -> Iterator[Finding]:
+    for name in ("mean", "std"):
+        off = rows[(rows[name] - rows[f"manifest_{name}"]).abs() > rules.STATISTICS_TOLERANCE]
+        pairs = zip(off[name], off[f"manifest_{name}"], strict=True)
+        values = [f"{name} {array:.5f}, in the manifest {manifest:.5f}" for array, manifest in pairs]
+        yield from _each("array_statistics", off, values)
+
+
+def _blank(rows: pd.DataFrame) -> Iterator[Finding]:
+    blank = rows["contrast"] < rules.BLANK
+    yield from _each("blank_image", rows[blank], [f"contrast {c:.5f}" for c in rows["contrast"][blank]])
+    for split, share in blank.groupby(rows["split"]).mean().items():
+        if share > 0.5:
+            yield Finding("mostly_blank", f"{share:.1%} of the images", split=str(split))
+
+
+def _near_duplicates(
+    rows: pd.DataFrame, images: Images, prints: Mapping[str, Fingerprints]
+) -> Iterator[Finding]:
+    files = {split: part["file"].to_numpy() for split, part in rows.groupby("split")}
+    for later, earlier in (("valid", "train"), ("test", "train"), ("test", "valid")):
+        if later in images and earlier in images:
+            pairs = near_duplicates(
+                images[later], prints[later], images[earlier], prints[earlier], correlation=rules.SAME_PICTURE
+            )
+            for row, other, r in zip(*pairs, strict=True):
+                value = f"correlates by {r:.3f} with {earlier}: {files[earlier][other]}"
+                yield Finding("near_duplicate_across_splits", value, files[later][row], later)
