@@ -31,11 +31,11 @@ from vae.collapse import linear_theory, remedies, restarts
 from vae.collapse.restarts import Attempt
 from vae.compute import devices
 from vae.compute.batches import for_measuring, open_images
-from vae.config import parameters
+from vae.config import loading
 from vae.config.errors import InputError
-from vae.config.parameters import Parameters
-from vae.losses.objective import gaussian_log_prob, optimal_sigma
+from vae.config.resolved import ResolvedParameters, changed, resolve
 from vae.metrics.mean_image import MeanImage
+from vae.models.likelihood import gaussian_log_prob, optimal_sigma
 from vae.training import loop
 
 FOLDER = Path("experiments/collapse")
@@ -66,7 +66,7 @@ def main(
     if not cases:
         raise InputError(f"no such case; known: {', '.join(c.name for c in read_cases())}")
     started = time.perf_counter()
-    base = (overlay.EXPERIMENTS / f"{overlay.DEFAULT}.yaml").read_text(encoding="utf-8")
+    base = overlay.lay_over(workspace.PARAMS.read_text(encoding="utf-8"), overlay.defaults())
     texts = {c.name: (FOLDER / f"{c.name}.yaml").read_text(encoding="utf-8") for c in cases}
     rows = []
     print(f"{'case':36} {'predicted':>10} {'KL':>9}  {'verdict':22} {'expected':22} rescued", flush=True)
@@ -117,7 +117,7 @@ class Zoo:
         }
 
     def _trained(self, case: Case, text: str) -> dict[str, Any]:
-        values = overlay.flat(overlay.mapping(text, case.name)) | {"train.on_collapse": "remedy"}
+        values = overlay.flat(loading.read_mapping(text, case.name)) | {"train.on_collapse": "remedy"}
         p, train_images, valid_images, spectrum = self._prepared(values)
         tried = self._attempts(p, spectrum, train_images, valid_images)
         first, last = tried[0], restarts.best(tried)
@@ -154,7 +154,7 @@ class Zoo:
         key = repr(sorted(values.items()))
         if key not in self.best:
             p, train_images, valid_images, spectrum = self._prepared(values)
-            p = parameters.changed(p, {"train.remedy_attempts": 0})
+            p = changed(p, {"train.remedy_attempts": 0})
             self.best[key] = restarts.calibrated_elbo(
                 self._attempts(p, spectrum, train_images, valid_images)[0]
             )
@@ -162,27 +162,25 @@ class Zoo:
 
     def _attempts(
         self,
-        p: Parameters,
+        p: ResolvedParameters,
         spectrum: linear_theory.Spectrum,
         train_images: np.ndarray,
         valid_images: np.ndarray,
     ) -> list[Attempt]:
         compute = devices.choose(p.train)
 
-        def train(now: Parameters, number: int, reason: str) -> loop.Trained:
-            return loop.train(now, train_images, valid_images, compute, on_message=lambda line: None)
+        def train(now: ResolvedParameters, number: int, reason: str) -> loop.Trained:
+            return loop.train(now, train_images, valid_images, compute)
 
-        return restarts.attempts(
-            p, spectrum, train_images, valid_images, compute, train, on_message=lambda line: None
-        )
+        return restarts.attempts(p, spectrum, train_images, valid_images, compute, train)
 
     def _prepared(
         self, values: dict[str, Any]
-    ) -> tuple[Parameters, np.ndarray, np.ndarray, linear_theory.Spectrum]:
+    ) -> tuple[ResolvedParameters, np.ndarray, np.ndarray, linear_theory.Spectrum]:
         """Parameters, images and their spectrum; a refusal names who refused."""
         text = overlay.lay_over(self.base, values)
         try:
-            p = parameters.parse(overlay.mapping(text, "the case"), "the case")
+            p = loading.parse(loading.read_mapping(text, "the case"), "the case")
         except InputError:
             raise _Refused("refused by parameters") from None
         key = repr((p.seed, p.data))
@@ -190,9 +188,9 @@ class Zoo:
             self.images[key] = _ingested(text)
         train_images, valid_images = self.images[key]
         spectrum = linear_theory.spectrum_for(p, train_images)
-        p = linear_theory.with_calibrated_weight(p, spectrum)
-        p = parameters.with_ramp(p, p.train.steps_per_epoch(len(train_images)))
-        return p, train_images, valid_images, spectrum
+        weight = linear_theory.resolved_weight(p, spectrum)
+        resolved = resolve(p, p.train.steps_per_epoch(len(train_images)), weight)
+        return resolved, train_images, valid_images, spectrum
 
 
 class _Refused(Exception):
@@ -211,7 +209,7 @@ def _ingested(text: str) -> tuple[np.ndarray, np.ndarray]:
     return train_images, valid_images
 
 
-def mean_image_elbo(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray) -> float:
+def mean_image_elbo(p: ResolvedParameters, train_images: np.ndarray, valid_images: np.ndarray) -> float:
     """Of the training split's mean image on the validation split, at the σ of its own error there."""
     mean_image = MeanImage.of(for_measuring(train_images, p))
     if p.objective.likelihood == "bernoulli":

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from vae.compute.batches import to_pixels
 from vae.config.parameters import Parameters
-from vae.losses.objective import kl_per_latent
+from vae.losses.elbo import kl_per_latent
 from vae.models.vae import VAE
 
 Trainer = Callable[[Parameters, VAE, np.ndarray, np.ndarray | None], list[float]]

@@ -30,14 +30,15 @@ from tasks import workspace
 from tasks.processes import entry
 from vae.compute import devices
 from vae.compute.devices import Compute
-from vae.config import parameters
+from vae.config import loading
 from vae.config.errors import InputError
-from vae.config.parameters import Parameters
-from vae.losses.objective import Likelihood, optimal_sigma
+from vae.config.resolved import ResolvedParameters, resolve
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import measure
 from vae.models import saved
-from vae.models.vae import VAE
+from vae.models.flops import training_flops
+from vae.models.likelihood import Likelihood, optimal_sigma
+from vae.models.vae import VAE, build
 from vae.training import loop
 
 OURS, FP32 = "vae-train", "vae-train, fp32"
@@ -103,8 +104,8 @@ def main(
     print("\n" + "\n".join(markdown(table)))
 
 
-def parameters_of(case: Case, seed: int) -> Parameters:
-    return parameters.parse(
+def parameters_of(case: Case, seed: int) -> ResolvedParameters:
+    p = loading.parse(
         {
             "seed": seed,
             "data": {
@@ -126,6 +127,7 @@ def parameters_of(case: Case, seed: int) -> Parameters:
         },
         "the benchmark",
     )  # fmt: skip
+    return resolve(p, p.train.steps_per_epoch(case.images))
 
 
 def photos(side: int, channels: int, count: int) -> np.ndarray:
@@ -173,7 +175,7 @@ def one(name: str, trainer: str, seed: int) -> dict[str, Any]:
     train, valid = images[: case.images], images[case.images :]
     if trainer in PEERS:
         torch.manual_seed(seed)
-        model = loop.build(p)
+        model = build(p)
         seconds = PEERS[trainer](p, model, train, valid if case.end_to_end else None)
     else:
         compute = compute_of(p, trainer, len(train))
@@ -187,14 +189,16 @@ def one(name: str, trainer: str, seed: int) -> dict[str, Any]:
     }
 
 
-def compute_of(p: Parameters, trainer: str, images: int) -> Compute:
+def compute_of(p: ResolvedParameters, trainer: str, images: int) -> Compute:
     """What the rules choose, but for what the trainer's name says."""
     asked: dict[str, dict[str, Any]]
     asked = {FP32: {"precision": "fp32"}, COMPILED: {"compile": True}, EAGER: {"compile": False}}
-    return devices.choose(p.train.model_copy(update=asked.get(trainer)), loop.flops(p), images)
+    return devices.choose(p.train.model_copy(update=asked.get(trainer)), training_flops(p), images)
 
 
-def alone(p: Parameters, train: np.ndarray, valid: np.ndarray, compute: Compute) -> tuple[VAE, list[float]]:
+def alone(
+    p: ResolvedParameters, train: np.ndarray, valid: np.ndarray, compute: Compute
+) -> tuple[VAE, list[float]]:
     """The model, and the images a second of each epoch."""
     speeds: list[float] = []
     trained = loop.train(p, train, valid, compute, on_epoch=lambda e: speeds.append(e.images_per_second))
@@ -202,10 +206,10 @@ def alone(p: Parameters, train: np.ndarray, valid: np.ndarray, compute: Compute)
 
 
 def as_the_stage(
-    p: Parameters, train: np.ndarray, valid: np.ndarray, compute: Compute
+    p: ResolvedParameters, train: np.ndarray, valid: np.ndarray, compute: Compute
 ) -> tuple[VAE, list[float]]:
     """The same with all that the stage `train` does: checkpoints, history, MLflow with its images, the saved model."""
-    from tasks.train import run
+    from tasks.train import Job, run
 
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         os.environ["DVC_ROOT"] = folder
@@ -213,7 +217,7 @@ def as_the_stage(
         for split, images in (("train", train), ("valid", valid), ("test", valid)):
             np.save(workspace.images(split), images)
         YAML().dump(p.model_dump(mode="json"), workspace.PARAMS)
-        run(p, train, valid, compute, None, Path(".checkpoints"))
+        run(Job(p, train, valid, compute), Path(".checkpoints"))
         speeds = pd.read_csv(workspace.TIMING)["images_per_second"]
         return saved.load(workspace.MODEL).model, speeds.tolist()
 
@@ -226,7 +230,7 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: in bytes
 
 
-def skill(p: Parameters, model: VAE, images: np.ndarray) -> float:
+def skill(p: ResolvedParameters, model: VAE, images: np.ndarray) -> float:
     """The calibrated ELBO on images that were not trained on, over that of the mean image, in nats per image."""
     compute = Compute(torch.device("cpu"), "fp32")
     likelihood = Likelihood("gaussian", float(p.objective.sigma))
@@ -260,7 +264,7 @@ def _in_a_process(name: str, trainer: str, seed: int, folder: str) -> dict[str, 
         "images_per_second_end_to_end": _images(case) * case.epochs / found["whole_seconds"],
         "first_epoch_seconds": found["seconds"][0],
         "whole_seconds": found["whole_seconds"],
-        "flops_per_second": loop.flops(p) * speed,
+        "flops_per_second": training_flops(p) * speed,
         "peak_megabytes": found["peak_megabytes"],
         "skill": found["skill"],
     }

@@ -21,10 +21,10 @@ from vae.collapse import linear_theory
 from vae.collapse.linear_theory import Spectrum
 from vae.compute import devices
 from vae.compute.batches import open_images
-from vae.config import parameters
-from vae.config.parameters import Parameters, with_weight
-from vae.losses.objective import COLLAPSED_BELOW_NATS, Objective
+from vae.config.constants import COLLAPSED_BELOW_NATS
+from vae.config.resolved import ResolvedParameters, changed
 from vae.metrics import measurement
+from vae.models.flops import training_flops
 from vae.training import loop
 
 SWEEP, SWEEP_PLOT = workspace.REPORTS / "sweep.csv", workspace.REPORTS / "sweep.png"
@@ -49,34 +49,33 @@ def main(
     if show:
         tables = {file.stem: pd.read_csv(file) for file in show}
     else:
-        tables = {"": sweep(parameters.load(workspace.PARAMS), weight, count)}
+        tables = {"": sweep(workspace.load_parameters(), weight, count)}
         tables[""].to_csv(SWEEP, index=False)
     for name, table in tables.items():
         print("\n".join([*([f"\n{name}\n"] if name else []), *report(table)]))
     plot(tables).savefig(SWEEP_PLOT, dpi=100, metadata={"Software": None})
 
 
-def sweep(p: Parameters, weight: list[float] | None, count: int) -> pd.DataFrame:
+def sweep(p: ResolvedParameters, weight: list[float] | None, count: int) -> pd.DataFrame:
     """A row for each weight, in ascending order."""
-    p = with_weight(p, 1.0)
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     spectrum = linear_theory.spectrum_for(p, train_images)
-    chosen = sorted(weight) if weight else weights(spectrum, Objective.of(p), count)
+    chosen = sorted(weight) if weight else weights(p, spectrum, count)
     return pd.DataFrame(
-        measured(with_weight(p, w), spectrum, train_images, valid_images)
+        measured(changed(p, {"kl.max_weight": w}), spectrum, train_images, valid_images)
         for w in track(chosen, description="weights")
     )
 
 
-def weights(spectrum: Spectrum, objective: Objective, count: int) -> list[float]:
+def weights(p: ResolvedParameters, spectrum: Spectrum, count: int) -> list[float]:
     """From a tenth of the calibrated weight to half of the one where collapse is predicted, and four around it."""
-    collapse = linear_theory.collapse_weight(spectrum, objective)
-    low = linear_theory.calibrated_weight(spectrum, objective) / 10
+    collapse = linear_theory.collapse_weight(p, spectrum)
+    low = linear_theory.calibrated_weight(p, spectrum) / 10
     return [*np.geomspace(low, collapse / 2, count - 4), *(collapse * np.array([0.75, 1.0, 1.25, 1.6]))]
 
 
 def measured(
-    p: Parameters, spectrum: Spectrum, train_images: np.ndarray, valid_images: np.ndarray
+    p: ResolvedParameters, spectrum: Spectrum, train_images: np.ndarray, valid_images: np.ndarray
 ) -> dict[str, float]:
     """One training at one weight: the prediction, and the kept model on whole splits.
 
@@ -86,22 +85,21 @@ def measured(
     from vae.compute.batches import for_measuring
     from vae.metrics.mean_image import MeanImage
 
-    p = p.model_copy(update={"train": p.train.model_copy(update={"on_collapse": "continue"})})
-    compute = devices.choose(p.train, loop.flops(p), len(train_images))
-    objective = Objective.of(p)
-    predicted = linear_theory.predict(spectrum, objective, p.kl.weight)
-    trained = loop.train(p, train_images, valid_images, compute, on_message=lambda line: None)
+    p = changed(p, {"train.on_collapse": "continue"})
+    compute = devices.choose(p.train, training_flops(p), len(train_images))
+    predicted = linear_theory.predict(spectrum, p.elbo)
+    trained = loop.train(p, train_images, valid_images, compute)
     valid = measurement.measure(trained.model, valid_images, trained.likelihood, compute, p.seed)
     pixels = int(np.prod(valid_images.shape[1:]))
     # Models of different σ compare by the ELBO that each has with the σ of its own validation error.
     elbo, kl_at_measured_sigma = valid.elbo_at_own_sigma(trained.likelihood.kind, pixels), predicted.kl
-    own_sigma = objective.known_likelihood(log_sigma=0.0) is None or objective.sigma == "learned"
+    own_sigma = p.elbo.likelihood == "gaussian" and p.elbo.fixed_sigma is None
     if own_sigma and trained.likelihood.sigma is not None:
-        fixed = replace(objective, sigma=trained.likelihood.sigma)
-        kl_at_measured_sigma = linear_theory.predict(spectrum, fixed, p.kl.weight).kl
+        fixed = replace(p.elbo, sigma=trained.likelihood.sigma)
+        kl_at_measured_sigma = linear_theory.predict(spectrum, fixed).kl
     mean_image = MeanImage.of(for_measuring(train_images, p))
     return {
-        "kl_weight": p.kl.weight,
+        "kl_weight": p.kl.max_weight,
         "predicted_kl": predicted.kl,
         "kl": valid.rate,
         "train_kl": trained.train.rate,
@@ -112,7 +110,7 @@ def measured(
         "elbo": elbo,
         "mean_image_elbo": mean_image.elbo(valid_images, trained.likelihood.kind),
         "tolerance": TOLERANCE if own_sigma or trained.likelihood.sigma is None else FIXED_SIGMA_TOLERANCE,
-        "collapse_kl_weight": linear_theory.collapse_weight(spectrum, objective),
+        "collapse_kl_weight": linear_theory.collapse_weight(p, spectrum),
         "images_per_latent": spectrum.images / p.model.latent_dim,
     }
 

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 from prefect.settings import get_current_settings
 
 from tasks import workspace
+from tasks.overlay import written_settings
 from tasks.tracking.markdown import link, plain
-from vae.report.page import number
+from vae.config.text import number
+from vae.report.numbers import KEY_NUMBERS
 
 MOST_ROWS = 200  # of a table artifact; the file has them all
 MOST_BYTES = 1_000_000  # of an image in Prefect's database; the file and MLflow have it in any case
@@ -95,7 +96,7 @@ def summary() -> str:
         *([f"![test images above what the model makes of them]({picture})", ""] if picture else []),
         "| test split | |",
         "| --- | --- |",
-        *[f"| {name} | {number(test[key])} |" for name, key in _NUMBERS],
+        *[f"| {n.label} | {number(test[n.key])} |" for n in KEY_NUMBERS],
         "",
         *[f"- {plain(line)}" for line in monitor["reasons"] + monitor["recommendations"]],
         "",
@@ -114,13 +115,14 @@ def closing(folder: Path, experiment: str = "", settings: str = "", page: str | 
     monitor = workspace.read_json(workspace.MONITOR)
     test = workspace.read_json(workspace.METRICS)["test"]
     url = next(iter(url for _, url in _mlflow_links()), workspace.mlflow_url())
-    numbers = "   ".join(f"{name} {number(test[key])}" for name, key in _NUMBERS)
+    numbers = "   ".join(f"{n.label} {number(test[n.key])}" for n in KEY_NUMBERS if n.headline)
     advice = [f"           {line}" for line in monitor["recommendations"]]
-    if advised := [f"{m[1]}={m[2]}" for line in monitor["recommendations"] if (m := _ADVICE.match(line))]:
+    if remedy := monitor["remedy"]:
         name = f"EXPERIMENT={experiment} " if experiment else ""
-        named = {word.partition("=")[0] for word in advised}
-        kept = [word for word in shlex.split(settings) if word.partition("=")[0] not in named]
-        advice.append(f'           try: make run {name}SET="{shlex.join([*kept, *advised])}"')
+        kept = [word for word in shlex.split(settings) if word.partition("=")[0] not in remedy]
+        advice.append(
+            f'           try: make run {name}SET="{shlex.join([*kept, *written_settings(remedy)])}"'
+        )
     if len(monitor["remedies"]) > 1:
         advice = [f"remedied   {line}" for line in monitor["remedies"]] + advice
     warnings = [f"warning    {line}" for line in monitor["warnings"]]
@@ -139,9 +141,6 @@ def closing(folder: Path, experiment: str = "", settings: str = "", page: str | 
     )
 
 
-_NUMBERS = (("ELBO", "elbo"), ("KL", "kl"), ("active units", "active_units"), ("MSE (z = μ)", "mse"))
-
-
 _MEASURED = (
     ("ELBO", "elbo"),
     ("KL", "kl"),
@@ -157,16 +156,14 @@ _MEASURED = (
     ("effective beta", "effective_beta"),
 )
 
-_ADVICE = re.compile(r"(?:keep the remedy: )?set (\S+) to ([^\s,\[\]]+)(?:,|$)")
-
 
 def point_candidate(name: str) -> None:
     """DVC may have brought back the results of an earlier run: the registry's `candidate` follows them."""
-    from tasks.tracking import store
+    from tasks.tracking import evaluation_run, store
     from vae.models import saved
 
     with store.away(f"the alias candidate of {name} stays where it was"):
-        store.point_candidate(saved.weights_hash(workspace.MODEL), name)
+        evaluation_run.point_candidate(saved.weights_hash(workspace.MODEL), name)
 
 
 def end_dead_runs() -> None:

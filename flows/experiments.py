@@ -7,8 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tasks.tracking import lineage
-from tasks.workspace import PARAMS
+from tasks.processes import git
+from tasks.workspace import LOCK, PARAMS
 
 SECONDS = 600  # DVC looks at every source file
 _NOT_OF_A_REFERENCE = re.compile(r"(?:[^A-Za-z0-9_=.]|(?<!\d)\.|\.(?!\d))+")  # a point stands between digits
@@ -21,10 +21,10 @@ def keep(flow_run_name: str, flow_run_id: str, something_ran: bool) -> str:
     A run that found everything cached is kept only where no experiment of this commit holds its results yet.
     Failure is told in the sentence, and is never the flow's.
     """
-    commit = lineage.git_says("rev-parse", "--verify", "--quiet", "HEAD")
+    commit = git.says("rev-parse", "--verify", "--quiet", "HEAD")
     if commit is None:
         return "not kept as a DVC experiment: that takes a Git repository with a commit"
-    kept = lineage.experiments()
+    kept = git.experiments()
     of_this_commit = [ref for ref in kept if ref.startswith(f"refs/exps/{commit[:2]}/{commit[2:]}/")]
     if not something_ran and (found := _with_these_results(of_this_commit)):
         return f"these results are kept as the DVC experiment {found}"
@@ -48,9 +48,9 @@ def unique(flow_run_name: str, flow_run_id: str, taken: set[str]) -> str:
 
 def _with_these_results(kept: list[str]) -> str | None:
     """The experiment whose parameters and dvc.lock are those of the workspace."""
-    here = [lineage.git_says("hash-object", str(path)) for path in (PARAMS, lineage.LOCK)]
-    wanted = [f"{ref}:{path}" for ref in kept for path in (PARAMS, lineage.LOCK)]
-    there = (lineage.git_says("rev-parse", *wanted) or "").split() if wanted else []
+    here = [git.says("hash-object", str(path)) for path in (PARAMS, LOCK)]
+    wanted = [f"{ref}:{path}" for ref in kept for path in (PARAMS, LOCK)]
+    there = (git.says("rev-parse", *wanted) or "").split() if wanted else []
     pairs = zip(there[::2], there[1::2], strict=True)
     return next(
         (ref.rpartition("/")[2] for ref, pair in zip(kept, pairs, strict=False) if [*pair] == here), None
@@ -68,21 +68,21 @@ def _save(commit: str, name: str) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "GIT_INDEX_FILE": str(Path(folder) / "index")}
-        if None in (lineage.git_says("config", "user.name"), lineage.git_says("config", "user.email")):
+        if None in (git.says("config", "user.name"), git.says("config", "user.email")):
             for what, value in _WHO.items():
                 for role in ("AUTHOR", "COMMITTER"):
                     environment.setdefault(f"GIT_{role}_{what}", value)
 
-        def git(*arguments: str) -> str:
+        def run(*arguments: str) -> str:
             done = subprocess.run(
                 ["git", *arguments], env=environment, capture_output=True, text=True, check=True
             )
             return done.stdout.strip()
 
-        git("read-tree", commit)
-        git("add", "--update", ":/")
-        kept = git("commit-tree", git("write-tree"), "-p", commit, "-m", f"dvc: commit experiment {name}")
-        git("update-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/{name}", kept, "")
+        run("read-tree", commit)
+        run("add", "--update", ":/")
+        kept = run("commit-tree", run("write-tree"), "-p", commit, "-m", f"dvc: commit experiment {name}")
+        run("update-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/{name}", kept, "")
 
 
 def _clean() -> bool:

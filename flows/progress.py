@@ -1,43 +1,42 @@
-"""How far a training is, read from the lines that it prints: the share that is done, its speed, the time left."""
+"""How far a training is, from its events: the share that is done, its speed, the time left."""
 
 import datetime
-import re
+from typing import Any
 
 EVERY = 1.0  # seconds between two updates, at least: each one costs 43 ms
-_EPOCH = re.compile(
-    r"^(?P<attempt>attempt \d+: )?epoch (?P<epoch>\d+)/(?P<epochs>\d+)  .*?(?P<speed>[\d,]+ images/s)?$"
-)
 
 
 class Progress:
-    """Told each line as it comes; says what to show of it, or None where there is nothing to update."""
+    """Given each event as it comes; returns what to show of it, or None where there is nothing to update."""
 
     def __init__(self) -> None:
-        self._first: tuple[str, int, float] | None = None  # attempt, epoch, when: the speed counts from there
+        self._first: tuple[int | None, int, float] | None = (
+            None  # attempt, epoch, when: the speed counts from there
+        )
         self._shown = -EVERY
 
-    def after(self, line: str, now: float) -> tuple[float, str] | None:
+    def after(self, event: dict[str, Any], now: float) -> tuple[float, str] | None:
         """(per cent, description).
 
         Args:
+            event: of `tasks.processes.events`.
             now: seconds of a clock that only goes forward.
         """
-        if line.startswith("kept epoch"):
-            return 100.0, line
-        found = _EPOCH.match(line)
-        if found is None:
-            return None
-        attempt, epoch, epochs = found["attempt"] or "", int(found["epoch"]), int(found["epochs"])
+        epoch, epochs = event["epoch"], event["epochs"]
+        if event["event"] == "kept":
+            return 100.0, f"kept epoch {epoch} of {epochs}"
+        attempt = event["attempt"]
         if self._first is None or self._first[0] != attempt:
             self._first = (attempt, epoch, now)
         if now - self._shown < EVERY and epoch < epochs:
             return None
         self._shown = now
         _, first, began = self._first
-        words = [f"{attempt}epoch {epoch} of {epochs}", found["speed"]]
+        which = "" if attempt is None else f"attempt {attempt}: "
+        words = [f"{which}epoch {epoch} of {epochs}", f"{event['images_per_second']:,.0f} images/s"]
         if first < epoch < epochs:
             words.append(f"{clock((now - began) / (epoch - first) * (epochs - epoch))} left")
-        return 100 * epoch / epochs, ", ".join(filter(None, words))
+        return 100 * epoch / epochs, ", ".join(words)
 
 
 def clock(seconds: float) -> str:

@@ -81,7 +81,7 @@ def sweep() -> list[str]:
     """
     swept = []
     with get_client(sync_client=True) as client:
-        for identifier in run_notes.left_behind(_folder()):
+        for identifier, _ in run_notes.left_behind(_folder()):
             try:
                 run = client.read_flow_run(UUID(identifier))
                 if run.state is not None and not run.state.is_final():

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tasks.processes import entry
-from tasks.processes.supervisor import supervised_dvc
-from tasks.tracking import lineage
+from tasks.processes import dvc_files, entry
+from tasks.processes.owner import owned_dvc
 
 Outcome = Literal["Completed", "Cached", "Restored"]
 
@@ -72,7 +71,7 @@ def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) 
     outcome: Outcome = "Completed"
     reason, last, exit_code, torn = "", "", 0, False
     killed_before = _killed_for_memory()
-    with supervised_dvc(["repro", "--single-item", stage], {**os.environ, **environment}) as process:
+    with owned_dvc(["repro", "--single-item", stage], {**os.environ, **environment}) as process:
         assert process.stdout is not None
         for line in process.stdout:
             text = line.rstrip()
@@ -109,7 +108,7 @@ def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) 
             if killed_now is not None and not exhausted:
                 reason += ", and not by the kernel for memory"
         if torn:
-            reason = lineage.restore_lock()
+            reason = dvc_files.restore_lock()
         raise StageFailed(stage, reason or f"ended with exit code {code}", exit_code or code, exhausted)
     return outcome
 

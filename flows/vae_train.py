@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 from uuid import UUID
 
 import httpx
@@ -30,11 +30,13 @@ from prefect.utilities.urls import url_for
 from flows import artifacts, away, experiments, runs, stage
 from flows.progress import Progress
 from tasks import overlay, source, workspace
-from tasks.processes import entry
-from tasks.processes.lock import free_dvc, hold
+from tasks.processes import dvc_files, entry, events
+from tasks.processes.events import Follower
+from tasks.processes.lock import hold
 from tasks.tracking import lineage
-from vae.config import parameters
+from vae.config import loading
 from vae.config.errors import InputError
+from vae.config.parameters import Parameters
 
 STAGES = ("ingest", "validate", "preflight", "train", "monitor", "evaluate")
 UNHEALTHY = "Unhealthy"
@@ -69,10 +71,10 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
     log = get_run_logger()
     try:
         with hold(workspace.root() / ".run" / "workspace.lock", f"flow run {flow_run.name}"), runs.recorded():
-            free_dvc(workspace.root())
+            dvc_files.free_dvc(workspace.root())
             for change in overlay.apply(experiment, overrides, check=lambda p: source.check(p.data)):
                 log.info(change)
-            p = parameters.load(workspace.PARAMS)
+            p = loading.load(workspace.PARAMS)
             runs.tag(f"data:{p.data.source}", *([f"experiment:{experiment}"] if experiment else []))
             something_ran = False
             for name in STAGES:
@@ -96,9 +98,14 @@ def _worth_another_try(task: Task[..., Any], run: TaskRun, state: State) -> bool
 def run_stage(name: str) -> State:
     """One stage of dvc.yaml, in a process of its own. A retry of `train` resumes from its last checkpoint."""
     log = get_run_logger()
-    say = _progress(log) if name == "train" else log.info
+    say, environment = _logged(log), _lineage()
+    if name == "train":
+        path = workspace.root() / ".run" / "events" / f"{flow_run.id}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # of an earlier try
+        say, environment[events.FILE] = _progress(log, Follower(path)), str(path)
     try:
-        outcome = stage.run(name, say, _lineage())
+        outcome = stage.run(name, say, environment)
     except stage.StageFailed as failure:
         if failure.may_be_retried:
             raise
@@ -113,7 +120,7 @@ def run_stage(name: str) -> State:
     return Completed(name=outcome, message=f"{name}: {outcome.lower()}")
 
 
-def finish(p: parameters.Parameters, something_ran: bool) -> State:
+def finish(p: Parameters, something_ran: bool) -> State:
     """The results kept as an experiment; the verdict as an artifact, and as the state of the flow run."""
     monitor = workspace.read_json(workspace.MONITOR)
     artifacts.point_candidate(p.evaluate.register_as)
@@ -138,34 +145,47 @@ def _lineage() -> dict[str, str]:
     }
 
 
-def _progress(log: "logging.Logger | logging.LoggerAdapter[logging.Logger]") -> Callable[[str], None]:
+Logger: TypeAlias = "logging.Logger | logging.LoggerAdapter[logging.Logger]"
+
+
+def _logged(log: Logger) -> Callable[[str], None]:
+    """A stage's line, at the level that it begins with."""
+
+    def say(line: str) -> None:
+        level = logging.WARNING if line.startswith("warning: ") else logging.INFO
+        log.log(level, line.removeprefix("warning: "))
+
+    return say
+
+
+def _progress(log: Logger, follower: Follower) -> Callable[[str], None]:
     """Logs each line, and keeps a progress artifact at the share of epochs that is done.
 
     Where the server is away the training goes on, and the artifact is tried once more at its end.
     """
-    progress = Progress()
-    artifact: UUID | None = None  # made by the first line of a training, so that a cached one leaves none
+    progress, logged = Progress(), _logged(log)
+    artifact: UUID | None = None  # made by the first event of a training, so that a cached one leaves none
     answers = True
 
     def say(line: str) -> None:
         nonlocal artifact, answers
-        log.info(line)
-        now = progress.after(line, time.monotonic())
-        if not answers and not line.startswith("kept epoch"):
-            return
-        try:
-            if artifact is None:
-                made = create_progress_artifact(0.0, key="training", description="before the first epoch")
-                artifact = cast(UUID, made)
-            if now is not None:
+        logged(line)
+        for event in follower.new():
+            now = progress.after(event, time.monotonic())
+            if now is None or (not answers and event["event"] != "kept"):
+                continue
+            try:
+                if artifact is None:
+                    made = create_progress_artifact(0.0, key="training", description="before the first epoch")
+                    artifact = cast(UUID, made)
                 update_progress_artifact(artifact, *now)
-            answers = True
-        except httpx.TransportError:
-            if answers:
-                log.warning(
-                    "Prefect's server does not answer; the training goes on, and its progress is not shown"
-                )
-            answers = False
+                answers = True
+            except httpx.TransportError:
+                if answers:
+                    log.warning(
+                        "Prefect's server does not answer; the training goes on, and its progress is not shown"
+                    )
+                answers = False
 
     return say
 

@@ -1,5 +1,6 @@
-"""Stage evaluate: how good the model is on images it has never seen; numbers, plots and a report of it all."""
+"""Stage `evaluate`: how good the model is on images it has never seen; numbers, plots and a report."""
 
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,36 +12,94 @@ from numpy.typing import NDArray
 
 from tasks import workspace
 from tasks.processes import entry
+from tasks.tracking import evaluation_run, store
 from vae.collapse.linear_theory import of_remedied
 from vae.compute.batches import open_images
 from vae.compute.devices import Compute, choose
-from vae.config import parameters
+from vae.config.constants import SPLITS
 from vae.config.errors import InputError
-from vae.config.parameters import Parameters
-from vae.config.text import rounded
+from vae.config.resolved import ResolvedParameters, changed
+from vae.config.text import number, rounded
 from vae.evaluation.evaluate import Evaluation, evaluate
 from vae.evaluation.probe import classes_read
-from vae.metrics.measurement import elbo_per_image
+from vae.inference.scoring import elbo_per_image
 from vae.models import saved
 from vae.models.saved import Saved
 from vae.report import figures, latent_map, page
 from vae.report.facts import Facts
-from vae.report.page import number
+from vae.report.numbers import KEY_NUMBERS
 
-# What a person compares runs by: few enough for the width of a screen.
-SUMMARY = (
-    "elbo", "elbo_calibrated", "nll", "kl", "informative_units", "mse", "ssim", "prior_gap", "probe_accuracy",
-)  # fmt: skip
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
     p = workspace.load_parameters()
     device = choose(p.train).device
     model = saved.load(workspace.MODEL, device)
-    p = parameters.changed(p, model.changes)
+    compute = model.compute(device)
+    p = changed(p, model.config.changes)
     monitor = workspace.read_json(workspace.MONITOR)
-    facts, latents = gather(p, model, model.compute(device), monitor)
+    facts, latents = gather(p, model, compute, monitor)
+    write(facts, latents)
 
+    test = facts.metrics["test"]
+    log.info(
+        f"verdict: {monitor['verdict']}\n"
+        f"test ELBO {number(test['elbo'])} nats per image, KL {number(test['kl'])}, "
+        f"{number(test['active_units'])} of {p.model.latent_dim} units active\n"
+        f"report: {workspace.REPORT}"
+    )
+    elbos = elbo_per_image(model.model, open_images(workspace.images("test")), model.likelihood, compute)
+    with store.away(
+        "this evaluation and its model are not there; once it answers: dvc repro --force --single-item evaluate"
+    ):
+        evaluation_run.log_evaluation(
+            model, facts.metrics, monitor, lambda origin: page.html(facts, origin), p, elbos
+        )
+
+
+def gather(
+    p: ResolvedParameters, model: Saved, compute: Compute, monitor: Mapping[str, Any]
+) -> tuple[Facts, pd.DataFrame]:
+    """Everything about a model, from the files of the stages before, and a table of its latents; writes nothing.
+
+    Raises:
+        InputError: a file of an earlier stage is missing or does not fit the others.
+    """
+    images = {split: open_images(workspace.images(split)) for split in SPLITS}
+    manifest = read_manifest()
+    rows = {split: rows_of(manifest, split, len(array)) for split, array in images.items()}
+    labels = {split: labels_of(found) for split, found in rows.items()}
+    preflight = of_remedied(workspace.read_json(workspace.PREFLIGHT), p, model.config.changes, model.pixels)
+    log.info(
+        f"evaluate: {len(images['valid']):,} valid and {len(images['test']):,} test images, "
+        f"{p.evaluate.importance_samples:,} importance samples each"
+    )
+    evaluated = evaluate(model, images, labels, p, compute)
+    test = evaluated["test"]
+    epochs, latent_epochs = read_epochs(workspace.HISTORY), read_epochs(workspace.KL_PER_LATENT)
+    drawn = figures.drawn(p, model, compute, images["test"], test, monitor["verdict"])
+    charted = figures.charted(p, model, test, labels["test"], epochs, latent_epochs, preflight)
+    descriptions = described(rows["test"], test.errors)
+    facts = Facts(
+        parameters=p,
+        metrics={split: result.metrics for split, result in evaluated.items()},
+        monitor=monitor,
+        preflight=preflight,
+        validation=workspace.read_json(workspace.VALIDATION),
+        manifest=manifest,
+        pictures=[*drawn, *charted],
+        latent_map=latent_map.draw(test.mu, images["test"], labels["test"], descriptions, p.seed),
+        classes_read=classes_read(labels["test"], test.guesses),
+        hashes={
+            **{f"{split} images": workspace.sha256(workspace.images(split)) for split in SPLITS},
+            "model weights": model.sha256,
+        },
+    )
+    return facts, latent_table(test)
+
+
+def write(facts: Facts, latents: pd.DataFrame) -> None:
     workspace.write_json(workspace.METRICS, facts.metrics)
     workspace.write_json(workspace.SUMMARY, summary(facts))
     shutil.rmtree(workspace.PLOTS, ignore_errors=True)
@@ -50,92 +109,14 @@ def main() -> None:
     latents.to_csv(workspace.LATENTS, index=False)
     workspace.REPORT.write_text(page.html(facts), encoding="utf-8")
 
-    test = facts.metrics["test"]
-    print(
-        f"verdict: {monitor['verdict']}\n"
-        f"test ELBO {number(test['elbo'])} nats per image, KL {number(test['kl'])}, "
-        f"{number(test['active_units'])} of {p.model.latent_dim} units active\n"
-        f"report: {workspace.REPORT}",
-        flush=True,
-    )
-
-    from tasks.tracking import store
-
-    elbos = elbo_per_image(
-        model.model, open_images(workspace.images("test")), model.likelihood, model.compute(device)
-    )
-    with store.away(
-        "this evaluation and its model are not there; once it answers: dvc repro --force --single-item evaluate"
-    ):
-        store.log_evaluation(
-            model,
-            facts.metrics,
-            monitor,
-            workspace.PLOTS,
-            lambda origin: page.html(facts, origin),
-            p,
-            elbos,
-        )
-
 
 def summary(facts: Facts) -> dict[str, str | float | None]:
     """The verdict and the few numbers of the test split that `dvc metrics diff` and `dvc exp show` compare."""
-    return {"verdict": facts.monitor["verdict"], **{name: facts.metrics["test"][name] for name in SUMMARY}}
-
-
-def gather(
-    p: Parameters, model: Saved, compute: Compute, monitor: Mapping[str, Any]
-) -> tuple[Facts, pd.DataFrame]:
-    """Everything about a model, from the files of the stages before, and a table of its latents; writes nothing.
-
-    Raises:
-        InputError: a file of an earlier stage is missing or does not fit the others.
-    """
-    images = {split: open_images(workspace.images(split)) for split in workspace.SPLITS}
-    manifest = read_manifest()
-    rows = {split: rows_of(manifest, split, len(array)) for split, array in images.items()}
-    labels = {split: labels_of(found) for split, found in rows.items()}
-    preflight = of_remedied(workspace.read_json(workspace.PREFLIGHT), p, model.changes, model.pixels)
-    print(
-        f"evaluate: {len(images['valid']):,} valid and {len(images['test']):,} test images, "
-        f"{p.evaluate.importance_samples:,} importance samples each",
-        flush=True,
-    )
-    evaluated = evaluate(model, images, labels, p, compute)
-    test = evaluated["test"]
-    facts = Facts(
-        parameters=p,
-        metrics={split: result.metrics for split, result in evaluated.items()},
-        monitor=monitor,
-        preflight=preflight,
-        validation=workspace.read_json(workspace.VALIDATION),
-        manifest=manifest,
-        pictures=[
-            *figures.drawn(p, model, compute, images["test"], test, monitor["verdict"]),
-            *figures.charted(
-                p,
-                model,
-                test,
-                labels["test"],
-                read_epochs(workspace.HISTORY),
-                read_epochs(workspace.KL_PER_LATENT),
-                preflight,
-            ),
-        ],
-        latent_map=latent_map.draw(
-            test.mu, images["test"], labels["test"], described(rows["test"], test.errors), p.seed
-        ),
-        classes_read=classes_read(labels["test"], test.guesses),
-        hashes={
-            **{f"{split} images": workspace.sha256(workspace.images(split)) for split in workspace.SPLITS},
-            "model weights": model.sha256,
-        },
-    )
-    return facts, latent_table(test)
+    return {"verdict": facts.monitor["verdict"], **{n.key: facts.metrics["test"][n.key] for n in KEY_NUMBERS}}
 
 
 def latent_table(result: Evaluation) -> pd.DataFrame:
-    """A row a latent, the largest KL first: for `dvc plots`, which can lay experiments over one another."""
+    """One row per latent, the largest KL first: for `dvc plots`, which can lay experiments over one another."""
     kl = result.measurement.kl_per_latent
     order = np.argsort(-np.nan_to_num(kl), kind="stable")
     columns = {
@@ -173,7 +154,7 @@ def labels_of(rows: pd.DataFrame) -> NDArray[np.object_]:
 
 
 def described(rows: pd.DataFrame, errors: NDArray[np.float64]) -> list[str]:
-    """What a person is told of each image: class, file, and how far its reconstruction is off."""
+    """What the latent map shows of each image: file, class, and the error of its reconstruction."""
     return [
         f"{path}{'' if pd.isna(label) else f', class {label}'}, error {number(float(error))}"
         for path, label, error in zip(rows["path"], rows["label"], errors, strict=True)
@@ -181,7 +162,7 @@ def described(rows: pd.DataFrame, errors: NDArray[np.float64]) -> list[str]:
 
 
 def read_epochs(path: Path) -> pd.DataFrame:
-    """A table with a row an epoch, as train writes them."""
+    """A table with one row per epoch, as train writes them."""
     try:
         return pd.read_csv(path)
     except FileNotFoundError:

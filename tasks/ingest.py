@@ -32,11 +32,14 @@ from numpy.typing import NDArray
 from tasks import workspace
 from tasks.processes import entry
 from tasks.processes.lock import hold
-from vae.config import parameters
+from vae.config import loading
+from vae.config.constants import SPLITS
 from vae.config.errors import InputError
+from vae.config.parameters import Parameters
+from vae.config.preprocessing import Preprocessing
 from vae.data import images, sources, splits
 from vae.data.decode_cache import Decoded, Examined, stamp
-from vae.data.images import Preprocessing, UnusableImage, UnusableNow
+from vae.data.images import UnusableImage, UnusableNow
 from vae.data.sources import Item
 
 PARTIAL = workspace.IMAGES / ".partial"
@@ -74,14 +77,14 @@ def main(workers: int | None = None) -> None:
     Raises:
         InputError: the source cannot be read, no image is usable, a split is empty, or the disk is full.
     """
-    params = parameters.load(workspace.PARAMS)
+    params = loading.load(workspace.PARAMS)
     preprocessing = Preprocessing.of(params)
     items = sources.find(params.data)
     print(f"ingest: {len(items):,} items from data.source = {params.data.source}", flush=True)
     image_bytes = preprocessing.height * preprocessing.width * preprocessing.channels
     # One at a time: an ingest whose DVC was killed takes a moment to end.
     with (
-        hold(Path(".run/ingest.lock"), "an ingest", seconds=WAIT, tell=True),
+        hold(Path(".run/ingest.lock"), "an ingest", seconds=WAIT),
         _written_aside(
             Decoded(workspace.DECODED, _key(params, preprocessing), items, image_bytes)
         ) as decoded,
@@ -105,7 +108,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _key(params: parameters.Parameters, preprocessing: Preprocessing) -> str:
+def _key(params: Parameters, preprocessing: Preprocessing) -> str:
     """All that shapes the prepared pixels besides the files: parameters, code, and the library that decodes."""
     code = [Path(inspect.getfile(part)).read_bytes() for part in (images, sources, Decoded, _examine)]
     asked = [params.data.source, params.data.path, preprocessing.height, preprocessing.width]
@@ -133,7 +136,7 @@ def _written_aside(decoded: Decoded) -> Iterator[Decoded]:
             yield decoded
         # The manifest goes first and comes last: arrays without a manifest are seen to be unfinished.
         workspace.MANIFEST.unlink(missing_ok=True)
-        for split in workspace.SPLITS:
+        for split in SPLITS:
             (PARTIAL / f"{split}.npy").replace(workspace.images(split))
         (PARTIAL / "manifest.parquet").replace(workspace.MANIFEST)
     except KeyboardInterrupt:
@@ -233,7 +236,7 @@ def _with_progress(results: Iterable[Batch], done: int, total: int) -> Iterator[
 
 
 def _assign(
-    items: Sequence[Item], examined: Sequence[Examined], usable: Sequence[int], params: parameters.Parameters
+    items: Sequence[Item], examined: Sequence[Examined], usable: Sequence[int], params: Parameters
 ) -> list[str]:
     """The split of each usable item: its source's own, where the source has that split at all."""
     own = {item.split for item in items}
@@ -246,8 +249,8 @@ def _assign(
         params.seed,
     )
     counts = Counter(split_of)
-    if empty := [split for split in workspace.SPLITS if not counts[split]]:
-        found = ", ".join(f"{split} {counts[split]}" for split in workspace.SPLITS)
+    if empty := [split for split in SPLITS if not counts[split]]:
+        found = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
         raise InputError(
             f"data.path = {params.data.path!r} leaves no image for {' and '.join(empty)} (usable: {found}); "
             f"add images that differ. {_some_reasons(items, examined)}".rstrip()
@@ -274,7 +277,7 @@ def _write_splits(
         return rows, pixels, list(_means_and_stds(pixels))
 
     with ThreadPoolExecutor(workers) as pool:
-        for split in workspace.SPLITS:
+        for split in SPLITS:
             rows = [row for row, assigned in enumerate(split_of) if assigned == split]
             parts = (rows[start : start + at_once] for start in range(0, len(rows), at_once))
             index = 0
@@ -334,7 +337,7 @@ def _summary(
     used = sum(counts.values())
     classes = {item.label for item, split in zip(items, stored.split, strict=True) if split} - {None}
     return (
-        f"ingest: {', '.join(f'{counts[split]:,} {split}' for split in workspace.SPLITS)} images of "
+        f"ingest: {', '.join(f'{counts[split]:,} {split}' for split in SPLITS)} images of "
         f"{preprocessing.height}×{preprocessing.width}×{preprocessing.channels}; "
         f"{f'{len(classes):,} classes' if classes else 'no labels'}; "
         f"{len(items) - used:,} of {len(items):,} quarantined"

@@ -1,5 +1,6 @@
 """Stage `monitor`: from the saved model alone, the whole validation set again, and the verdict."""
 
+import logging
 import math
 from typing import Any
 
@@ -7,22 +8,20 @@ import numpy as np
 import pandas as pd
 
 from tasks import workspace
-from tasks.processes import entry
+from tasks.processes import checkpoint_folder, entry
 from vae.collapse import linear_theory, remedies
-from vae.collapse.diagnosis import Evidence, judge
+from vae.collapse.diagnosis import Evidence, Verdict, judge
 from vae.compute import devices
 from vae.compute.batches import for_measuring, open_images
 from vae.compute.devices import Compute
-from vae.config import parameters
+from vae.config import loading
 from vae.config.errors import InputError
-from vae.config.parameters import KL, Parameters
+from vae.config.resolved import ResolvedParameters, changed
 from vae.config.text import rounded
-from vae.losses.objective import Objective, effective_beta
-from vae.metrics import measurement
 from vae.metrics.mean_image import MeanImage
-from vae.metrics.measurement import Measurement
+from vae.metrics.measurement import Measurement, encode, measure
 from vae.models import mixture_prior, saved
-from vae.models.saved import Saved
+from vae.models.saved import Attempted, Saved
 from vae.schedules.kl import first_final_epoch
 from vae.training import checkpoint
 from vae.training.history import Row
@@ -33,50 +32,42 @@ RELATIVE, ABSOLUTE = 0.01, 0.02
 
 FEW_IMAGES = 20
 
+log = logging.getLogger(__name__)
+
 
 def main() -> None:
-    checkpoint.remove_finished(workspace.root() / ".checkpoints")  # DVC has taken the results in by now
+    checkpoint.remove_finished(checkpoint_folder.root())  # DVC has taken the results in by now
     p = workspace.load_parameters()
     model = saved.load(workspace.MODEL, devices.choose(p.train).device)
+    compute = model.compute(next(model.model.parameters()).device)
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     history: list[Row] = pd.read_csv(workspace.HISTORY).to_dict("records")  # type: ignore[assignment]  # keys are str
-    compute = model.compute(next(model.model.parameters()).device)
-    valid = measurement.measure(model.model, valid_images, model.likelihood, compute, p.seed)
+    valid = measure(model.model, valid_images, model.likelihood, compute, p.seed)
     check_agreement(model, valid, history)
 
-    p = parameters.changed(p, model.changes)
+    p = changed(p, model.config.changes)
     evidence = Evidence(
         valid=valid,
         mean_image_mse=MeanImage.of(for_measuring(train_images, p)).mse(valid_images),
         history=history,
         predicted=linear_theory.of_remedied(
-            workspace.read_json(workspace.PREFLIGHT), p, model.changes, model.pixels
+            workspace.read_json(workspace.PREFLIGHT), p, model.config.changes, model.pixels
         ),
-        train=model.train,
-        kept_epoch=model.kept_epoch,
+        train=model.config.train,
+        kept_epoch=model.config.kept_epoch,
         fitted_gap=fitted_gap(model, valid, valid_images, compute, p.seed),
     )
-    result = report(p, model, evidence)
-    result["recommendations"] = followable(result["recommendations"], parameters.load(workspace.PARAMS).kl)
+    result = report(
+        p, model, evidence, in_steps=loading.load(workspace.PARAMS).kl.annealing_steps is not None
+    )
     workspace.write_json(workspace.MONITOR, rounded(result))
 
-    print(f"verdict: {result['verdict']}. {result['summary']}")
-    for name, lines in (
-        ("reason", "reasons"),
-        ("recommendation", "recommendations"),
-        ("warning", "warnings"),
-    ):
-        for line in result[lines]:
-            print(f"  {name}: {line}")
+    log.info(f"verdict: {result['verdict']}. {result['summary']}")
+    for name in ("reason", "recommendation", "warning"):
+        for line in result[f"{name}s"]:
+            log.info(f"  {name}: {line}")
     for line in result["remedies"]:
-        print(f"  remedied: {line}")
-
-
-def followable(recommendations: list[str], kl: KL) -> list[str]:
-    """With what else has to change in the parameters as they were written: a ramp in steps goes before epochs."""
-    if kl.annealing_steps is None or not any("kl.annealing_epochs" in line for line in recommendations):
-        return recommendations
-    return [*recommendations, "set kl.annealing_steps to null"]
+        log.info(f"  remedied: {line}")
 
 
 def fitted_gap(
@@ -84,79 +75,91 @@ def fitted_gap(
 ) -> float | None:
     if model.prior is None:
         return None
-    mu, logvar = measurement.encode(model.model, valid_images, compute)
+    mu, logvar = encode(model.model, valid_images, compute)
     return mixture_prior.gap(valid.prior_gap, mu, logvar, model.prior, seed)
-
-
-def to_keep(changes: dict[str, Any], remedy: dict[str, Any]) -> list[str]:
-    """What a remedied model was made with, for `params.yaml`: what is still to change counts from there."""
-    return [
-        f"keep the remedy: set {name} to {remedies.written(value)}"
-        for name, value in changes.items()
-        if name not in remedy
-    ]
-
-
-def in_words(tried: list[dict[str, Any]]) -> list[str]:
-    """A line for each attempt: what was changed, what came of it, and which was kept."""
-    lines = []
-    for number, attempt in enumerate(tried):
-        changes = remedies.in_words(attempt["changes"])
-        if attempt["fitted_prior"]:
-            changes.append("a Gaussian mixture fitted to the latents as the prior")
-        made = ", ".join(changes) or "the parameters as they are"
-        kept = " This one was kept." if attempt["kept"] else ""
-        lines.append(
-            f"attempt {number}, {made}: {attempt['verdict']}. {'; '.join(attempt['reasons'])}.{kept}"
-        )
-    return lines
 
 
 def check_agreement(model: Saved, valid: Measurement, history: list[Row]) -> None:
     """Raises: InputError: the saved model does not give what training logged for its epoch."""
-    logged = next((row for row in history if row["epoch"] == model.kept_epoch), None)
+    kept_epoch = model.config.kept_epoch
+    logged = next((row for row in history if row["epoch"] == kept_epoch), None)
     if logged is None:
         return  # no epoch was finite: these are the weights that training began with
-    found = {
-        "valid/kl": valid.rate,
-        "valid/mse": valid.mse,
-        "valid/mse_sampled": valid.mse_sampled,
-    }
+    found = {"valid/kl": valid.rate, "valid/mse": valid.mse, "valid/mse_sampled": valid.mse_sampled}
     for name, value in found.items():
         if not math.isclose(value, logged[name], rel_tol=RELATIVE, abs_tol=ABSOLUTE * (name == "valid/kl")):
             raise InputError(
                 f"the saved model disagrees with its training: {name} is {value:.6g}, and training logged "
-                f"{logged[name]:.6g} in epoch {model.kept_epoch}; run `dvc repro --force train` to train again"
+                f"{logged[name]:.6g} in epoch {kept_epoch}; run `dvc repro --force train` to train again"
             )
 
 
-def report(p: Parameters, model: Saved, e: Evidence) -> dict[str, Any]:
-    """The content of `reports/monitor.json`."""
-    verdict = judge(p, e)
-    valid = e.valid
-    warnings = []
+def remedy_of(model: Saved, verdict: Verdict, in_steps: bool) -> dict[str, Any]:
+    """All that is to change in `params.yaml` as it was written: what a restart changed already, and what is left.
+
+    in_steps: the ramp is written in steps, which are used instead of epochs as long as they are there.
+    """
+    remedy = {**model.config.changes, **verdict.remedy}
+    if in_steps and "kl.annealing_epochs" in remedy:
+        remedy["kl.annealing_steps"] = None
+    return remedy
+
+
+def recommendations(model: Saved, verdict: Verdict, remedy: dict[str, Any]) -> list[str]:
+    """The remedy in words, what was changed already first, and what no parameter can do."""
+    sentences = [
+        f"{'' if name in verdict.remedy or name not in model.config.changes else 'keep the remedy: '}"
+        f"set {name} to {remedies.written(value)}"
+        for name, value in remedy.items()
+    ]
+    return sentences + verdict.advice
+
+
+def in_words(tried: list[Attempted]) -> list[str]:
+    """A line for each attempt: what was changed, what came of it, and which was kept."""
+    lines = []
+    for number, attempt in enumerate(tried):
+        changes = remedies.in_words(attempt.changes)
+        if attempt.fitted_prior:
+            changes.append("a Gaussian mixture fitted to the latents as the prior")
+        made = ", ".join(changes) or "the parameters as they are"
+        kept = " This one was kept." if attempt.kept else ""
+        lines.append(f"attempt {number}, {made}: {attempt.verdict}. {'; '.join(attempt.reasons)}.{kept}")
+    return lines
+
+
+def warnings(p: ResolvedParameters, e: Evidence) -> list[str]:
+    found = []
     ramp_end = first_final_epoch(p.kl, p.train.epochs)
     if e.history and e.history[-1]["epoch"] - 1 < ramp_end:
-        warnings.append(
+        found.append(
             f"no epoch was trained at the final KL weight: the ramp ends after epoch {ramp_end:g}, "
             f"the training after {e.history[-1]['epoch']:.0f}; the last epoch was kept"
         )
-    if valid.images < FEW_IMAGES:
-        warnings.append(
-            f"the verdict rests on {valid.images} validation images; {FEW_IMAGES} or more make it firm"
+    if e.valid.images < FEW_IMAGES:
+        found.append(
+            f"the verdict rests on {e.valid.images} validation images; {FEW_IMAGES} or more make it firm"
         )
+    return found
+
+
+def report(p: ResolvedParameters, model: Saved, e: Evidence, in_steps: bool = False) -> dict[str, Any]:
+    """The content of `reports/monitor.json`."""
+    verdict, valid, config = judge(p, e), e.valid, model.config
+    remedy = remedy_of(model, verdict, in_steps)
     return {
         "verdict": verdict.verdict,
         "summary": verdict.summary,
         "reasons": verdict.reasons,
-        "recommendations": to_keep(model.changes, verdict.remedy) + verdict.recommendations,
-        "warnings": warnings,
-        "remedies": in_words(model.remedies),
-        "changes": model.changes,
+        "recommendations": recommendations(model, verdict, remedy),
+        "remedy": remedy,
+        "warnings": warnings(p, e),
+        "remedies": in_words(config.remedies),
+        "changes": config.changes,
         "fitted_prior": model.prior is not None,
-        "kept_epoch": model.kept_epoch,
+        "kept_epoch": config.kept_epoch,
         "epochs": len(e.history),
-        "stopped": model.stopped,
+        "stopped": config.stopped,
         "elbo": valid.elbo,
         "reconstruction": valid.distortion,
         "kl": valid.rate,
@@ -169,7 +172,7 @@ def report(p: Parameters, model: Saved, e: Evidence) -> dict[str, Any]:
         "prior_gap": valid.prior_gap,
         "fitted_prior_gap": e.fitted_gap,
         "prior_gap_full": valid.prior_gap_full,
-        "effective_beta": effective_beta(Objective.of(p), valid.mse_sampled),
+        "effective_beta": p.elbo.effective_beta(valid.mse_sampled),
         "train_elbo": e.train["elbo"],
         "predicted_kl": e.predicted["predicted_kl"],
         "kl_per_latent": valid.kl_per_latent.tolist(),

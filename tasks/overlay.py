@@ -1,8 +1,7 @@
-"""Named experiments and single values, laid over `params.yaml`: what ran is what stands there.
+"""Named experiments and single values, written into `params.yaml`: the file holds the values of the last run.
 
-An experiment starts from `experiments/default.yaml`, never from what happened to stand in `params.yaml`.
-The file before is kept aside, and a run without an overlay puts it back, unless a person has edited
-`params.yaml` since.
+An experiment starts from the defaults (`vae.config.parameters`), whatever `params.yaml` holds. The file before is
+kept aside, and a run without an overlay puts it back, unless a person has edited `params.yaml` since.
 """
 
 import difflib
@@ -14,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from tasks import workspace
-from vae.config import parameters, plain_yaml
+from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters
 
 EXPERIMENTS = Path("experiments")
-DEFAULT = "default"
-LONGEST_TEXT = 4096  # of one value: a path, at most
+DEFAULT = "default"  # the experiment that changes nothing
 
 
 def apply(
@@ -34,7 +31,7 @@ def apply(
     """Writes `params.yaml`; returns what changed, a line for each value.
 
     Args:
-        experiment: a file of `experiments/`, without its ending.
+        experiment: a file of `experiments/`, without its ending, or `default`.
         overrides: `{"train.epochs": 2}`, or the same nested.
         check: looks at the parameters before they are written.
 
@@ -43,26 +40,23 @@ def apply(
             nothing is written then.
     """
     path = workspace.PARAMS
-    standing = _text(path) if path.exists() else ""
-    before = _kept_aside(standing)
-    if not experiment and not overrides:
-        text = before if before is not None else standing
-    else:
-        base = _text(EXPERIMENTS / f"{DEFAULT}.yaml") if experiment else before or standing
-        values = flat(_experiment(experiment)) if experiment else {}
-        text = lay_over(base, {**values, **flat(overrides or {})})
-    check(parameters.parse(mapping(text, "params.yaml"), "params.yaml"))
+    current = loading.read_text(path)
+    own = _kept_aside(current)
+    base = current if own is None else own
+    values = defaults() | experiment_values(experiment) if experiment else {}
+    text = lay_over(base, values | flat(overrides or {}))
+    check(loading.parse(loading.read_mapping(text, str(path)), str(path)))
 
-    if text != standing:
+    if text != current:
         path.write_text(text, encoding="utf-8")
     if experiment or overrides:
-        _keep_aside(before if before is not None else standing, written=text)
+        _keep_aside(base, written=text)
     else:
         _record().unlink(missing_ok=True)
-    changes = _changes(standing, text)
-    if before is not None and overrides and not experiment:
+    changes = _changes(current, text)
+    if own is not None and overrides and not experiment:
         changes.insert(
-            0, "params.yaml: EXPERIMENT and SET of the run before are off again; repeat what is to stay"
+            0, "params.yaml: EXPERIMENT and SET of the last run no longer apply; repeat what is to stay"
         )
     return changes
 
@@ -79,13 +73,32 @@ def parse_settings(text: str) -> dict[str, Any]:
         if not equals or not name:
             raise InputError(
                 f"SET: {word!r} is not of the form name=value, such as train.epochs=2; "
-                "a value with spaces wants quotes: data.path='my photos'"
+                "put quotes around a value with spaces: data.path='my photos'"
             )
-        values[name] = plain_yaml.read(value, f"SET: {name} = {value[:200]!r}")
+        values[name] = loading.read_yaml(value, f"SET: {name} = {value[:200]!r}")
     return values
 
 
-def _experiment(name: str) -> dict[str, Any]:
+def written_settings(values: Mapping[str, Any]) -> list[str]:
+    """The inverse of `parse_settings`, a word for each value: `train.epochs=2`, `model.widths=[16, 32]`."""
+    return [
+        f"{name}={json.dumps(value) if not isinstance(value, str) else value}"
+        for name, value in values.items()
+    ]
+
+
+def defaults() -> dict[str, Any]:
+    """Every parameter by its name, as YAML has it."""
+    values = Parameters().model_dump(mode="json")
+    height, width = values["data"]["image_size"]
+    values["data"]["image_size"] = height if height == width else [height, width]
+    return flat(values)
+
+
+def experiment_values(name: str) -> dict[str, Any]:
+    """What an experiment changes of the defaults. Raises: InputError: there is none of this name."""
+    if name == DEFAULT:
+        return {}
     known = {
         file.relative_to(EXPERIMENTS).with_suffix("").as_posix(): file for file in EXPERIMENTS.rglob("*.yaml")
     }
@@ -93,48 +106,22 @@ def _experiment(name: str) -> dict[str, Any]:
         close = difflib.get_close_matches(name[:200], known, n=3, cutoff=0.5)
         advice = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
         raise InputError(f"experiment {name[:200]!r} does not exist; {advice}")
-    return mapping(_text(known[name]), str(known[name]))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text in UTF-8: {error}") from None
-
-
-def mapping(text: str, origin: str) -> dict[str, Any]:
-    """Raises: InputError: no YAML, or no mapping."""
-    values = plain_yaml.read(text, origin)
-    if not isinstance(values, dict | None):
-        raise InputError(f"{origin} holds {type(values).__name__} where a mapping of sections is expected")
-    return values or {}
+    return flat(loading.read_mapping(loading.read_text(known[name]), str(known[name])))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"kl": {"max_weight": 1}}` → `{"kl.max_weight": 1}`.
-
-    Raises: InputError: nested deeper than any parameter is.
-    """
+    """`{"kl": {"max_weight": 1}}` → `{"kl.max_weight": 1}`."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        key = f"{prefix}{name}"
-        if key.count(".") > plain_yaml.MAX_DEPTH:
-            raise InputError(f"{key[:200]} is not a parameter; params.yaml names them all")
-        found |= flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
 
 
 def lay_over(text: str, values: Mapping[str, Any]) -> str:
     """The YAML text with values replaced, comments and layout kept."""
-    mapping(text, "params.yaml")
+    loading.read_mapping(text, "params.yaml")  # refuses what is not a mapping, in our words
     yaml = _yaml()
-    try:
-        document = yaml.load(text) or {}
-    except (YAMLError, ValueError, AttributeError) as error:  # the C library, which read it, forgives more
-        raise InputError(f"params.yaml is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict):
-        raise InputError("params.yaml is read in two ways; write it anew: make run EXPERIMENT=default")
+    document = yaml.load(text) or {}
     for key, value in values.items():
         *sections, name = key.split(".")
         place: Any = document
@@ -143,8 +130,9 @@ def lay_over(text: str, values: Mapping[str, Any]) -> str:
         if not isinstance(place, dict) or name not in place:
             like = difflib.get_close_matches(key[:200], flat(document), 1)
             hint = f"did you mean {like[0]}?" if like else "params.yaml names them all"
-            raise InputError(f"{_one_line(key)} is not a parameter; {hint}")
-        _check_plain(key, value)
+            raise InputError(f"{key[:200]!r} is not a parameter; {hint}")
+        if place[name] == value:
+            continue  # keeps the way that it is written
         if isinstance(place[name], list) and isinstance(value, list):
             place[name][:] = value  # keeps its [flow, style]
         else:
@@ -155,11 +143,7 @@ def lay_over(text: str, values: Mapping[str, Any]) -> str:
 
 
 def _changes(old: str, new: str) -> list[str]:
-    try:
-        before = flat(mapping(old, "params.yaml"))
-    except InputError as error:
-        return [f"{error}; it is written anew"]
-    after = flat(mapping(new, "params.yaml"))
+    before, after = (flat(loading.read_mapping(text, "params.yaml")) for text in (old, new))
     return [
         f"params.yaml: {key}: {before.get(key)} → {after.get(key)}"
         for key in after
@@ -176,30 +160,13 @@ def _keep_aside(before: str, written: str) -> None:
     _record().write_text(json.dumps({"before": before, "written": written}), encoding="utf-8")
 
 
-def _kept_aside(standing: str) -> str | None:
-    """The person's own file, where what stands in `params.yaml` is still what an overlay wrote."""
+def _kept_aside(current: str) -> str | None:
+    """The person's own file, where `params.yaml` is still what an overlay wrote."""
     try:
         record = json.loads(_record().read_text(encoding="utf-8"))
-        return record["before"] if record["written"] == standing else None
+        return record["before"] if record["written"] == current else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _check_plain(key: str, value: Any) -> None:
-    """Raises: InputError: no parameter is such a thing, and writing it as YAML could take for ever."""
-    for part in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(part, list | tuple | dict | set):
-            raise InputError(f"{key} is nested; one value, or a list of values, is expected")
-        if isinstance(part, str) and len(part) > LONGEST_TEXT:
-            raise InputError(f"{key} has {len(part):,} characters; at most {LONGEST_TEXT:,} are taken")
-        if isinstance(part, int) and part.bit_length() > 1024:
-            raise InputError(
-                f"{key} is a number of {part.bit_length():,} bits, more than any parameter takes"
-            )
-
-
-def _one_line(text: str) -> str:
-    return text[:200] if text[:200].isprintable() else ascii(text[:200])
 
 
 def _yaml() -> YAML:

@@ -22,7 +22,8 @@ from rich.text import Text
 
 from tasks import workspace
 from tasks.processes import entry
-from vae.config import parameters
+from vae.config import loading
+from vae.config.constants import SPLITS
 from vae.config.errors import InputError
 from vae.validation.fingerprints import Fingerprints
 from vae.validation.inspection import Inspection, inspect
@@ -35,9 +36,9 @@ FAILURE_COLUMNS = ("severity", "rule", "file", "split", "value", "allowed", "wha
 
 def main() -> None:
     shutil.rmtree(workspace.DECODED, ignore_errors=True)  # DVC has taken the results in by now
-    data = parameters.load(workspace.PARAMS).data
+    data = loading.load(workspace.PARAMS).data
     manifest = read_manifest()
-    inspection = inspect(manifest, {split: _read_images(split) for split in workspace.SPLITS}, data)
+    inspection = inspect(manifest, {split: _read_images(split) for split in SPLITS}, data)
     rules = catalogue(data)
     report = _report(rules, inspection, manifest)
     workspace.write_json(workspace.VALIDATION, report)

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from tasks import PROJECT
-from vae.config import parameters
+from vae.config import loading
 from vae.config.errors import InputError
-from vae.config.parameters import Parameters
+from vae.config.resolved import ResolvedParameters, resolve
 
-PARAMS = Path("params.yaml")
+PARAMS, LOCK = Path("params.yaml"), Path("dvc.lock")
 
 IMAGES = Path("data/images")
 DECODED = Path("data/.ingest")  # what an ingest has decoded so far
@@ -40,7 +40,8 @@ LATENTS = REPORTS / "latents.csv"
 PLOTS = REPORTS / "plots"
 REPORT = REPORTS / "report.html"
 
-SPLITS = ("train", "valid", "test")
+JSON_REPORTS = (METRICS, SUMMARY, MONITOR, PREFLIGHT, VALIDATION)
+TABLES = (HISTORY, KL_PER_LATENT, LATENTS)
 
 MLFLOW_PORT = int(os.environ.get("VAE_TRAIN_MLFLOW_PORT", "5000"))
 
@@ -80,18 +81,18 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_parameters() -> Parameters:
+def load_parameters() -> ResolvedParameters:
     """`params.yaml`, a calibrated KL weight as the number that preflight found, and a ramp of steps in epochs.
 
     Raises:
         InputError: a parameter is not allowed, or preflight or ingest has not run.
     """
-    p = parameters.load(PARAMS)
+    p, weight, steps = loading.load(PARAMS), None, 0
     if p.kl.max_weight == "calibrated":
-        p = parameters.with_weight(p, read_json(PREFLIGHT)["calibrated_kl_weight"])
+        weight = read_json(PREFLIGHT)["calibrated_kl_weight"]
     if p.kl.annealing_steps is not None:
-        p = parameters.with_ramp(p, p.train.steps_per_epoch(_training_images()))
-    return p
+        steps = p.train.steps_per_epoch(_training_images())
+    return resolve(p, steps, weight)
 
 
 def _training_images() -> int:

@@ -37,10 +37,11 @@ from tasks.tracking import store
 from vae.config import parameters
 from vae.config.errors import InputError
 from vae.config.parameters import Data
+from vae.config.preprocessing import Preprocessing
 from vae.data import images, sources
-from vae.data.images import Preprocessing, UnusableImage
-from vae.losses.objective import Likelihood
+from vae.data.images import UnusableImage
 from vae.models import saved
+from vae.models.likelihood import Likelihood
 from vae.models.vae import VAE
 from vae.report import page as report
 from vae.training import checkpoint

@@ -52,7 +52,7 @@ def export(saved: Saved, output: Path) -> float:
     except ModuleNotFoundError as error:
         raise InputError(f"ONNX needs the package {error.name}: pip install -e '.[onnx]'") from None
 
-    channels, height, width = saved.image_shape
+    channels, height, width = saved.config.image_shape
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (5, height, width, channels), dtype=np.uint8)
     encoder = _Encoder(saved.model.cpu()).eval()
@@ -73,7 +73,7 @@ def export(saved: Saved, output: Path) -> float:
     program.model.metadata_props.update(
         {
             "preprocess": _preprocess(saved),
-            "preprocessing": json.dumps(saved.preprocessing),
+            "preprocessing": json.dumps(saved.config.preprocessing.to_dict()),
             "weights.sha256": saved.sha256,
         }
     )
@@ -104,12 +104,11 @@ def _difference(file: Path, encoder: nn.Module, images: NDArray[np.uint8]) -> fl
 
 
 def _preprocess(saved: Saved) -> str:
-    height, width, channels = (saved.preprocessing[name] for name in ("height", "width", "channels"))
-    binarise = saved.preprocessing.get("binarise", "none")
+    made = saved.config.preprocessing
     return PREPROCESS.format(
-        mode="grey" if channels == 1 else "RGB",
-        height=height,
-        width=width,
-        channels=channels,
-        binarise="" if binarise == "none" else f"; then binarised ({binarise}): 0 or 255",
+        mode="grey" if made.channels == 1 else "RGB",
+        height=made.height,
+        width=made.width,
+        channels=made.channels,
+        binarise="" if made.binarise == "none" else f"; then binarised ({made.binarise}): 0 or 255",
     )

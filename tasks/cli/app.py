@@ -41,9 +41,9 @@ def _store_is_away(error: Exception) -> bool:
     """Whether MLflow's store did not answer; files of this machine have their own messages."""
     if "mlflow" not in sys.modules:
         return False
-    from tasks.tracking import outbox
+    from tasks.tracking import store
 
-    return not isinstance(error, OSError) and outbox.is_away(error)
+    return not isinstance(error, OSError) and store.is_away(error)
 
 
 def _one_line(error: Exception) -> str:
@@ -149,8 +149,8 @@ def score(
     they are kept with the model.
     """
     from tasks.cli import apply
+    from vae.config.text import printable
     from vae.inference import scoring
-    from vae.report.page import printable
 
     if to is not None:
         apply.check_table_name(to)
@@ -166,7 +166,7 @@ def score(
 
     origin = "given" if threshold is not None else None
     if origin is None and limit is not None:
-        origin = f"the {percentile:g}th percentile of the {named.saved.valid['images']:,} validation images' scores"
+        origin = f"the {percentile:g}th percentile of the {named.saved.config.valid.images:,} validation images' scores"
     if limit is None:
         say(
             "no threshold: this model was saved before scores were kept with it; give --threshold, or train again"

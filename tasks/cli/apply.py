@@ -23,11 +23,12 @@ from tasks import workspace
 from tasks.tracking.lookup import here
 from vae.compute.devices import Compute
 from vae.config.errors import InputError
+from vae.config.preprocessing import Preprocessing
 from vae.data import images, sources
-from vae.data.images import Preprocessing, UnusableImage
+from vae.data.images import UnusableImage
 from vae.data.sources import Item, shown
-from vae.inference import scoring
-from vae.losses.objective import kl_per_latent
+from vae.inference import generate, scoring
+from vae.losses.elbo import kl_per_latent
 from vae.metrics import measurement
 from vae.metrics.measurement import BATCH
 from vae.models.saved import WEIGHTS, Saved, weights_hash
@@ -126,7 +127,7 @@ def reading(path: Path, saved: Saved, without: Collection[str] = frozenset()) ->
         items = [Item(shown(path.name), None, None, partial(images.read_file, path))]
     if not items:
         raise InputError(f"{shown(str(path))!r} is empty")
-    return Reading(items, Preprocessing.from_dict(saved.preprocessing), without)
+    return Reading(items, saved.config.preprocessing, without)
 
 
 def trained_on() -> set[str]:
@@ -197,7 +198,7 @@ def score(saved: Saved, source: Reading, threshold: float | None, compute: Compu
 def reconstruct(saved: Saved, source: Reading, output: Path, pairs: bool, compute: Compute) -> None:
     """A PNG for each image, PATH.png below `output`; pairs: the image as the model saw it on its left."""
     for items, pixels in source.batches():
-        copies = measurement.reconstruct(saved.model, pixels, saved.likelihood, compute)
+        copies = generate.reconstruct(saved.model, pixels, saved.likelihood, compute)
         for item, image in zip(
             items, np.concatenate([pixels, copies], axis=2) if pairs else copies, strict=True
         ):

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import psutil
 
 from tasks import source, workspace
-from tasks.processes.lock import free_dvc, hold
-from tasks.tracking import lineage
-from vae.config import parameters
+from tasks.processes import dvc_files
+from tasks.processes.lock import hold
+from vae.config import loading
 from vae.config.errors import InputError
 
 FREE_GB = 2.0  # a run on a few thousand images, its cache, its MLflow artifacts
@@ -61,13 +61,13 @@ def mend() -> list[str]:
     """
     done = []
     with hold(workspace.root() / ".run" / "workspace.lock", "vae doctor --mend"):
-        removed = free_dvc(workspace.root())
+        removed = dvc_files.free_dvc(workspace.root())
         if removed is None:
             raise InputError("a DVC is at work here: wait for it to end, or stop it, then mend")
         if removed:
             done.append(".dvc/tmp/rwlock: what dead processes had left there is removed")
-        if lineage.lock_is_torn():
-            done.append(lineage.restore_lock())
+        if dvc_files.lock_is_torn():
+            done.append(dvc_files.restore_lock())
     return done
 
 
@@ -160,13 +160,13 @@ def disk() -> Iterator[Check]:
 
 
 def params() -> Iterator[Check]:
-    p = parameters.load(workspace.PARAMS)
+    p = loading.load(workspace.PARAMS)
     yield Check("params", "ok", f"{workspace.PARAMS} is valid; data.source = {p.data.source}")
 
 
 def data() -> Iterator[Check]:
     try:
-        p = parameters.load(workspace.PARAMS)
+        p = loading.load(workspace.PARAMS)
     except InputError:
         return  # told by the check before
     source.check(p.data)
@@ -198,7 +198,7 @@ def stages() -> Iterator[Check]:
     except ValueError:
         reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         busy = "lock" in reason or "busy" in reason
-        if lineage.lock_is_torn():
+        if dvc_files.lock_is_torn():
             reason, busy = "dvc.lock is half written: `vae doctor --mend`", False
         yield Check("stages", "note" if busy else "problem", f"`dvc status` failed: {reason}")
         return

@@ -31,8 +31,9 @@ from tasks.cli import differences
 from tasks.cli.differences import Difference
 from tasks.processes import entry
 from tasks.processes.lock import hold
-from tasks.processes.supervisor import supervised_dvc
+from tasks.processes.owner import owned_dvc
 from tasks.tracking import lineage, store
+from vae.config import loading
 from vae.config.errors import InputError
 from vae.models import saved
 
@@ -216,7 +217,7 @@ def find_beside(root: Path, tree: Path, name: str) -> str:
         InputError: it is not there any more.
     """
     text = (tree / workspace.PARAMS).read_text(encoding="utf-8")
-    value = overlay.flat(overlay.mapping(text, str(workspace.PARAMS))).get(name)
+    value = overlay.flat(loading.read_mapping(text, str(workspace.PARAMS))).get(name)
     if not value or (tree / value).exists():
         return str(value)
     if not (root / value).exists():
@@ -277,7 +278,7 @@ def _dvc(recorded: Recorded, tree: Path, *arguments: str) -> tuple[int, str]:
     if threads := recorded.tags.get("compute.threads"):
         environment["OMP_NUM_THREADS"] = threads
     last = ""
-    with supervised_dvc(["--cd", str(tree), *arguments], environment, PROJECT) as process:
+    with owned_dvc(["--cd", str(tree), *arguments], environment, PROJECT) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.lower().startswith("error: "):

@@ -15,8 +15,8 @@ from tasks import workspace
 from tasks.tracking import lookup, promotion, registry, store
 from tasks.tracking.lookup import here, reason_of, version_of
 from vae.config.errors import InputError
+from vae.config.text import number
 from vae.models.saved import WEIGHTS, weights_hash
-from vae.report.page import number
 
 _RUN_NAME = re.compile(r"[\w.=+-]+")  # as flows.runs makes them: leaves-epochs=2-20260131-120000
 
@@ -108,11 +108,6 @@ def compare(one: Run, other: Run) -> Comparison:
             name: (first.get(name), second.get(name)) for name in (*first, *(second.keys() - first.keys()))
         }
 
-    def test(run: Run) -> dict[str, float]:
-        return {
-            name.removeprefix("test/"): v for name, v in run.data.metrics.items() if name.startswith("test/")
-        }
-
     told = {
         "verdict": store.VERDICT,
         "data": "data.sha256",
@@ -128,7 +123,7 @@ def compare(one: Run, other: Run) -> Comparison:
     return Comparison(
         names=(str(one.info.run_name), str(other.info.run_name)),
         about=about,
-        metrics=dict(sorted(pairs(test(one), test(other)).items())),
+        metrics=dict(sorted(pairs(registry.test_metrics(one), registry.test_metrics(other)).items())),
         parameters={name: pair for name, pair in sorted(parameters.items()) if pair[0] != pair[1]},
     )
 

@@ -10,7 +10,7 @@ import sys
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tasks.processes import entry
+from tasks.processes import entry, git
 from tasks.tracking import lineage, store
 from vae.config.errors import InputError
 
@@ -72,11 +72,11 @@ def described(run: Run) -> list[tuple[str, str]]:
 
 def _of_revision(what: str) -> list[str]:
     """The searches for a commit: what was trained at it, and what its dvc.lock records."""
-    revision = next((ref for ref in lineage.experiments() if ref.endswith(f"/{what}")), what)
-    commit = lineage.git_says("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    revision = next((ref for ref in git.experiments() if ref.endswith(f"/{what}")), what)
+    commit = git.says("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     if commit is None:
         return []
-    hashed = lineage.stage_hash(lineage.git_says("show", f"{commit}:{lineage.LOCK}") or "", "train")
+    hashed = lineage.stage_hash(git.says("show", f"{commit}:{lineage.LOCK}") or "", "train")
     searches = [f"tags.`{STAGE}` = '{hashed}'"] if hashed else []
     trained_at = f"tags.`git.commit` = '{commit}'"
     # An experiment's commit holds results; a person's commit is one to train at.

@@ -38,13 +38,13 @@ def living(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def left_behind(folder: Path) -> Iterator[str]:
-    """The names on notes of dead processes; each note is removed once the loop has gone on from it."""
+def left_behind(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and content of the notes of dead processes; each is removed once the loop has gone on from it."""
     for note in sorted(folder.glob("*.json")):
         try:
             with FileLock(note.with_suffix(".lock"), timeout=0):
                 if note.exists():  # it may have ended properly since the list was made
-                    yield note.stem
+                    yield note.stem, _read(note)
                     _remove(note)
         except Timeout:
             continue

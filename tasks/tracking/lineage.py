@@ -5,18 +5,18 @@ import json
 import os
 import platform
 import re
-import shutil
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
 
 from tasks import workspace
+from tasks.processes import git
+from vae.config.constants import SPLITS
 from vae.config.parameters import Parameters
 
-LOCK = Path("dvc.lock")
+LOCK = workspace.LOCK
 
 # The flow gives these to the stages that it runs.
 FLOW_RUN_ID, FLOW_RUN_NAME, FLOW_RUN_URL = (
@@ -40,20 +40,20 @@ SWITCHES = (
 MANY = 100  # changed files that a tag names; "…" stands for the others
 
 
-def git() -> dict[str, str]:
+def commit() -> dict[str, str]:
     """`git.commit`, `git.dirty` and `git.changed`: the files that differ from the commit, a line each.
 
     Outside a repository the commit that a container image was built from.
     """
-    commit = git_says("rev-parse", "HEAD")
-    if commit is None:
+    head = git.says("rev-parse", "HEAD")
+    if head is None:
         return {"git.commit": os.environ["GIT_COMMIT"]} if os.environ.get("GIT_COMMIT") else {}
-    changed = (git_says("diff", "--name-only", "--relative", "-z", "HEAD") or "").split("\0")
+    changed = (git.says("diff", "--name-only", "--relative", "-z", "HEAD") or "").split("\0")
     # dvc.lock changes while the pipeline runs: it records results, it does not shape them.
     changed = [name for name in changed if name and name != str(LOCK)]
     named = [*changed[:MANY], *(["…"] if len(changed) > MANY else [])]
     return {
-        "git.commit": commit,
+        "git.commit": head,
         "git.dirty": str(bool(changed)).lower(),
         "git.changed": "\n".join(named),
     }
@@ -61,47 +61,12 @@ def git() -> dict[str, str]:
 
 def commit_url(commit: str) -> str | None:
     """Where the commit can be looked at: on the host of the remote `origin`, where that is a web host."""
-    remote = git_says("remote", "get-url", "origin") or ""
+    remote = git.says("remote", "get-url", "origin") or ""
     # https://user:secret@host/path.git and git@host:path.git; who logs in there, and how, is left out
     found = re.fullmatch(
         r"(?:https?://(?:[^/@]*@)?|ssh://git@|git@)([\w.-]+)(?::\d+/|[:/])(.+?)(?:\.git)?/?", remote
     )
     return f"https://{found[1]}/{found[2]}/commit/{commit}" if found else None
-
-
-def experiments() -> list[str]:
-    """The references of all DVC experiments; what DVC keeps beside them for its own use is left out."""
-    refs = (git_says("for-each-ref", "--format=%(refname)", "refs/exps") or "").splitlines()
-    return [ref for ref in refs if re.fullmatch(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/[^/]+", ref)]
-
-
-def lock_is_torn() -> bool:
-    """Whether DVC would refuse to read dvc.lock."""
-    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
-    from voluptuous import Invalid
-
-    if not LOCK.exists():
-        return False
-    try:
-        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(LOCK) or {})
-    except (YAMLError, Invalid, UnicodeDecodeError):
-        return True
-    return False
-
-
-def restore_lock() -> str:
-    """Puts the committed dvc.lock in the place of one that a killed DVC has left half written; says what was done.
-
-    DVC writes the file in place. What stages had finished since the commit DVC finds in its cache of runs.
-    """
-    if "<<<<<<<" in LOCK.read_text(encoding="utf-8", errors="replace"):
-        return f"{LOCK} holds a conflict of a merge: settle it, for instance by `git checkout --ours {LOCK}`"
-    torn = workspace.root() / ".run" / f"{LOCK}.torn"
-    torn.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(LOCK, torn)
-    committed = git_says("checkout", "--", str(LOCK)) is not None
-    now = "the committed one stands in its place" if committed else "DVC begins a new one"
-    return f"{LOCK} was half written, by a DVC that was killed; it is {torn} now, and {now}"
 
 
 def flow() -> dict[str, str]:
@@ -119,7 +84,7 @@ def flow() -> dict[str, str]:
 def data(folder: Path = Path()) -> dict[str, str]:
     """`data.sha256`: one hash over the three arrays of a workspace."""
     digest = hashlib.sha256()
-    for split in workspace.SPLITS:
+    for split in SPLITS:
         digest.update(workspace.sha256(folder / workspace.images(split)).encode())
     return {"data.sha256": digest.hexdigest()}
 
@@ -149,21 +114,10 @@ def stage(name: str) -> dict[str, str]:
 
 def stage_hash(lock: str, name: str) -> str | None:
     """Of a stage's entry in the text of a dvc.lock; None where it has none."""
-    from ruamel.yaml import YAML
-
     stages: dict[str, Any] = (YAML(typ="safe").load(lock) or {}).get("stages", {})
     if name not in stages:
         return None
     return hashlib.sha256(json.dumps(stages[name], sort_keys=True).encode()).hexdigest()
-
-
-def git_says(*arguments: str) -> str | None:
-    """What Git prints in the working folder; None where it fails or is not there."""
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout.rstrip("\n") if done.returncode == 0 else None
 
 
 def _cpu() -> str:

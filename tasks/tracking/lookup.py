@@ -58,9 +58,9 @@ def model_uri(name: str) -> str:
 
 def registered_name() -> str:
     """`evaluate.register_as` of the workspace."""
-    from vae.config import parameters
+    from vae.config import loading
 
-    return parameters.load(here(workspace.PARAMS)).evaluate.register_as
+    return loading.load(here(workspace.PARAMS)).evaluate.register_as
 
 
 def here(path: Path) -> Path:

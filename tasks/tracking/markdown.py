@@ -3,7 +3,7 @@
 import re
 from urllib.parse import quote
 
-from vae.report.page import printable
+from vae.config.text import printable
 
 
 def plain(text: str) -> str:

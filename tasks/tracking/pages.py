@@ -4,24 +4,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tasks.tracking.markdown import plain
-from vae.config.parameters import Parameters
+from vae.config.resolved import ResolvedParameters
+from vae.config.text import number
 from vae.models.saved import Saved
-from vae.report.page import number
+from vae.report.numbers import KEY_NUMBERS
 
 LONGEST = 4900  # characters; the registry's column ends at 5,000
 THUMBNAIL = "plots/reconstructions_median.png"
-NUMBERS = (
-    ("ELBO, nats per image", "elbo"),
-    ("negative log-likelihood, nats", "nll"),
-    ("KL, nats", "kl"),
-    ("active units", "active_units"),
-    ("informative units", "informative_units"),
-    ("mean squared error (z = μ)", "mse"),
-    ("mean squared error (z sampled)", "mse_sampled"),
-    ("SSIM", "ssim"),
-    ("linear probe", "probe_accuracy"),
-)
-
 Metrics = Mapping[str, float | None]
 
 
@@ -63,17 +52,17 @@ def of_version(
     name: str,
     version: str,
     saved: Saved,
-    p: Parameters,
+    p: ResolvedParameters,
     monitor: Mapping[str, Any],
     test: Metrics,
     data_sha256: str,
     promotion: str | None,
 ) -> str:
     """The card of a model: what it was trained on, how good it is, how to use it, and what it is not for."""
-    channels, height, width = saved.image_shape
+    channels, height, width = saved.config.image_shape
     kind = "in colour" if channels == 3 else "in grey"
     trained = (
-        f"{number(saved.train.get('images'))} images of {height}×{width} pixels {kind} from `{p.data.source}` "
+        f"{number(saved.config.train.get('images'))} images of {height}×{width} pixels {kind} from `{p.data.source}` "
         f"({plain(p.data.path)}); data {data_sha256[:12]}, weights {saved.sha256[:12]}"
     )
     uri = f"models:/{name}/{version}"
@@ -82,8 +71,8 @@ def of_version(
         f"## What {plain(name)} version {version} is",
         f"- trained on {trained}\n"
         f"- a {plain(p.model.architecture)} network with {p.model.latent_dim} latents, "
-        f"{saved.likelihood.kind} likelihood, KL weight {number(p.kl.weight)}; epoch {saved.kept_epoch} was kept"
-        + (f"\n- {plain(promotion)}" if promotion else ""),
+        f"{saved.likelihood.kind} likelihood, KL weight {number(p.kl.max_weight)}; "
+        f"epoch {saved.config.kept_epoch} was kept" + (f"\n- {plain(promotion)}" if promotion else ""),
         f"## How good: {number(test.get('images'))} test images",
         _table(test),
         "## How to use it",
@@ -107,7 +96,7 @@ def of_version(
 
 
 def _limits(saved: Saved, monitor: Mapping[str, Any]) -> Iterator[str]:
-    _, height, width = saved.image_shape
+    _, height, width = saved.config.image_shape
     if monitor.get("verdict") != "healthy":
         yield "It is not healthy: latents, samples and scores may mean nothing."
     for line in _list(monitor, "warnings"):
@@ -133,7 +122,7 @@ def _few(test: Metrics) -> str:
 
 
 def _table(test: Metrics) -> str:
-    rows = [f"| {name} | {number(test[key])} |" for name, key in NUMBERS if test.get(key) is not None]
+    rows = [f"| {n.label} | {number(test[n.key])} |" for n in KEY_NUMBERS if test.get(n.key) is not None]
     return "\n".join(["| on the test split | |", "| --- | --- |", *rows])
 
 

@@ -21,10 +21,11 @@ from tasks.processes.lock import hold
 from tasks.tracking import lineage, lookup, promotion_rule, registry
 from tasks.tracking.promotion_rule import Contender, Decision, Floats
 from tasks.tracking.registry import CHAMPION
+from tasks.tracking.store import VERDICT, WEIGHTS
 from vae.compute import devices
 from vae.compute.batches import open_images
 from vae.config.errors import InputError
-from vae.metrics.measurement import elbo_per_image
+from vae.inference.scoring import elbo_per_image
 
 DATA = "evaluated.data.sha256"  # tag of a run: what it was evaluated on last
 DECISION, SENTENCE = "promotion.json", "promotion"
@@ -36,7 +37,7 @@ MOST_CHAMPIONS = 100
 @contextmanager
 def alone() -> Iterator[None]:
     """One at a time: who reads the champion and who moves the alias is the same. For the processes of this machine."""
-    with hold(workspace.root() / ".run" / "promotion.lock", "a promotion", seconds=600, tell=True):
+    with hold(workspace.root() / ".run" / "promotion.lock", "a promotion", seconds=600):
         yield
 
 
@@ -94,14 +95,14 @@ def judge(client: MlflowClient, version: ModelVersion) -> Decision:
 
 def contender(client: MlflowClient, version: ModelVersion) -> Contender:
     run = registry.run_behind(client, version)
-    parameters, metrics = (run.data.params, run.data.metrics) if run else ({}, {})
+    parameters = run.data.params if run else {}
     return Contender(
         version=str(version.version),
-        verdict=version.tags.get(registry.VERDICT, "unknown"),
-        weights=version.tags.get(registry.WEIGHTS),
+        verdict=version.tags.get(VERDICT, "unknown"),
+        weights=version.tags.get(WEIGHTS),
         data=data_of(run) if run else None,
         likelihood=version.tags.get(registry.LIKELIHOOD) or parameters.get("objective.likelihood"),
-        metrics={n.removeprefix("test/"): value for n, value in metrics.items() if n.startswith("test/")},
+        metrics=registry.test_metrics(run) if run else {},
         rolled_back=version.tags.get(ROLLED_BACK),
     )
 

@@ -13,12 +13,13 @@ from mlflow.exceptions import MlflowException
 
 from tasks import PROJECT, workspace
 from tasks.tracking import pages
+from tasks.tracking.store import VERDICT, WEIGHTS
 from vae.models import saved as saved_files
 from vae.models.saved import Saved
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-# Tags of a version. Its run is the latest that evaluated it, which may be another one than made it.
-WEIGHTS, PRIOR, VERDICT, RUN = "weights.sha256", "prior.sha256", "verdict", "run_id"
+# Tags of a version, beside those of `store`. Its run is the latest that evaluated it, not always the one that made it.
+PRIOR, RUN = "prior.sha256", "run_id"
 LIKELIHOOD, IMAGE = "likelihood", "image"
 
 _SERVED_WITH = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors", "torch")
@@ -33,7 +34,7 @@ def register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdict
             client.create_registered_model(name, description=pages.of_name(name))
         source = f"models:/{logged.model_id}"
         number = client.create_model_version(name, source, run_id, model_id=logged.model_id).version
-    channels, height, width = saved.image_shape
+    channels, height, width = saved.config.image_shape
     tags = {
         WEIGHTS: saved.sha256,
         PRIOR: prior_hash(),
@@ -49,7 +50,7 @@ def register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdict
 
 
 def _log(saved: Saved) -> Any:
-    channels, height, width = saved.image_shape
+    channels, height, width = saved.config.image_shape
     example = np.zeros((2, height, width, channels), np.uint8)
     return mlflow.pyfunc.log_model(
         name="model",
@@ -100,3 +101,9 @@ def run_behind(client: MlflowClient, version: ModelVersion) -> Run | None:
         if error.get_http_status_code() >= 500:
             raise
         return None
+
+
+def test_metrics(run: Run) -> dict[str, float]:
+    """The metrics of the test split, by their names without the split."""
+    found = run.data.metrics.items()
+    return {name.removeprefix("test/"): value for name, value in found if name.startswith("test/")}

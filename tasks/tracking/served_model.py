@@ -34,14 +34,12 @@ class ServedVAE(PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
-        from vae.data.images import Preprocessing
         from vae.models import saved
 
         self.saved = saved.load(Path(context.artifacts["vae"]))
-        self.preprocessing = Preprocessing.from_dict(self.saved.preprocessing)
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:
-        from vae.inference import scoring
+        from vae.inference import generate, scoring
         from vae.metrics import measurement
 
         task = (params or {}).get("task", "encode")
@@ -51,7 +49,7 @@ class ServedVAE(PythonModel):
         images = self.prepared(given)
         compute = self.saved.compute()
         if task == "reconstruct":
-            copies = measurement.reconstruct(self.saved.model, images, self.saved.likelihood, compute)
+            copies = generate.reconstruct(self.saved.model, images, self.saved.likelihood, compute)
             return (
                 [_as_png(copy) for copy in copies] if all(isinstance(row, str) for row in given) else copies
             )
@@ -74,7 +72,7 @@ class ServedVAE(PythonModel):
         images = []
         for number, row in enumerate(rows):
             try:
-                images.append(load(_content(row), self.preprocessing))
+                images.append(load(_content(row), self.saved.config.preprocessing))
             except (UnusableImage, ValueError, TypeError) as error:
                 raise refused(f"image {number}: {error}") from None
         return np.stack(images)

@@ -1,33 +1,35 @@
-"""MLflow: one run for one trained model, found again by the hash of its weights."""
+"""MLflow's store: connected to, done without where it does not answer, and asked for the run of a model."""
 
-import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import mlflow
-import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run
+from mlflow.entities import Metric, Param, Run
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from tasks import workspace
 from tasks.processes import run_notes
 from tasks.processes.lock import hold
-from tasks.tracking import lineage, outbox, pages, promotion, registry
-from tasks.tracking.registry import CANDIDATE, VERDICT, WEIGHTS
+from tasks.tracking import lineage
+from vae.config import loading
 from vae.config.parameters import Parameters
-from vae.models.saved import Saved, weights_hash
-from vae.report.facts import Origin
+from vae.models.saved import weights_hash
 
 EXPERIMENT = "vae-train"
-EVALUATED = "evaluated."  # the commit whose code made the final metrics, which may be a later one
-NOTE = "mlflow.note.content"  # what the page of a run begins with
+WEIGHTS, VERDICT, ENDED = "weights.sha256", "verdict", "ended"  # tags of a run
+
+_AT_ONCE = 100  # parameters in a request; MLflow's own limit
+
+log = logging.getLogger(__name__)
 
 
 def uri() -> str:
@@ -35,14 +37,11 @@ def uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.root() / 'mlflow.db'}"
 
 
-def connect(send_kept: bool = True) -> tuple[MlflowClient, str]:
-    """The store. The first use creates or migrates its database, which two processes may not do at once.
+def connect() -> tuple[MlflowClient, str]:
+    """A client, and the id of the experiment.
 
-    What earlier trainings could not tell is sent, and the runs of dead processes are ended, unless another
-    process is doing that.
-
-    Returns:
-        A client, and the id of the experiment.
+    The first use creates or migrates the database, which two processes may not do at once. Runs of dead processes
+    are ended, unless another process is doing that.
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -59,38 +58,57 @@ def connect(send_kept: bool = True) -> tuple[MlflowClient, str]:
                 tags={"mlflow.experimentKind": "custom_model_development"},  # the UI's pages for training
             )
     experiment_id = mlflow.set_experiment(EXPERIMENT).experiment_id
-    if send_kept:
-        with contextlib.suppress(Timeout), FileLock(root / ".run" / "mlflow-unsent.lock", timeout=0):
-            _tidy(client, experiment_id)
+    with suppress(Timeout), FileLock(root / ".run" / "mlflow-tidy.lock", timeout=0):
+        _end_dead_runs(client)
     return client, experiment_id
 
 
-def _tidy(client: MlflowClient, experiment_id: str) -> None:
-    """Sends what was kept, and gives the runs of dead processes the status that they ended with, or KILLED."""
-    for run_id in outbox.send_kept(client, experiment_id):
-        print(f"MLflow answers again: what it missed of run {run_id} is sent", flush=True)
-    for run_id in run_notes.left_behind(running()):
-        run = client.get_run(run_id) if outbox.exists(client, run_id) else None
-        if run is not None and run.info.status == "RUNNING":
-            client.set_tag(run_id, "ended", run.data.tags.get("ended", "KILLED"))
-            client.set_terminated(run_id, run.data.tags.get("ended", "KILLED"))
+def _end_dead_runs(client: MlflowClient) -> None:
+    """A run whose process is gone gets the tags and the status that its note has for it, else KILLED."""
+    for run_id, note in run_notes.left_behind(notes()):
+        if not exists(client, run_id):
+            continue
+        set_tags(client, run_id, note.get("tags", {}))
+        run = client.get_run(run_id)
+        if run.info.status == "RUNNING":
+            status = run.data.tags.get(ENDED, note.get("status", "KILLED"))
+            client.set_tag(run_id, ENDED, status)
+            client.set_terminated(run_id, status)
 
 
-def running() -> Path:
-    """Notes of the runs that processes of this workspace work for."""
+def notes() -> Path:
+    """Of the runs that processes of this workspace work for."""
     return workspace.root() / ".run" / "mlflow_runs"
 
 
+def is_away(error: Exception) -> bool:
+    """Whether the store is at fault (does not answer, is full or damaged), and not what it was asked."""
+    if isinstance(error, MlflowException):
+        # A damaged database is a bad request to MLflow.
+        return error.get_http_status_code() >= 500 or isinstance(error.__cause__, SQLAlchemyError)
+    return isinstance(error, SQLAlchemyError | OSError)
+
+
 @contextmanager
-def away(what: str) -> Iterator[None]:
-    """Where the store does not answer, that is told and the work goes on."""
+def away(consequence: str) -> Iterator[None]:
+    """Where the store does not answer, a warning names the consequence, and the work goes on."""
     try:
         yield
     except Exception as error:
-        if not outbox.is_away(error):
+        if not is_away(error):
             raise
         reason = [*str(error).strip().splitlines(), type(error).__name__][0][:200]
-        print(f"WARNING: MLflow at {mlflow.get_tracking_uri()}: {reason}; {what}", flush=True)
+        log.warning("MLflow at %s: %s; %s", mlflow.get_tracking_uri(), reason, consequence)
+
+
+def exists(client: MlflowClient, run_id: str) -> bool:
+    """False where a person has deleted it. Raises: what the store raises where it does not answer."""
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if is_away(error):
+            raise
+        return False
 
 
 def run_of(weights_sha256: str) -> Run:
@@ -110,92 +128,56 @@ def run_here() -> Run:
     return run_of(weights_hash(workspace.MODEL))
 
 
-def log_evaluation(
-    saved: Saved,
-    metrics: Mapping[str, Mapping[str, float | None]],
-    monitor: Mapping[str, Any],
-    plots: Path,
-    make_report: Callable[[Origin], str],
-    p: Parameters,
-    test_elbos: np.ndarray,
-) -> str:
-    """Metrics, plots, report and model into the run of these weights; returns the model's URI.
-
-    make_report gives the report as HTML with what the tracked one can not have: links, and the champion.
-    test_elbos: (N,), the ELBO of each test image in nats, by which `tasks.tracking.promotion` compares models.
-    """
-    run = run_of(saved.sha256)
-    client, run_id, name = MlflowClient(), run.info.run_id, p.evaluate.register_as
-    evaluated = {EVALUATED + tag: value for tag, value in lineage.git().items()}
-    tags = {**lineage.subject(p), **lineage.stage("train"), **evaluated, VERDICT: monitor["verdict"]}
-    for tag, value in tags.items():
-        client.set_tag(run_id, tag, value)
-    client.update_run(run_id, name=_with_verdict(run, monitor["verdict"]))
-    numbers = {
-        f"{split}/{metric}": value
-        for split, values in metrics.items()
-        for metric, value in values.items()
-        if isinstance(value, int | float)
-    }
-    # Validation's curves keep their epochs; a final number stands under a name of its own.
-    with _reopened(client, run), mlflow.start_run(run_id=run_id, log_system_metrics=False):
-        mlflow.log_metrics({key.replace("valid/", "final_valid/"): value for key, value in numbers.items()})
-        mlflow.log_artifacts(str(plots), "plots")
-        for report in (
-            workspace.METRICS,
-            workspace.SUMMARY,
-            workspace.LATENTS,
-            workspace.MONITOR,
-            workspace.PREFLIGHT,
-            workspace.VALIDATION,
-            workspace.HISTORY,
-            workspace.KL_PER_LATENT,
-            workspace.PARAMS,
-            lineage.LOCK,
-        ):
-            if report.exists():
-                mlflow.log_artifact(str(report))
-        data = lineage.data()["data.sha256"]
-        promotion.keep_scores(client, run_id, test_elbos, data)
-        version = registry.register(client, saved, run_id, name, monitor["verdict"])
-        model_uri = f"models:/{name}/{version.version}"
-        champion = champion_of(client, name)
-        sentence = None
-        if p.promote.mode != "disabled":
-            sentence = promotion.consider(client, version, p.promote.mode)
-            print(
-                f"promotion{' (dry run)' if p.promote.mode == 'dry_run' else ''}: version {version.version} {sentence}"
-            )
-        test = metrics["test"]
-        client.set_tag(run_id, NOTE, pages.of_run(run_id, monitor, test, sentence, model_uri))
-        card = pages.of_version(name, version.version, saved, p, monitor, test, data, sentence)
-        client.update_model_version(name, version.version, card)
-        mlflow.log_text(make_report(origin(client.get_run(run_id), sentence, champion)), "report.html")
-    return model_uri
+def _run_from_files(client: MlflowClient, experiment_id: str, weights_sha256: str) -> Run:
+    tags = {WEIGHTS: weights_sha256, "made_from_files": "true"}
+    tags |= {**lineage.commit(), **lineage.flow(), **lineage.data()}
+    run = client.create_run(experiment_id, tags=tags)
+    log.info("MLflow has no run of these weights; made run %s from the files", run.info.run_name)
+    complete_from_files(client, run.info.run_id)
+    client.set_terminated(run.info.run_id)
+    return client.get_run(run.info.run_id)
 
 
-@contextmanager
-def _reopened(client: MlflowClient, run: Run) -> Iterator[None]:
-    """Whatever ends an evaluation, its run keeps the status that the training ended with."""
-    run_id = run.info.run_id
-    with run_notes.noted(running(), run_id, {"pid": os.getpid()}):
-        try:
-            yield
-        finally:
-            client.set_terminated(run_id, run.data.tags.get("ended", "FINISHED"))
+def complete_from_files(client: MlflowClient, run_id: str) -> None:
+    """What the run of the workspace's model may lack, since the store was away: parameters and epochs."""
+    parameters = flat_parameters(loading.load(workspace.PARAMS)) if workspace.PARAMS.exists() else {}
+    history = pd.read_csv(workspace.HISTORY).to_dict("records") if workspace.HISTORY.exists() else []
+    backfill(client, run_id, parameters, history)  # type: ignore[arg-type]  # keys are str
 
 
-def _with_verdict(run: Run, verdict: str) -> str:
-    """The run's name, ended by the verdict; that of an earlier evaluation goes."""
-    return f"{str(run.info.run_name).removesuffix('-' + run.data.tags.get(VERDICT, verdict))}-{verdict}"
+def backfill(
+    client: MlflowClient, run_id: str, parameters: Mapping[str, Any], history: Iterable[Mapping[str, float]]
+) -> None:
+    """Logs what a run lacks of these parameters and of these rows of a history."""
+    known = client.get_run(run_id).data.params
+    missing = [Param(name, str(value)) for name, value in parameters.items() if name not in known]
+    for start in range(0, len(missing), _AT_ONCE):
+        client.log_batch(run_id, params=missing[start : start + _AT_ONCE])
+    epochs = {metric.step for metric in client.get_metric_history(run_id, "valid/kl")}
+    for row in history:
+        if int(row["epoch"]) not in epochs:
+            client.log_batch(run_id, metrics_of(row))
 
 
-def point_candidate(weights_sha256: str, name: str) -> None:
-    """Moves the alias `candidate` to the version with these weights, where the registry has one."""
-    client, _ = connect()
-    number = registry.version_with(client, name, weights_sha256, registry.prior_hash())
-    if number is not None:
-        client.set_registered_model_alias(name, CANDIDATE, number)
+def metrics_of(row: Mapping[str, float]) -> list[Metric]:
+    """Of a row of a history, by its epoch."""
+    step = int(row["epoch"])
+    return [Metric(name, float(value), 0, step) for name, value in row.items() if name != "epoch"]
+
+
+def flat_parameters(p: Parameters) -> dict[str, Any]:
+    """`{"train.epochs": 60, …}`, and `seed`."""
+    return {
+        f"{section}.{key}": value
+        for section, values in p.model_dump().items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+    } | {"seed": p.seed}
+
+
+def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    for name, value in tags.items():
+        client.set_tag(run_id, name, value)
 
 
 def links(run: Run) -> list[tuple[str, str]]:
@@ -207,40 +189,6 @@ def links(run: Run) -> list[tuple[str, str]]:
     return found
 
 
-def origin(run: Run, sentence: str | None, champion: tuple[str, Run] | None) -> Origin:
-    """Where a run comes from, with links, and the champion that it stands against."""
-    tags = run.data.tags
-    rows: list[tuple[str, str, str | None]] = [("MLflow run", run.info.run_name, run_url(run))]
-    if commit := tags.get("git.commit"):
-        changed = ", with changes that were not committed" if tags.get("git.dirty") == "true" else ""
-        rows.append(("Git commit", commit[:12] + changed, lineage.commit_url(commit)))
-    rows += [
-        ("Prefect flow run", name.removeprefix("Prefect flow run "), url) for name, url in links(run)[1:]
-    ]
-    if stage := tags.get("dvc.train"):
-        rows.append(("Entry of train in dvc.lock", f"SHA-256 {stage[:12]}…", None))
-    if champion is None:
-        return Origin(rows, sentence)
-    version, its_run = champion
-    if its_run.info.run_id == run.info.run_id:
-        return Origin([*rows, ("Champion", f"this model, version {version}", None)], sentence)
-    metrics = {
-        name.removeprefix("test/"): value
-        for name, value in its_run.data.metrics.items()
-        if name.startswith("test/")
-    }
-    same_data = promotion.data_of(its_run) == promotion.data_of(run)
-    name = f"the champion, version {version}" + ("" if same_data else ", which was tested on other data")
-    return Origin(rows, sentence, (name, metrics))
-
-
-def champion_of(client: MlflowClient, name: str) -> tuple[str, Run] | None:
-    """The version that bears the alias `champion`, and the run that evaluated it."""
-    version = registry.champion(client, name)
-    run = None if version is None else registry.run_behind(client, version)
-    return None if version is None or run is None else (str(version.version), run)
-
-
 def run_url(run: Run) -> str:
     return f"{workspace.mlflow_url()}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
@@ -248,29 +196,3 @@ def run_url(run: Run) -> str:
 def artifact_url(run: Run, path: str) -> str:
     """Where a browser gets a file of the run's artifacts."""
     return f"{workspace.mlflow_url()}/get-artifact?{urlencode({'path': path, 'run_uuid': run.info.run_id})}"
-
-
-def _run_from_files(client: MlflowClient, experiment_id: str, weights_sha256: str) -> Run:
-    run = client.create_run(
-        experiment_id,
-        tags={
-            WEIGHTS: weights_sha256,
-            "made_from_files": "true",
-            **lineage.git(),
-            **lineage.flow(),
-            **lineage.data(),
-        },
-    )
-    run_id = run.info.run_id
-    print(f"the MLflow store has no run of these weights; made run {run.info.run_name} from the files")
-    if workspace.HISTORY.exists():
-        metrics = [
-            Metric(str(name), float(value), 0, int(row["epoch"]))
-            for row in pd.read_csv(workspace.HISTORY).to_dict("records")
-            for name, value in row.items()
-            if name != "epoch"
-        ]
-        for start in range(0, len(metrics), 1000):
-            client.log_batch(run_id, metrics[start : start + 1000])
-    client.set_terminated(run_id)
-    return client.get_run(run_id)

@@ -49,9 +49,9 @@ def test_a_trainers_name_says_what_is_other_than_the_rules_have_it(monkeypatch: 
 def test_the_peers_objective_is_the_projects_own() -> None:
     """Both minimise the same number: else the speeds would be of different work."""
     import torch
+    from vae.losses.objective import Objective
 
     from benchmarks.peers import loss_of, pixels
-    from vae.losses.objective import Objective
     from vae.training import loop
 
     p = bench.parameters_of(TINY, seed=0)

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from vae.losses.objective import Objective
 
 from benchmarks import sweep
 from tasks import workspace
 from vae.collapse import linear_theory
 from vae.collapse.linear_theory import Spectrum
 from vae.config import parameters
-from vae.losses.objective import Objective
 
 SPECTRUM = Spectrum(np.array([3.0, 1.1, 0.6, 0.25]), 5.2, 64, 1000)
 OBJECTIVE = Objective("gaussian", 0.1, "sum", 64, 4, 1.0)

@@ -13,10 +13,11 @@ from tasks import workspace
 from tasks.cli import app
 from tasks.tracking import store, training_run
 from vae.compute.devices import Compute
-from vae.data.images import Preprocessing
+from vae.config.constants import SPLITS
+from vae.config.preprocessing import Preprocessing
 from vae.inference import scoring
-from vae.losses.objective import Likelihood
 from vae.models import saved
+from vae.models.likelihood import Likelihood
 from vae.models.saved import Saved
 from vae.models.vae import VAE
 
@@ -67,7 +68,7 @@ def register(name: str, elbo: float) -> str:
         training_run.log_weights(model.sha256, 1, None)
     Path("plots").mkdir(exist_ok=True)
     workspace.IMAGES.mkdir(parents=True, exist_ok=True)
-    for split in workspace.SPLITS:
+    for split in SPLITS:
         np.save(workspace.images(split), np.zeros((40, *SHAPE[1:], SHAPE[0]), np.uint8))
     store.log_evaluation(
         model, {"valid": {}, "test": {"elbo": elbo}}, {"verdict": "healthy"}, Path("plots"),

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from tasks import workspace
-from vae.losses.objective import Likelihood
 from vae.models import saved
+from vae.models.likelihood import Likelihood
 from vae.models.mixture_prior import Mixture
 from vae.models.saved import Saved
 from vae.models.vae import VAE

@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 from tasks import evaluate, workspace
 from vae.compute.devices import Compute
 from vae.config import parameters
-from vae.losses.objective import Likelihood
 from vae.models import saved
+from vae.models.likelihood import Likelihood
 from vae.models.vae import VAE
 from vae.report.facts import Facts
 from vae.training.history import HISTORY

@@ -10,7 +10,7 @@ import torch
 from vae.compute.devices import Compute
 from vae.config import parameters
 from vae.config.parameters import Parameters
-from vae.losses.objective import Likelihood
+from vae.models.likelihood import Likelihood
 from vae.training.loop import Epoch, Trained, train
 
 CPU = Compute(torch.device("cpu"), "fp32")

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.trainings import TRAIN, params
+from vae.losses.objective import Objective
 
 from tasks import monitor, workspace
 from tasks import preflight as stage
 from vae.collapse import linear_theory
 from vae.config import parameters
 from vae.config.errors import InputError
-from vae.losses.objective import Objective
 
 
 @pytest.fixture

@@ -19,14 +19,16 @@ from ruamel.yaml import YAML
 
 from tasks import ingest, workspace
 from tasks.processes import entry
+from vae.config.constants import SPLITS
 from vae.config.errors import InputError
-from vae.data.images import Preprocessing, load
+from vae.config.preprocessing import Preprocessing
+from vae.data.images import load
 
 COLUMNS = [
     *("path", "split", "label", "index", "width", "height", "mode", "bytes", "sha256", "mean", "std"),
     *("status", "reason"),
 ]
-OUTPUTS = [*(workspace.images(split) for split in workspace.SPLITS), workspace.MANIFEST]
+OUTPUTS = [*(workspace.images(split) for split in SPLITS), workspace.MANIFEST]
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_manifest_and_arrays_agree(place: Callable[..., Path]) -> None:
     assert sorted(bad.index) == ["a/broken.png", "a/empty.png", "readme.txt"]
     assert bad[["split", "index", "mean", "std"]].isna().all(axis=None) and bad.reason.notna().all()
 
-    arrays = {split: np.load(workspace.images(split)) for split in workspace.SPLITS}
+    arrays = {split: np.load(workspace.images(split)) for split in SPLITS}
     good = manifest[manifest.status == "ok"]
     assert good.reason.isna().all() and len(good) == 40
     for split, array in arrays.items():
@@ -182,7 +184,7 @@ def test_splits_of_the_source_are_kept(place: Callable[..., Path]) -> None:
 def test_binarised_splits(place: Callable[..., Path], binarise: str) -> None:
     place(source="digits", binarise=binarise)
     ingest.main()
-    values = {split: set(np.unique(np.load(workspace.images(split)))) for split in workspace.SPLITS}
+    values = {split: set(np.unique(np.load(workspace.images(split)))) for split in SPLITS}
     assert values["valid"] == values["test"] == {0, 255}
     assert (values["train"] == {0, 255}) == (binarise != "dynamic")
 

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from tasks import PROJECT, train, workspace
 from tasks.tracking import training_run
 from vae.config import parameters
+from vae.config.constants import SPLITS
 from vae.metrics.measurement import measure
 from vae.models import saved
 from vae.training import checkpoint
@@ -20,7 +21,7 @@ from vae.training import checkpoint
 @pytest.fixture
 def place(empty_workspace: Path) -> Path:
     YAML().dump(PARAMETERS, workspace.PARAMS)
-    for seed, split in enumerate(workspace.SPLITS):
+    for seed, split in enumerate(SPLITS):
         grey = np.random.default_rng(seed).integers(0, 256, (48, 1, 1, 1))
         np.save(workspace.images(split), np.broadcast_to(grey, (48, 8, 8, 1)).astype(np.uint8))
     return empty_workspace

@@ -16,6 +16,7 @@ from tasks import monitor, preflight, train, workspace
 from tasks.tracking import store, training_run
 from vae.collapse import linear_theory as theory
 from vae.config import parameters
+from vae.config.constants import SPLITS
 from vae.metrics.measurement import encode, measure
 from vae.models import mixture_prior, saved
 from vae.training import checkpoint
@@ -36,7 +37,7 @@ def place(empty_workspace: Path) -> Path:
     values["kl"]["max_weight"] = 1e5
     values["train"] |= {"epochs": EPOCHS, "on_collapse": "remedy", "select": "best"}
     YAML().dump(values, workspace.PARAMS)
-    for seed, split in enumerate(workspace.SPLITS):
+    for seed, split in enumerate(SPLITS):
         random = np.random.default_rng(seed)
         halves = np.repeat(random.integers(0, 256, (480, 1, 2, 1)), 4, axis=2)
         images = np.broadcast_to(halves, (480, 8, 8, 1)) + random.integers(-3, 4, (480, 8, 8, 1))

@@ -12,7 +12,7 @@ from helpers.commands import vae, write_model
 
 from vae import onnx
 from vae.config.errors import InputError
-from vae.data.images import Preprocessing
+from vae.config.preprocessing import Preprocessing
 from vae.metrics import measurement
 from vae.models import saved
 

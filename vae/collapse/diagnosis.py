@@ -7,8 +7,9 @@ from typing import Any
 
 from vae.collapse import remedies
 from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE
-from vae.config.parameters import Parameters
-from vae.losses.objective import COLLAPSED_BELOW_NATS, Objective, effective_beta
+from vae.collapse.warnings import SMALLEST_BETA
+from vae.config.constants import COLLAPSED_BELOW_NATS
+from vae.config.resolved import ResolvedParameters
 from vae.metrics.measurement import Measurement
 from vae.schedules.kl import first_final_epoch
 from vae.training.history import (
@@ -27,7 +28,6 @@ PARTLY_COLLAPSED_EPOCHS = 5  # past the ramp, before a low KL counts
 FLAT_SHARE = 0.02  # of the whole fall of the training loss, over the last epochs
 KL_GROWS = 1.05  # over the last epochs
 PRIOR_GAP_SHARE = 0.4  # of the rate
-SMALLEST_BETA = 0.05
 OVERFITTED_SHARE = 0.25  # of what was learnt
 RUNAWAY_NATS = 1e5
 
@@ -73,7 +73,7 @@ class Evidence:
     mean_image_mse: float
     history: list[Row]
     predicted: Mapping[str, Any]
-    train: Mapping[str, float]
+    train: Mapping[str, Any]
     kept_epoch: int
     fitted_gap: float | None = None
 
@@ -83,7 +83,7 @@ class Evidence:
         return self.valid.prior_gap if self.fitted_gap is None else self.fitted_gap
 
 
-def judge(p: Parameters, e: Evidence) -> Verdict:
+def judge(p: ResolvedParameters, e: Evidence) -> Verdict:
     """The verdict on a trained model."""
     for rule in (_diverged, _collapsed, _not_learning, _partly_collapsed, _under_regularised, _overfitted):
         verdict = rule(p, e)
@@ -102,7 +102,7 @@ def judge(p: Parameters, e: Evidence) -> Verdict:
     )
 
 
-def _diverged(p: Parameters, e: Evidence) -> Verdict | None:
+def _diverged(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     summary, reason = "", ""
     for row in e.history:
         broken = [name for name, value in row.items() if not math.isfinite(value)]
@@ -128,13 +128,13 @@ def _diverged(p: Parameters, e: Evidence) -> Verdict | None:
             remedy["model.logvar_max"] = remedies.LOGVAR_CEILING
         if (p.train.gradient_clip or math.inf) > 1:
             remedy |= remedies.gentler_clip(p)
-    if p.kl.control == "schedule" and effective_beta(Objective.of(p), e.mean_image_mse) < SMALLEST_BETA:
+    if p.kl.control == "schedule" and p.elbo.effective_beta(e.mean_image_mse) < SMALLEST_BETA:
         remedy |= remedies.elbo(p, e.predicted)  # without a KL term nothing holds the posterior back
     advice = [] if p.train.precision == "fp32" else ["set train.precision to fp32 if it diverges again"]
     return Verdict("diverged", summary, [reason], remedy, advice)
 
 
-def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
+def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     active = e.valid.active_units(p.monitor.active_unit_threshold)
     summary = (
         f"The posterior collapsed: the latents carry next to nothing ({e.valid.rate:.2g} nats per image)."
@@ -162,9 +162,9 @@ def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
     if p.kl.control != "schedule" and _expected(e) < COLLAPSED_BELOW_NATS:
         reasons.append(f"the control (kl.{p.kl.control}) was asked for a rate of {_expected(e):.2g} nats")
         return Verdict("collapsed", summary, reasons, remedies.without_target(p, e.predicted))
-    if p.kl.control == "schedule" and p.kl.weight >= collapse_weight:
+    if p.kl.control == "schedule" and p.kl.max_weight >= collapse_weight:
         reasons.append(
-            f"kl.max_weight = {p.kl.weight:g} is not below {collapse_weight:.3g}, "
+            f"kl.max_weight = {p.kl.max_weight:g} is not below {collapse_weight:.3g}, "
             "from where on linear theory expects less than 1 nat of these images"
         )
         return Verdict("collapsed", summary, reasons, remedies.elbo(p, e.predicted) | remedies.normalised(p))
@@ -188,7 +188,7 @@ def _collapsed(p: Parameters, e: Evidence) -> Verdict | None:
     return Verdict("collapsed", summary, reasons, remedies.gentler(p, int(e.train["images"])))
 
 
-def _not_learning(p: Parameters, e: Evidence) -> Verdict | None:
+def _not_learning(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     if e.valid.mse_sampled < NO_BETTER_THAN_MEAN * e.mean_image_mse:
         return None
     reason = (
@@ -205,7 +205,7 @@ def _not_learning(p: Parameters, e: Evidence) -> Verdict | None:
     return Verdict("not_learning", "The model does no better than the mean image.", [reason], remedy)
 
 
-def _partly_collapsed(p: Parameters, e: Evidence) -> Verdict | None:
+def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     expected = _expected(e)
     if not math.isfinite(expected) or p.model.architecture == "autoregressive":
         return None  # no KL term to fall short of; a decoder that linear theory says nothing of
@@ -235,9 +235,9 @@ def _partly_collapsed(p: Parameters, e: Evidence) -> Verdict | None:
     )
 
 
-def _under_regularised(p: Parameters, e: Evidence) -> Verdict | None:
+def _under_regularised(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     reached = _reached_share(p, e)
-    beta = effective_beta(Objective.of(p), e.valid.mse_sampled) * reached
+    beta = p.elbo.effective_beta(e.valid.mse_sampled) * reached
     gap = e.prior_gap / e.valid.rate
     if gap <= PRIOR_GAP_SHARE and beta >= SMALLEST_BETA:
         return None
@@ -268,7 +268,7 @@ def _under_regularised(p: Parameters, e: Evidence) -> Verdict | None:
     return Verdict("under_regularised", summary, reasons, remedies.higher_weight(p, e.predicted))
 
 
-def _overfitted(p: Parameters, e: Evidence) -> Verdict | None:
+def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     gap = e.train["elbo"] - e.valid.elbo
     learnt = e.train["elbo"] - e.train["mean_image_elbo"]
     if learnt <= 0 or gap <= OVERFITTED_SHARE * learnt:
@@ -293,21 +293,21 @@ def _overfitted(p: Parameters, e: Evidence) -> Verdict | None:
     )
 
 
-def _ended_collapsed(p: Parameters, e: Evidence) -> bool:
+def _ended_collapsed(p: ResolvedParameters, e: Evidence) -> bool:
     """Whether the last epochs carried nothing, as the alarm has it, though an earlier one was kept."""
     final = [row for row in e.history if at_final_weight(row, p)][-ALARM_EPOCHS:]
     enough = len(final) == ALARM_EPOCHS and steps_at_final_weight(e.history, p) >= ALARM_STEPS
     return enough and is_collapse(final)
 
 
-def _reached_share(p: Parameters, e: Evidence) -> float:
+def _reached_share(p: ResolvedParameters, e: Evidence) -> float:
     """Of the final KL weight, what the kept epoch had: 1 unless the ramp outlasted the training."""
-    if p.kl.control not in ("schedule", "capacity") or not p.kl.weight:
+    if p.kl.control not in ("schedule", "capacity") or not p.kl.max_weight:
         return 1.0
     kept = next((row for row in e.history if row["epoch"] == e.kept_epoch), None)
     if kept is None or at_final_weight(kept, p):
         return 1.0
-    return min(kept["kl_weight"] / p.kl.weight, 1.0)
+    return min(kept["kl_weight"] / p.kl.max_weight, 1.0)
 
 
 def _expected(e: Evidence) -> float:
@@ -316,7 +316,7 @@ def _expected(e: Evidence) -> float:
     return math.inf if expected is None else expected
 
 
-def _settled(p: Parameters, e: Evidence) -> bool:
+def _settled(p: ResolvedParameters, e: Evidence) -> bool:
     """Whether the training loss is flat, at the final KL weight."""
     final = [row["train/loss"] for row in e.history if at_final_weight(row, p)]
     return _flat(final, [row["train/loss"] for row in e.history])

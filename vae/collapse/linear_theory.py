@@ -15,15 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae.config.parameters import KL, Parameters, with_weight
+from vae.config.beta_elbo import BetaELBO
+from vae.config.constants import COLLAPSED_BELOW_NATS, SMALLEST_SIGMA
+from vae.config.parameters import KL, Parameters
+from vae.config.resolved import ResolvedParameters
 from vae.config.text import rounded
-from vae.losses.objective import COLLAPSED_BELOW_NATS, SMALLEST_SIGMA, Objective, effective_beta
-from vae.metrics.mean_image import pixel_moments
+from vae.metrics.moments import pixel_moments
 
 EXACT_UP_TO = 2048  # pixels: beyond that only the leading eigenvalues, by subspace iteration
 MOST_IMAGES = 20_000  # of a larger set, so many, evenly taken: its leading eigenvalues are known well by then
 EXTRA, ITERATIONS = 16, 6  # of the subspace iteration: vectors beyond those asked for, passes over the data
 BISECTIONS = 64  # of a logarithmic interval: more than float64 can tell apart
+MOST_LATENTS_PER_IMAGE = 0.25  # of the training split; beyond it the prediction is too high
 
 
 @dataclass(frozen=True)
@@ -112,42 +115,36 @@ def spectrum_for(p: Parameters, images: np.ndarray) -> Spectrum:
     return spectrum(images, p.model.latent_dim, bernoulli, drawn, p.seed)
 
 
-def with_calibrated_weight(p: Parameters, spectrum: Spectrum) -> Parameters:
-    """The same parameters, a `kl.max_weight` of `calibrated` as its number."""
-    if p.kl.max_weight != "calibrated":
-        return p
-    anywhere = Objective.of(with_weight(p, 1.0))  # which weight is calibrated depends on no weight
-    return with_weight(p, rounded(calibrated_weight(spectrum, anywhere)))
-
-
-def expectations(p: Parameters, spectrum: Spectrum) -> dict[str, Any]:
+def expectations(p: Parameters, weight: float, spectrum: Spectrum) -> dict[str, Any]:
     """What linear theory says of a training with these parameters: the numbers of `reports/preflight.json`.
 
     KL in nats per image; `predicted_kl` is None without a KL term, which leaves it no bound. `calibrated_kl` and
     `calibrated_mse` are those of the calibrated weight, whatever the weight or the control.
 
-    spectrum: of at least as many latents as the parameters have.
+    Args:
+        weight: `kl.max_weight` as a number.
+        spectrum: of at least as many latents as the parameters have.
     """
-    objective = Objective.of(p)
     spectrum = replace(spectrum, eigenvalues=spectrum.eigenvalues[: p.model.latent_dim])
     is_steered = p.kl.control != "schedule"
-    prediction = (
-        steered(spectrum, objective, p.kl) if is_steered else predict(spectrum, objective, p.kl.weight)
-    )
-    best_weight = calibrated_weight(spectrum, objective)
-    best = predict(spectrum, Objective.of(with_weight(p, best_weight)), best_weight)
+    elbo = BetaELBO.of(p, 1.0 if is_steered else weight)
+    prediction = steered(spectrum, p.kl) if is_steered else predict(spectrum, elbo)
+    if elbo.likelihood == "bernoulli":
+        prediction = replace(prediction, mse=math.nan)
+    best_weight = calibrated_weight(p, spectrum)
+    best = predict(spectrum, BetaELBO.of(p, best_weight))
     return {
         "predicted_active_units": prediction.active_units,
-        "predicted_kl": prediction.kl if is_steered or p.kl.weight > 0 else None,
+        "predicted_kl": prediction.kl if is_steered or weight > 0 else None,
         "predicted_mse": prediction.mse,
-        "kl_weight": p.kl.weight,
-        "critical_kl_weight": critical_weight(spectrum, objective),
-        "collapse_kl_weight": collapse_weight(spectrum, objective),
+        "kl_weight": weight,
+        "critical_kl_weight": critical_weight(p, spectrum),
+        "collapse_kl_weight": collapse_weight(p, spectrum),
         "calibrated_kl_weight": best_weight,
         "calibrated_kl": best.kl,
         "calibrated_mse": best.mse,
         "equivalent_sigma": prediction.sigma,
-        "effective_beta": effective_beta(objective, prediction.mse),
+        "effective_beta": elbo.effective_beta(prediction.mse),
         "eigenvalues": spectrum.eigenvalues.tolist(),
         "eigenvalue_sum": spectrum.total,
         "images": spectrum.images,
@@ -156,10 +153,12 @@ def expectations(p: Parameters, spectrum: Spectrum) -> dict[str, Any]:
 
 
 def of_remedied(
-    report: Mapping[str, Any], p: Parameters, changes: Mapping[str, Any], pixels: int
+    report: Mapping[str, Any], p: ResolvedParameters, changes: Mapping[str, Any], pixels: int
 ) -> dict[str, Any]:
     """A `reports/preflight.json` as it would have been with the changed parameters p."""
-    return {**report, **expectations(p, spectrum_of(report, pixels))} if changes else dict(report)
+    if not changes:
+        return dict(report)
+    return {**report, **expectations(p, p.kl.max_weight, spectrum_of(report, pixels))}
 
 
 def spectrum_of(report: Mapping[str, Any], pixels: int) -> Spectrum:
@@ -167,13 +166,15 @@ def spectrum_of(report: Mapping[str, Any], pixels: int) -> Spectrum:
     return Spectrum(np.array(report["eigenvalues"]), report["eigenvalue_sum"], pixels, report["images"])
 
 
-def predict(spectrum: Spectrum, objective: Objective, weight: float) -> Prediction:
-    """What a KL weight leads to: KL_j = ½ ln(λ_j/s) where λ_j > s, else 0 (Lucas 2019, section 4)."""
-    sigma2 = noise_variance(spectrum, objective, weight)
-    return _at_threshold(spectrum, threshold(spectrum, objective, weight), sigma2, objective)
+def predict(spectrum: Spectrum, elbo: BetaELBO) -> Prediction:
+    """What an objective leads to: KL_j = ½ ln(λ_j/s) where λ_j > s, else 0 (Lucas 2019, section 4)."""
+    prediction = _at_threshold(spectrum, threshold(spectrum, elbo))
+    if elbo.likelihood == "bernoulli":  # the spectrum is of whitened pixels
+        return replace(prediction, mse=math.nan)
+    return replace(prediction, sigma=math.sqrt(_noise_variance(spectrum, elbo)))
 
 
-def steered(spectrum: Spectrum, objective: Objective, kl: KL) -> Prediction:
+def steered(spectrum: Spectrum, kl: KL) -> Prediction:
     """What a control leads to: the threshold at which its target is met, whatever the weight that takes.
 
     A target for the rate (capacity, target_kl), or for the error (reconstruction_target) where the Z leading
@@ -182,7 +183,7 @@ def steered(spectrum: Spectrum, objective: Objective, kl: KL) -> Prediction:
 
     def missed(s: float) -> bool:
         """Whether the rate is still above its target, or the error below it: both fall or rise with s."""
-        prediction = _at_threshold(spectrum, s, None, objective)
+        prediction = _at_threshold(spectrum, s)
         if kl.reconstruction_target is not None:
             return prediction.mse < kl.reconstruction_target**2
         target = kl.capacity if kl.capacity is not None else kl.target_kl
@@ -194,36 +195,26 @@ def steered(spectrum: Spectrum, objective: Objective, kl: KL) -> Prediction:
     for _ in range(BISECTIONS):
         middle = math.sqrt(low * high) if high else 0.0
         low, high = (middle, high) if missed(middle) else (low, middle)
-    return _at_threshold(spectrum, high, None, objective)
+    return _at_threshold(spectrum, high)
 
 
-def _at_threshold(spectrum: Spectrum, s: float, sigma2: float | None, objective: Objective) -> Prediction:
+def _at_threshold(spectrum: Spectrum, s: float) -> Prediction:
     values = spectrum.eigenvalues
     with np.errstate(divide="ignore"):
         kl = 0.5 * np.log(np.maximum(values / max(s, 1e-300), 1.0))
-    mse = (float(np.minimum(values, s).sum()) + spectrum.rest) / spectrum.pixels
-    if objective.likelihood == "bernoulli":
-        mse = math.nan  # the spectrum is of whitened pixels
-    return Prediction(kl, mse, None if sigma2 is None else math.sqrt(sigma2))
+    return Prediction(kl, (float(np.minimum(values, s).sum()) + spectrum.rest) / spectrum.pixels, None)
 
 
-def threshold(spectrum: Spectrum, objective: Objective, weight: float) -> float:
-    """s, the eigenvalue below which a latent dies at this weight: β·σ², and β for Bernoulli."""
-    if objective.reduction == "mean" and objective.likelihood == "gaussian":
-        return weight * objective.pixels / (2 * objective.latents)
-    sigma2 = noise_variance(spectrum, objective, weight)
-    return objective.beta(weight) * (1.0 if sigma2 is None else sigma2)
+def threshold(spectrum: Spectrum, elbo: BetaELBO) -> float:
+    """s, the eigenvalue below which a latent dies: β·σ², and β for Bernoulli."""
+    return elbo.beta if elbo.likelihood == "bernoulli" else elbo.beta * _noise_variance(spectrum, elbo)
 
 
-def noise_variance(spectrum: Spectrum, objective: Objective, weight: float) -> float | None:
+def _noise_variance(spectrum: Spectrum, elbo: BetaELBO) -> float:
     """σ² of the decoder: what the parameters fix, or the one that a linear VAE would learn."""
-    if objective.likelihood == "bernoulli":
-        return None
-    if objective.reduction == "mean":
-        return weight * objective.pixels / (2 * objective.latents)
-    if isinstance(objective.sigma, str):
-        return optimal_variance(spectrum, objective.beta(weight))
-    return objective.sigma**2
+    if elbo.fixed_sigma is not None:
+        return elbo.fixed_sigma**2
+    return optimal_variance(spectrum, elbo.beta)
 
 
 def optimal_variance(spectrum: Spectrum, beta: float) -> float:
@@ -245,9 +236,6 @@ def optimal_variance(spectrum: Spectrum, beta: float) -> float:
     return high
 
 
-MOST_LATENTS_PER_IMAGE = 0.25  # of the training split; beyond it the prediction is too high
-
-
 def weights_of_interest(critical: float, weight: float) -> np.ndarray:
     """KL weights to draw a prediction over, (120,): from far below collapse to beyond it, this run's among them."""
     critical = critical or weight or 1.0
@@ -255,38 +243,47 @@ def weights_of_interest(critical: float, weight: float) -> np.ndarray:
     return np.geomspace(min(critical * 1e-4, weight / 2), max(critical, weight) * 2, 120)
 
 
-def critical_weight(spectrum: Spectrum, objective: Objective) -> float:
-    """The KL weight at which the last latent dies."""
+def critical_weight(p: Parameters, spectrum: Spectrum) -> float:
+    """The KL weight at which the last latent dies: s = λ_1. Where σ is fixed, s is in proportion to the weight."""
     largest = float(spectrum.eigenvalues[0])
-    if objective.likelihood == "bernoulli":
-        return largest / objective.beta(1.0)
-    if objective.reduction == "mean":
-        return 2 * objective.latents * largest / objective.pixels
-    if isinstance(objective.sigma, str):
+    if _follows_the_error(p):
         return spectrum.pixels * largest / max(spectrum.total, 1e-300)
-    return largest / objective.sigma**2
+    return largest / threshold(spectrum, BetaELBO.of(p, 1.0))
 
 
-def collapse_weight(spectrum: Spectrum, objective: Objective, nats: float = COLLAPSED_BELOW_NATS) -> float:
+def collapse_weight(p: Parameters, spectrum: Spectrum, nats: float = COLLAPSED_BELOW_NATS) -> float:
     """The KL weight, below the critical one, at which the predicted KL falls to `nats`.
 
     0 where no weight gives more than that.
     """
-    high = critical_weight(spectrum, objective)
+
+    def kl(weight: float) -> float:
+        return predict(spectrum, BetaELBO.of(p, weight)).kl
+
+    high = critical_weight(p, spectrum)
     low = high * 1e-12
-    if high == 0 or predict(spectrum, objective, low).kl <= nats:
+    if high == 0 or kl(low) <= nats:
         return 0.0
     for _ in range(BISECTIONS):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if predict(spectrum, objective, middle).kl > nats else (low, middle)
+        low, high = (middle, high) if kl(middle) > nats else (low, middle)
     return high
 
 
-def calibrated_weight(spectrum: Spectrum, objective: Objective) -> float:
+def calibrated_weight(p: Parameters, spectrum: Spectrum) -> float:
     """The KL weight whose loss is the ELBO of the best σ: a β of 1, whatever the reduction."""
-    if objective.likelihood == "bernoulli":
-        return 1 / objective.beta(1.0)
-    variance = optimal_variance(spectrum, 1.0)
-    if objective.reduction == "mean":
-        return 2 * objective.latents * variance / objective.pixels
-    return 1.0 if isinstance(objective.sigma, str) else variance / objective.sigma**2
+    if _follows_the_error(p):
+        return 1.0
+    best = 1.0 if p.objective.likelihood == "bernoulli" else optimal_variance(spectrum, 1.0)
+    return best / threshold(spectrum, BetaELBO.of(p, 1.0))
+
+
+def resolved_weight(p: Parameters, spectrum: Spectrum) -> float:
+    """`kl.max_weight` as a number, `calibrated` as `reports/preflight.json` has it."""
+    return rounded(calibrated_weight(p, spectrum)) if isinstance(p.kl.max_weight, str) else p.kl.max_weight
+
+
+def _follows_the_error(p: Parameters) -> bool:
+    """Whether σ is the network's own to choose."""
+    elbo = BetaELBO.of(p, 1.0)
+    return elbo.likelihood == "gaussian" and elbo.fixed_sigma is None

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vae.config.parameters import Parameters
+from vae.config.resolved import ResolvedParameters
 
 # What a remedy falls back on: values at which trainings of many kinds were healthy.
 USUAL_LEARNING_RATE = 2e-3  # with Adam
@@ -18,7 +18,7 @@ LOGVAR_CEILING = 2.0  # of a posterior that ran away
 IMAGES_A_LATENT = 2  # with fewer training images than that most latents find nothing that holds for others
 
 
-def elbo(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
+def elbo(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
     """The objective whose rate counts as much as its distortion: the ELBO, with the sigma that fits best.
 
     A weight that is calibrated before training comes near to it; a sigma that follows the training gets there.
@@ -35,21 +35,21 @@ def elbo(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
         # The importance-weighted bound can not take the error of a batch for its sigma.
         many = p.objective.importance_samples_train > 1
         changes["objective.sigma"] = "learned" if many else "optimal"
-    if p.kl.weight != 1:
+    if p.kl.max_weight != 1:
         changes["kl.max_weight"] = 1.0
     return changes
 
 
-def higher_weight(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
+def higher_weight(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
     """The ELBO where the weight is below it, else twice the weight; nothing where a control sets it."""
     if p.kl.control != "schedule":
         return {}
     changes = elbo(p, predicted)
-    rises = changes.get("kl.max_weight", -math.inf) > p.kl.weight
+    rises = changes.get("kl.max_weight", -math.inf) > p.kl.max_weight
     return (
         changes
         if rises or _another_objective(changes)
-        else {"kl.max_weight": min(short(2 * p.kl.weight) or 1.0, HIGHEST_WEIGHT)}
+        else {"kl.max_weight": min(short(2 * p.kl.max_weight) or 1.0, HIGHEST_WEIGHT)}
     )
 
 
@@ -58,37 +58,37 @@ def _another_objective(changes: Mapping[str, Any]) -> bool:
     return any(name.startswith("objective.") for name in changes)
 
 
-def without_target(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
+def without_target(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
     """A control that was asked for next to nothing, switched off."""
     name = {"capacity": "capacity", "pi": "target_kl", "geco": "reconstruction_target"}[p.kl.control]
     return {f"kl.{name}": None, **elbo(p, predicted)}
 
 
-def of_autoregressive(p: Parameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
+def of_autoregressive(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
     """What makes latents worth their cost to a decoder that can do without them: a lower weight, then free bits."""
     if p.kl.control != "schedule":
         return without_target(p, predicted)
     changes = elbo(p, predicted)
-    lowers = changes.get("kl.max_weight", math.inf) < p.kl.weight
+    lowers = changes.get("kl.max_weight", math.inf) < p.kl.max_weight
     if lowers or _another_objective(changes):
         return changes
-    return free_bits(p) or {"kl.max_weight": short(p.kl.weight / 2)}
+    return free_bits(p) or {"kl.max_weight": short(p.kl.max_weight / 2)}
 
 
-def gentler_clip(p: Parameters) -> dict[str, Any]:
+def gentler_clip(p: ResolvedParameters) -> dict[str, Any]:
     """The default's clipping where there is less, else a tenth of what there is."""
     if p.train.gradient_clip is None or p.train.gradient_clip > USUAL_CLIP:
         return {"train.gradient_clip": USUAL_CLIP}
     return {"train.gradient_clip": short(p.train.gradient_clip / 10)}
 
 
-def normalised(p: Parameters) -> dict[str, Any]:
+def normalised(p: ResolvedParameters) -> dict[str, Any]:
     """Batch norm in a convolutional network without: what else keeps latents from dying in the first steps."""
     lacks = p.model.architecture == "conv" and not p.model.batch_norm and not p.train.initial_weights
     return {"model.batch_norm": True} if lacks and p.train.batch_size >= LEAST_NORMALISED else {}
 
 
-def gentler(p: Parameters, images: int) -> dict[str, Any]:
+def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
     """Where the images hold more than the latents carry: what keeps them from learning it, the surest cause first."""
     latents = p.model.latent_dim
     if p.model.batch_norm and p.train.batch_size < LEAST_NORMALISED <= images:
@@ -96,7 +96,7 @@ def gentler(p: Parameters, images: int) -> dict[str, Any]:
     if latents * IMAGES_A_LATENT > images:
         fewer = max(images // IMAGES_A_LATENT, 1)
         if p.objective.reduction == "mean":  # its weight is a latent's: the same for all of them together
-            return {"model.latent_dim": fewer, "kl.max_weight": short(p.kl.weight * fewer / latents)}
+            return {"model.latent_dim": fewer, "kl.max_weight": short(p.kl.max_weight * fewer / latents)}
         return {"model.latent_dim": fewer}
     if p.model.architecture in ("mlp", "gated_mlp") and min(p.model.widths) < latents:
         return {
@@ -114,7 +114,7 @@ def gentler(p: Parameters, images: int) -> dict[str, Any]:
     return changes
 
 
-def free_bits(p: Parameters) -> dict[str, Any]:
+def free_bits(p: ResolvedParameters) -> dict[str, Any]:
     """Twice what is free, of each latent or of all; nothing where free bits do not go with the other parameters."""
     if p.kl.control != "schedule" or p.objective.importance_samples_train > 1:
         return {}
@@ -123,18 +123,18 @@ def free_bits(p: Parameters) -> dict[str, Any]:
     return {"kl.free_bits": short(max(2 * p.kl.free_bits, 0.1))}
 
 
-def ramp_within(p: Parameters) -> dict[str, Any]:
+def ramp_within(p: ResolvedParameters) -> dict[str, Any]:
     """A ramp over the first sixth of the training, where it would have outlasted it."""
     return {"kl.annealing_epochs": short(max(p.train.epochs / 6, 0.5))}
 
 
-def longer_training(p: Parameters, epochs: int, had: int) -> dict[str, Any]:
+def longer_training(p: ResolvedParameters, epochs: int, had: int) -> dict[str, Any]:
     """At most four times as long; without the patience that ended it, if it did."""
     changes: dict[str, Any] = {"train.epochs": min(epochs, 4 * p.train.epochs)}
     return changes | ({"train.patience": None} if p.train.patience and had < p.train.epochs else {})
 
 
-def longer_ramp(p: Parameters) -> dict[str, Any]:
+def longer_ramp(p: ResolvedParameters) -> dict[str, Any]:
     """Twice the ramp, of a schedule that has one, in a training that is twice as long at least."""
     ramp = short(max(2 * p.kl.annealing_epochs, 5))
     changes: dict[str, Any] = {"kl.annealing_epochs": ramp}

@@ -4,6 +4,7 @@ Everything follows from the parameters, so the same ones lead to the same attemp
 prior is at fault, nothing is trained again: a mixture is fitted to the latents, and samples come from it.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,14 +17,15 @@ from vae.collapse.diagnosis import Evidence, Verdict, judge
 from vae.collapse.linear_theory import Spectrum
 from vae.compute.batches import for_measuring
 from vae.compute.devices import Compute
-from vae.config import parameters
 from vae.config.errors import InputError
-from vae.config.parameters import Parameters
+from vae.config.resolved import ResolvedParameters, changed
 from vae.metrics import measurement
 from vae.metrics.mean_image import MeanImage
 from vae.models import mixture_prior
 from vae.models.mixture_prior import Mixture
 from vae.training.loop import Trained
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class Attempt:
     """
 
     changes: dict[str, Any]
-    parameters: Parameters
+    parameters: ResolvedParameters
     trained: Trained
     evidence: Evidence
     verdict: Verdict
@@ -45,13 +47,12 @@ class Attempt:
 
 
 def attempts(
-    p: Parameters,
+    p: ResolvedParameters,
     spectrum: Spectrum,
     train_images: np.ndarray,
     valid_images: np.ndarray,
     compute: Compute,
-    train: Callable[[Parameters, int, str], Trained],
-    on_message: Callable[[str], None] = print,
+    train: Callable[[ResolvedParameters, int, str], Trained],
 ) -> list[Attempt]:
     """Trains until a model is healthy, nothing is left to change, or `train.remedy_attempts` restarts are used up.
 
@@ -63,35 +64,35 @@ def attempts(
     changes: dict[str, Any] = {}
     reason = "the parameters as they are"
     while True:
-        now = parameters.changed(p, changes)
+        now = changed(p, changes)
         restarts_left = p.train.remedy_attempts - len(tried)
         try:
             trained = train(now, len(tried), reason)
         except InputError as error:
             if not tried:
                 raise
-            on_message(f"the remedied training could not be run: {error}")
+            log.info(f"the remedied training could not be run: {error}")
             return tried
         evidence = evidence_of(now, trained, spectrum, train_images, valid_images, compute)
         verdict = judge(now, evidence)
         tried.append(Attempt(dict(changes), now, trained, evidence, verdict))
         if only_the_prior(now, verdict):
-            on_message(f"{verdict.verdict}: {'; '.join(verdict.reasons)}; fitting a prior to the latents")
+            log.info(f"{verdict.verdict}: {'; '.join(verdict.reasons)}; fitting a prior to the latents")
             tried.append(with_fitted_prior(tried[-1], train_images, valid_images, compute))
             return tried
         if verdict.verdict == "healthy" or not verdict.remedy or not restarts_left:
             return tried
         try:
-            following = parameters.changed(p, changes | verdict.remedy)
+            following = changed(p, changes | verdict.remedy)
         except InputError as error:
-            on_message(f"no further remedy: {error}")
+            log.info(f"no further remedy: {error}")
             return tried
         if any(following == attempt.parameters for attempt in tried):
-            on_message("no further remedy: what is left to change was tried already")
+            log.info("no further remedy: what is left to change was tried already")
             return tried
         changes = changes | verdict.remedy
         reason = f"{verdict.verdict}: {'; '.join(verdict.reasons)}"
-        on_message(f"{reason}\nremedy {len(tried)}: {'; '.join(verdict.recommendations)}")
+        log.info(f"{reason}\nremedy {len(tried)}: {'; '.join(verdict.recommendations)}")
 
 
 def best(tried: list[Attempt]) -> Attempt:
@@ -105,7 +106,7 @@ def best(tried: list[Attempt]) -> Attempt:
 
 
 def evidence_of(
-    p: Parameters,
+    p: ResolvedParameters,
     trained: Trained,
     spectrum: Spectrum,
     train_images: np.ndarray,
@@ -119,7 +120,7 @@ def evidence_of(
         valid=measurement.measure(trained.model, valid_images, trained.likelihood, compute, p.seed),
         mean_image_mse=mean_image.mse(valid_images),
         history=trained.history,
-        predicted=linear_theory.expectations(p, spectrum),
+        predicted=linear_theory.expectations(p, p.kl.max_weight, spectrum),
         train={
             "images": trained.train.images,
             "elbo": trained.train.elbo,
@@ -129,11 +130,13 @@ def evidence_of(
     )
 
 
-def only_the_prior(p: Parameters, verdict: Verdict) -> bool:
+def only_the_prior(p: ResolvedParameters, verdict: Verdict) -> bool:
     """Whether all that is left to do is to raise a weight that is the ELBO's own already, or that a control sets."""
     if verdict.verdict != "under_regularised":
         return False
-    as_the_elbo = p.objective.reduction == "sum" and isinstance(p.objective.sigma, str) and p.kl.weight >= 1
+    as_the_elbo = (
+        p.objective.reduction == "sum" and isinstance(p.objective.sigma, str) and p.kl.max_weight >= 1
+    )
     return (
         not verdict.remedy
         if p.kl.control != "schedule"

@@ -3,7 +3,6 @@
 So a training that was interrupted goes on with the very numbers that it would have seen.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae.compute.random import generator
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters
 
@@ -27,9 +27,8 @@ def open_images(path: Path) -> np.ndarray:
         InputError: the file is missing or holds something else.
     """
     try:
-        images = np.load(
-            path, mmap_mode="c", allow_pickle=False
-        )  # "c": writable as PyTorch wants, the file is not
+        # "c": the array is writable, as PyTorch asks, and the file is not.
+        images = np.load(path, mmap_mode="c", allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `dvc repro ingest` makes it") from None
     except (ValueError, EOFError) as error:
@@ -115,9 +114,3 @@ def full_batches(
 def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
     """A permutation of range(images) for an epoch, counted from 0."""
     return torch.randperm(images, generator=generator(seed, "order", epoch))
-
-
-def generator(seed: int, purpose: str, progress: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A random generator for one purpose at one step or epoch, independent of all others."""
-    digest = hashlib.sha256(f"{seed}:{purpose}:{progress}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))

@@ -11,7 +11,7 @@ import platform
 import shutil
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,6 +22,8 @@ from vae.config.parameters import Train
 # spends so little there that it made 0.8 to 1.1 times the speed (docs/benchmarks.md); with them some five minutes of
 # training are to repay it.
 COMPILE_FROM_FLOPS = {"cpu": math.inf, "cpu with matrix units": 3e13, "cuda": 3e15}
+
+Precision = Literal["fp32", "bf16"]
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
@@ -35,7 +37,7 @@ class Compute:
     """Where and how to compute; the same for training, monitoring and evaluating."""
 
     device: torch.device
-    precision: str  # fp32 | bf16
+    precision: Precision
     compiled: bool = False
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -73,10 +75,11 @@ def choose(train: Train, image_flops: float = 0.0, images: int = 0) -> Compute:
         InputError: CUDA is asked for and absent, or has no bf16.
     """
     device = named(train.device)
-    precision = train.precision
-    if precision == "auto":
+    if train.precision == "auto":
         worth_it = device.type == "cuda" or image_flops >= BF16_FROM_IMAGE_FLOPS
-        precision = "bf16" if worth_it and _has_bf16(device) else "fp32"
+        precision: Precision = "bf16" if worth_it and _has_bf16(device) else "fp32"
+    else:
+        precision = train.precision
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise InputError("train.precision = bf16: this GPU has no bf16; use fp32 or auto")
     compiled = train.compile

@@ -1,19 +1,13 @@
-"""The parameters of `params.yaml`, typed and checked.
+"""The parameters of `params.yaml`: their defaults, and what is allowed.
 
-Every number has its unit in `params.yaml` and in docs/parameters.md; here stands what is allowed.
+Every number has its unit in `params.yaml` and in docs/parameters.md.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-
-from vae.config import plain_yaml
-from vae.config.errors import InputError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 SMALLEST_IMAGE, LARGEST_IMAGE = 8, 256
-MOST_COMPLAINTS = 20
 
 # What a system takes for a path: neither a NUL nor more than PATH_MAX bytes.
 PathText = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
@@ -28,7 +22,7 @@ def _pair(value: Any) -> Any:
         type(side) is int and SMALLEST_IMAGE <= side <= LARGEST_IMAGE for side in pair
     ):
         raise ValueError(
-            f"{value!r} is no image size; give one whole number of pixels for a square, or [height, width], "
+            f"invalid image size {value!r}; give one whole number of pixels for a square, or [height, width], "
             f"each {SMALLEST_IMAGE} to {LARGEST_IMAGE}"
         )
     return tuple(pair)
@@ -39,13 +33,13 @@ class _Section(BaseModel):
 
 
 class Data(_Section):
-    source: Literal["digits", "folder", "idx", "npy", "huggingface"]
-    path: PathText
-    image_size: Annotated[tuple[int, int], BeforeValidator(_pair)]
-    channels: Literal[1, 3]
-    valid_fraction: float = Field(gt=0, lt=1)
-    test_fraction: float = Field(gt=0, lt=1)
-    max_bad_fraction: float = Field(ge=0, le=1)
+    source: Literal["digits", "folder", "idx", "npy", "huggingface"] = "digits"
+    path: PathText = "data/bundled"
+    image_size: Annotated[tuple[int, int], BeforeValidator(_pair)] = (16, 16)
+    channels: Literal[1, 3] = 1
+    valid_fraction: float = Field(gt=0, lt=1, default=0.1)
+    test_fraction: float = Field(gt=0, lt=1, default=0.1)
+    max_bad_fraction: float = Field(ge=0, le=1, default=0.02)
     binarise: Literal["none", "threshold", "static", "dynamic"] = "none"
     augment: Literal["none", "flip"] = "none"
 
@@ -65,25 +59,25 @@ class Data(_Section):
 
 
 class Model(_Section):
-    architecture: Literal["conv", "mlp", "gated_mlp", "autoregressive"]
-    latent_dim: int = Field(ge=1, le=4096)
-    widths: list[Annotated[int, Field(ge=1, le=8192)]] = Field(min_length=1, max_length=8)
-    batch_norm: bool
+    architecture: Literal["conv", "mlp", "gated_mlp", "autoregressive"] = "conv"
+    latent_dim: int = Field(ge=1, le=4096, default=16)
+    widths: list[Annotated[int, Field(ge=1, le=8192)]] = Field(min_length=1, max_length=8, default=[32, 64])
+    batch_norm: bool = True
     mean_batch_norm: Annotated[float, Field(gt=0, le=10)] | None = None
     logvar_max: float = Field(ge=-10, le=10, default=10.0)
 
 
 class Objective(_Section):
-    likelihood: Literal["gaussian", "bernoulli"]
-    sigma: Literal["optimal", "learned"] | Annotated[float, Field(gt=0, le=10)]
-    reduction: Literal["sum", "mean"]
+    likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
+    sigma: Literal["optimal", "learned"] | Annotated[float, Field(gt=0, le=10)] = "optimal"
+    reduction: Literal["sum", "mean"] = "sum"
     importance_samples_train: int = Field(ge=1, le=100, default=1)
 
 
 class KL(_Section):
-    schedule: Literal["constant", "linear", "cosine", "sigmoid", "cyclical"]
-    max_weight: Annotated[float, Field(ge=0, le=1e6)] | Literal["calibrated"]
-    annealing_epochs: float = Field(ge=0)
+    schedule: Literal["constant", "linear", "cosine", "sigmoid", "cyclical"] = "linear"
+    max_weight: Annotated[float, Field(ge=0, le=1e6)] | Literal["calibrated"] = 1.0
+    annealing_epochs: float = Field(ge=0, default=5)
     annealing_steps: Annotated[int, Field(ge=1)] | None = None
     cycles: int = Field(ge=1, default=4)
     ratio: float = Field(gt=0, le=1, default=0.5)
@@ -96,14 +90,6 @@ class KL(_Section):
     proportional_gain: float = Field(ge=0, default=0.01)
     integral_gain: float = Field(ge=0, default=0.0001)
     reconstruction_target: Annotated[float, Field(gt=0, le=1)] | None = None
-
-    @property
-    def weight(self) -> float:
-        """`max_weight` as a number; `calibrated` has to be resolved before (`with_weight`)."""
-        assert not isinstance(self.max_weight, str), (
-            "kl.max_weight is calibrated: only preflight knows its number"
-        )
-        return self.max_weight
 
     @property
     def control(self) -> Literal["schedule", "capacity", "pi", "geco"]:
@@ -128,23 +114,27 @@ class KL(_Section):
             raise ValueError(
                 f"free_bits = {self.free_bits:g} and free_bits_total = {self.free_bits_total:g}: set one of them to 0"
             )
-        if self.target_kl is not None and self.max_weight == "calibrated":
+        if self.target_kl is None:
+            return self
+        if isinstance(self.max_weight, str):
             raise ValueError(
                 "target_kl needs a number for max_weight: the bound that the controller may reach"
             )
-        if self.target_kl is not None and self.min_weight >= self.weight:
-            raise ValueError(f"min_weight = {self.min_weight:g} must be below max_weight = {self.weight:g}")
+        if self.min_weight >= self.max_weight:
+            raise ValueError(
+                f"min_weight = {self.min_weight:g} must be below max_weight = {self.max_weight:g}"
+            )
         return self
 
 
 class Train(_Section):
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
+    epochs: int = Field(ge=1, default=60)
+    batch_size: int = Field(ge=1, default=64)
+    learning_rate: float = Field(gt=0, default=2e-3)
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: float = Field(ge=0, default=0.0)
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    gradient_clip: Annotated[float, Field(gt=0)] | None = 100.0
     aggressive_encoder: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
@@ -168,8 +158,8 @@ class Monitor(_Section):
 
 
 class Evaluate(_Section):
-    importance_samples: int = Field(ge=1, le=10_000)
-    register_as: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    importance_samples: int = Field(ge=1, le=10_000, default=100)
+    register_as: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100, default="vae")
 
 
 class Promote(_Section):
@@ -177,14 +167,14 @@ class Promote(_Section):
 
 
 class Parameters(_Section):
-    seed: int = Field(ge=0, lt=2**32)
-    data: Data
-    model: Model
-    objective: Objective
-    kl: KL
-    train: Train
-    monitor: Monitor
-    evaluate: Evaluate
+    seed: int = Field(ge=0, lt=2**32, default=0)
+    data: Data = Data()
+    model: Model = Model()
+    objective: Objective = Objective()
+    kl: KL = KL()
+    train: Train = Train()
+    monitor: Monitor = Monitor()
+    evaluate: Evaluate = Evaluate()
     promote: Promote = Promote()
 
     @model_validator(mode="after")
@@ -237,7 +227,7 @@ class Parameters(_Section):
         if self.train.aggressive_encoder and self.kl.control in ("pi", "geco"):
             target = "target_kl" if self.kl.control == "pi" else "reconstruction_target"
             raise ValueError(
-                f"train.aggressive_encoder = true with kl.{target} = {getattr(self.kl, target):g}: the encoder can not "
+                f"train.aggressive_encoder = true with kl.{target} = {getattr(self.kl, target):g}: the encoder cannot "
                 f"converge on an objective that a controller moves; set kl.{target} to null"
             )
         if objective.reduction == "mean" and self.kl.max_weight == 0 and objective.likelihood == "gaussian":
@@ -248,110 +238,3 @@ class Parameters(_Section):
         if self.data.binarise != "none" and self.data.channels != 1:
             raise ValueError(f"data.binarise = {self.data.binarise} needs data.channels = 1")
         return self
-
-
-def with_weight(p: Parameters, weight: float) -> Parameters:
-    """The same parameters with `kl.max_weight` a number."""
-    return p.model_copy(update={"kl": p.kl.model_copy(update={"max_weight": weight})})
-
-
-def with_ramp(p: Parameters, steps_per_epoch: int) -> Parameters:
-    """The same parameters with `kl.annealing_epochs` as long as `kl.annealing_steps`, which is null then.
-
-    Progress is step / steps_per_epoch, so the ramp ends at exactly this step.
-    """
-    if p.kl.annealing_steps is None:
-        return p
-    # Training refuses an epoch without a full batch, and says why.
-    ramp = {"annealing_epochs": p.kl.annealing_steps / max(steps_per_epoch, 1), "annealing_steps": None}
-    return p.model_copy(update={"kl": p.kl.model_copy(update=ramp)})
-
-
-def changed(p: Parameters, changes: Mapping[str, Any]) -> Parameters:
-    """The parameters with some of them changed, by name.
-
-    Raises:
-        InputError: they do not go together.
-    """
-    values = p.model_dump()
-    for name, value in changes.items():
-        section, _, key = name.partition(".")
-        if not isinstance(values.get(section), dict) or key not in values[section]:
-            raise InputError(f"{name} is not a parameter that can be changed")
-        values[section][key] = value
-    return parse(values, "the remedied parameters")
-
-
-def parse(values: Mapping[str, Any], origin: str = "params.yaml") -> Parameters:
-    """Checks plain values, as YAML gives them.
-
-    Raises:
-        InputError: naming every key that is unknown, missing or out of range, with its value.
-    """
-    try:
-        return Parameters.model_validate(dict(values))
-    except ValidationError as error:
-        lines = [f"{origin}: {_describe(e)}" for e in _merge(error.errors())]
-        if len(lines) > MOST_COMPLAINTS:
-            lines[MOST_COMPLAINTS:] = [f"{origin}: and {len(lines) - MOST_COMPLAINTS:,} more"]
-        raise InputError("\n".join(lines)) from None
-
-
-def load(path: Path = Path("params.yaml")) -> Parameters:
-    """Reads and checks a parameter file.
-
-    Raises:
-        InputError: the file is missing, is no YAML mapping, or holds a value that is not allowed.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; run this from the project's folder") from None
-    except OSError as error:
-        raise InputError(f"{path} can not be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from None
-    values = plain_yaml.read(text, str(path))
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds {type(values).__name__} where a mapping of sections is expected")
-    return parse(values, str(path))
-
-
-def _merge(errors: list[Any]) -> list[Any]:
-    """A union reports each of its branches, named below (section, key): one line for each key is enough."""
-    merged: dict[tuple[Any, ...], Any] = {}
-    for error in errors:
-        key = tuple(part for depth, part in enumerate(error["loc"]) if depth < 2 or isinstance(part, int))
-        if key in merged:
-            merged[key]["msg"] += f"; or: {error['msg']}"
-        else:
-            merged[key] = {**error, "loc": key}
-    return list(merged.values())
-
-
-def _describe(error: Any) -> str:
-    parts = (str(part) for part in error["loc"])
-    name = _short(".".join(part if part.isprintable() else ascii(part) for part in parts))
-    match error["type"]:
-        case "extra_forbidden":
-            section = error["loc"][0] if len(error["loc"]) > 1 else None
-            model = Parameters.model_fields[section].annotation if section else Parameters
-            known = ", ".join(model.model_fields)  # type: ignore[union-attr]  # every section is a model
-            return f"{name} is not a parameter; known here: {known}"
-        case "missing":
-            return f"{name} is missing"
-        case "value_error":
-            return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
-    message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{name} = {_shown(error['input'])}: {message.replace('input ', '').replace('Input ', '')}"
-
-
-def _shown(value: Any) -> str:
-    try:
-        return _short(repr(value))
-    except ValueError:  # Python writes no number of more than 4,300 digits
-        return "a number of thousands of digits"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,4 +1,4 @@
-"""Numbers for files that people compare: JSON-clean, and no finer than they mean."""
+"""Numbers and names as text: rounded for files, short for people, one printable line."""
 
 import math
 from typing import Any
@@ -15,3 +15,21 @@ def rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     return value
+
+
+def number(value: Any) -> str:
+    """About four significant digits, a real minus sign, and a dash for what does not exist."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, int):
+        text = f"{value:,}"
+    elif 1000 <= abs(value) < 1e6:
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:.4g}"
+    return text.replace("-", "−") if text.startswith("-") else text
+
+
+def printable(text: Any) -> str:
+    """One line, without what would turn or hide the text around it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))

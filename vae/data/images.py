@@ -28,17 +28,16 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vae.config.parameters import Parameters
+from vae.config.preprocessing import Preprocessing
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 100_000_000
@@ -79,29 +78,6 @@ class UnusableImage(Exception):
 
 class UnusableNow(UnusableImage):
     """For a reason of the machine's, not of the image's: another time it may be good."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What is done to an image before a model sees it; part of the model's `config.json`."""
-
-    height: int
-    width: int
-    channels: int
-    binarise: str = "none"
-    seed: int = 0
-
-    @classmethod
-    def of(cls, parameters: Parameters) -> "Preprocessing":
-        data = parameters.data
-        return cls(*data.image_size, data.channels, data.binarise, parameters.seed)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

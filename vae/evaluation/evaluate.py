@@ -12,23 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae.compute.batches import for_measuring, generator, in_order
+from vae.compute.batches import for_measuring, in_order
 from vae.compute.devices import Compute
+from vae.compute.random import generator
 from vae.config.parameters import Parameters
 from vae.config.text import rounded
 from vae.evaluation.mmd import mmd_to_prior
 from vae.evaluation.probe import Probe
-from vae.losses.objective import Likelihood, optimal_sigma
 from vae.metrics.mean_image import MeanImage
-from vae.metrics.measurement import (
-    BATCH,
-    Measurement,
-    MutualInformation,
-    encode,
-    measure,
-    mutual_information,
-)
+from vae.metrics.measurement import BATCH, Measurement, encode, measure
+from vae.metrics.mutual_information import MutualInformation, mutual_information
 from vae.models import mixture_prior
+from vae.models.likelihood import Likelihood, optimal_sigma
 from vae.models.mixture_prior import Mixture
 from vae.models.saved import Saved
 from vae.models.vae import VAE

@@ -8,20 +8,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae.compute.batches import generator, to_pixels
+from vae.compute.batches import to_pixels
 from vae.compute.devices import Compute
-from vae.metrics.measurement import BATCH
+from vae.compute.random import generator
+from vae.metrics.measurement import BATCH, evaluation_batches
+from vae.models.likelihood import Likelihood
 from vae.models.saved import Saved
+from vae.models.vae import VAE
 
 Pictures = NDArray[np.float32]
 
 
 @torch.no_grad()
-def reconstructions(saved: Saved, images: NDArray[np.uint8], compute: Compute) -> Pictures:
-    """With z = μ. images: uint8 (B, H, W, C), a batch → (B, H, W, C)."""
-    with compute.autocast():
-        mu, _ = saved.model.encode(to_pixels(images, compute.device))
-    return _drawn(saved, mu, compute)
+def reconstruct(
+    model: VAE, images: np.ndarray | Tensor, likelihood: Likelihood, compute: Compute
+) -> np.ndarray:
+    """The mean of p(x|z = μ): uint8 (N, H, W, C) → uint8 of the same shape.
+
+    An autoregressive decoder draws it from μ alone, without a look at the image.
+    """
+    parts = []
+    for x in evaluation_batches(model, images, compute.device):
+        with compute.autocast():
+            pixels = likelihood.mean(model.decode(model.encode(x)[0]))
+        parts.append(pixels.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(parts)
 
 
 @torch.no_grad()

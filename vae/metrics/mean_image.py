@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae.losses.objective import SMALLEST_SIGMA, gaussian_log_prob
-
-CHUNK = 1024  # images at a time
+from vae.config.constants import SMALLEST_SIGMA
+from vae.metrics.moments import pixel_moments
+from vae.models.likelihood import gaussian_log_prob
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,3 @@ class MeanImage:
             return float(gaussian_log_prob(torch.tensor(self.mse(images) * pixels), pixels, own))
         p, mean = self.mean.clamp(1e-6, 1 - 1e-6), pixel_moments(images)[0]
         return float((mean * p.log() + (1 - mean) * (1 - p).log()).sum())
-
-
-def pixel_moments(images: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each pixel over images, streaming: float64 (H, W, C), pixels in [0, 1]."""
-    total = torch.zeros(images.shape[1:], dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    for start in range(0, len(images), CHUNK):
-        part = torch.from_numpy(np.array(images[start : start + CHUNK])).double() / 255
-        total += part.sum(0)
-        squares += part.square().sum(0)
-    mean = total / len(images)
-    return mean, (squares / len(images) - mean.square()).clamp_min(0)

@@ -1,6 +1,5 @@
 """What a VAE does to a whole split: rate, distortion and the health of its latents, in nats per image."""
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae.compute.batches import generator, in_order
+from vae.compute.batches import in_order
 from vae.compute.devices import Compute
-from vae.losses.objective import Likelihood, gaussian_log_prob, kl_per_latent, optimal_sigma, squared_error
+from vae.compute.random import generator
+from vae.losses.elbo import kl_per_latent
+from vae.models.likelihood import Likelihood, gaussian_log_prob, optimal_sigma, squared_error
 from vae.models.vae import VAE
 
 BATCH = 256  # images at a time in a measurement; the noise follows (seed, batch), so it is fixed
-MUTUAL_INFORMATION_IMAGES = 10_000  # the estimate is quadratic in time
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def measure(
         total = values.double().sum(0)
         sums[name] = sums[name] + total if name in sums else total
 
-    for index, x in enumerate(_batches(model, images, device)):
+    for index, x in enumerate(evaluation_batches(model, images, device)):
         noise = torch.randn(
             len(x), model.latent_dim, generator=generator(seed, "measure", index, device), device=device
         )
@@ -155,7 +155,7 @@ def fitted_sigma(model: VAE, images: np.ndarray | Tensor, compute: Compute, seed
     To be called with images of the training split, never with those that the σ then judges.
     """
     error = torch.zeros((), dtype=torch.float64, device=compute.device)
-    for index, x in enumerate(_batches(model, images, compute.device)):
+    for index, x in enumerate(evaluation_batches(model, images, compute.device)):
         noise = torch.randn(
             len(x),
             model.latent_dim,
@@ -172,7 +172,7 @@ def fitted_sigma(model: VAE, images: np.ndarray | Tensor, compute: Compute, seed
 def encode(model: VAE, images: np.ndarray | Tensor, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
     """mu, logvar of every image: float32 (N, Z) each."""
     means, logvars = [], []
-    for x in _batches(model, images, compute.device):
+    for x in evaluation_batches(model, images, compute.device):
         with compute.autocast():
             mu, logvar = model.encode(x)
         means.append(mu.cpu().numpy())
@@ -180,99 +180,7 @@ def encode(model: VAE, images: np.ndarray | Tensor, compute: Compute) -> tuple[n
     return np.concatenate(means), np.concatenate(logvars)
 
 
-@torch.no_grad()
-def reconstruct(
-    model: VAE, images: np.ndarray | Tensor, likelihood: Likelihood, compute: Compute
-) -> np.ndarray:
-    """The mean of p(x|z = μ): uint8 (N, H, W, C) → uint8 of the same shape.
-
-    An autoregressive decoder draws it from μ alone, without a look at the image.
-    """
-    parts = []
-    for x in _batches(model, images, compute.device):
-        with compute.autocast():
-            pixels = likelihood.mean(model.decode(model.encode(x)[0]))
-        parts.append(pixels.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(parts)
-
-
-@torch.no_grad()
-def elbo_per_image(
-    model: VAE, images: np.ndarray | Tensor, likelihood: Likelihood, compute: Compute, samples: int = 8
-) -> np.ndarray:
-    """The ELBO of each image in nats, its distortion averaged over samples of z: (N,) float64.
-
-    The noise follows from the image's own pixels: neither its neighbours nor its place changes its ELBO.
-    images: uint8 (N, H, W, C).
-    """
-    parts = []
-    for index, x in enumerate(_batches(model, images, compute.device)):
-        noise = _noise_of(images[index * BATCH : (index + 1) * BATCH], samples, model.latent_dim)
-        with compute.autocast():
-            mu, logvar = model.encode(x)
-            log_prob = torch.zeros(len(x), dtype=torch.float64, device=compute.device)
-            for epsilon in noise.to(compute.device):
-                z = mu + torch.exp(0.5 * logvar) * epsilon
-                log_prob += likelihood.log_prob(x, model.decode(z, x)) / samples
-        parts.append((log_prob - kl_per_latent(mu, logvar).sum(1)).cpu().numpy())
-    return np.concatenate(parts)
-
-
-def _noise_of(images: np.ndarray | Tensor, samples: int, latents: int) -> Tensor:
-    """Standard normal, drawn for each image on its own: uint8 (B, H, W, C) → (samples, B, latents), on the CPU."""
-    drawn = []
-    for image in images.cpu().numpy() if isinstance(images, Tensor) else images:
-        digest = hashlib.sha256(image.tobytes()).digest()
-        random = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        drawn.append(torch.randn(samples, latents, generator=random))
-    return torch.stack(drawn, dim=1)
-
-
-@dataclass(frozen=True)
-class MutualInformation:
-    """I_q(x; z) = R − KL(q(z) ‖ p(z)) (Hoffman & Johnson 2016).
-
-    It can never exceed ln n of its sample (He 2019): where R comes within 2 nats of that, `value` and
-    `aggregate_kl` are None and `saturated_at` is ln n.
-    """
-
-    value: float | None
-    aggregate_kl: float | None
-    saturated_at: float | None
-
-
-def mutual_information(mu: np.ndarray, logvar: np.ndarray, seed: int) -> MutualInformation:
-    """I_q = E_x E_q(z|x) [ln q(z|x) − ln q(z)], q(z) the mixture over the sample's own posteriors.
-
-    mu, logvar: (N, Z); of more than 10,000 images a seeded sample is taken.
-    """
-    random = np.random.default_rng(seed)
-    if len(mu) > MUTUAL_INFORMATION_IMAGES:
-        chosen = np.sort(random.choice(len(mu), MUTUAL_INFORMATION_IMAGES, replace=False))
-        mu, logvar = mu[chosen], logvar[chosen]
-    mu, logvar = mu.astype(np.float64), logvar.astype(np.float64)
-    n, latents = mu.shape
-    rate = float(kl_per_latent(torch.from_numpy(mu), torch.from_numpy(logvar)).sum(1).mean())
-    if rate >= math.log(n) - 2:
-        return MutualInformation(None, None, math.log(n))
-
-    noise = random.standard_normal(mu.shape)
-    z = mu + np.exp(0.5 * logvar) * noise
-    log_normaliser = -0.5 * (latents * math.log(2 * math.pi) + logvar.sum(1))
-    own = log_normaliser - 0.5 * (noise**2).sum(1)  # ln q(z_i|x_i)
-    precision = np.exp(-logvar)
-    constant = log_normaliser - 0.5 * (mu**2 * precision).sum(1)
-    total = 0.0
-    for start in range(0, n, 1024):
-        part = z[start : start + 1024]
-        # ln q(z_i|x_j) with the square multiplied out, so that it is two matrix products
-        all_pairs = -0.5 * part**2 @ precision.T + part @ (mu * precision).T + constant
-        total += float((own[start : start + 1024] - np.logaddexp.reduce(all_pairs, axis=1)).sum())
-    information = total / n + math.log(n)
-    return MutualInformation(information, rate - information, None)
-
-
-def _batches(model: VAE, images: np.ndarray | Tensor, device: torch.device) -> Iterator[Tensor]:
+def evaluation_batches(model: VAE, images: np.ndarray | Tensor, device: torch.device) -> Iterator[Tensor]:
     """The split in order, the model in evaluation mode meanwhile."""
     training = model.training
     model.eval()

@@ -42,6 +42,21 @@ class Mixture:
     def tensors(self) -> dict[str, Tensor]:
         return {"weights": self.weights, "means": self.means, "scales": self.scales}
 
+    def is_valid(self, latents: int) -> bool:
+        """Whether the tensors, which may come from anyone's file, are a mixture over so many latents."""
+        components = len(self.weights)
+        fits = self.means.shape == (components, latents) and self.scales.shape == (
+            components,
+            latents,
+            latents,
+        )
+        numbers = all(t.dtype == torch.float64 and bool(t.isfinite().all()) for t in self.tensors().values())
+        if not (fits and numbers):
+            return False
+        cholesky = torch.equal(self.scales, self.scales.tril())
+        positive = bool((self.scales.diagonal(dim1=-2, dim2=-1) > 0).all() and (self.weights >= 0).all())
+        return cholesky and positive and abs(float(self.weights.sum()) - 1) <= 1e-6
+
     @property
     def _distribution(self) -> Any:
         components = MultivariateNormal(self.means, scale_tril=self.scales)

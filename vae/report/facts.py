@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from vae.config.parameters import Parameters
+from vae.config.resolved import ResolvedParameters
 from vae.evaluation.probe import ClassRead
 from vae.report.latent_map import LatentMap
 
@@ -51,7 +51,7 @@ class Facts:
         hashes: what was read, by name: SHA-256.
     """
 
-    parameters: Parameters
+    parameters: ResolvedParameters
     metrics: Mapping[str, Mapping[str, float | None]]
     monitor: Mapping[str, Any]
     preflight: Mapping[str, Any]

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from vae.collapse.linear_theory import predict, spectrum_of, weights_of_interest
 from vae.compute.devices import Compute
-from vae.config.parameters import Parameters
+from vae.config.beta_elbo import BetaELBO
+from vae.config.resolved import ResolvedParameters
+from vae.config.text import number
 from vae.evaluation.evaluate import Evaluation
 from vae.inference import generate, grids
-from vae.losses.objective import Objective
 from vae.models.saved import Saved
 from vae.report import charts
 from vae.report.facts import Picture
-from vae.report.page import number
 from vae.schedules.kl import first_final_epoch
 
 FARTHEST = 3  # where a traversal begins and ends, in the prior's standard deviations
@@ -39,7 +39,7 @@ FEW = Amount(pairs=4, samples=12, latents=3, steps=5)  # of a decoder that draws
 
 
 def drawn(
-    p: Parameters,
+    p: ResolvedParameters,
     model: Saved,
     compute: Compute,
     images: NDArray[np.uint8],
@@ -57,7 +57,7 @@ def drawn(
         ("worst", by_error[::-1][: amount.pairs], "The images with the largest errors, the worst first"),
     ):
         originals = np.array(images[chosen])
-        copies = generate.reconstructions(model, originals, compute)
+        copies = generate.reconstruct(model.model, originals, model.likelihood, compute)
         span = f"{number(float(errors[chosen].min()))} to {number(float(errors[chosen].max()))}"
         yield Picture(
             "Reconstructions",
@@ -96,7 +96,7 @@ def drawn(
 
 
 def charted(
-    p: Parameters,
+    p: ResolvedParameters,
     model: Saved,
     result: Evaluation,
     labels: NDArray[np.object_],
@@ -108,14 +108,14 @@ def charted(
 
     history, latent_history: a row an epoch. preflight: `reports/preflight.json`.
     """
-    ended = f" Training ended early: {model.stopped}." if model.stopped else ""
+    ended = f" Training ended early: {model.config.stopped}." if model.config.stopped else ""
     yield _chart(
         "Training",
         "training_curves",
         "Reconstruction and KL of each epoch; the validation split is measured whole, at the final KL weight. "
-        f"Kept: epoch {model.kept_epoch} of {len(history)}.{ended}",
+        f"Kept: epoch {model.config.kept_epoch} of {len(history)}.{ended}",
         "Line charts over epochs: reconstruction, KL and KL weight, the ramp shaded and the kept epoch marked",
-        charts.training_curves(history, first_final_epoch(p.kl, p.train.epochs), model.kept_epoch),
+        charts.training_curves(history, first_final_epoch(p.kl, p.train.epochs), model.config.kept_epoch),
     )
     yield _chart(
         "Training",
@@ -123,12 +123,12 @@ def charted(
         "The validation split's KL of each latent in each epoch, a row a latent, the largest at the end on top. "
         "A row that turns dark and stays so is a latent lost; one that never lit up was never used.",
         "Heat map: the KL of each latent in each epoch",
-        charts.kl_over_time(latent_history, model.kept_epoch),
+        charts.kl_over_time(latent_history, model.config.kept_epoch),
     )
 
     if p.kl.control == "schedule" and preflight["eigenvalue_sum"] > 0:
-        spectrum, objective = spectrum_of(preflight, model.pixels), Objective.of(p)
-        weights = weights_of_interest(preflight["critical_kl_weight"], p.kl.weight)
+        spectrum = spectrum_of(preflight, model.pixels)
+        weights = weights_of_interest(preflight["critical_kl_weight"], p.kl.max_weight)
         yield _chart(
             "Expected and measured",
             "expected_kl",
@@ -137,9 +137,9 @@ def charted(
             "Line chart: expected KL over KL weights, with this run's weight and KL marked",
             charts.expected_kl(
                 weights,
-                np.array([predict(spectrum, objective, weight).kl for weight in weights]),
+                np.array([predict(spectrum, BetaELBO.of(p, weight)).kl for weight in weights]),
                 preflight["collapse_kl_weight"],
-                p.kl.weight,
+                p.kl.max_weight,
                 result.metrics["kl"],
             ),
         )

@@ -6,7 +6,6 @@ and the page's policy lets a browser run the one script that it came with, and l
 
 import base64
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -16,12 +15,14 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from vae.config.constants import SPLITS
 from vae.config.parameters import Parameters
+from vae.config.text import number, printable
 from vae.inference.grids import embedded
 from vae.report.facts import Facts, Origin, Picture
 from vae.report.latent_map import HEIGHT, WIDTH
+from vae.report.numbers import KEY_NUMBERS
 
-SPLITS = ("train", "valid", "test")
 QUARANTINED_SHOWN = 50
 EXAMPLES_SHOWN = 5
 
@@ -36,21 +37,6 @@ LEVEL_OF = {
     "collapsed": "bad",
     "not_learning": "bad",
 }
-
-
-# Numbers to hold against the champion: name, key of the metrics, and which way is better (0: neither).
-COMPARED = (
-    ("ELBO, nats", "elbo", 1),
-    ("calibrated ELBO, nats", "elbo_calibrated", 1),
-    ("negative log-likelihood, nats", "nll", -1),
-    ("KL, nats", "kl", 0),
-    ("informative units", "informative_units", 0),
-    ("mean squared error", "mse", -1),
-    ("PSNR, dB", "psnr", 1),
-    ("SSIM", "ssim", 1),
-    ("linear probe", "probe_accuracy", 1),
-    ("gap to the prior, nats", "prior_gap", -1),
-)
 
 
 @dataclass(frozen=True)
@@ -104,24 +90,6 @@ def html(facts: Facts, origin: Origin | None = None) -> str:
         changed=facts.monitor.get("changes") or {},
     )
     return page.strip() + "\n"
-
-
-def number(value: Any) -> str:
-    """About four significant digits, a real minus sign, and a dash for what does not exist."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    if isinstance(value, int):
-        text = f"{value:,}"
-    elif 1000 <= abs(value) < 1e6:
-        text = f"{value:,.0f}"
-    else:
-        text = f"{value:.4g}"
-    return text.replace("-", "−") if text.startswith("-") else text
-
-
-def printable(text: Any) -> str:
-    """One line, without what would turn or hide the text around it."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def _subject(p: Parameters) -> str:
@@ -204,14 +172,15 @@ def _compared(facts: Facts, origin: Origin | None) -> Iterator[tuple[str, str, s
     """(quantity, the champion's, this model's, the difference and which of the two is better)"""
     if origin is None or origin.champion is None:
         return
-    for name, key, better in COMPARED:
-        ours, theirs = facts.metrics["test"].get(key), origin.champion[1].get(key)
+    for n in KEY_NUMBERS:
+        ours, theirs = facts.metrics["test"].get(n.key), origin.champion[1].get(n.key)
         if ours is None or theirs is None:
             continue
         difference = ours - theirs
-        word = "" if not better or not difference else " better" if difference * better > 0 else " worse"
+        gain = difference * n.better
+        word = " better" if gain > 0 else " worse" if gain < 0 else ""
         sign = "+" if difference > 0 else ""
-        yield name, number(theirs), number(ours), f"{sign}{number(difference)}{word}"
+        yield n.label, number(theirs), number(ours), f"{sign}{number(difference)}{word}"
 
 
 def _predictions(facts: Facts) -> Iterator[tuple[str, str, str, str]]:
@@ -228,7 +197,7 @@ def _predictions(facts: Facts) -> Iterator[tuple[str, str, str, str]]:
 
 def _weights(facts: Facts) -> Iterator[Number]:
     p, expected = facts.parameters, facts.preflight
-    yield Number("KL weight of this run", number(p.kl.weight), "kl.max_weight, where the ramp ends")
+    yield Number("KL weight of this run", number(p.kl.max_weight), "kl.max_weight, where the ramp ends")
     for name, key, meaning in (
         ("critical", "critical_kl_weight", "from here on no latent is active"),
         ("collapse", "collapse_kl_weight", "from here on the latents carry less than 1 nat in all"),

@@ -1,4 +1,4 @@
-"""The KL weight as a function of progress, in epochs (a step is a fraction of one)."""
+"""The ramp of the KL weight, as a share of its final value, over progress in epochs (a step is a fraction of one)."""
 
 import math
 
@@ -7,16 +7,15 @@ from vae.config.parameters import KL
 STEEPNESS = 12.0  # of the sigmoid's logistic curve, which the ramp shows from −6 to 6
 
 
-def kl_weight(kl: KL, epoch: float, epochs: int) -> float:
-    """The weight of the KL term after `epoch` epochs of training.
+def ramp(kl: KL, epoch: float, epochs: int) -> float:
+    """The share of the final weight, 0 to 1, after `epoch` epochs of training.
 
     Args:
-        kl: schedule, max_weight, annealing_epochs; for `cyclical` cycles and ratio.
         epoch: progress, 0 at the first step, growing by 1/steps_per_epoch at each.
-        epochs: how many the training has.
+        epochs: of the training.
 
     Schedules, with t the share of the ramp that has passed:
-        constant: max_weight from the first step.
+        constant: 1 from the first step.
         linear: t (Bowman 2016, who also has the sigmoid).
         cosine: (1 − cos πt)/2.
         sigmoid: a logistic curve in t, from 0 to 1 exactly.
@@ -25,16 +24,20 @@ def kl_weight(kl: KL, epoch: float, epochs: int) -> float:
     """
     if kl.schedule == "cyclical":
         cycle = epochs / kl.cycles
-        ramp, progress = kl.ratio * cycle, epoch % cycle if epoch < epochs else cycle
+        length, progress = kl.ratio * cycle, epoch % cycle if epoch < epochs else cycle
     else:
-        ramp, progress = kl.annealing_epochs, epoch
-    t = 1.0 if kl.schedule == "constant" or progress >= ramp else progress / ramp
-    shape = kl.cycle_shape if kl.schedule == "cyclical" else kl.schedule
-    return kl.weight * _SHAPES.get(shape, _linear)(t)
+        length, progress = kl.annealing_epochs, epoch
+    t = 1.0 if kl.schedule == "constant" or progress >= length else progress / length
+    match _shape(kl):
+        case "cosine":
+            return (1 - math.cos(math.pi * t)) / 2
+        case "sigmoid":
+            return (_logistic(t) - _logistic(0)) / (_logistic(1) - _logistic(0))
+    return t
 
 
 def first_final_epoch(kl: KL, epochs: int) -> float:
-    """Progress, in epochs, from which on the weight stays at its maximum; may lie beyond the training.
+    """Progress, in epochs, from which on the weight stays at its final value; may lie beyond the training.
 
     0 where a controller sets the weight: it has no ramp.
     """
@@ -45,46 +48,34 @@ def first_final_epoch(kl: KL, epochs: int) -> float:
     return kl.annealing_epochs
 
 
-def ramp_share(kl: KL, weight: float) -> float | None:
-    """The share of a ramp, 0 to 1, after which the KL weight is at least `weight`; None where it never is."""
-    if weight > kl.weight:
+def ramp_time(kl: KL, share: float) -> float | None:
+    """The inverse of a ramp: the t, 0 to 1, from which on at least this share is reached; None where it never is."""
+    if share > 1:
         return None
-    if kl.schedule == "constant" or weight <= 0:
+    if kl.schedule == "constant" or share <= 0:
         return 0.0
-    u = weight / kl.weight
-    match kl.cycle_shape if kl.schedule == "cyclical" else kl.schedule:
+    match _shape(kl):
         case "cosine":
-            return math.acos(1 - 2 * u) / math.pi
+            return math.acos(1 - 2 * share) / math.pi
         case "sigmoid":
             low, high = _logistic(0.0), _logistic(1.0)
-            y = low + u * (high - low)
+            y = low + share * (high - low)
             return min(max(0.5 + math.log(y / (1 - y)) / STEEPNESS, 0.0), 1.0)
-    return u
+    return share
 
 
-def share_above(kl: KL, weight: float) -> float:
-    """The share of each cycle of a cyclical schedule that is spent at weights of `weight` and more.
+def time_above(kl: KL, share: float) -> float:
+    """How much of each cycle of a cyclical schedule is spent at this share of the final weight or above.
 
-    1 − ratio·t, with t the share of its ramp at which the weight is reached (Fu 2019, equation 6, solved for it).
+    1 − ratio·t, with t the time at which its ramp reaches the share (Fu 2019, equation 6, solved for it).
     """
-    t = ramp_share(kl, weight)
+    t = ramp_time(kl, share)
     return 0.0 if t is None else 1 - kl.ratio * t
 
 
-def _linear(t: float) -> float:
-    return t
-
-
-def _cosine(t: float) -> float:
-    return (1 - math.cos(math.pi * t)) / 2
-
-
-def _sigmoid(t: float) -> float:
-    return (_logistic(t) - _logistic(0)) / (_logistic(1) - _logistic(0))
+def _shape(kl: KL) -> str:
+    return kl.cycle_shape if kl.schedule == "cyclical" else kl.schedule
 
 
 def _logistic(t: float) -> float:
     return 1 / (1 + math.exp(-STEEPNESS * (t - 0.5)))
-
-
-_SHAPES = {"cosine": _cosine, "sigmoid": _sigmoid}

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vae.compute.batches import generator
-from vae.metrics.measurement import MutualInformation
+from vae.compute.random import generator
+from vae.metrics.mutual_information import MutualInformation
 from vae.models.vae import VAE
 
 MOST_SUB_STEPS = 100  # of the encoder, for a step of the decoder

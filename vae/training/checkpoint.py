@@ -1,6 +1,7 @@
 """Checkpoints to resume from: written atomically, and checked when they are read (each record has a CRC)."""
 
 import contextlib
+import logging
 import os
 import shutil
 import zipfile
@@ -9,7 +10,37 @@ from typing import Any
 
 import torch
 
+from vae.training.state import TrainState
+
 FINISHED = "finished"
+
+log = logging.getLogger(__name__)
+
+
+def resume(state: TrainState, path: Path, device: torch.device) -> bool:
+    """Brings a training to where its newest whole checkpoint left it; False where there is none."""
+    found, problems = load(path, device)
+    for problem in problems:
+        log.warning(problem)
+    if found is None:
+        return False
+    state.load_state_dict(found)
+    log.info("resumed after epoch %d of %d", len(state.history), state.p.train.epochs)
+    return True
+
+
+def save_or_warn(path: Path, state: TrainState) -> None:
+    """Without room for a new checkpoint the one before still stands, and training may end well without it."""
+    try:
+        save(path, state.state_dict())
+    except OSError as error:
+        log.warning(
+            "no checkpoint of epoch %d: %s; free some space for %s. The training goes on; an interruption would cost "
+            "the epochs since the last one",
+            len(state.history),
+            error.strerror or error,
+            path.parent,
+        )
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -41,7 +72,7 @@ def load(path: Path, device: torch.device) -> tuple[dict[str, Any] | None, list[
     Loads without running any code from the file (`weights_only`). A damaged one is removed.
 
     Raises:
-        OSError: a file can not be read, though it may be whole.
+        OSError: a file cannot be read, though it may be whole.
     """
     problems: list[str] = []
     for candidate in (path, _previous(path)):
@@ -53,9 +84,7 @@ def load(path: Path, device: torch.device) -> tuple[dict[str, Any] | None, list[
         except (OSError, torch.cuda.OutOfMemoryError):
             raise  # the file may well be whole
         except Exception as error:  # a damaged archive raises whatever its first bad byte leads to
-            problems.append(
-                f"checkpoint {candidate.name} is damaged and passed over: {error}".splitlines()[0]
-            )
+            problems.append(f"checkpoint {candidate.name} is damaged and skipped: {error}".splitlines()[0])
             # Out of the way: the next one that is saved would take it for the previous one, and that away.
             candidate.unlink()
     return None, problems
@@ -63,9 +92,7 @@ def load(path: Path, device: torch.device) -> tuple[dict[str, Any] | None, list[
 
 def finish(folder: Path) -> None:
     """Marks a training as complete. Its checkpoints stay until its results are safe: see `remove_finished`."""
-    with contextlib.suppress(
-        OSError
-    ):  # a disk that is full or read-only: there is nothing to mark, or it stays
+    with contextlib.suppress(OSError):  # a disk that is full or read-only: nothing to mark, or it stays
         (folder / FINISHED).touch()
 
 

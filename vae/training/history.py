@@ -2,8 +2,8 @@
 
 import math
 
+from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import Parameters
-from vae.losses.objective import COLLAPSED_BELOW_NATS
 from vae.schedules.kl import first_final_epoch
 
 HISTORY = (

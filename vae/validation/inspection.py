@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from vae.config.constants import SPLITS
 from vae.config.parameters import Data
 from vae.data.sources import LITTER
 from vae.validation import rules, schema
 from vae.validation.fingerprints import Fingerprints, fingerprint, near_duplicates
 from vae.validation.rules import Finding
-from vae.validation.schema import SPLITS
 
 Images = Mapping[str, NDArray[np.uint8]]
 

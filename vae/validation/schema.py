@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-SPLITS = ("train", "valid", "test")
+from vae.config.constants import SPLITS
 
 _TEXT = ("path", "split", "label", "mode", "sha256", "status", "reason")
 _WHOLE = ("index", "width", "height", "bytes")

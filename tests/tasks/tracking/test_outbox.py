@@ -18,6 +18,7 @@ from tasks.processes import run_notes
 from tasks.tracking import outbox, training_run
 from tasks.tracking import store as tracking
 from vae.config import parameters
+from vae.config.constants import SPLITS
 from vae.training.history import HISTORY
 
 
@@ -26,7 +27,7 @@ def store(new_store: bytes, empty_workspace: Path, monkeypatch: pytest.MonkeyPat
     """The database of a store of its own. Without a pause, so that each call tries again."""
     path = empty_workspace / "mlflow.db"
     path.write_bytes(new_store)
-    for split in workspace.SPLITS:
+    for split in SPLITS:
         np.save(workspace.images(split), np.zeros((4, 8, 8, 1), np.uint8))
     monkeypatch.setattr(training_run, "SILENCE", 0.0)
     yield path

@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from tasks.tracking import pages
 from vae.config import parameters
-from vae.losses.objective import Likelihood
+from vae.models.likelihood import Likelihood
 from vae.models.saved import Saved
 from vae.models.vae import VAE
 

@@ -15,8 +15,9 @@ from tasks import workspace
 from tasks.cli import run_lookup
 from tasks.tracking import lineage, promotion, registry, store
 from vae.config import parameters
+from vae.config.constants import SPLITS
 from vae.config.errors import InputError
-from vae.metrics.measurement import elbo_per_image
+from vae.inference.scoring import elbo_per_image
 from vae.models.saved import Saved
 from vae.report.facts import Origin
 
@@ -32,7 +33,7 @@ def client(new_store: bytes, empty_workspace: Path) -> MlflowClient:
     """A store of its own, and images to be judged on."""
     (empty_workspace / "mlflow.db").write_bytes(new_store)
     random = np.random.default_rng(0)
-    for split in workspace.SPLITS:
+    for split in SPLITS:
         np.save(workspace.images(split), random.integers(0, 256, (IMAGES, 8, 8, 1), dtype=np.uint8))
     workspace.PARAMS.write_bytes(DEFAULT.read_bytes())
     return store.connect()[0]

@@ -20,6 +20,7 @@ from tasks import workspace
 from tasks.tracking import lineage, registry, training_run
 from tasks.tracking import store as tracking
 from vae.config import parameters
+from vae.config.constants import SPLITS
 from vae.models import mixture_prior
 from vae.models.saved import Saved
 from vae.report.facts import Origin
@@ -54,7 +55,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
         patch.chdir(folder)
         client, experiment_id = tracking.connect()
         assert said == [[experiment_id]] * STARTERS
-        for split in workspace.SPLITS:
+        for split in SPLITS:
             workspace.IMAGES.mkdir(parents=True, exist_ok=True)
             np.save(workspace.images(split), np.zeros((4, 8, 8, 1), np.uint8))
         yield client

@@ -9,11 +9,14 @@ import torch
 from helpers.trainings import params
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vae.losses.objective import Objective, effective_beta
 
 from vae.collapse import linear_theory
 from vae.collapse.linear_theory import Spectrum
 from vae.config import parameters
-from vae.losses.objective import SMALLEST_SIGMA, Objective, effective_beta, gaussian_log_prob, kl_per_latent
+from vae.config.constants import SMALLEST_SIGMA
+from vae.losses.elbo import kl_per_latent
+from vae.models.likelihood import gaussian_log_prob
 
 PIXELS = 8
 ALL = np.array([3.0, 1.1, 0.6, 0.25, 0.1, 0.06, 0.03, 0.02])  # eigenvalues of the whole covariance

@@ -7,14 +7,15 @@ import pytest
 from helpers.verdicts import COLLAPSED, DIVERGED, NOT_LEARNING, PARTLY, UNDER, evidence, params, predicted
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from vae.losses.objective import Objective, effective_beta
 
 from vae.collapse import linear_theory, remedies
 from vae.collapse.diagnosis import judge
 from vae.collapse.linear_theory import Spectrum
 from vae.config import parameters
+from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters
-from vae.losses.objective import COLLAPSED_BELOW_NATS, Objective, effective_beta
 
 IMAGES = Spectrum(np.array([6.0, 3.0, 1.5, 0.8]), 12.0, 256, 1000)
 

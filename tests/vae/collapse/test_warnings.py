@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.trainings import TRAIN, params
+from vae.losses.objective import Objective
 
 from tasks.preflight import predicted
 from vae.collapse import linear_theory
-from vae.losses.objective import Objective
 
 SPECTRUM = linear_theory.spectrum(TRAIN, 3, bernoulli=False)
 COLLAPSE = linear_theory.collapse_weight(SPECTRUM, Objective.of(params()))

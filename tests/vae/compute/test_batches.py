@@ -6,15 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vae.compute.batches import (
-    epoch_order,
-    full_batches,
-    generator,
-    in_order,
-    open_images,
-    resident,
-    to_pixels,
-)
+from vae.compute.batches import epoch_order, full_batches, in_order, open_images, resident, to_pixels
+from vae.compute.random import generator
 from vae.config.errors import InputError
 
 CPU = torch.device("cpu")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vae.config.parameters import load as load_parameters
-from vae.data.images import MAX_BYTES, Preprocessing, UnusableImage, binarised, load, prepare, read_file
+from vae.config.preprocessing import Preprocessing
+from vae.data.images import MAX_BYTES, UnusableImage, binarised, load, prepare, read_file
 
 # pytest sets warning filters of its own over those of vae.images.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")

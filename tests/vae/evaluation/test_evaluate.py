@@ -10,15 +10,17 @@ import torch
 from scipy.stats import multivariate_normal, norm
 from torch import nn
 
-from vae.compute.batches import generator, to_pixels
+from vae.compute.batches import to_pixels
 from vae.compute.devices import Compute
+from vae.compute.random import generator
 from vae.config import parameters
 from vae.evaluation import evaluate
 from vae.evaluation.evaluate import importance_weighted_bound, is_binary, psnr, ssim, ssim_window
 from vae.evaluation.mmd import mmd_to_prior
-from vae.losses.objective import Likelihood
-from vae.metrics.measurement import encode, measure, mutual_information
+from vae.metrics.measurement import encode, measure
+from vae.metrics.mutual_information import mutual_information
 from vae.models import mixture_prior
+from vae.models.likelihood import Likelihood
 from vae.models.mixture_prior import Mixture
 from vae.models.saved import Saved
 from vae.models.vae import VAE

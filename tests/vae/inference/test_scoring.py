@@ -13,9 +13,9 @@ from scipy import stats
 from vae.compute.devices import Compute
 from vae.config.errors import InputError
 from vae.inference import scoring
-from vae.losses.objective import Likelihood
 from vae.metrics.measurement import BATCH, measure
 from vae.models import saved
+from vae.models.likelihood import Likelihood
 from vae.models.saved import Saved
 from vae.models.vae import VAE
 

@@ -9,17 +9,11 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 from torch import Tensor, distributions
 from torch.nn import functional
+from vae.losses.objective import Objective, effective_beta
 
-from vae.losses.objective import (
-    SMALLEST_SIGMA,
-    Likelihood,
-    Objective,
-    effective_beta,
-    gaussian_log_prob,
-    kl_per_latent,
-    optimal_sigma,
-    squared_error,
-)
+from vae.config.constants import SMALLEST_SIGMA
+from vae.losses.elbo import kl_per_latent
+from vae.models.likelihood import Likelihood, gaussian_log_prob, optimal_sigma, squared_error
 
 SHAPE, LATENTS, BATCH = (3, 4, 5), 7, 6
 PIXELS = math.prod(SHAPE)

@@ -10,18 +10,14 @@ from scipy import integrate, stats
 from torch import Tensor, distributions, nn
 
 from vae.compute.devices import Compute
-from vae.losses.objective import SMALLEST_SIGMA, Likelihood, gaussian_log_prob
+from vae.config.constants import SMALLEST_SIGMA
+from vae.inference.generate import reconstruct
+from vae.inference.scoring import elbo_per_image
 from vae.metrics import mean_image as baseline
 from vae.metrics import measurement
-from vae.metrics.measurement import (
-    Measurement,
-    elbo_per_image,
-    encode,
-    fitted_sigma,
-    measure,
-    mutual_information,
-    reconstruct,
-)
+from vae.metrics.measurement import Measurement, encode, fitted_sigma, measure
+from vae.metrics.mutual_information import mutual_information
+from vae.models.likelihood import Likelihood, gaussian_log_prob
 
 CPU = Compute(torch.device("cpu"), "fp32")
 SIDE = 4

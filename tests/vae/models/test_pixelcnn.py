@@ -13,14 +13,13 @@ from helpers.trainings import CPU, TRAIN, VALID, params, run
 from vae.config.errors import InputError
 from vae.evaluation import evaluate
 from vae.inference import generate
-from vae.losses.objective import Likelihood
 from vae.metrics import measurement
 from vae.metrics.mean_image import MeanImage
 from vae.models import saved
+from vae.models.likelihood import Likelihood
 from vae.models.pixelcnn import FIRST, HIDDEN, LAYERS, REACH
-from vae.models.vae import VAE
+from vae.models.vae import VAE, build
 from vae.training import loop
-from vae.training.loop import build
 
 AUTOREGRESSIVE: dict[str, Any] = {"model.architecture": "autoregressive"}
 

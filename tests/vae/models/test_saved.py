@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vae.config.errors import InputError
-from vae.losses.objective import Likelihood
 from vae.models import mixture_prior, saved
+from vae.models.likelihood import Likelihood
 from vae.models.vae import VAE, to_device
 
 SHAPE = (3, 9, 12)

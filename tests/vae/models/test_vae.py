@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from vae.losses.objective import kl_per_latent
+from vae.losses.elbo import kl_per_latent
 from vae.models.vae import LOGVAR_MIN, VAE, GatedLinear, to_device
 
 SIZES = [(8, 8), (8, 13), (9, 11), (16, 16), (21, 10), (28, 28), (37, 50)]

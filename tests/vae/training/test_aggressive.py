@@ -10,10 +10,12 @@ from helpers.trainings import CPU, TRAIN, VALID, assert_same_bits, params, run
 from torch.distributions import Normal, kl_divergence
 
 from vae.config.errors import InputError
-from vae.metrics.measurement import MutualInformation, encode, mutual_information
+from vae.metrics.measurement import encode
+from vae.metrics.mutual_information import MutualInformation, mutual_information
+from vae.models.vae import build
 from vae.training import aggressive, loop
 from vae.training.aggressive import AVERAGED, MOST_SUB_STEPS, Phase, converge, halves, random_batch
-from vae.training.loop import Epoch, build
+from vae.training.loop import Epoch
 
 AGGRESSIVE: dict[str, Any] = {"train.aggressive_encoder": True, "kl.schedule": "constant"}
 

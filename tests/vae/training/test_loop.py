@@ -22,18 +22,21 @@ from helpers.trainings import (
     run,
 )
 from torch.distributions import Normal, kl_divergence
+from vae.losses.objective import Objective
 
 from vae.compute.devices import Compute
+from vae.config.constants import SMALLEST_SIGMA
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters
-from vae.losses.objective import SMALLEST_SIGMA, Likelihood, Objective
 from vae.metrics import measurement
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import measure
+from vae.models.likelihood import Likelihood
+from vae.models.vae import build
 from vae.schedules.kl import kl_weight
 from vae.training import loop
 from vae.training.history import HISTORY
-from vae.training.loop import Epoch, build, learning_rate_factor, likelihood_of, train
+from vae.training.loop import Epoch, learning_rate_factor, likelihood_of, train
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,134 @@
+"""An evaluation in MLflow: metrics, plots, report and registered model, in the run that made the weights."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from tasks import workspace
+from tasks.processes import run_notes
+from tasks.tracking import lineage, pages, promotion, registry, store
+from tasks.tracking.store import ENDED, VERDICT
+from vae.config.resolved import ResolvedParameters
+from vae.models.saved import Saved
+from vae.report.facts import Origin
+
+EVALUATED = "evaluated."  # the commit whose code made the final metrics, which may be a later one
+NOTE = "mlflow.note.content"  # what the page of a run begins with
+
+log = logging.getLogger(__name__)
+
+
+def log_evaluation(
+    saved: Saved,
+    metrics: Mapping[str, Mapping[str, float | None]],
+    monitor: Mapping[str, Any],
+    make_report: Callable[[Origin], str],
+    p: ResolvedParameters,
+    test_elbos: np.ndarray,
+) -> str:
+    """Metrics, plots, report and model into the run of these weights; returns the model's URI.
+
+    make_report gives the report as HTML with what the tracked one cannot have: links, and the champion.
+    test_elbos: (N,), the ELBO of each test image in nats, by which `tasks.tracking.promotion` compares models.
+    """
+    run = store.run_of(saved.sha256)
+    client, run_id, name = MlflowClient(), run.info.run_id, p.evaluate.register_as
+    evaluated = {EVALUATED + tag: value for tag, value in lineage.commit().items()}
+    tags = {**lineage.subject(p), **lineage.stage("train"), **evaluated, VERDICT: monitor["verdict"]}
+    store.set_tags(client, run_id, tags)
+    client.update_run(run_id, name=_with_verdict(run, monitor["verdict"]))
+    with _reopened(client, run), mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        store.complete_from_files(client, run_id)
+        _log_files(metrics)
+        data = lineage.data()["data.sha256"]
+        promotion.keep_scores(client, run_id, test_elbos, data)
+        version = registry.register(client, saved, run_id, name, monitor["verdict"])
+        model_uri, champion = f"models:/{name}/{version.version}", champion_of(client, name)
+        sentence = None
+        if p.promote.mode != "disabled":
+            sentence = promotion.consider(client, version, p.promote.mode)
+            dry = " (dry run)" if p.promote.mode == "dry_run" else ""
+            log.info("promotion%s: version %s %s", dry, version.version, sentence)
+        test = metrics["test"]
+        client.set_tag(run_id, NOTE, pages.of_run(run_id, monitor, test, sentence, model_uri))
+        card = pages.of_version(name, version.version, saved, p, monitor, test, data, sentence)
+        client.update_model_version(name, version.version, card)
+        mlflow.log_text(make_report(origin(client.get_run(run_id), sentence, champion)), "report.html")
+    return model_uri
+
+
+def _log_files(metrics: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Numbers, plots and reports into the active run."""
+    numbers = {
+        f"{split}/{metric}": value
+        for split, values in metrics.items()
+        for metric, value in values.items()
+        if isinstance(value, int | float)
+    }
+    # Validation's curves keep their epochs; a final number stands under a name of its own.
+    mlflow.log_metrics({key.replace("valid/", "final_valid/"): value for key, value in numbers.items()})
+    mlflow.log_artifacts(str(workspace.PLOTS), "plots")
+    for report in (*workspace.JSON_REPORTS, *workspace.TABLES, workspace.PARAMS, lineage.LOCK):
+        if report.exists():
+            mlflow.log_artifact(str(report))
+
+
+@contextmanager
+def _reopened(client: MlflowClient, run: Run) -> Iterator[None]:
+    """Whatever ends an evaluation, its run keeps the status that the training ended with."""
+    run_id = run.info.run_id
+    with run_notes.noted(store.notes(), run_id, {"pid": os.getpid()}):
+        try:
+            yield
+        finally:
+            client.set_terminated(run_id, run.data.tags.get(ENDED, "FINISHED"))
+
+
+def _with_verdict(run: Run, verdict: str) -> str:
+    """The run's name, ended by the verdict; that of an earlier evaluation goes."""
+    return f"{str(run.info.run_name).removesuffix('-' + run.data.tags.get(VERDICT, verdict))}-{verdict}"
+
+
+def point_candidate(weights_sha256: str, name: str) -> None:
+    """Moves the alias `candidate` to the version with these weights, where the registry has one."""
+    client, _ = store.connect()
+    number = registry.version_with(client, name, weights_sha256, registry.prior_hash())
+    if number is not None:
+        client.set_registered_model_alias(name, registry.CANDIDATE, number)
+
+
+def origin(run: Run, promotion_sentence: str | None, champion: tuple[str, Run] | None) -> Origin:
+    """Where a run comes from, with links, and the champion that it is compared with."""
+    tags = run.data.tags
+    rows: list[tuple[str, str, str | None]] = [("MLflow run", run.info.run_name, store.run_url(run))]
+    if commit := tags.get("git.commit"):
+        changed = ", with uncommitted changes" if tags.get("git.dirty") == "true" else ""
+        rows.append(("Git commit", commit[:12] + changed, lineage.commit_url(commit)))
+    rows += [
+        ("Prefect flow run", name.removeprefix("Prefect flow run "), url)
+        for name, url in store.links(run)[1:]
+    ]
+    if stage := tags.get("dvc.train"):
+        rows.append(("Entry of train in dvc.lock", f"SHA-256 {stage[:12]}…", None))
+    if champion is None:
+        return Origin(rows, promotion_sentence)
+    version, its_run = champion
+    if its_run.info.run_id == run.info.run_id:
+        return Origin([*rows, ("Champion", f"this model, version {version}", None)], promotion_sentence)
+    same_data = promotion.data_of(its_run) == promotion.data_of(run)
+    name = f"the champion, version {version}" + ("" if same_data else ", which was tested on other data")
+    return Origin(rows, promotion_sentence, (name, registry.test_metrics(its_run)))
+
+
+def champion_of(client: MlflowClient, name: str) -> tuple[str, Run] | None:
+    """The version that bears the alias `champion`, and the run that evaluated it."""
+    version = registry.champion(client, name)
+    run = None if version is None else registry.run_behind(client, version)
+    return None if version is None or run is None else (str(version.version), run)

@@ -1,0 +1,127 @@
+"""What linear theory warns of before a training: collapse ahead, targets out of reach, predictions to distrust."""
+
+import math
+from typing import Any
+
+from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE, Spectrum, collapse_weight
+from vae.config.constants import COLLAPSED_BELOW_NATS
+from vae.config.parameters import KL, Parameters
+from vae.schedules.kl import ramp_time, time_above
+
+MOST_ABOVE = 0.5  # of a cycle, at weights where linear theory expects collapse
+SMALLEST_BETA = 0.05  # below it the KL term hardly counts
+
+
+def warnings(p: Parameters, expected: dict[str, Any], spectrum: Spectrum) -> list[str]:
+    """expected: `linear_theory.expectations`."""
+    weight, collapse = expected["kl_weight"], expected["collapse_kl_weight"]
+    calibrated, beta = expected["calibrated_kl_weight"], expected["effective_beta"]
+    found = _collapse_ahead(p, expected, spectrum)
+    if beta < SMALLEST_BETA:
+        found.append(
+            f"the KL term hardly counts: an effective beta of {beta:.2g}; samples from the prior will be noise "
+            f"(kl.max_weight = {calibrated:.2g} is calibrated)"
+        )
+    if p.model.latent_dim > spectrum.images * MOST_LATENTS_PER_IMAGE:
+        found.append(
+            f"model.latent_dim = {p.model.latent_dim} for {spectrum.images} training images: "
+            "the prediction is too high where latents are nearly as many as images"
+        )
+    if p.model.architecture == "autoregressive":
+        found.append(
+            "model.architecture = autoregressive: the decoder explains pixels by those before them, so the latents may "
+            "die at a far lower kl.max_weight than linear theory says"
+        )
+    if p.objective.likelihood == "bernoulli" and p.data.binarise == "none":
+        found.append(
+            "a Bernoulli likelihood on grey pixels is not normalised: its ELBO is a cross-entropy bound, "
+            "its nll is left out (data.binarise makes it a likelihood)"
+        )
+    return found + _controller(p, spectrum, weight, collapse)
+
+
+def schedule_above(kl: KL, weight: float, collapse: float) -> dict[str, float | None]:
+    """How much of a cycle lies at or above the collapse weight, and where a ramp to `weight` crosses it.
+
+    None of it needs the length of the training; what does not apply, or never happens, is None.
+    """
+    above: dict[str, float | None] = dict.fromkeys(
+        ("share_above_collapse", "epoch_of_collapse_weight", "step_of_collapse_weight")
+    )
+    share = collapse / weight if weight > 0 else math.inf
+    t = ramp_time(kl, share)
+    if kl.control != "schedule":
+        return above
+    if kl.schedule == "cyclical":
+        return {**above, "share_above_collapse": time_above(kl, share)}
+    if t is None or kl.schedule == "constant":
+        return above
+    if kl.annealing_steps is not None:
+        return {**above, "step_of_collapse_weight": t * kl.annealing_steps}
+    return {**above, "epoch_of_collapse_weight": t * kl.annealing_epochs}
+
+
+def _collapse_ahead(p: Parameters, expected: dict[str, Any], spectrum: Spectrum) -> list[str]:
+    kl = math.inf if expected["predicted_kl"] is None else expected["predicted_kl"]
+    weight, collapse = expected["kl_weight"], expected["collapse_kl_weight"]
+    if spectrum.total <= 0:
+        return ["all training images are the same: a latent has nothing to encode"]
+    if p.kl.control != "schedule":
+        if kl >= COLLAPSED_BELOW_NATS:
+            return []
+        return [
+            f"POSTERIOR COLLAPSE AHEAD: the target of the control (kl.{p.kl.control}) leaves a KL of only "
+            f"{kl:.2g} nats; ask for more than {COLLAPSED_BELOW_NATS:g}"
+        ]
+    if weight < collapse:
+        return []
+    found = [
+        f"POSTERIOR COLLAPSE AHEAD: at kl.max_weight = {weight:g} linear theory expects a KL of only "
+        f"{kl:.2g} nats; stay below {collapse:.3g}, for example at {expected['calibrated_kl_weight']:.2g}"
+        f"{_when(p.kl, weight, collapse)}"
+    ]
+    if p.kl.schedule == "cyclical" and time_above(p.kl, collapse / weight) > MOST_ABOVE:
+        found.append(_too_long_above(p.kl, weight, collapse))
+    return found
+
+
+def _when(kl: KL, weight: float, collapse: float) -> str:
+    """When a ramp crosses the collapse weight, as the end of a sentence."""
+    above = schedule_above(kl, weight, collapse)
+    if above["step_of_collapse_weight"] is not None:
+        return f"; the ramp crosses it at step {above['step_of_collapse_weight']:.0f} of {kl.annealing_steps}"
+    if above["epoch_of_collapse_weight"] is not None:
+        return f"; the ramp crosses it after {above['epoch_of_collapse_weight']:.2g} of {kl.annealing_epochs:g} epochs"
+    return ""
+
+
+def _too_long_above(kl: KL, weight: float, collapse: float) -> str:
+    t = ramp_time(kl, collapse / weight)
+    assert t is not None
+    ratio = math.ceil(100 * MOST_ABOVE / t) / 100 if t > 0 else math.inf
+    longer = f" (kl.ratio = {ratio:g} would make it a half)" if ratio <= 1 else ""
+    return (
+        f"kl.schedule = cyclical spends {time_above(kl, collapse / weight):.0%} of each cycle at weights from "
+        f"{collapse:.3g} on, where linear theory expects collapse; lower kl.max_weight = {weight:g}{longer}"
+    )
+
+
+def _controller(p: Parameters, spectrum: Spectrum, weight: float, collapse: float) -> list[str]:
+    """Of a PI controller: whether the weight that its set-point takes lies within its bounds, collapse without."""
+    kl = p.kl
+    if kl.target_kl is None or spectrum.total <= 0:
+        return []
+    needed = collapse_weight(p, spectrum, nats=kl.target_kl)
+    takes = f"kl.target_kl = {kl.target_kl:g} nats takes a weight of about {needed:.2g} by linear theory"
+    if needed < kl.min_weight:
+        return [
+            f"{takes}, below kl.min_weight = {kl.min_weight:g}: the KL will stay lower; lower kl.min_weight"
+        ]
+    if needed > weight:
+        return [f"{takes}, above kl.max_weight = {weight:g}: the KL will stay higher; raise kl.max_weight"]
+    if needed < collapse <= weight:
+        return [
+            f"{takes}; kl.max_weight = {weight:g} lets the controller overshoot beyond {collapse:.3g}, where "
+            f"the latents die: set kl.max_weight between the two, for example to {math.sqrt(needed * collapse):.2g}"
+        ]
+    return []

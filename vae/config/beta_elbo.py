@@ -1,0 +1,62 @@
+"""What the parameters minimise, as numbers: the negative ELBO with its rate weighted by β.
+
+With N pixels (C·H·W), Z latents, distortion D and rate R in nats per image (`vae.losses.elbo`), the loss is D + β·R
+(Higgins 2017), and β = 1 is the ELBO. `objective.reduction: mean` writes its loss with a KL weight w of its own:
+
+    Gaussian:   error/N + w·KL/Z = (2σ²/N) · (error/(2σ²) + KL)  with σ² = wN/(2Z): β = 1 at this σ
+    Bernoulli:  BCE/N + w·KL/Z   = (1/N) · (BCE + (wN/Z)·KL):                       β = wN/Z
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from vae.config.constants import SMALLEST_SIGMA
+from vae.config.parameters import Parameters
+
+
+@dataclass(frozen=True)
+class BetaELBO:
+    """The objective of a training at one KL weight.
+
+    Attributes:
+        likelihood: `gaussian` or `bernoulli`.
+        sigma: of the Gaussian, in pixels of [0, 1]: `optimal` (Rybkin 2021), `learned`, or a number. Without meaning
+            for `bernoulli`.
+        beta: the weight of the rate against the distortion, in nats.
+        scale: from nats to the loss as `reduction` writes it; the optimum is the same, the gradient smaller.
+        pixels: N.
+        free_bits: nats that each latent may cost, averaged over a batch, before the loss sees its rate (Kingma 2016,
+            equation 14). free_bits_total: the same for all latents together.
+    """
+
+    likelihood: Literal["gaussian", "bernoulli"]
+    sigma: Literal["optimal", "learned"] | float
+    beta: float
+    scale: float
+    pixels: int
+    free_bits: float = 0.0
+    free_bits_total: float = 0.0
+
+    @classmethod
+    def of(cls, p: Parameters, weight: float) -> "BetaELBO":
+        """At this KL weight, whatever `kl.max_weight` is."""
+        likelihood, sigma = p.objective.likelihood, p.objective.sigma
+        pixels, latents = math.prod(p.data.image_shape), p.model.latent_dim
+        beta, scale = float(weight), 1.0
+        if p.objective.reduction == "mean" and likelihood == "bernoulli":
+            beta, scale = weight * pixels / latents, 1 / pixels
+        elif p.objective.reduction == "mean":
+            sigma, beta, scale = math.sqrt(weight * pixels / (2 * latents)), 1.0, weight / latents
+        return cls(likelihood, sigma, beta, scale, pixels, p.kl.free_bits, p.kl.free_bits_total)
+
+    @property
+    def fixed_sigma(self) -> float | None:
+        """σ where it is a number from the start."""
+        return None if self.likelihood == "bernoulli" or isinstance(self.sigma, str) else self.sigma
+
+    def effective_beta(self, mse_sampled: float) -> float:
+        """The β, of a VAE with the optimal σ, that this amounts to at an error: β·σ²/MSE where σ is fixed."""
+        if self.fixed_sigma is None:
+            return self.beta
+        return self.beta * self.fixed_sigma**2 / max(mse_sampled, SMALLEST_SIGMA**2)

@@ -1,0 +1,30 @@
+"""What is done to an image before a model sees it (`vae.data.images` does it)."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vae.config.parameters import Parameters
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Part of a model's `config.json`, so that new images are treated as the training images were."""
+
+    height: int
+    width: int
+    channels: int
+    binarise: str = "none"
+    seed: int = 0
+
+    @classmethod
+    def of(cls, parameters: Parameters) -> "Preprocessing":
+        data = parameters.data
+        return cls(*data.image_size, data.channels, data.binarise, parameters.seed)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,90 @@
+"""What is minimised: the negative ELBO of a batch, its rate weighted by β, in nats per image.
+
+    loss = D + β·R                        (Higgins 2017; β = 1: the ELBO of Kingma & Welling 2014, equation 3)
+    D = −E_q[ln p(x|z)]                   the distortion, with one z = μ + σ·ε
+    R = Σ_j KL(q(z_j|x) ‖ N(0, 1))        the rate, less what free bits hide
+
+`vae.losses.kl_control` replaces β·R where a control steers the rate, `vae.losses.importance_weighted` all of it
+where there are more samples of z. `vae.config.beta_elbo` says what β the parameters amount to.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vae.config.beta_elbo import BetaELBO
+from vae.config.constants import SMALLEST_SIGMA
+from vae.losses.kl_control import KLControl
+from vae.models.likelihood import bernoulli_log_prob, gaussian_log_prob, squared_error
+from vae.models.vae import VAE
+
+Logs = dict[str, Tensor]  # of a batch, detached, in nats per image: loss, reconstruction (the distortion), kl
+
+
+class Terms(NamedTuple):
+    """Of a batch, averaged over its images: () each. The rate as it is, and as the loss sees it."""
+
+    distortion: Tensor
+    rate: Tensor
+    penalised_rate: Tensor
+    mse: Tensor  # of a pixel
+
+
+class ELBOLoss:
+    """`loss, logs = elbo_loss(model, x, noise, beta)`; x: (B, C, H, W), noise: ε, (1, B, Z)."""
+
+    def __init__(self, elbo: BetaELBO, control: KLControl, compiled: bool = False) -> None:
+        self.elbo, self.control = elbo, control
+        self.terms = torch.compile(elbo_terms) if compiled else elbo_terms
+
+    def __call__(
+        self, model: VAE, x: Tensor, noise: Tensor, beta: float, steer: bool = True
+    ) -> tuple[Tensor, Logs]:
+        """steer: let the control see this batch; else it stays as it stands."""
+        distortion, rate, penalised_rate, mse = self.terms(self.elbo, model, x, noise[0])
+        if steer:
+            self.control.update(rate, mse)
+        loss = self.control.loss(distortion, penalised_rate, mse, beta)
+        return loss, {"loss": loss.detach(), "reconstruction": distortion.detach(), "kl": rate.detach()}
+
+
+def elbo_terms(elbo: BetaELBO, model: VAE, x: Tensor, noise: Tensor) -> Terms:
+    output, mu, logvar = model(x, noise)
+    rates = kl_per_latent(mu, logvar)
+    error = squared_error(x, output).mean()
+    return Terms(
+        distortion=-_log_prob(elbo, x, output, error, model.log_sigma),
+        rate=rates.sum(1).mean(),
+        penalised_rate=penalised_rate(elbo, rates),
+        mse=error / elbo.pixels,
+    )
+
+
+def kl_per_latent(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(μ, σ²) ‖ N(0, 1)) of each latent, in nats (Kingma & Welling 2014, appendix B): (…, Z) → (…, Z)."""
+    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
+
+
+def penalised_rate(elbo: BetaELBO, rates: Tensor) -> Tensor:
+    """The rate with free bits, of each latent or of all together (Kingma 2016, equation 14): (B, Z) → ()."""
+    per_latent = rates.mean(0)
+    rate = per_latent.clamp_min(elbo.free_bits).sum() if elbo.free_bits else per_latent.sum()
+    return rate.clamp_min(elbo.free_bits_total) if elbo.free_bits_total else rate
+
+
+def _log_prob(elbo: BetaELBO, x: Tensor, output: Tensor, error: Tensor, log_sigma: Tensor | None) -> Tensor:
+    """ln p(x|z), averaged over the batch; error: its mean squared error, summed over pixels."""
+    if elbo.likelihood == "bernoulli":
+        return bernoulli_log_prob(x, output).mean()
+    if elbo.sigma == "optimal":  # its gradient is that of −(N/2)·ln MSE (Rybkin 2021, equation 5)
+        return gaussian_log_prob(error, elbo.pixels, (error / elbo.pixels).clamp_min(SMALLEST_SIGMA**2))
+    return gaussian_log_prob(error, elbo.pixels, variance(elbo, log_sigma))
+
+
+def variance(elbo: BetaELBO, log_sigma: Tensor | None) -> Tensor | float:
+    """σ², fixed or learned; log_sigma: of the model."""
+    if elbo.fixed_sigma is not None:
+        return elbo.fixed_sigma**2
+    assert log_sigma is not None, "a learned sigma lives in the model"
+    return (2 * log_sigma).exp().clamp_min(SMALLEST_SIGMA**2)

@@ -1,0 +1,53 @@
+"""The importance-weighted bound as a loss: more samples of z, a tighter bound (Burda 2016)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vae.config.beta_elbo import BetaELBO
+from vae.losses.elbo import Logs, kl_per_latent, variance
+from vae.models.likelihood import bernoulli_log_prob, gaussian_log_prob, squared_error
+from vae.models.vae import VAE
+
+
+class ImportanceWeightedLoss:
+    """−L_k (Burda 2016, equation 8) with its KL part weighted by β; called as `ELBOLoss`, with noise (k, B, Z).
+
+    There is no rate apart for a control or free bits to act on: the parameters refuse both.
+    """
+
+    def __init__(self, elbo: BetaELBO, compiled: bool = False) -> None:
+        self.elbo = elbo
+        self.terms = torch.compile(importance_weighted_terms) if compiled else importance_weighted_terms
+
+    def __call__(
+        self, model: VAE, x: Tensor, noise: Tensor, beta: float, steer: bool = True
+    ) -> tuple[Tensor, Logs]:
+        # A tensor, since a compiled function would be compiled anew for each number.
+        loss, distortion, rate = self.terms(self.elbo, model, x, noise, torch.full((), beta, device=x.device))
+        return loss, {"loss": loss.detach(), "reconstruction": distortion.detach(), "kl": rate.detach()}
+
+
+def importance_weighted_terms(
+    elbo: BetaELBO, model: VAE, x: Tensor, noise: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, distortion and rate.
+
+    ln w = ln p(x|z) + β·(ln p(z) − ln q(z|x)); with z = μ + σ·ε the bracket is ½ Σ (ε² + ln σ² − z²).
+    """
+    mu, logvar = model.encode(x)
+    z = mu + torch.exp(0.5 * logvar) * noise
+    repeated = x.repeat(len(noise), 1, 1, 1)
+    output = model.decode(z.flatten(0, 1), repeated)
+    log_likelihood = _log_likelihood(elbo, repeated, output, model.log_sigma).view(len(noise), len(x))
+    log_ratio = 0.5 * (noise.square() + logvar - z.square()).sum(2)
+    bound = torch.logsumexp(log_likelihood + beta * log_ratio, 0) - math.log(len(noise))
+    return -bound.mean(), -log_likelihood.mean(), kl_per_latent(mu, logvar).sum(1).mean()
+
+
+def _log_likelihood(elbo: BetaELBO, x: Tensor, output: Tensor, log_sigma: Tensor | None) -> Tensor:
+    """ln p(x|z) of each image, (B,). An optimal σ is of a batch, not of an image: the parameters refuse it."""
+    if elbo.likelihood == "bernoulli":
+        return bernoulli_log_prob(x, output)
+    return gaussian_log_prob(squared_error(x, output), elbo.pixels, variance(elbo, log_sigma))

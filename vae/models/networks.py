@@ -1,0 +1,113 @@
+"""Encoders and decoders of each architecture: (encoder, features, decoder).
+
+The encoder maps (B, C, H, W) to (B, features), the decoder (B, Z) to (B, C, H, W).
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def convolutional(
+    image_shape: tuple[int, int, int],
+    latent_dim: int,
+    widths: list[int],
+    batch_norm: bool,
+    decoded: int | None = None,
+) -> tuple[nn.Module, int, nn.Module]:
+    """decoded: channels of what the decoder gives, where it is not an image."""
+    channels, height, width = image_shape
+    sizes = [(height, width)]  # a 4×4 convolution of stride 2, padding 1, halves and rounds down
+    for _ in widths:
+        sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+    filters, mirrored = [channels, *widths], [decoded or channels, *widths]
+    features = widths[-1] * math.prod(sizes[-1])
+
+    down: list[nn.Module] = []
+    for before, after in itertools.pairwise(filters):
+        down += [
+            nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not batch_norm),
+            *_normalised_silu(nn.BatchNorm2d(after) if batch_norm else None),
+        ]
+    up: list[nn.Module] = [
+        nn.Linear(latent_dim, features, bias=not batch_norm),
+        _Unflatten(1, (widths[-1], *sizes[-1])),
+        *_normalised_silu(nn.BatchNorm2d(widths[-1]) if batch_norm else None),
+    ]
+    for level in range(len(widths), 0, -1):
+        last = level == 1
+        odd = (sizes[level - 1][0] % 2, sizes[level - 1][1] % 2)  # a row or column that the halving lost
+        up.append(
+            nn.ConvTranspose2d(
+                mirrored[level], mirrored[level - 1], 4, stride=2, padding=1, output_padding=odd,
+                bias=last or not batch_norm,
+            )
+        )  # fmt: skip
+        if not last:
+            up += _normalised_silu(nn.BatchNorm2d(mirrored[level - 1]) if batch_norm else None)
+    *down, silu = down  # comes after the change of memory order, so that its gradient meets no other order
+    return nn.Sequential(*down, nn.Flatten(), silu), features, nn.Sequential(*up)
+
+
+class _Unflatten(nn.Unflatten):
+    """In the memory order of the convolutions that follow: what lies between two orders is slow, backward above all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).contiguous(memory_format=torch.channels_last)
+
+
+def fully_connected(
+    image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], batch_norm: bool
+) -> tuple[nn.Module, int, nn.Module]:
+    def layer(before: int, after: int) -> list[nn.Module]:
+        linear = nn.Linear(before, after, bias=not batch_norm)
+        return [linear, *_normalised_silu(nn.BatchNorm1d(after) if batch_norm else None)]
+
+    return _mlp(image_shape, latent_dim, widths, layer)
+
+
+def gated(
+    image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], batch_norm: bool
+) -> tuple[nn.Module, int, nn.Module]:
+    def layer(before: int, after: int) -> list[nn.Module]:
+        return [GatedLinear(before, after), *([nn.BatchNorm1d(after)] if batch_norm else [])]
+
+    return _mlp(image_shape, latent_dim, widths, layer)
+
+
+def _mlp(
+    image_shape: tuple[int, int, int],
+    latent_dim: int,
+    widths: list[int],
+    layer: Callable[[int, int], list[nn.Module]],
+) -> tuple[nn.Module, int, nn.Module]:
+    def hidden(units: list[int]) -> list[nn.Module]:
+        return [module for before, after in itertools.pairwise(units) for module in layer(before, after)]
+
+    pixels = math.prod(image_shape)
+    encoder = nn.Sequential(nn.Flatten(), *hidden([pixels, *widths]))
+    decoder = nn.Sequential(
+        *hidden([latent_dim, *reversed(widths)]),
+        nn.Linear(widths[0], pixels),
+        nn.Unflatten(1, image_shape),
+    )
+    return encoder, widths[-1], decoder
+
+
+class GatedLinear(nn.Module):
+    """h = (Wx + b) ⊙ sigmoid(Vx + c) (Dauphin 2017, section 2; Tomczak & Welling 2018 use it in VAEs)."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(before, 2 * after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.glu(self.linear(x), dim=1)
+
+
+def _normalised_silu(norm: nn.Module | None) -> list[nn.Module]:
+    return [nn.SiLU()] if norm is None else [norm, nn.SiLU()]

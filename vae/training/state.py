@@ -1,0 +1,134 @@
+"""All that a training is between two steps: what a checkpoint holds, and what a resumed training goes on with."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae.config.errors import InputError
+from vae.config.parameters import Train
+from vae.config.resolved import ResolvedParameters
+from vae.losses.kl_control import KLControl
+from vae.metrics.mean_image import MeanImage
+from vae.models.likelihood import optimal_sigma
+from vae.models.vae import VAE, build, to_device
+from vae.training.aggressive import Phase
+from vae.training.history import Row, chosen_epoch
+
+
+class TrainState:
+    """Model, optimiser, moving average, control, aggressive phase, history, and the best weights so far.
+
+    Attributes:
+        average: the exponential moving average of the weights; None without `train.ema`.
+        kl_per_latent: of the validation split, Z numbers for each row of the history.
+        kept_epoch: the epoch whose weights are kept, counted from 1; 0 before any.
+    """
+
+    def __init__(
+        self,
+        p: ResolvedParameters,
+        train_images: np.ndarray,
+        device: torch.device,
+        initial_weights: Mapping[str, Tensor] | None,
+    ) -> None:
+        self.p = p
+        self.model = to_device(build(p), device)
+        if initial_weights is not None:
+            load_weights(self.model, initial_weights, "train.initial_weights")
+        elif self.model.log_sigma is not None:
+            # From the mean image's error: at σ = 1 the latents would die before σ has come down.
+            error = MeanImage.of(train_images).mse(train_images)
+            self.model.log_sigma.data.fill_(math.log(optimal_sigma(error)))
+        self.optimiser = optimiser_of(self.model, p.train)
+        self.average = None if p.train.ema is None else copy.deepcopy(self.model)
+        self.control = KLControl(p.kl, math.prod(p.data.image_shape), device)
+        self.phase = Phase(p.train.aggressive_encoder)
+        self.history: list[Row] = []
+        self.kl_per_latent: list[list[float]] = []
+        self.kept_epoch, self.kept_weights = 0, copy.deepcopy(self.judged.state_dict())
+
+    @property
+    def judged(self) -> VAE:
+        """The model that is measured and kept: the moving average, where there is one."""
+        return self.model if self.average is None else self.average
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+
+    @torch.no_grad()
+    def update_average(self, first: bool) -> None:
+        """a ← a + (1 − decay)·(w − a), of weights and buffers; after the first step a is w itself.
+
+        AveragedModel's own `update_parameters` asks at every step how many there were, and waits for the GPU's answer.
+        """
+        if self.average is None or self.p.train.ema is None:
+            return
+        if first:
+            self.average.load_state_dict(self.model.state_dict())
+            return
+        averaged = [*self.average.parameters(), *self.average.buffers()]
+        current = [*self.model.parameters(), *self.model.buffers()]
+        floats = [(a, w) for a, w in zip(averaged, current, strict=True) if a.is_floating_point()]
+        counts = [(a, w) for a, w in zip(averaged, current, strict=True) if not a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in floats], [w for _, w in floats], 1 - self.p.train.ema)
+        for a, w in counts:
+            a.copy_(a * self.p.train.ema + w * (1 - self.p.train.ema))
+
+    def record(self, row: Row, kl_per_latent: list[float]) -> None:
+        """An epoch has ended; its weights are kept if they are the best so far."""
+        self.history.append(row)
+        self.kl_per_latent.append(kl_per_latent)
+        if chosen_epoch(self.history, self.p) == len(self.history):
+            self.kept_epoch, self.kept_weights = (
+                len(self.history),
+                copy.deepcopy(self.judged.state_dict()),
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "control": self.control.state,
+            "phase": dataclasses.asdict(self.phase),
+            "history": self.history,
+            "kl_per_latent": self.kl_per_latent,
+            "kept_epoch": self.kept_epoch,
+            "kept_weights": self.kept_weights,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.control.state.copy_(state["control"])
+        self.phase = Phase(**state["phase"])
+        self.history, self.kl_per_latent = state["history"], state["kl_per_latent"]
+        self.kept_epoch, self.kept_weights = state["kept_epoch"], state["kept_weights"]
+
+
+def optimiser_of(model: VAE, train: Train) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), as one pass over the weights; a learned σ does not decay."""
+    sigma = [weight for weight in model.parameters() if weight is model.log_sigma]
+    others = [weight for weight in model.parameters() if weight is not model.log_sigma]
+    groups = [{"params": others, "weight_decay": train.weight_decay}]
+    if sigma:
+        groups.append({"params": sigma, "weight_decay": 0.0})
+    return torch.optim.AdamW(groups, lr=train.learning_rate, fused=True)
+
+
+def load_weights(model: VAE, weights: Mapping[str, Tensor], name: str) -> None:
+    """Raises: InputError: a tensor is missing, unknown or of another shape."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{name}: these weights are of another model: {reason}") from None

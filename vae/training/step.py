@@ -1,0 +1,105 @@
+"""A step of a training: a batch and its noise, which follow from (seed, step), the loss, and the descent."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae.compute.batches import gather, to_pixels
+from vae.compute.devices import Compute
+from vae.compute.random import generator
+from vae.config.errors import InputError
+from vae.config.parameters import Train
+from vae.config.resolved import ResolvedParameters
+from vae.losses.elbo import ELBOLoss, Logs
+from vae.losses.importance_weighted import ImportanceWeightedLoss
+from vae.training import aggressive
+from vae.training.state import TrainState
+
+
+class Step:
+    """`logs = step(state, images, number, beta)`; nothing here waits for the device.
+
+    Args:
+        stored: the training images, which the aggressive phase takes batches of its own from.
+    """
+
+    def __init__(
+        self, p: ResolvedParameters, state: TrainState, stored: np.ndarray | Tensor, compute: Compute
+    ) -> None:
+        self.p, self.stored, self.compute = p, stored, compute
+        self.inference, self.generation = aggressive.halves(state.model)
+        self.loss: ELBOLoss | ImportanceWeightedLoss
+        if p.objective.importance_samples_train > 1:
+            self.loss = ImportanceWeightedLoss(p.elbo, compute.compiled)
+        else:
+            self.loss = ELBOLoss(p.elbo, state.control, compute.compiled)
+
+    def __call__(self, state: TrainState, images: Tensor, number: int, beta: float) -> Logs:
+        """images: uint8 (B, H, W, C). number: of the step, from 0. beta: of the schedule."""
+        with memory_errors_explained(self.p.train):
+            x, noise = draw(self.p, images, number, self.compute.device)
+            if not state.phase.on:
+                logs = self._descend(state, x, noise, beta)
+            else:  # the encoder goes first, on other batches, and this step is the decoder's
+                aggressive.converge(functools.partial(self._encoder_step, state, number, beta))
+                with aggressive.frozen(self.inference):
+                    logs = self._descend(state, x, noise, beta)
+        state.update_average(first=number == 0)
+        return logs
+
+    def _descend(self, state: TrainState, x: Tensor, noise: Tensor, beta: float, steer: bool = True) -> Logs:
+        """One step of the optimiser, of all weights that are not frozen."""
+        with self.compute.autocast():
+            loss, logs = self.loss(state.model, x, noise, beta, steer)
+        state.optimiser.zero_grad(set_to_none=True)
+        (self.p.elbo.scale * loss).backward()
+        if self.p.train.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.p.train.gradient_clip)
+        state.optimiser.step()
+        return logs
+
+    def _encoder_step(self, state: TrainState, number: int, beta: float, sub_step: int) -> Tensor:
+        """One sub-step of the aggressive phase, on a batch of its own, with the control as it stands."""
+        device, train = self.compute.device, self.p.train
+        chosen = aggressive.random_batch(self.p.seed, number, sub_step, len(self.stored), train.batch_size)
+        images = gather(self.stored, chosen, device)
+        x, noise = draw(self.p, images, number, device, f"aggressive{sub_step}.")
+        with aggressive.frozen(self.generation):
+            return self._descend(state, x, noise, beta, steer=False)["loss"]
+
+
+def draw(
+    p: ResolvedParameters, images: Tensor, number: int, device: torch.device, purpose: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Pixels (B, C, H, W), augmented and binarised as the parameters say, and a step's noise (k, B, Z).
+
+    images: uint8 (B, H, W, C). purpose: sets the random draws apart from those of the step itself.
+    """
+
+    def random(what: str) -> torch.Generator:
+        return generator(p.seed, purpose + what, number, device)
+
+    x = to_pixels(images, device)
+    if p.data.augment == "flip":
+        coin = torch.rand(len(x), generator=random("flip"), device=device) < 0.5
+        x = torch.where(coin[:, None, None, None], x.flip(3), x)
+    if p.data.binarise == "dynamic":
+        x = torch.bernoulli(x, generator=random("binarise"))
+    shape = (p.objective.importance_samples_train, len(x), p.model.latent_dim)
+    return x, torch.randn(shape, generator=random("noise"), device=device)
+
+
+@contextmanager
+def memory_errors_explained(train: Train) -> Iterator[None]:
+    """Names the parameter to change where the GPU's memory does not suffice."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise InputError(
+            f"train.batch_size = {train.batch_size} needs more memory than the GPU has free; "
+            f"try {max(train.batch_size // 2, 1)}, or smaller model.widths or data.image_size"
+        ) from None
