@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_training import STEPS, TRAIN, VALID, assert_same_bits, params, run
+from helpers.trainings import STEPS, TRAIN, VALID, assert_same_bits, params, run
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
