@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_training import STEPS, TRAIN, VALID, assert_same_bits, params
+from helpers.trainings import STEPS, TRAIN, VALID, assert_same_bits, params
 
 from vae.compute import batches, cuda_graph, devices
 from vae.training import loop

@@ -291,7 +291,7 @@ def test_large_images_are_in_memory_one_at_a_time(tmp_path: Path) -> None:
     program = """
 import re, resource, sys, threading
 from pathlib import Path
-from vae.images import Preprocessing, load
+from vae.data.images import Preprocessing, load
 content, rule = Path(sys.argv[1]).read_bytes(), Preprocessing(16, 16, 3)
 threads = [threading.Thread(target=load, args=(content, rule)) for _ in range(4)]
 [t.start() for t in threads]; [t.join() for t in threads]
@@ -575,7 +575,7 @@ mlflow.pyfunc.save_model("evil", python_model=Evil(), pip_requirements=[])
     run(make + load)
     assert (tmp_path / "it_ran").exists()  # so the model does what it is meant to
     (tmp_path / "it_ran").unlink()
-    assert "pickle is disallowed" in run("from tasks import tracking; " + load)
+    assert "pickle is disallowed" in run("from tasks.tracking import store; " + load)
     assert not (tmp_path / "it_ran").exists()
 
 

@@ -276,7 +276,7 @@ def flow_killed_in_silence(place: Workspace) -> str:
 
 def _statuses(place: Workspace) -> dict[str, int]:
     """As the next run finds them: whoever connects ends the runs of dead processes."""
-    place.python("-c", "from tasks import tracking; tracking.connect()")
+    place.python("-c", "from tasks.tracking import store; store.connect()")
     return statuses(place)
 
 

@@ -117,5 +117,5 @@ def facts_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Facts:
     monkeypatch.chdir(folder)
     p = parameters.load(workspace.PARAMS)
     model = saved.load(workspace.MODEL)
-    facts, _ = evaluate.evaluate(p, model, CPU, workspace.read_json(workspace.MONITOR))
+    facts, _ = evaluate.gather(p, model, CPU, workspace.read_json(workspace.MONITOR))
     return facts

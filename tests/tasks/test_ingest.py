@@ -1,5 +1,4 @@
 import contextlib
-import io
 import os
 import resource
 import signal
@@ -8,14 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.ingests import outputs, photo, photos
 from helpers.project import PROJECT
-from PIL import Image
-from ruamel.yaml import YAML
 
 from tasks import ingest, workspace
 from tasks.processes import entry
@@ -28,36 +25,6 @@ COLUMNS = [
     *("path", "split", "label", "index", "width", "height", "mode", "bytes", "sha256", "mean", "std"),
     *("status", "reason"),
 ]
-OUTPUTS = [*(workspace.images(split) for split in SPLITS), workspace.MANIFEST]
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Makes a workspace with these data parameters the working folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def make(**data: Any) -> Path:
-        params = YAML().load(PROJECT / "params.yaml")
-        params["data"].update(data)
-        YAML().dump(params, tmp_path / "params.yaml")
-        return tmp_path
-
-    return make
-
-
-def photo(seed: int, size: tuple[int, int] = (20, 24), kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)).save(file, kind)
-    return file.getvalue()
-
-
-def photos(root: Path, count: int = 40) -> Path:
-    """Two classes of good photos, of assorted sizes and formats."""
-    for i in range(count):
-        file = root / f"{'ab'[i % 2]}/{i:03}"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(photo(i, (20 + i % 7, 24 + i % 5), ("PNG", "JPEG", "BMP")[i % 3]))
-    return root
 
 
 def run(place: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -68,10 +35,6 @@ def run(place: Path, **environment: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
     )
-
-
-def outputs() -> list[bytes]:
-    return [path.read_bytes() for path in OUTPUTS]
 
 
 def test_the_default_source(place: Callable[..., Path]) -> None:

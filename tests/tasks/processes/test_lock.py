@@ -14,7 +14,7 @@ from vae.config.errors import InputError
 HOLDER = """
 import sys, time
 from pathlib import Path
-from tasks.lock import hold
+from tasks.processes.lock import hold
 with hold(Path(sys.argv[1]), "flow run quiet-otter"):
     print("held", flush=True)
     time.sleep(60)

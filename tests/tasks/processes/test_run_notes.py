@@ -11,8 +11,8 @@ from tasks.processes import run_notes
 WORKER = """
 import sys, time
 from pathlib import Path
-from tasks import alive
-with alive.noted(Path(sys.argv[1]), sys.argv[2], {"pid": 1}):
+from tasks.processes import run_notes
+with run_notes.noted(Path(sys.argv[1]), sys.argv[2], {"pid": 1}):
     print("noted", flush=True)
     time.sleep(60)
 """

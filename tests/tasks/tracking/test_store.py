@@ -37,7 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
     environment.pop("MLFLOW_TRACKING_URI", None)
     starters = [
         subprocess.Popen(
-            [sys.executable, "-c", "from tasks import tracking; print(tracking.connect()[1])"],
+            [sys.executable, "-c", "from tasks.tracking import store; print(store.connect()[1])"],
             env=environment,
             cwd=folder,
             stdout=subprocess.PIPE,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_training import params
+from helpers.trainings import params
 
 from vae.compute import devices
 

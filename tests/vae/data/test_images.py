@@ -100,7 +100,7 @@ def test_pillow_warns_nobody(tmp_path: Path) -> None:
         [sys.executable, "-c", program.format("from PIL import Image;"), odd], capture_output=True, text=True
     )
     assert "UserWarning" in aware.stderr  # else this file would prove nothing
-    program = program.format("import vae.images; from PIL import Image;")
+    program = program.format("import vae.data.images; from PIL import Image;")
     quiet = subprocess.run([sys.executable, "-c", program, odd], capture_output=True, text=True)
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 

@@ -205,7 +205,7 @@ def test_latents_are_ranked_for_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     make_workspace(tmp_path)
     monkeypatch.chdir(tmp_path)
     p = parameters.load(workspace.PARAMS)
-    facts, table = evaluate.evaluate(
+    facts, table = evaluate.gather(
         p, saved.load(workspace.MODEL), CPU, workspace.read_json(workspace.MONITOR)
     )
     assert sorted(table["latent"]) == list(range(LATENTS))

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.test_ingest import PROJECT, outputs, photo, photos
-from tests.test_ingest import place as place  # the fixture
+from helpers.ingests import outputs, photo, photos
+from helpers.project import PROJECT
 
 from tasks import ingest, validate, workspace
 from vae.config.errors import InputError
@@ -298,7 +298,7 @@ def test_what_cannot_hold_is_not_kept(
 def test_two_at_once_do_not_meet(here: Path, whole: list[bytes], capsys: Any) -> None:
     """The second waits for the first, which here never ends."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "from tasks.lock import hold\nfrom pathlib import Path\nimport time\n"
+        [sys.executable, "-c", "from tasks.processes.lock import hold\nfrom pathlib import Path\nimport time\n"
          "with hold(Path('.run/ingest.lock'), 'an ingest'):\n print('held', flush=True)\n time.sleep(60)"],
         env={**os.environ, "PYTHONPATH": str(PROJECT)},
         stdout=subprocess.PIPE,
@@ -346,9 +346,10 @@ def test_an_interrupt_while_it_looks_for_what_changed_keeps_it(
 
 def test_a_killed_ingest_goes_on(here: Path, whole: list[bytes], capsys: Any) -> None:
     code = (
-        "import time; from tasks import decoded, ingest; decoded.SECONDS_BETWEEN_SYNCS = 0; add = decoded.Decoded.add\n"
+        "import time; from tasks import ingest; from vae.data import decode_cache\n"
+        "decode_cache.SECONDS_BETWEEN_SYNCS = 0; add = decode_cache.Decoded.add\n"
         "def slow(self, *batch): add(self, *batch); print(len(self.examined), flush=True); time.sleep(30)\n"
-        "decoded.Decoded.add = slow; ingest.main(workers=2)"
+        "decode_cache.Decoded.add = slow; ingest.main(workers=2)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],

@@ -17,7 +17,7 @@ from tasks.processes import entry
 
 STAGE = """
 import os, sys, time
-from tasks import workspace
+from tasks.processes import entry
 def stage():
     print(os.getpid(), flush=True)
     time.sleep(60)
