@@ -29,7 +29,7 @@ from prefect.utilities.urls import url_for
 
 from flows import artifacts, away, experiments, runs, stage
 from flows.progress import Progress
-from tasks import overlay, source, workspace
+from tasks import data_path, overlay, workspace
 from tasks.processes import dvc_files, entry, events
 from tasks.processes.events import Follower
 from tasks.processes.lock import hold
@@ -72,7 +72,7 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
     try:
         with hold(workspace.root() / ".run" / "workspace.lock", f"flow run {flow_run.name}"), runs.recorded():
             dvc_files.free_dvc(workspace.root())
-            for change in overlay.apply(experiment, overrides, check=lambda p: source.check(p.data)):
+            for change in overlay.apply(experiment, overrides, check=lambda p: data_path.check(p.data)):
                 log.info(change)
             p = loading.load(workspace.PARAMS)
             runs.tag(f"data:{p.data.source}", *([f"experiment:{experiment}"] if experiment else []))

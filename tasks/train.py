@@ -35,7 +35,7 @@ from vae.models.flops import training_flops
 from vae.models.saved import Attempted, ModelConfig, Validation
 from vae.schedules.kl import first_final_epoch
 from vae.training import checkpoint, loop
-from vae.training.history import HISTORY, Row
+from vae.training.history import COLUMNS, Row
 from vae.training.loop import Epoch, Trained
 from vae.training.state import TrainState
 
@@ -249,7 +249,7 @@ class Recorder:
 def write_history(history: list[Row], kl_per_latent: list[list[float]]) -> None:
     """`reports/history.csv` and `reports/kl_per_latent.csv`: only what the same parameters reproduce to the bit."""
     workspace.REPORTS.mkdir(parents=True, exist_ok=True)
-    frame = pd.DataFrame(history, columns=list(HISTORY))
+    frame = pd.DataFrame(history, columns=list(COLUMNS))
     whole = ["epoch", "step", "valid/active_units", "valid/informative_units"]
     frame[whole] = frame[whole].astype(int)
     frame.to_csv(workspace.HISTORY, index=False)

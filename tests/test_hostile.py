@@ -32,7 +32,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from flows import artifacts
-from tasks import overlay, source, validate, workspace
+from tasks import data_path, overlay, validate, workspace
 from tasks.tracking import store
 from vae.config import parameters
 from vae.config.errors import InputError
@@ -363,7 +363,7 @@ def test_what_is_no_file_is_named_before_dvc_waits_for_it(
     monkeypatch.chdir(tmp_path / "class")  # a socket's path may have 100 characters
     SPECIAL[kind](tmp_path / "class" / "x.png")
     with pytest.raises(InputError, match=r"1 pipe\(s\), socket\(s\) or device\(s\), such as '.*x\.png'"):
-        source.check(folder_data(tmp_path))
+        data_path.check(folder_data(tmp_path))
     with pytest.raises(UnusableImage, match=r"not a regular file|leads out of the folder"):
         sources.find(folder_data(tmp_path))[0].load()
 
@@ -371,7 +371,7 @@ def test_what_is_no_file_is_named_before_dvc_waits_for_it(
 def test_a_name_that_dvc_can_not_write_down_is_named_before(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(png(8, 8))
     with pytest.raises(InputError, match=r"1 name\(s\) that are no UTF-8, such as '.*caf\\\\xe9\.png'"):
-        source.check(folder_data(tmp_path))
+        data_path.check(folder_data(tmp_path))
 
 
 def test_names_are_only_names(tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_names_are_only_names(tmp_path: Path) -> None:
     ]
     for name in names:
         (tmp_path / name).write_bytes(png(8, 8))
-    source.check(folder_data(tmp_path))
+    data_path.check(folder_data(tmp_path))
     items = sources.find(folder_data(tmp_path))
     assert {item.path for item in items} == set(names)
     assert all(images.load(item.load(), RGB).shape == (16, 16, 3) for item in items)
@@ -489,7 +489,7 @@ def model(tmp_path: Path) -> Path:
 )
 def test_a_tampered_configuration_takes_no_memory_and_is_told(model: Path, key: str, value: object) -> None:
     config = saved.read_config(model)
-    (model / saved.CONFIG).write_text(json.dumps({**config, key: value}))
+    (model / saved.CONFIG_FILE).write_text(json.dumps({**config, key: value}))
     with pytest.raises(InputError, match="do not fit together") as error:
         saved.load(model)
     assert len(str(error.value).splitlines()) == 1
@@ -497,15 +497,15 @@ def test_a_tampered_configuration_takes_no_memory_and_is_told(model: Path, key: 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.float16, torch.bool])
 def test_weights_of_another_type_are_refused(model: Path, dtype: torch.dtype) -> None:
-    weights = load_file(model / saved.WEIGHTS)
-    save_file({name: tensor.to(dtype) for name, tensor in weights.items()}, model / saved.WEIGHTS)
+    weights = load_file(model / saved.WEIGHTS_FILE)
+    save_file({name: tensor.to(dtype) for name, tensor in weights.items()}, model / saved.WEIGHTS_FILE)
     with pytest.raises(InputError, match=f"is of {dtype}"):
         saved.load(model)
 
 
 @pytest.mark.parametrize("tamper", ["overlap", "past the end", "below zero", "another shape", "length"])
 def test_a_tampered_header_is_refused(model: Path, tamper: str) -> None:
-    path = model / saved.WEIGHTS
+    path = model / saved.WEIGHTS_FILE
     content = path.read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
     told = json.loads(content[8 : 8 + size])
@@ -528,7 +528,7 @@ def test_a_tampered_header_is_refused(model: Path, tamper: str) -> None:
 
 
 @pytest.mark.timeout(30)
-@pytest.mark.parametrize("name", [saved.WEIGHTS, saved.PRIOR])
+@pytest.mark.parametrize("name", [saved.WEIGHTS_FILE, saved.PRIOR_FILE])
 def test_a_pipe_for_weights_is_not_waited_for(model: Path, name: str) -> None:
     (model / name).unlink(missing_ok=True)
     os.mkfifo(model / name)
@@ -539,7 +539,7 @@ def test_a_pipe_for_weights_is_not_waited_for(model: Path, name: str) -> None:
 @pytest.mark.parametrize("scale", [-1.0, 0.0])
 def test_a_prior_that_is_no_distribution_is_refused(model: Path, scale: float) -> None:
     prior = {"weights": torch.ones(1), "means": torch.zeros(1, 4), "scales": scale * torch.eye(4)[None]}
-    save_file({name: tensor.double() for name, tensor in prior.items()}, model / saved.PRIOR)
+    save_file({name: tensor.double() for name, tensor in prior.items()}, model / saved.PRIOR_FILE)
     with pytest.raises(InputError, match="no mixture"):
         saved.load(model)
 

@@ -31,7 +31,7 @@ from vae.inference import generate, scoring
 from vae.losses.elbo import kl_per_latent
 from vae.metrics import measurement
 from vae.metrics.measurement import BATCH
-from vae.models.saved import WEIGHTS, Saved, weights_hash
+from vae.models.saved import WEIGHTS_FILE, Saved, weights_hash
 
 Decoded = Future[NDArray[np.uint8] | UnusableImage | None]
 
@@ -148,7 +148,7 @@ def trained_on() -> set[str]:
 def is_of_workspace(saved: Saved) -> bool:
     """Whether this is the model in `models/vae`, which the manifest belongs to."""
     folder = here(workspace.MODEL)
-    return (folder / WEIGHTS).exists() and weights_hash(folder) == saved.sha256
+    return (folder / WEIGHTS_FILE).exists() and weights_hash(folder) == saved.sha256
 
 
 def encode(saved: Saved, source: Reading, output: Path, compute: Compute) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import psutil
 
-from tasks import source, workspace
+from tasks import data_path, workspace
 from tasks.processes import dvc_files
 from tasks.processes.lock import hold
 from vae.config import loading
@@ -169,14 +169,14 @@ def data() -> Iterator[Check]:
         p = loading.load(workspace.PARAMS)
     except InputError:
         return  # told by the check before
-    source.check(p.data)
+    data_path.check(p.data)
     yield Check("data", "ok", f"data.path = {p.data.path}")
 
 
 def model() -> Iterator[Check]:
     from vae.models import saved
 
-    if not (workspace.MODEL / saved.CONFIG).exists():
+    if not (workspace.MODEL / saved.CONFIG_FILE).exists():
         yield Check("model", "note", f"none in {workspace.MODEL} yet: `make run`")
         return
     found = saved.load(workspace.MODEL)

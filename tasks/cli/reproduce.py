@@ -241,7 +241,7 @@ def run_again(recorded: Recorded, tree: Path, *which: str) -> None:
 
 def compare(recorded: Recorded, tree: Path) -> list[Difference]:
     """Data, weights, history and metrics: of the run, and of the worktree."""
-    model = workspace.MODEL / saved.WEIGHTS
+    model = workspace.MODEL / saved.WEIGHTS_FILE
     found = [
         Difference(
             str(workspace.IMAGES), recorded.tags.get("data.sha256"), lineage.data(tree)["data.sha256"]
@@ -258,7 +258,7 @@ def repeated_tags(tree: Path) -> dict[str, str]:
     """What the repeated training recorded of itself, in the worktree's own MLflow store."""
     client = MlflowClient(f"sqlite:///{tree / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(store.EXPERIMENT)
-    weights = workspace.sha256(tree / workspace.MODEL / saved.WEIGHTS)
+    weights = workspace.sha256(tree / workspace.MODEL / saved.WEIGHTS_FILE)
     found: list[Any] = [] if experiment is None else client.search_runs(
         [experiment.experiment_id], f"tags.`{store.WEIGHTS}` = '{weights}'"
     )  # fmt: skip

@@ -16,7 +16,7 @@ from tasks.tracking import lookup, promotion, registry, store
 from tasks.tracking.lookup import here, reason_of, version_of
 from vae.config.errors import InputError
 from vae.config.text import number
-from vae.models.saved import WEIGHTS, weights_hash
+from vae.models.saved import WEIGHTS_FILE, weights_hash
 
 _RUN_NAME = re.compile(r"[\w.=+-]+")  # as flows.runs makes them: leaves-epochs=2-20260131-120000
 
@@ -70,8 +70,8 @@ def _named(client: MlflowClient, experiment: str, name: str) -> Run | None:
 
 
 def _weights_of(folder: Path) -> str:
-    if not (folder / WEIGHTS).exists():
-        raise InputError(f"{folder} is no folder with a model: {WEIGHTS} is missing")
+    if not (folder / WEIGHTS_FILE).exists():
+        raise InputError(f"{folder} is no folder with a model: {WEIGHTS_FILE} is missing")
     return weights_hash(folder)
 
 

@@ -1,4 +1,4 @@
-"""What a killed DVC leaves of its two files: a torn lock, and half a `dvc.lock`; with either the next will not start."""
+"""What a killed DVC leaves of its two files: a torn lock, half a `dvc.lock`. With either, the next will not start."""
 
 import itertools
 import json

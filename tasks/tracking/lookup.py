@@ -114,10 +114,10 @@ def _download(uri: str, aside: Path) -> Path:
     except (MlflowException, OSError) as error:
         name = re.match(r"models:/([^/@]+)", uri)
         raise InputError(f"{uri}: {reason_of(error)}{_known(client, name[1]) if name else ''}") from None
-    found = sorted(place.rglob(saved.WEIGHTS))
+    found = sorted(place.rglob(saved.WEIGHTS_FILE))
     if len(found) != 1:
         raise InputError(
-            f"{uri} holds {len(found)} files {saved.WEIGHTS}; one is wanted: a model of this project"
+            f"{uri} holds {len(found)} files {saved.WEIGHTS_FILE}; one is wanted: a model of this project"
         )
     return found[0].parent
 

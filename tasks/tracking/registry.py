@@ -73,7 +73,7 @@ def _signature() -> Any:
 
 def prior_hash() -> str:
     """Of the fitted prior beside the weights, which makes another model of the same ones; `none` without one."""
-    path = workspace.MODEL / saved_files.PRIOR
+    path = workspace.MODEL / saved_files.PRIOR_FILE
     return workspace.sha256(path) if path.exists() else "none"
 
 

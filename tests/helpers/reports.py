@@ -17,7 +17,6 @@ from vae.models import saved
 from vae.models.likelihood import Likelihood
 from vae.models.vae import VAE
 from vae.report.facts import Facts
-from vae.training.history import HISTORY
 
 CPU = Compute(torch.device("cpu"), "fp32")
 
@@ -82,7 +81,7 @@ def make_workspace(
         Likelihood("gaussian", 0.2), {}, "fp32", epochs, None, {},
     )  # fmt: skip
     values = 100 / np.arange(1, epochs + 1)
-    history = pd.DataFrame(dict.fromkeys(HISTORY, values))
+    history = pd.DataFrame(dict.fromkeys(COLUMNS, values))
     history["epoch"] = np.arange(1, epochs + 1)
     if verdict == "diverged":
         history.loc[epochs - 1, history.columns[3:]] = math.nan

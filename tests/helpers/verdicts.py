@@ -11,7 +11,7 @@ from vae.collapse.diagnosis import Evidence
 from vae.config import parameters
 from vae.config.parameters import Parameters
 from vae.metrics.measurement import Measurement
-from vae.training.history import HISTORY, Row
+from vae.training.history import Row
 
 LATENTS = 4
 PARAMS: dict[str, Any] = {
@@ -72,7 +72,7 @@ def history(
     losses = losses or [-200.0 - 100 * (1 - 0.8**epoch) for epoch in range(epochs)]
     rows = [
         {
-            **dict.fromkeys(HISTORY, 1.0),
+            **dict.fromkeys(COLUMNS, 1.0),
             "epoch": epoch,
             "step": 50 * epoch,
             "train/loss": loss,

@@ -25,8 +25,8 @@ EPOCHS, STOPPED = 24, 4  # of a training; of one that collapses, 30 steps an epo
 FILES = (
     workspace.HISTORY,
     workspace.KL_PER_LATENT,
-    workspace.MODEL / saved.WEIGHTS,
-    workspace.MODEL / saved.CONFIG,
+    workspace.MODEL / saved.WEIGHTS_FILE,
+    workspace.MODEL / saved.CONFIG_FILE,
 )
 
 
@@ -185,9 +185,9 @@ def test_a_fitted_prior_is_saved_judged_and_told(place: Path) -> None:
     client, experiment = store.connect()
     attempts = [r for r in client.search_runs([experiment]) if "mlflow.parentRunId" in r.data.tags]
     assert len(attempts) == 1, "nothing was trained again"
-    once = [(workspace.MODEL / name).read_bytes() for name in (saved.PRIOR, saved.CONFIG)]
+    once = [(workspace.MODEL / name).read_bytes() for name in (saved.PRIOR_FILE, saved.CONFIG_FILE)]
     run()
-    assert [(workspace.MODEL / name).read_bytes() for name in (saved.PRIOR, saved.CONFIG)] == once
+    assert [(workspace.MODEL / name).read_bytes() for name in (saved.PRIOR_FILE, saved.CONFIG_FILE)] == once
 
 
 def test_remedies_in_words() -> None:

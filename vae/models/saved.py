@@ -26,7 +26,7 @@ from vae.models.likelihood import Likelihood
 from vae.models.mixture_prior import Mixture
 from vae.models.vae import VAE, to_device
 
-WEIGHTS, CONFIG, PRIOR = "weights.safetensors", "config.json", "prior.safetensors"
+WEIGHTS_FILE, CONFIG_FILE, PRIOR_FILE = "weights.safetensors", "config.json", "prior.safetensors"
 
 # A remedy changes these sections, but for places and for what decides about remedies.
 _REMEDIED = ("model.", "objective.", "kl.", "train.")
@@ -138,19 +138,19 @@ def save(folder: Path, model: VAE, config: ModelConfig, prior: Mixture | None = 
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    (folder / WEIGHTS).write_bytes(to_bytes(weights))
-    (folder / PRIOR).unlink(missing_ok=True)  # of the model that was here before
+    (folder / WEIGHTS_FILE).write_bytes(to_bytes(weights))
+    (folder / PRIOR_FILE).unlink(missing_ok=True)  # of the model that was here before
     if prior is not None:
-        (folder / PRIOR).write_bytes(to_bytes(prior.tensors()))
+        (folder / PRIOR_FILE).write_bytes(to_bytes(prior.tensors()))
     text = json.dumps(config.model_dump(mode="json"), indent=2, allow_nan=False)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
     return weights_hash(folder)
 
 
 def load(folder: Path, device: torch.device | None = None) -> Saved:
     """Raises: InputError: a file is missing or damaged, or the weights do not fit the configuration."""
     config = read_config(folder)
-    weights = read_weights(folder / WEIGHTS)
+    weights = read_weights(folder / WEIGHTS_FILE)
     try:
         _check_size(config, weights)
         model = VAE(
@@ -162,7 +162,7 @@ def load(folder: Path, device: torch.device | None = None) -> Saved:
         model.load_state_dict(weights)
         if wrong := [n for n, t in model.state_dict().items() if t.dtype != weights[n].dtype]:
             raise ValueError(f"{wrong[0]} is of {weights[wrong[0]].dtype}")
-        prior = _read_prior(folder / PRIOR, model.latent_dim)
+        prior = _read_prior(folder / PRIOR_FILE, model.latent_dim)
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise _misfit(folder, str(error)) from None
     model = to_device(model, device or torch.device("cpu")).eval()
@@ -172,13 +172,13 @@ def load(folder: Path, device: torch.device | None = None) -> Saved:
 def read_config(folder: Path) -> ModelConfig:
     """Raises: InputError: it is missing, damaged, or holds what no model has."""
     try:
-        return ModelConfig.model_validate_json((folder / CONFIG).read_bytes())
+        return ModelConfig.model_validate_json((folder / CONFIG_FILE).read_bytes())
     except FileNotFoundError:
-        raise _missing(folder, CONFIG) from None
+        raise _missing(folder, CONFIG_FILE) from None
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
-            raise InputError(f"{folder / CONFIG} is damaged: {first['msg']}") from None
+            raise InputError(f"{folder / CONFIG_FILE} is damaged: {first['msg']}") from None
         place = ".".join(str(part) for part in first["loc"])
         raise _misfit(folder, f"{place}: {first['msg']}" if place else first["msg"]) from None
 
@@ -197,10 +197,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def weights_hash(folder: Path) -> str:
     try:
-        with (folder / WEIGHTS).open("rb") as file:
+        with (folder / WEIGHTS_FILE).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        raise _missing(folder, WEIGHTS) from None
+        raise _missing(folder, WEIGHTS_FILE) from None
 
 
 def _missing(folder: Path, name: str) -> InputError:
@@ -209,7 +209,7 @@ def _missing(folder: Path, name: str) -> InputError:
 
 def _misfit(folder: Path, reason: str) -> InputError:
     last = reason.strip().splitlines()[-1].strip()
-    return InputError(f"{folder}: weights and {CONFIG} do not fit together: {last}")
+    return InputError(f"{folder}: weights and {CONFIG_FILE} do not fit together: {last}")
 
 
 def _check_size(config: ModelConfig, weights: dict[str, Tensor]) -> None:
@@ -225,7 +225,9 @@ def _check_size(config: ModelConfig, weights: dict[str, Tensor]) -> None:
     fewest = 2 * last * config.model.latent_dim
     fewest += sum(before * after for before, after in itertools.pairwise((first, *widths)))
     if fewest > sum(tensor.numel() for tensor in weights.values()):
-        raise ValueError(f"{WEIGHTS} holds fewer weights than such a model has, which is {fewest:,} or more")
+        raise ValueError(
+            f"{WEIGHTS_FILE} holds fewer weights than such a model has, which is {fewest:,} or more"
+        )
 
 
 def _read_prior(path: Path, latents: int) -> Mixture | None:

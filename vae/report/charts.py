@@ -59,7 +59,7 @@ _STYLE = {
 def training_curves(history: pd.DataFrame, ramp_epochs: float, kept_epoch: int) -> Figure:
     """Reconstruction, KL and KL weight over epochs; the ramp is shaded, the kept epoch marked.
 
-    history: the columns of `vae.training.loop.HISTORY`. kept_epoch: counted from 1; 0 where there is none.
+    history: the columns of `vae.training.history.COLUMNS`. kept_epoch: counted from 1; 0 where there is none.
     """
     with _style():
         figure = Figure(figsize=(WIDTH, 6), layout="constrained")

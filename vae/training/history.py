@@ -6,7 +6,7 @@ from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import Parameters
 from vae.schedules.kl import first_final_epoch
 
-HISTORY = (
+COLUMNS = (
     "epoch", "step", "kl_weight", "train/loss", "train/reconstruction", "train/kl", "valid/loss",
     "valid/reconstruction", "valid/kl", "valid/elbo", "valid/mse", "valid/mse_sampled", "valid/active_units",
     "valid/informative_units",

@@ -19,7 +19,6 @@ from tasks.tracking import outbox, training_run
 from tasks.tracking import store as tracking
 from vae.config import parameters
 from vae.config.constants import SPLITS
-from vae.training.history import HISTORY
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ class Away:
 
 
 def row(epoch: int) -> dict[str, float]:
-    return {**dict.fromkeys(HISTORY, 1.0), "epoch": epoch, "valid/kl": float(epoch)}
+    return {**dict.fromkeys(COLUMNS, 1.0), "epoch": epoch, "valid/kl": float(epoch)}
 
 
 def trained(away: Away, begins: int, ends: int, remembered: Path) -> None:

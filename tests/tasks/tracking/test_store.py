@@ -24,7 +24,6 @@ from vae.config.constants import SPLITS
 from vae.models import mixture_prior
 from vae.models.saved import Saved
 from vae.report.facts import Origin
-from vae.training.history import HISTORY
 
 STARTERS = 2
 
@@ -98,7 +97,7 @@ def test_a_resumed_training_goes_on_in_its_run_and_logs_parameters_once(
 ) -> None:
     p = parameters.load(PROJECT / "experiments" / "default.yaml")
     images = np.zeros((4, 8, 8, 1), np.uint8)
-    row = dict.fromkeys(HISTORY, 1.0)
+    row = dict.fromkeys(COLUMNS, 1.0)
     with pytest.raises(KeyboardInterrupt), training_run.training_run("n", remembered, {}) as first:
         training_run.log_inputs(p, images, images)
         training_run.log_epoch({**row, "epoch": 1}, {"seconds": 0.5}, np.zeros((4, 4, 3), np.uint8))
@@ -125,7 +124,7 @@ def test_attempts_are_runs_within_the_run_and_end_before_it(store: MlflowClient,
             with training_run.training_run(
                 f"attempt {number}", tmp_path / f"{number}" / "id", {"reason": f"why {number}"}, nested=True
             ) as inner:
-                training_run.log_epoch({**dict.fromkeys(HISTORY, 1.0), "epoch": 1}, {}, None)
+                training_run.log_epoch({**dict.fromkeys(COLUMNS, 1.0), "epoch": 1}, {}, None)
             assert store.get_run(inner.info.run_id).info.status == "FINISHED"
             assert store.get_run(outer.info.run_id).info.status == "RUNNING"
     found = store.search_runs(
@@ -162,7 +161,7 @@ def test_where_the_store_has_none_a_run_is_made_from_the_files_and_says_so(
     store: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace.REPORTS.mkdir(exist_ok=True)
-    history = pd.DataFrame([{**dict.fromkeys(HISTORY, 0.5), "epoch": epoch} for epoch in range(1, 4)])
+    history = pd.DataFrame([{**dict.fromkeys(COLUMNS, 0.5), "epoch": epoch} for epoch in range(1, 4)])
     history.to_csv(workspace.HISTORY, index=False)
     unknown = model(3)
     run = tracking.run_of(unknown.sha256)

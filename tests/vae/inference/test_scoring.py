@@ -113,7 +113,7 @@ RISING = [float(percent) for percent in range(101)]
 )
 def test_percentiles_that_give_no_threshold_are_refused(tmp_path: Path, valid: Any, told: str) -> None:
     write(tmp_path, None)
-    file = tmp_path / saved.CONFIG
+    file = tmp_path / saved.CONFIG_FILE
     file.write_text(json.dumps(json.loads(file.read_text()) | {"valid": valid}))
     with pytest.raises(InputError, match=told):
         saved.load(tmp_path)

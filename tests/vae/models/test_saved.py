@@ -108,20 +108,20 @@ def test_what_a_remedy_changed_and_a_fitted_prior_come_back(tmp_path: Path) -> N
         assert torch.equal(read.prior.tensors()[name], tensor), name
     z = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(read.prior.log_prob(z), prior.log_prob(z))
-    assert (tmp_path / saved.PRIOR).read_bytes() == (tmp_path / "again" / saved.PRIOR).read_bytes()
-    (tmp_path / saved.PRIOR).write_bytes(b"prior")
+    assert (tmp_path / saved.PRIOR_FILE).read_bytes() == (tmp_path / "again" / saved.PRIOR_FILE).read_bytes()
+    (tmp_path / saved.PRIOR_FILE).write_bytes(b"prior")
     with pytest.raises(InputError, match=r"prior.safetensors is not a safetensors file"):
         saved.load(tmp_path)
 
 
 def test_a_model_without_a_remedy_has_none_and_neither_has_an_older_one(tmp_path: Path) -> None:
     write(tmp_path, model())
-    assert not (tmp_path / saved.PRIOR).exists()
+    assert not (tmp_path / saved.PRIOR_FILE).exists()
     config = saved.read_config(tmp_path)
     for older in (False, True):
         if older:
             del config["changes"], config["remedies"]
-            (tmp_path / saved.CONFIG).write_text(json.dumps(config))
+            (tmp_path / saved.CONFIG_FILE).write_text(json.dumps(config))
         read = saved.load(tmp_path)
         assert (read.changes, read.remedies, read.prior) == ({}, [], None)
 
@@ -138,7 +138,7 @@ def test_a_model_saved_over_one_with_a_fitted_prior_has_no_prior(tmp_path: Path)
 
 def test_the_files_repeat_to_the_bit(tmp_path: Path) -> None:
     assert write(tmp_path / "one", model()) == write(tmp_path / "two", model())
-    for name in (saved.WEIGHTS, saved.CONFIG):
+    for name in (saved.WEIGHTS_FILE, saved.CONFIG_FILE):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
@@ -151,7 +151,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config.json is missing.*dvc repro train"):
         saved.load(tmp_path)
     write(tmp_path, model())
-    (tmp_path / saved.WEIGHTS).unlink()
+    (tmp_path / saved.WEIGHTS_FILE).unlink()
     with pytest.raises(InputError, match=r"weights.safetensors does not exist"):
         saved.load(tmp_path)
 
@@ -159,7 +159,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["header", "length", "truncated", "empty", "text"])
 def test_damaged_weights_are_refused(tmp_path: Path, damage: str) -> None:
     write(tmp_path, model())
-    path = tmp_path / saved.WEIGHTS
+    path = tmp_path / saved.WEIGHTS_FILE
     content = path.read_bytes()
     path.write_bytes(
         {
@@ -186,7 +186,7 @@ class Malicious:
 @pytest.mark.parametrize("how", ["pickle", "torch"])
 def test_a_pickle_under_the_name_of_weights_does_not_run(tmp_path: Path, how: str) -> None:
     write(tmp_path, model())
-    path, witness = tmp_path / saved.WEIGHTS, tmp_path / "it ran"
+    path, witness = tmp_path / saved.WEIGHTS_FILE, tmp_path / "it ran"
     if how == "pickle":
         path.write_bytes(pickle.dumps(Malicious(witness)))
     else:
@@ -228,7 +228,7 @@ def test_a_pickle_under_the_name_of_weights_does_not_run(tmp_path: Path, how: st
 def test_a_configuration_that_does_not_fit_is_refused(tmp_path: Path, key: str, value: object) -> None:
     write(tmp_path, model())
     config = saved.read_config(tmp_path)
-    (tmp_path / saved.CONFIG).write_text(json.dumps({**config, key: value}))
+    (tmp_path / saved.CONFIG_FILE).write_text(json.dumps({**config, key: value}))
     with pytest.raises(InputError, match="do not fit together") as error:
         saved.load(tmp_path)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
@@ -239,7 +239,7 @@ def test_a_configuration_with_a_key_missing_is_refused(tmp_path: Path, key: str)
     write(tmp_path, model())
     config = saved.read_config(tmp_path)
     del config[key]
-    (tmp_path / saved.CONFIG).write_text(json.dumps(config))
+    (tmp_path / saved.CONFIG_FILE).write_text(json.dumps(config))
     with pytest.raises(InputError, match=key):
         saved.load(tmp_path)
 
@@ -247,7 +247,7 @@ def test_a_configuration_with_a_key_missing_is_refused(tmp_path: Path, key: str)
 @pytest.mark.parametrize("text", ["", "{", "\x00", "[" * 100_000, '{"model": '])
 def test_a_damaged_configuration_is_refused(tmp_path: Path, text: str) -> None:
     write(tmp_path, model())
-    (tmp_path / saved.CONFIG).write_text(text)
+    (tmp_path / saved.CONFIG_FILE).write_text(text)
     with pytest.raises(InputError, match=r"config.json is damaged"):
         saved.load(tmp_path)
 
@@ -255,7 +255,7 @@ def test_a_damaged_configuration_is_refused(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
 def test_weights_of_another_model_are_refused(tmp_path: Path, change: str) -> None:
     write(tmp_path, model())
-    path = tmp_path / saved.WEIGHTS
+    path = tmp_path / saved.WEIGHTS_FILE
     weights = load_file(path)
     if change == "missing":
         del weights["posterior.bias"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vae.config import parameters
 from vae.config.parameters import Parameters
 from vae.schedules.kl import first_final_epoch
-from vae.training.history import HISTORY, Row, at_final_weight, chosen_epoch, is_collapse, why_stop
+from vae.training.history import Row, at_final_weight, chosen_epoch, is_collapse, why_stop
 
 
 def params(kl: dict[str, Any] | None = None, **train: Any) -> Parameters:
@@ -34,7 +34,7 @@ def params(kl: dict[str, Any] | None = None, **train: Any) -> Parameters:
 def rows(losses: list[float], steps: int = 50, **columns: list[float]) -> list[Row]:
     return [
         {
-            **dict.fromkeys(HISTORY, 1.0),
+            **dict.fromkeys(COLUMNS, 1.0),
             "epoch": epoch,
             "step": epoch * steps,
             "valid/loss": loss,

@@ -35,7 +35,6 @@ from vae.models.likelihood import Likelihood
 from vae.models.vae import build
 from vae.schedules.kl import kl_weight
 from vae.training import loop
-from vae.training.history import HISTORY
 from vae.training.loop import Epoch, learning_rate_factor, likelihood_of, train
 
 
@@ -115,7 +114,7 @@ def test_history_has_its_columns_and_adds_up() -> None:
     trained = run(params(), on_step=steps.append)
     assert steps == list(range(1, 4 * STEPS + 1))
     for number, row in enumerate(trained.history, 1):
-        assert tuple(row) == HISTORY
+        assert tuple(row) == COLUMNS
         assert row["valid/kl"] == pytest.approx(sum(trained.kl_per_latent[number - 1]), rel=1e-12)
         assert (row["epoch"], row["step"]) == (number, number * STEPS)
         assert row["valid/elbo"] == pytest.approx(-row["valid/reconstruction"] - row["valid/kl"])
