@@ -1,6 +1,6 @@
 """The image sets of the collapse cases, made from a seed and from two photos that scikit-learn bundles.
 
-`python -m tasks.zoo_images` writes them to `data/zoo/`, where the experiments of `experiments/collapse/` look for them.
+`python -m tasks.zoo_images` writes them to `data/collapse_cases/`, where the experiments of `experiments/collapse/` look for them.
 """
 
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-FOLDER = Path("data/zoo")
+FOLDER = Path("data/collapse_cases")
 
 Images = NDArray[np.uint8]
 
