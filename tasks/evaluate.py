@@ -14,8 +14,9 @@ from tasks import workspace
 from tasks.processes import entry
 from tasks.tracking import evaluation_run, store
 from vae.collapse.linear_theory import of_remedied
+from vae.compute import devices
 from vae.compute.batches import open_images
-from vae.compute.devices import Compute, choose
+from vae.compute.devices import Compute
 from vae.config.constants import SPLITS
 from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters, changed
@@ -34,7 +35,8 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     p = workspace.load_parameters()
-    device = choose(p.train).device
+    device = devices.choose(p.train).device
+    devices.set_up(device, p.train.deterministic)
     model = saved.load(workspace.MODEL, device)
     compute = model.compute(device)
     p = changed(p, model.config.changes)

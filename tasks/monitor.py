@@ -40,6 +40,7 @@ def main() -> None:
     p = workspace.load_parameters()
     model = saved.load(workspace.MODEL, devices.choose(p.train).device)
     compute = model.compute(next(model.model.parameters()).device)
+    devices.set_up(compute.device, p.train.deterministic)
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     history: list[Row] = pd.read_csv(workspace.HISTORY).to_dict("records")  # type: ignore[assignment]  # keys are str
     valid = measure(model.model, valid_images, model.likelihood, compute, p.seed)

@@ -50,11 +50,25 @@ def drawn(
     amount = FEW if p.model.architecture == "autoregressive" else MANY
     errors = np.nan_to_num(result.errors, nan=np.inf)
     by_error = np.argsort(errors, kind="stable")
-    middle = max(0, (len(by_error) - amount.pairs) // 2)
+    yield from _reconstructions(model, compute, images, errors, by_error, amount.pairs)
+    yield _samples(model, compute, amount.samples, verdict, p.seed)
+    kl = np.nan_to_num(result.measurement.kl_per_latent)
+    yield _traversals(model, compute, np.array(images[by_error[len(by_error) // 2]]), kl, amount)
+
+
+def _reconstructions(
+    model: Saved,
+    compute: Compute,
+    images: NDArray[np.uint8],
+    errors: NDArray[np.float64],
+    by_error: NDArray[np.int64],
+    pairs: int,
+) -> Iterator[Picture]:
+    middle = max(0, (len(by_error) - pairs) // 2)
     for name, chosen, what in (
-        ("best", by_error[: amount.pairs], "The images with the smallest errors"),
-        ("median", by_error[middle : middle + amount.pairs], "Images in the middle: what to expect"),
-        ("worst", by_error[::-1][: amount.pairs], "The images with the largest errors, the worst first"),
+        ("best", by_error[:pairs], "The images with the smallest errors"),
+        ("median", by_error[middle : middle + pairs], "Images in the middle: what to expect"),
+        ("worst", by_error[::-1][:pairs], "The images with the largest errors, the worst first"),
     ):
         originals = np.array(images[chosen])
         copies = generate.reconstruct(model.model, originals, model.likelihood, compute)
@@ -64,26 +78,30 @@ def drawn(
             f"reconstructions_{name}.png",
             f"{what}. Mean squared error {span}, z at its mean.",
             f"{len(chosen)} test images above, their reconstructions below: {name}",
-            grids.png(grids.reconstruction_grid(originals, copies, amount.pairs)),
+            grids.png(grids.reconstruction_grid(originals, copies, pairs)),
             rows=("original", "decoded"),
         )
 
-    yield Picture(
+
+def _samples(model: Saved, compute: Compute, count: int, verdict: str, seed: int) -> Picture:
+    prior = "the prior N(0, 1)" if model.prior is None else "the mixture fitted to the latents after training"
+    return Picture(
         "Samples",
         "samples.png",
-        f"{amount.samples} images decoded from z drawn from "
-        + ("the prior N(0, 1)" if model.prior is None else "the mixture fitted to the latents after training")
-        + ": what the model takes images to be. "
+        f"{count} images decoded from z drawn from {prior}: what the model takes images to be. "
         + _about_samples(verdict),
-        f"{amount.samples} images that the model made up",
-        grids.png(grids.grid(generate.samples(model, amount.samples, compute, p.seed), columns=8)),
+        f"{count} images that the model made up",
+        grids.png(grids.grid(generate.samples(model, count, compute, seed), columns=8)),
     )
 
-    kl = np.nan_to_num(result.measurement.kl_per_latent)
+
+def _traversals(
+    model: Saved, compute: Compute, start: NDArray[np.uint8], kl: NDArray[np.float64], amount: Amount
+) -> Picture:
+    """The latents with the highest KL, from one image, (H, W, C)."""
     latents = np.argsort(-kl, kind="stable")[: amount.latents]
     steps = np.linspace(-FARTHEST, FARTHEST, amount.steps)
-    start = np.array(images[by_error[len(by_error) // 2]])
-    yield Picture(
+    return Picture(
         "Traversals",
         "traversals.png",
         "One test image, decoded with one latent at a time set to the value above the column while the others stay. "
@@ -106,65 +124,66 @@ def charted(
 ) -> Iterator[Picture]:
     """What was measured, over epochs, latents and KL weights; result and labels are of the test split.
 
-    history, latent_history: a row an epoch. preflight: `reports/preflight.json`.
+    history, latent_history: one row per epoch. preflight: `reports/preflight.json`.
     """
     ended = f" Training ended early: {model.config.stopped}." if model.config.stopped else ""
+    kept = model.config.kept_epoch
     yield _chart(
         "Training",
         "training_curves",
         "Reconstruction and KL of each epoch; the validation split is measured whole, at the final KL weight. "
-        f"Kept: epoch {model.config.kept_epoch} of {len(history)}.{ended}",
+        f"Kept: epoch {kept} of {len(history)}.{ended}",
         "Line charts over epochs: reconstruction, KL and KL weight, the ramp shaded and the kept epoch marked",
-        charts.training_curves(history, first_final_epoch(p.kl, p.train.epochs), model.config.kept_epoch),
+        charts.training_curves(history, first_final_epoch(p.kl, p.train.epochs), kept),
     )
     yield _chart(
         "Training",
         "kl_over_time",
-        "The validation split's KL of each latent in each epoch, a row a latent, the largest at the end on top. "
+        "The KL of each latent on the validation split, one row per latent, the largest at the end on top. "
         "A row that turns dark and stays so is a latent lost; one that never lit up was never used.",
         "Heat map: the KL of each latent in each epoch",
-        charts.kl_over_time(latent_history, model.config.kept_epoch),
+        charts.kl_over_time(latent_history, kept),
     )
-
     if p.kl.control == "schedule" and preflight["eigenvalue_sum"] > 0:
-        spectrum = spectrum_of(preflight, model.pixels)
-        weights = weights_of_interest(preflight["critical_kl_weight"], p.kl.max_weight)
-        yield _chart(
-            "Expected and measured",
-            "expected_kl",
-            "What linear theory expected of every KL weight, the weight of this run, and the KL that it has on the "
-            "test split.",
-            "Line chart: expected KL over KL weights, with this run's weight and KL marked",
-            charts.expected_kl(
-                weights,
-                np.array([predict(spectrum, BetaELBO.of(p, weight)).kl for weight in weights]),
-                preflight["collapse_kl_weight"],
-                p.kl.max_weight,
-                result.metrics["kl"],
-            ),
-        )
-    line = p.monitor.informative_unit_nats
-    yield _chart(
-        "Expected and measured",
-        "kl_per_latent",
-        f"The test split's KL of each latent, largest first. Below the dashed line, {line:g} nats, "
-        "a latent says next to nothing. Below, in the same order, the share of each latent's variance that is "
-        "its posterior's own: 1 says nothing of the image, 0 tells it exactly.",
-        "Bar chart: KL of each latent beside what linear theory expected, and the posterior's share of variance",
-        charts.kl_per_latent(
-            result.measurement.kl_per_latent,
-            result.measurement.posterior_share,
-            preflight.get("kl_per_latent"),
-            line,
-        ),
-    )
-
+        yield _expected_kl(p, model, preflight, result.metrics["kl"])
+    yield _kl_per_latent(result, preflight, p.monitor.informative_unit_nats)
     yield Picture(
         "Latent map",  # which the page draws itself
         "latent_map.png",
         "The posterior means of the test images along their two main directions.",
         "Scatter plot of the test images, coloured by class",
         charts.png(charts.latent_map(result.mu, labels)),
+    )
+
+
+def _expected_kl(
+    p: ResolvedParameters, model: Saved, preflight: Mapping[str, Any], measured: float | None
+) -> Picture:
+    spectrum = spectrum_of(preflight, model.pixels)
+    weights = weights_of_interest(preflight["critical_kl_weight"], p.kl.max_weight)
+    kl = np.array([predict(spectrum, BetaELBO.of(p, weight)).kl for weight in weights])
+    return _chart(
+        "Expected and measured",
+        "expected_kl",
+        "What linear theory expected of every KL weight, the weight of this run, and the KL that it has on the "
+        "test split.",
+        "Line chart: expected KL over KL weights, with this run's weight and KL marked",
+        charts.expected_kl(weights, kl, preflight["collapse_kl_weight"], p.kl.max_weight, measured),
+    )
+
+
+def _kl_per_latent(result: Evaluation, preflight: Mapping[str, Any], informative: float) -> Picture:
+    found = result.measurement
+    return _chart(
+        "Expected and measured",
+        "kl_per_latent",
+        f"The KL of each latent on the test split, largest first. Below the dashed line, {informative:g} nats, "
+        "a latent says next to nothing. Below, in the same order, the share of each latent's variance that is "
+        "its posterior's own: 1 says nothing of the image, 0 determines it exactly.",
+        "Bar chart: KL of each latent beside what linear theory expected, and the posterior's share of variance",
+        charts.kl_per_latent(
+            found.kl_per_latent, found.posterior_share, preflight.get("kl_per_latent"), informative
+        ),
     )
 
 
