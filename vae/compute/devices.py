@@ -46,7 +46,7 @@ class Compute:
         return nullcontext()
 
     def describe(self) -> dict[str, str]:
-        """All that decides the bits besides data, parameters and code."""
+        """What decides the last bits besides data, parameters and code."""
         hardware = platform.machine()
         if self.device.type == "cuda":
             hardware = torch.cuda.get_device_name(self.device)
@@ -93,7 +93,7 @@ def choose(train: Train, image_flops: float = 0.0, images: int = 0) -> Compute:
 
 
 def set_up(device: torch.device, deterministic: bool) -> None:
-    """For the whole process: which kernels a GPU takes, and that a CPU's freed memory is kept."""
+    """Sets, for the whole process, which kernels a GPU uses, and that freed CPU memory is kept."""
     if device.type == "cuda":
         use_kernels(deterministic)
     else:
@@ -101,13 +101,13 @@ def set_up(device: torch.device, deterministic: bool) -> None:
 
 
 def use_kernels(deterministic: bool) -> None:
-    """Of a GPU: only those that give the same bits each time, or whichever is fastest."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits only with this
+    """On a GPU: only deterministic kernels, or whichever are fastest."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     torch.use_deterministic_algorithms(deterministic)
-    # Else every new tensor is filled first, for programs that read what they never wrote.
+    # By default every new tensor is filled in this mode, for programs that read uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
-    torch.set_float32_matmul_precision("high")  # TF32, which cuDNN's convolutions take by themselves
+    torch.set_float32_matmul_precision("high")  # TF32, which cuDNN's convolutions use anyway
 
 
 def keep_freed_memory() -> None:

@@ -147,7 +147,7 @@ class Train(_Section):
     remedy_attempts: int = Field(ge=0, default=2)
 
     def steps_per_epoch(self, images: int) -> int:
-        """Full batches only: a rest of one or two images makes batch norm's statistics meaningless."""
+        """Full batches only: a last batch of one or two images makes the statistics of batch norm meaningless."""
         return images // self.batch_size
 
 

@@ -1,4 +1,4 @@
-"""How good a saved model is on a split: bounds on the likelihood, reconstructions, latents, a linear probe.
+"""The evaluation of a saved model: likelihood bounds, reconstructions, latents, a linear probe.
 
 Quantities of information are in nats per image; errors are of pixels in [0, 1].
 """
@@ -26,7 +26,7 @@ from vae.models.likelihood import Likelihood, optimal_sigma
 from vae.models.mixture_prior import Mixture
 from vae.models.saved import Saved
 
-PROBE_IMAGES = 20_000  # a linear classifier on a few latents gains nothing from more
+PROBE_IMAGES = 20_000  # enough for a linear classifier on a few latents
 
 Images = Mapping[str, NDArray[np.uint8]]
 Labels = Mapping[str, NDArray[np.object_]]
@@ -39,10 +39,10 @@ class Evaluation:
 
     Attributes:
         metrics: rounded for JSON; None where a number does not exist.
-        measurement: the pass behind rate, distortion and units.
+        measurement: the source of rate, distortion and units.
         mu: (N, Z), the posterior means.
         errors: (N,), each image's mean squared error with z = μ.
-        guesses: (N,), the class that the linear probe reads off each image's latents; None where there is no probe.
+        guesses: (N,), the class that the linear probe predicts from each image's latents; None without a probe.
     """
 
     metrics: Metrics

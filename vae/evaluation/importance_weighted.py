@@ -1,4 +1,4 @@
-"""The importance-weighted bound on ln p(x) (Burda 2016), and whether an image has one."""
+"""The importance-weighted bound on ln p(x) (Burda 2016)."""
 
 import math
 

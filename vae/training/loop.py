@@ -1,7 +1,7 @@
 """The training loop.
 
-Everything random follows from (seed, epoch or step), so a training that resumes from a checkpoint ends with the same
-bits as one that was never interrupted.
+All randomness follows from (seed, epoch or step), so a training that resumes from a checkpoint ends with the same bits
+as one that was never interrupted.
 """
 
 import logging
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave: the row of the history, what varies from run to run, and the weights behind it."""
+    """The result of one epoch: its row of the history, its timing, and the model that would be kept."""
 
     row: Row
     seconds: float
@@ -51,7 +51,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Trained:
-    """The kept model and how training came to its end.
+    """The kept model and how training ended.
 
     Attributes:
         kept_epoch: the epoch of the model, counted from 1; 0 where the first one diverged already.
@@ -85,8 +85,8 @@ def train(
     Args:
         train_images, valid_images: uint8 (N, H, W, C).
         checkpoint_path: resumed from if it exists, written after every epoch.
-        on_step: called with the number of steps done. on_epoch: after each new epoch. on_resume: where training goes
-            on from a checkpoint.
+        on_step: called with the number of steps done. on_epoch: after each new epoch. on_resume: before training
+            continues from a checkpoint.
 
     Raises:
         InputError: fewer training images than a batch, weights that do not fit, no memory on the GPU.
@@ -146,7 +146,7 @@ def train(
 
 
 def end_aggressive_phase(state: TrainState, valid_images: np.ndarray, compute: Compute) -> None:
-    """Where the mutual information has stopped climbing."""
+    """Ends the phase once the mutual information has stopped rising."""
     if state.phase.on:
         found = mutual_information(*encode(state.model, valid_images, compute), state.p.seed)
         state.phase = state.phase.after(found)

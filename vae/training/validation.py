@@ -1,4 +1,4 @@
-"""An epoch's validation: the whole validation split, at the final β, with the likelihood as it is by then."""
+"""An epoch's validation: on the whole validation split, at the final β, with the likelihood of that epoch."""
 
 from dataclasses import dataclass
 
@@ -15,13 +15,13 @@ from vae.training.step import memory_errors_explained
 
 @dataclass(frozen=True)
 class Validation:
-    """Of the model that would be kept. likelihood: p(x|z) with its σ at this epoch."""
+    """Of the model that would be kept; likelihood: p(x|z) with the σ of this epoch."""
 
     measured: Measurement
     likelihood: Likelihood
 
     def row(self, p: ResolvedParameters) -> Row:
-        """Its part of the history. The loss is at the final β, whatever the ramp or a control does."""
+        """The validation columns of the history. The loss uses the final β, whatever the ramp or a control does."""
         return {
             "valid/loss": self.measured.distortion + p.elbo.beta * self.measured.rate,
             "valid/reconstruction": self.measured.distortion,
