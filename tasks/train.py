@@ -117,7 +117,8 @@ def announce(job: Job, began: contention.Mark) -> None:
     if ramp_end >= p.train.epochs:
         log.warning(
             f"the KL ramp ends after epoch {ramp_end:g} and training after {p.train.epochs}: "
-            "no epoch trains at the final weight, so the last one will be kept; lower kl.annealing_epochs (or kl.annealing_steps)"
+            "no epoch trains at the final weight, so the last one will be kept; "
+            "lower kl.annealing_epochs (or kl.annealing_steps)"
         )
     if workspace.PREFLIGHT.exists():  # also where DVC skipped preflight
         for warning in workspace.read_json(workspace.PREFLIGHT)["warnings"]:
