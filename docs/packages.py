@@ -1,6 +1,6 @@
-"""Draws docs/images/packages.svg, which package imports which: `make graph`.
+"""Draw docs/images/packages.svg, the imports between packages: `make graph`.
 
-An arrow that follows from others is left out. Fails where the imports go in a circle.
+Transitive arrows are omitted. Fails where imports form a circle.
 """
 
 import ast
@@ -21,7 +21,7 @@ Graph = dict[str, set[str]]
 
 
 def package_of(module: str) -> str | None:
-    """vae.losses.elbo → vae.losses; the six stages are one; a module beside the packages is for itself."""
+    """vae.losses.elbo → vae.losses. The six stages are one package; a module beside the packages stands alone."""
     parts = module.split(".")
     if parts[0] not in ROOTS:
         return None
@@ -35,7 +35,7 @@ def package_of(module: str) -> str | None:
 
 
 def imports() -> Graph:
-    """package → the packages that its modules import."""
+    """Package → the packages that its modules import."""
     graph: Graph = {}
     for root in ROOTS:
         for path in sorted((PROJECT / root).rglob("*.py")):
@@ -54,7 +54,7 @@ def imports() -> Graph:
 
 
 def reduced(graph: Graph) -> Graph:
-    """Without the arrows that follow from others; raises graphlib.CycleError where there is a circle."""
+    """Transitive reduction. Raises: graphlib.CycleError: the imports form a circle."""
     reached: Graph = {}
     for package in TopologicalSorter(graph).static_order():
         direct = graph.get(package, set())
@@ -66,7 +66,7 @@ def reduced(graph: Graph) -> Graph:
 
 
 def layers(graph: Graph) -> list[list[str]]:
-    """What imports nothing at the bottom, each package above all that it imports."""
+    """Packages by level, each above all that it imports."""
     depth: dict[str, int] = {}
     for package in TopologicalSorter(graph).static_order():
         depth[package] = 1 + max((depth[other] for other in graph.get(package, ())), default=-1)
@@ -88,7 +88,7 @@ def draw(graph: Graph) -> Figure:
         colour = COLOURS[package.split(".")[0].split(":")[0]]
         style = {"boxstyle": "round,pad=0.4", "fc": "white", "ec": colour, "lw": 1.5}
         boxes[package] = axes.text(x, y, package, ha="center", va="center", fontsize=10, bbox=style, zorder=3)
-    figure.draw_without_rendering()  # a box has its size once it is laid out
+    figure.draw_without_rendering()  # lays the boxes out, so that arrows can end at them
     for package, others in reduced(graph).items():
         for other in sorted(others):
             arrow = {
