@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vae.config.errors import InputError
 from vae.config.parameters import Data
-from vae.data.sources import shown
+from vae.data.item import storable
 
 BUNDLED = "data/bundled"  # what data.path is where nothing of it is read
 
@@ -37,7 +37,7 @@ def check(data: Data) -> None:
     for what, found in _untrackable(path).items():
         if found:
             raise InputError(
-                f"data.path = {data.path} holds {len(found)} {what}, such as {shown(str(found[0]))!r}; "
+                f"data.path = {data.path} holds {len(found)} {what}, such as {storable(str(found[0]))!r}; "
                 "remove or rename them, because DVC can not track them"
             )
 
@@ -48,6 +48,6 @@ def _untrackable(path: Path) -> dict[str, list[Path]]:
     neither = [entry for entry in entries if not (entry.is_file() or entry.is_dir())]
     return {
         "link(s) that lead nowhere": [entry for entry in neither if not entry.exists()],
-        "name(s) that are no UTF-8": [entry for entry in entries if shown(str(entry)) != str(entry)],
+        "name(s) that are no UTF-8": [entry for entry in entries if storable(str(entry)) != str(entry)],
         "pipe(s), socket(s) or device(s)": [entry for entry in neither if entry.exists()],
     }

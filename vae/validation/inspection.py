@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vae.config.constants import SPLITS
 from vae.config.parameters import Data
-from vae.data.sources import LITTER
+from vae.data.folder import LITTER
 from vae.validation import rules, schema
 from vae.validation.fingerprints import Fingerprints, fingerprint, near_duplicates
 from vae.validation.rules import Finding
