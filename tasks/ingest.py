@@ -10,14 +10,12 @@ The result is the same to the bit for any number of workers and of interruptions
 import logging
 import os
 import shutil
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +33,13 @@ from vae.data import sources, splits
 from vae.data.decode_cache import Chunk, DecodeCache, Examined
 from vae.data.images import binarised
 from vae.data.item import Item
+from vae.data.parallel import in_order
 
 log = logging.getLogger(__name__)
 
 PARTIAL = workspace.IMAGES / ".partial"
 SECONDS_BETWEEN_LINES = 10
 WAIT = 15  # seconds, for another ingest
-In = TypeVar("In")
-Out = TypeVar("Out")
 
 
 def main(workers: int | None = None) -> None:
@@ -55,15 +52,16 @@ def main(workers: int | None = None) -> None:
     params = loading.load(workspace.PARAMS)
     preprocessing = Preprocessing.of(params)
     items = sources.find(params.data)
+    workers = workers or _cores()
     log.info("ingest: %s items from data.source = %s", f"{len(items):,}", params.data.source)
     # One at a time: an ingest whose DVC was killed takes a moment to end.
     with hold(Path(".run/ingest.lock"), "an ingest", seconds=WAIT), _outputs_aside():
         cache = DecodeCache(workspace.DECODED, PARTIAL, preprocessing)
-        chunks = _decode(items, cache, workers or _cores())
+        chunks = _decode(items, cache, workers)
         examined = [learnt for chunk in chunks for learnt in chunk.examined]
         split_of = _assign(items, examined, params)
-        mean, std = _write_arrays(chunks, split_of, preprocessing, workers or _cores())
-        _write_manifest(items, examined, split_of, mean, std)
+        moments = _write_arrays(chunks, split_of, preprocessing, workers)
+        _write_manifest(items, examined, split_of, moments)
     log.info(_summary(items, examined, split_of, preprocessing))
 
 
@@ -94,28 +92,18 @@ def _decode(items: Sequence[Item], cache: DecodeCache, workers: int) -> list[Chu
     """The first pass."""
     chunks: list[Chunk] = []
     done = 0
-    with bar("decoding", len(items), unit="items", seconds_between_lines=SECONDS_BETWEEN_LINES) as show:
-        for chunk in _in_order(cache.decode, cache.split(items), workers):
-            chunks.append(chunk)
-            show(done := done + len(chunk.examined))
+    try:
+        with bar("decoding", len(items), unit="items", seconds_between_lines=SECONDS_BETWEEN_LINES) as show:
+            for chunk in in_order(cache.decode, cache.split(items), workers, stop=cache.stop.set):
+                chunks.append(chunk)
+                show(done := done + len(chunk.examined))
+    except KeyboardInterrupt:
+        if any(cache.folder.iterdir()):
+            log.info("ingest: what is decoded is kept; the same command resumes after it")
+        raise
     if resumed := sum(len(chunk.examined) for chunk in chunks if chunk.resumed):
         log.info("ingest: resumed; an earlier run had decoded %s of %s items", f"{resumed:,}", f"{done:,}")
     return chunks
-
-
-def _in_order(work: Callable[[In], Out], batches: Iterable[In], workers: int) -> Iterator[Out]:
-    """Threads, since Pillow and NumPy release Python's lock; at most two results per worker are in memory."""
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            waiting: deque[Future[Out]] = deque()
-            for batch in batches:
-                waiting.append(pool.submit(work, batch))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:  # on Ctrl-C or a full disk: what has not begun need not begin
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _assign(items: Sequence[Item], examined: Sequence[Examined], params: Parameters) -> list[str | None]:
@@ -149,26 +137,24 @@ def _assign(items: Sequence[Item], examined: Sequence[Examined], params: Paramet
 
 def _write_arrays(
     chunks: Sequence[Chunk], split_of: Sequence[str | None], preprocessing: Preprocessing, workers: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The second pass: one array per split, in the source's order. Returns the moments of each item's pixels."""
+) -> NDArray[np.float64]:
+    """The second pass: one array per split, in the source's order. Returns the moments of each item, (2, N)."""
     counts = Counter(split_of)
-    shape = (preprocessing.height, preprocessing.width, preprocessing.channels)
     rest = iter(split_of)
     batches = [(chunk, [s for s in islice(rest, len(chunk.examined)) if s is not None]) for chunk in chunks]
     found = []
     with ExitStack() as files:
         outputs = {split: files.enter_context((PARTIAL / f"{split}.npy").open("wb")) for split in SPLITS}
         for split, file in outputs.items():
-            header = {"descr": "|u1", "fortran_order": False, "shape": (counts[split], *shape)}
+            header = {"descr": "|u1", "fortran_order": False, "shape": (counts[split], *preprocessing.shape)}
             np.lib.format.write_array_header_1_0(file, header)
-        for parts, moments in _in_order(partial(_finish, preprocessing), batches, workers):
-            found.append(moments)
+        for parts, part_moments in in_order(partial(_finish, preprocessing), batches, workers):
+            found.append(part_moments)
             for split, pixels in parts:
                 outputs[split].write(pixels.data)
-    mean, std = np.zeros((2, len(split_of)))
-    usable = [i for i, split in enumerate(split_of) if split]
-    mean[usable], std[usable] = np.concatenate(found, axis=1)
-    return mean, std
+    moments = np.zeros((2, len(split_of)))
+    moments[:, [split is not None for split in split_of]] = np.concatenate(found, axis=1)
+    return moments
 
 
 def _finish(
@@ -198,8 +184,7 @@ def _write_manifest(
     items: Sequence[Item],
     examined: Sequence[Examined],
     split_of: Sequence[str | None],
-    mean: NDArray[np.float64],
-    std: NDArray[np.float64],
+    moments: NDArray[np.float64],
 ) -> None:
     import pyarrow as pa  # slow to import
     import pyarrow.parquet as pq
@@ -217,8 +202,8 @@ def _write_manifest(
         "mode": pa.array((learnt.mode for learnt in examined), pa.string()),
         "bytes": pa.array((learnt.bytes for learnt in examined), pa.int64()),
         "sha256": pa.array((learnt.sha256 for learnt in examined), pa.string()),
-        "mean": pa.array(mean, mask=refused),
-        "std": pa.array(std, mask=refused),
+        "mean": pa.array(moments[0], mask=refused),
+        "std": pa.array(moments[1], mask=refused),
         "status": pa.array(("quarantined" if bad else "ok" for bad in refused), pa.string()),
         "reason": pa.array((learnt.reason for learnt in examined), pa.string()),
     }
@@ -236,7 +221,7 @@ def _summary(
     reasons = _some_reasons(items, examined)
     return (
         f"ingest: {', '.join(f'{counts[split]:,} {split}' for split in SPLITS)} images of "
-        f"{preprocessing.height}×{preprocessing.width}×{preprocessing.channels}; "
+        f"{'×'.join(map(str, preprocessing.shape))}; "
         f"{f'{len(labels):,} classes' if labels else 'no labels'}; "
         f"{counts[None]:,} of {len(items):,} quarantined{f': {reasons}' if reasons else ''}"
     )

@@ -12,9 +12,11 @@ import math
 import shutil
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 import numpy as np
@@ -53,13 +55,16 @@ class Chunk:
 
 
 class DecodeCache:
-    """Chunks that may be found again are under `folder`, the others in `scratch`."""
+    """Chunks that may be found again are under `folder`, the others in `scratch`.
+
+    Attributes:
+        stop: once it is set, no further image is decoded.
+    """
 
     def __init__(self, folder: Path, scratch: Path, preprocessing: Preprocessing) -> None:
-        self._preprocessing, self._scratch = preprocessing, scratch
-        self._shape = (preprocessing.height, preprocessing.width, preprocessing.channels)
+        self._preprocessing, self._scratch, self.stop = preprocessing, scratch, Event()
         code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
-        key = hashlib.sha256(f"{self._shape}, Pillow {PIL.__version__}\n".encode() + code).hexdigest()
+        key = hashlib.sha256(f"{preprocessing.shape}, Pillow {PIL.__version__}\n".encode() + code).hexdigest()
         self.folder = folder / key
         for other in set(folder.glob("*")) - {self.folder}:
             shutil.rmtree(other, ignore_errors=True)
@@ -67,17 +72,23 @@ class DecodeCache:
 
     def split(self, items: Sequence[Item]) -> list[Sequence[Item]]:
         """The same chunks whenever the items and the size of the images are the same."""
-        size = max(min(CHUNK_ITEMS, CHUNK_BYTES // math.prod(self._shape)), 1)
+        size = max(min(CHUNK_ITEMS, CHUNK_BYTES // math.prod(self._preprocessing.shape)), 1)
         return [items[start : start + size] for start in range(0, len(items), size)]
 
     def decode(self, items: Sequence[Item]) -> Chunk:
-        """Finds a chunk or decodes it; safe to call from several threads."""
+        """Finds a chunk or decodes it; safe to call from several threads.
+
+        Raises:
+            CancelledError: `stop` was set.
+        """
         stamps = [_stamp(item) for item in items]
         file = self.folder / f"{hashlib.sha256(repr(stamps).encode()).hexdigest()}.npz"
         if None not in stamps and (found := _read(file)):
             return Chunk(found, file, resumed=True)
-        examined, pixels = [], [np.empty((0, *self._shape), np.uint8)]
+        examined, pixels = [], [np.empty((0, *self._preprocessing.shape), np.uint8)]
         for item in items:
+            if self.stop.is_set():
+                raise CancelledError
             learnt, image = _examine(item, self._preprocessing)
             examined.append(learnt)
             pixels += [] if image is None else [image[None]]
