@@ -105,11 +105,9 @@ def _npy_rows(file: Path, split: str | None) -> list[Item]:
 
 
 def _npy_array(file: Path) -> NDArray[Any]:
+    expect_regular(file)
     try:
-        expect_regular(file)
         return np.lib.format.open_memmap(file, mode="r")  # np.load would also accept zip files and pickles
-    except InputError:
-        raise
     except OSError as error:
         raise InputError(f"{str(file)!r} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # NumPy gives the header to Python's own parser, which raises anything
