@@ -26,5 +26,10 @@ class Preprocessing:
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
         return cls(**values)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C), as arrays of images have it."""
+        return self.height, self.width, self.channels
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

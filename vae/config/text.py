@@ -33,3 +33,8 @@ def number(value: Any) -> str:
 def printable(text: Any) -> str:
     """On one line, without characters that would reorder or hide the text around it."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def one_line(error: Any) -> str:
+    """An error's text with its line breaks as spaces."""
+    return printable(" ".join(str(error).split()))
