@@ -1,18 +1,60 @@
-"""How far a training is, from its events: the share that is done, its speed, the time left."""
+"""The progress of a training as a Prefect artifact: the share that is done, its speed, the time left."""
 
 import datetime
-from typing import Any
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from tasks.processes.events import Follower
 
 EVERY = 1.0  # seconds between two updates, at least: each one costs 43 ms
 
 
+class Artifact:
+    """Follows the events of a training. Its first epoch makes the artifact, so that a cached training has none.
+
+    While Prefect's server does not answer, `warn` is called once, and only the last event tries again.
+    """
+
+    def __init__(self, events: Path, warn: Callable[[str], None]) -> None:
+        self.follower, self.progress, self.warn = Follower(events), Progress(), warn
+        self.id: UUID | None = None
+        self.answers = True
+
+    def update(self) -> None:
+        for event in self.follower.new():
+            now = self.progress.after(event, time.monotonic())
+            if now is None or not (self.answers or event["event"] == "kept"):
+                continue
+            try:
+                self._show(*now)
+                self.answers = True
+            except httpx.TransportError:
+                if self.answers:
+                    self.warn(
+                        "Prefect's server does not answer; the training continues, its progress is not shown"
+                    )
+                self.answers = False
+
+    def _show(self, share: float, description: str) -> None:
+        if self.id is None:
+            made = create_progress_artifact(share, key="training", description=description)
+            self.id = cast(UUID, made)
+        else:
+            update_progress_artifact(self.id, share, description)
+
+
 class Progress:
-    """Given each event as it comes; returns what to show of it, or None where there is nothing to update."""
+    """What to show after each event; None where there is nothing to update."""
 
     def __init__(self) -> None:
-        self._first: tuple[int | None, int, float] | None = (
-            None  # attempt, epoch, when: the speed counts from there
-        )
+        # Attempt, epoch and time that the speed is counted from.
+        self._first: tuple[int | None, int, float] | None = None
         self._shown = -EVERY
 
     def after(self, event: dict[str, Any], now: float) -> tuple[float, str] | None:
@@ -20,11 +62,11 @@ class Progress:
 
         Args:
             event: of `tasks.processes.events`.
-            now: seconds of a clock that only goes forward.
+            now: seconds of a monotonic clock.
         """
         epoch, epochs = event["epoch"], event["epochs"]
         if event["event"] == "kept":
-            return 100.0, f"kept epoch {epoch} of {epochs}"
+            return 100.0, f"kept epoch {epoch} of the {epochs} trained"
         attempt = event["attempt"]
         if self._first is None or self._first[0] != attempt:
             self._first = (attempt, epoch, now)

@@ -1,4 +1,4 @@
-"""How a program of this project begins and ends: logging set up, errors in one line, an exit code that says which."""
+"""How a program of this project begins and ends: logging, one line for an error that the user can fix, an exit code."""
 
 import errno
 import logging
@@ -6,23 +6,24 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, TextIO
+from contextlib import suppress
+from typing import Any, NoReturn
 
 from tasks.processes import owner
 from vae.config.errors import InputError
 
-INPUT_ERROR = 2  # exit code: the user has to change something, so trying again is of no use
+INPUT_ERROR = 2  # exit code: the user has to change something, so a retry is pointless
 INTERRUPTED = 130
 
-# What a user can mend about a disk or a folder.
+# What a user can fix about a disk or a folder.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PLACE_ERRORS = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def run(program: Callable[[], None]) -> NoReturn:
-    """Runs a stage's `main`: what the user can mend ends in one line and an exit code of its own."""
+    """Runs a program's `main`; an error that the user can fix ends in one line and an exit code of its own."""
     log_to("stdout")
-    # Both end a stage as Ctrl-C does, also where a shell's & had SIGINT ignored.
+    # SIGTERM ends it as Ctrl-C does, and so does SIGINT where a shell's & had it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     if "DVC_STAGE" in os.environ:
@@ -41,34 +42,24 @@ def run(program: Callable[[], None]) -> NoReturn:
 
 
 def log_to(stream: str) -> None:
-    """The project's own messages go to `stdout` or `stderr`; a warning begins with `warning:`."""
-    handler = _Handler(stream)
-    handler.setFormatter(_Formatter())
+    """The project's own messages go to `stdout` or `stderr`; a warning begins with `warning: `."""
     for name in ("__main__", "flows", "tasks", "vae", "benchmarks"):
         logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
+        logger.handlers, logger.propagate = [_Handler(stream)], False
         logger.setLevel(logging.INFO)
 
 
-class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        return level + record.getMessage()
-
-
-class _Handler(logging.StreamHandler[TextIO]):
-    """Writes to whatever the stream is at the moment: a progress bar stands in for it meanwhile."""
+class _Handler(logging.Handler):
+    """Prints to whatever the stream is at that moment: a progress bar replaces it while it is shown."""
 
     def __init__(self, stream: str) -> None:
-        self.name_of_stream = stream
         super().__init__()
+        self.name_of_stream = stream
 
-    @property
-    def stream(self) -> TextIO:
-        return getattr(sys, self.name_of_stream)
-
-    @stream.setter
-    def stream(self, stream: TextIO) -> None: ...
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        with suppress(OSError):  # a lost message is no reason to end
+            print(f"{level}{record.getMessage()}", file=getattr(sys, self.name_of_stream), flush=True)
 
 
 def _end(line: str, code: int) -> NoReturn:
