@@ -51,7 +51,7 @@ collapse-cases: setup ## Run the collapse cases: is each verdict right, does the
 zoo: collapse-cases
 	@echo 'warning: `make zoo` is now `make collapse-cases`' >&2
 
-bench: setup ## Time this trainer beside pythae, Lightning and a plain loop (half an hour)
+bench: setup ## Time this trainer beside pythae, Lightning and a plain PyTorch loop (half an hour)
 	@$(BIN)/pip install --quiet --editable '.[bench]' --constraint constraints.txt
 	@$(BIN)/python -m benchmarks.speed
 
@@ -59,22 +59,22 @@ chaos: setup ## Kill runs at random moments and bring faults about: is what they
 	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/chaos.py
 	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/faults.py
 
-graph: setup ## Draw docs/images/packages.svg: which package imports which
+graph: setup ## Draw docs/images/packages.svg: the imports between packages
 	@$(BIN)/python docs/packages.py
 
-docs: setup ## Build the pages of docs/ into site/
+docs: setup ## Build docs/ into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo 'open site/index.html; for its search: .venv/bin/mkdocs serve'
+	@echo 'open site/index.html; its search needs .venv/bin/mkdocs serve'
 
 check: setup ## Lint, format and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-constraints: setup ## Pin the whole transitive set anew
+constraints: setup ## Pin all dependencies again, transitive ones included
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate --quiet --upgrade -o constraints.txt
 
-clean: ## Remove what was made, the environment and the stores included
+clean: ## Remove everything that was made, including the environment and the stores
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m flows.servers down && $(BIN)/python -c 'from tasks import overlay; overlay.apply(None, None)'; fi
 	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports site data/images data/.ingest data/manifest.parquet data/collapse_cases
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
