@@ -1,14 +1,14 @@
-# Every target does its own set-up, in this folder and nowhere else. `make` alone lists them.
+# Every target does its own setup, in this folder only. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Handed to the program through the environment, so that the shell never reads them.
+# Passed through the environment, so that the shell never interprets them.
 export EXPERIMENT ?=
 export SET ?=
 
-# Downloads are not kept outside this folder; PIP_NO_CACHE_DIR=0 uses pip's own cache.
+# No download is cached outside this folder; PIP_NO_CACHE_DIR=0 enables pip's cache.
 export PIP_NO_CACHE_DIR ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLCONFIGDIR := $(CURDIR)/.run/matplotlib
@@ -19,15 +19,15 @@ help: ## List the targets
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0])'
-	@echo 'installing into .venv: some 2 GB, a few minutes'
+	@echo 'installing into .venv: about 2 GB, a few minutes'
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --editable '.[dev,docs,huggingface]' --constraint constraints.txt
 	@touch $@
 
 .dvc/config.local: .venv/ready
-	@# DVC's own cache of hashes in this folder; the path has to be absolute, so it is written here and not committed.
+	@# DVC's cache of hashes belongs in this folder. Its path must be absolute, so it is set here and not committed.
 	@$(BIN)/dvc config --local core.site_cache_dir '$(CURDIR)/.run/dvc'
-	@# An archive without history: DVC can do without Git, once told so.
+	@# In an archive without history, DVC has to be configured to work without Git.
 	@[ -e .git ] || $(BIN)/dvc config --local core.no_scm true
 	@touch $@
 
@@ -48,14 +48,15 @@ test: setup ## Run the tests
 collapse-cases: setup ## Run the collapse cases: is each verdict right, does the remedy work (10 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.collapse_cases
 
-zoo: collapse-cases
-	@echo 'warning: `make zoo` is now `make collapse-cases`' >&2
+zoo: # the former name
+	@echo 'warning: make zoo is now make collapse-cases' >&2
+	@$(MAKE) --no-print-directory collapse-cases
 
 bench: setup ## Time this trainer beside pythae, Lightning and a plain PyTorch loop (half an hour)
 	@$(BIN)/pip install --quiet --editable '.[bench]' --constraint constraints.txt
 	@$(BIN)/python -m benchmarks.speed
 
-chaos: setup ## Kill runs at random moments and bring faults about: is what they leave the same to the bit
+chaos: setup ## Kill runs at random moments and cause faults; compare the results bit for bit
 	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/chaos.py
 	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/faults.py
 
