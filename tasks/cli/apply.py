@@ -24,9 +24,9 @@ from tasks.tracking.lookup import here
 from vae.compute.devices import Compute
 from vae.config.errors import InputError
 from vae.config.preprocessing import Preprocessing
-from vae.data import images, sources
+from vae.data import arrays, folder, images
 from vae.data.images import UnusableImage
-from vae.data.sources import Item, shown
+from vae.data.item import Item, storable
 from vae.inference import generate, scoring
 from vae.losses.elbo import kl_per_latent
 from vae.metrics import measurement
@@ -99,7 +99,7 @@ class Reading:
                 case None:
                     self.left_out += 1
                 case UnusableImage() as refusal:
-                    litter = str(refusal).startswith(sources.LITTER)
+                    litter = str(refusal).startswith(folder.LITTER)
                     (self.litter if litter else self.skipped).append((item.path, str(refusal)))
                 case found:
                     usable.append(item)
@@ -117,16 +117,16 @@ def reading(path: Path, saved: Saved, without: Collection[str] = frozenset()) ->
     path = path.expanduser()
     if not path.exists():
         raise InputError(
-            f"{shown(str(path))!r} does not exist; give a folder of images, an image or a .npy file"
+            f"{storable(str(path))!r} does not exist; give a folder of images, an image or a .npy file"
         )
     if path.is_dir():
-        items = sources.folder(path)
+        items = folder.find(path)
     elif path.suffix == ".npy":
-        items = sources.npy(path)
+        items = arrays.npy(path)
     else:
-        items = [Item(shown(path.name), None, None, partial(images.read_file, path))]
+        items = [Item(storable(path.name), None, None, partial(images.read_file, path))]
     if not items:
-        raise InputError(f"{shown(str(path))!r} is empty")
+        raise InputError(f"{storable(str(path))!r} is empty")
     return Reading(items, saved.config.preprocessing, without)
 
 
