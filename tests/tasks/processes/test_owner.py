@@ -45,7 +45,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     Path(".dvc").mkdir()
-    Path(".dvc/config").write_text(f"[core]\n  no_scm = true\n  site_cache_dir = {tmp_path / 'site'}\n")
+    Path(".dvc/config").write_text(
+        f"[core]\n  no_scm = true\n  analytics = false\n  site_cache_dir = {tmp_path / 'site'}\n"
+    )
     Path("stage.py").write_text(STAGE)
     Path("dvc.yaml").write_text(PIPELINE)
     yield tmp_path
