@@ -20,7 +20,6 @@ from typing import Any
 import psutil
 import pytest
 from helpers.project import PROJECT
-from mlflow import MlflowClient
 
 from tasks import overlay
 from tasks.processes.owner import with_interpreter
@@ -158,6 +157,8 @@ class Workspace:
 
     def mlflow_statuses(self, filtered: str = "") -> list[str]:
         """The status of every MLflow run, or of those that the filter finds."""
+        from mlflow import MlflowClient  # takes seconds to load, and every test run loads this module
+
         store = MlflowClient(tracking_uri=f"sqlite:///{self.folder / 'mlflow.db'}")
         experiment: Any = store.get_experiment_by_name("vae-train")
         return [run.info.status for run in store.search_runs([experiment.experiment_id], filtered)]
