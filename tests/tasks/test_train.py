@@ -72,13 +72,19 @@ def test_the_tables_of_epochs_are_whole_after_an_interruption(
     assert tables() == whole
 
 
-def test_checkpoints_are_named_by_all_that_dvc_yaml_names(place: Path) -> None:
-    """Another file of a folder among the deps is another training; what Python keeps beside it is not."""
+@pytest.fixture
+def stage(place: Path) -> Path:
+    """A dvc.yaml that names a folder and a file, with something of Python's own in the folder."""
     stage = {"deps": ["data/images", "code", "one.py"], "params": ["seed", "train.epochs", "model"]}
     YAML().dump({"stages": {"train": stage}}, Path("dvc.yaml"))
     for name in ("code/inner/loop.py", "one.py", "code/__pycache__/loop.pyc"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("1")
+    return place
+
+
+def test_checkpoints_are_named_by_all_that_dvc_yaml_names(stage: Path) -> None:
+    """Another file of a folder among the deps is another training; what Python keeps beside it is not."""
     p = loading.load(workspace.PARAMS)
     key = checkpoint_folder.key_of(p)
 
@@ -92,6 +98,17 @@ def test_checkpoints_are_named_by_all_that_dvc_yaml_names(place: Path) -> None:
         Path(name).write_text("2")
         seen.add(checkpoint_folder.key_of(p))
     assert len(seen) == 5
+
+
+def test_under_other_conditions_a_training_starts_from_scratch_and_says_what_differs(
+    stage: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    p = loading.load(workspace.PARAMS)
+    with checkpoint_folder.held(p, {"threads": "1", "torch": "2"}) as one:
+        assert workspace.read_note(one / checkpoint_folder.CONDITIONS)["threads"] == "1"
+    assert not caplog.records
+    with checkpoint_folder.held(p, {"threads": "2", "torch": "2"}) as other:
+        assert other != one and "made with threads 1 (here 2): this one starts from scratch" in caplog.text
 
 
 def test_dvc_counts_no_file_of_pythons_caches() -> None:
