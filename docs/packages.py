@@ -4,12 +4,18 @@ Transitive arrows are omitted. Fails where imports form a circle.
 """
 
 import ast
+import io
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import matplotlib
+from grandalf.graphs import Edge, Vertex
+from grandalf.graphs import Graph as Layered
+from grandalf.layouts import SugiyamaLayout, VertexViewer
+from grandalf.routing import EdgeViewer, route_with_lines
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 
 PROJECT = Path(__file__).resolve().parent.parent
 ROOTS = ("flows", "tasks", "vae")
@@ -65,45 +71,48 @@ def reduced(graph: Graph) -> Graph:
     }
 
 
-def layers(graph: Graph) -> list[list[str]]:
-    """Packages by level, each above all that it imports."""
-    depth: dict[str, int] = {}
-    for package in TopologicalSorter(graph).static_order():
-        depth[package] = 1 + max((depth[other] for other in graph.get(package, ())), default=-1)
-    return [sorted(p for p in depth if depth[p] == level) for level in range(max(depth.values()) + 1)]
-
-
 def draw(graph: Graph) -> Figure:
-    rows = layers(graph)
-    figure = Figure(figsize=(9, 0.7 * len(rows)))
+    """A layered drawing, each package above all that it imports (Sugiyama's layout)."""
+    vertices = {package: Vertex(package) for package in graph}
+    for package, vertex in vertices.items():
+        vertex.view = VertexViewer(w=14 + 7.6 * len(package), h=26)
+    edges = [Edge(vertices[a], vertices[b]) for a, others in reduced(graph).items() for b in sorted(others)]
+    for edge in edges:
+        edge.view = EdgeViewer()
+    layout = SugiyamaLayout(Layered(list(vertices.values()), edges).C[0])
+    layout.route_edge = route_with_lines
+    layout.xspace, layout.yspace = 24, 34
+    layout.init_all()
+    layout.draw()
+
+    figure = Figure(figsize=(9, 7))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    place = {
-        package: ((index + 1) / (len(row) + 1), level)
-        for level, row in enumerate(rows)
-        for index, package in enumerate(row)
-    }
-    boxes = {}
-    for package, (x, y) in place.items():
+    axes.invert_yaxis()
+    for package, vertex in vertices.items():
+        (x, y), view = vertex.view.xy, vertex.view
         colour = COLOURS[package.split(".")[0].split(":")[0]]
-        style = {"boxstyle": "round,pad=0.4", "fc": "white", "ec": colour, "lw": 1.5}
-        boxes[package] = axes.text(x, y, package, ha="center", va="center", fontsize=10, bbox=style, zorder=3)
-    figure.draw_without_rendering()  # lays the boxes out, so that arrows can end at them
-    for package, others in reduced(graph).items():
-        for other in sorted(others):
-            arrow = {
-                "arrowstyle": "-|>",
-                "color": "#7a828c",
-                "lw": 0.9,
-                "patchB": boxes[other].get_bbox_patch(),
-            }
-            axes.annotate("", xy=place[other], xytext=place[package], arrowprops=arrow, zorder=1)
-    axes.set(xlim=(0, 1), ylim=(-0.5, len(rows) - 0.5))
+        corner = (x - view.w / 2, y - view.h / 2)
+        axes.add_patch(FancyBboxPatch(corner, view.w, view.h, boxstyle="round,pad=0", fc="white", ec=colour))
+        axes.text(x, y, package, ha="center", va="center", fontsize=10)
+    for edge in edges:
+        points = edge.view._pts  # grandalf offers no other way to read a route
+        axes.plot(*zip(*points, strict=True), color="#7a828c", lw=0.9, zorder=0)
+        axes.annotate(
+            "", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "color": "#7a828c", "lw": 0.9}
+        )
     return figure
+
+
+def svg(graph: Graph) -> str:
+    """The drawing, the same bytes for the same imports."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "packages", "svg.fonttype": "none"}):
+        draw(graph).savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
 
 
 if __name__ == "__main__":
     graph = imports()
-    with matplotlib.rc_context({"svg.hashsalt": "packages"}):
-        draw(graph).savefig(PICTURE, metadata={"Date": None})
+    PICTURE.write_text(svg(graph), encoding="utf-8")
     sys.stdout.write(f"{PICTURE.relative_to(PROJECT)}: {len(graph)} packages, no circle\n")

@@ -131,7 +131,7 @@ def _two_errors_below(accuracy: float, images: int) -> float:
 
 
 GUARDS = (
-    # Seeds alone move it by 3 % (README, the leaves).
+    # Seeds alone move it by 3% (docs/leaves.md).
     Guard("mse_sampled", _number("mse_sampled"), False, lambda theirs, images: 1.05 * theirs),
     Guard("probe_accuracy", _number("probe_accuracy"), True, _two_errors_below),
     # Healthy models of one data set lie between 0.06 and 0.16; from 0.4 on samples are noise.

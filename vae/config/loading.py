@@ -42,7 +42,7 @@ def read_yaml(text: str, origin: str) -> Any:
     """
     try:
         return YAML(typ="safe").load(text)
-    except (YAMLError, ValueError) as error:  # ValueError: 2024-13-45 looks like a date
+    except (YAMLError, ValueError, LookupError) as error:  # ValueError: 2024-13-45; LookupError: !!bool foo
         raise InputError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
