@@ -1,9 +1,8 @@
 """The whole pipeline, both ways, in copies of the project with real servers and stores."""
 
-import json
 import re
+import shlex
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from flows.vae_train import STAGES
+from tasks import overlay
 
 # The first test waits for both ways to end, which is long on a busy machine.
 pytestmark = pytest.mark.timeout(600)
@@ -148,6 +148,7 @@ def test_mlflow_holds_images_report_and_plots(store: MlflowClient, run: Any) -> 
     assert sorted(int(step[1]) for step in steps if step) == [1, 2, 3]
     report = Path(store.download_artifacts(run.info.run_id, "report.html")).read_text(encoding="utf-8")
     assert run.info.run_id in report and "flow-run/" in report
+    assert store.get_model_version_by_alias("vae", "candidate").run_id == run.info.run_id
 
 
 def test_the_tracked_report_names_no_run_and_no_place(by_dvc: ByDVC, run: Any) -> None:
@@ -170,56 +171,6 @@ def test_the_tags_lead_from_the_run_to_commit_data_weights_stage_and_flow_run(
         assert re.fullmatch(r"[0-9a-f]{64}", tags[name]), name
 
 
-LOAD = """
-import json, os, sys
-import numpy as np
-import mlflow
-mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model("models:/vae@candidate")
-import vae
-images = np.load(sys.argv[2])[:5]
-encoded = model.predict(images)
-print(json.dumps({
-    "code": vae.__file__,
-    "run": model.metadata.run_id,
-    "encode": encoded.shape, "columns": list(encoded.columns),
-    "reconstruct": np.shape(model.predict(images, params={"task": "reconstruct"})),
-    "pixels": str(np.asarray(model.predict(images, params={"task": "reconstruct"})).dtype),
-    "score": list(model.predict(images, params={"task": "score"}).columns),
-    "scores": len(model.predict(images[:1], params={"task": "score"})),
-}))
-"""
-
-
-def test_the_candidate_loads_without_pickle_and_encodes_reconstructs_and_scores(
-    by_flow: ByFlow, run: Any, tmp_path: Path
-) -> None:
-    """From a folder that is not the project, with the code that was logged beside the weights."""
-    environment = {**by_flow.place.environment, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-    del environment["PYTHONPATH"]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", LOAD),
-            f"sqlite:///{by_flow.place.folder / 'mlflow.db'}",
-            str(by_flow.place.folder / "data/images/test.npy"),
-        ],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    answer = json.loads(done.stdout.splitlines()[-1])
-    latents = 16
-    assert answer["encode"] == [5, 2 * latents]
-    assert answer["columns"][::latents] == ["mu_0", "logvar_0"]
-    assert (answer["reconstruct"], answer["pixels"]) == ([5, 16, 16, 1], "uint8")
-    assert (answer["score"], answer["scores"]) == (["elbo", "score", "percentile"], 1)
-    assert str(by_flow.place.folder / "mlruns") in answer["code"]
-
-
 # What runs again
 
 
@@ -229,7 +180,7 @@ def test_edited_epochs_run_train_monitor_and_evaluate_again_and_no_other(by_dvc:
     assert by_dvc.epochs == 2
 
 
-def test_dvc_tells_every_bad_parameter_in_a_line_of_its_own(by_dvc: ByDVC) -> None:
+def test_every_bad_parameter_has_a_line_of_its_own(by_dvc: ByDVC) -> None:
     assert by_dvc.bad.code != 0
     assert "Traceback" not in by_dvc.bad.output
     for line in (
@@ -240,20 +191,15 @@ def test_dvc_tells_every_bad_parameter_in_a_line_of_its_own(by_dvc: ByDVC) -> No
         assert re.search(line, by_dvc.bad.output, re.MULTILINE), (line, by_dvc.bad.output)
 
 
-def photos(folder: Path) -> None:
-    """40 pictures of two classes, under names that want care."""
-    random = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 pictures of two classes, under names that need quoting."""
+    folder, random = tmp_path_factory.mktemp("source") / "my phötos", np.random.default_rng(0)
     for label in ("crème brûlée", "it's <b>"):
         (folder / label).mkdir(parents=True)
         for number in range(20):
             pixels = random.integers(0, 256, (12, 12, 3), np.uint8)
             Image.fromarray(pixels).save(folder / label / f"photo {number} é.png")
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("source") / "my phötos"
-    photos(folder)
     return folder
 
 
@@ -267,8 +213,8 @@ def collapsed(by_flow: ByFlow, photographs: Path) -> Done:
     )
 
 
-def test_an_unhealthy_model_is_told_last_with_exit_code_3_and_everything_recorded(
-    served: Workspace, collapsed: Done
+def test_an_unhealthy_model_ends_with_exit_code_3_advice_and_everything_recorded(
+    served: Workspace, collapsed: Done, photographs: Path
 ) -> None:
     assert collapsed.code == 3, collapsed.output
     assert "Traceback" not in collapsed.output
@@ -276,6 +222,10 @@ def test_an_unhealthy_model_is_told_last_with_exit_code_3_and_everything_recorde
     assert "POSTERIOR COLLAPSE AHEAD" in collapsed.output
     assert "training stopped early" in collapsed.output
     assert re.search(r"^verdict +collapsed: ", collapsed.output, re.MULTILINE)
+    suggested = re.search(r"try: (make run SET=.*)", collapsed.output)
+    assert suggested
+    values = overlay.parse_settings(shlex.split(suggested[1])[-1].removeprefix("SET="))
+    assert (values["kl.max_weight"], values["data.path"]) == (1, str(photographs))
     run = served.flow_run(collapsed.flow_run)
     assert (run["state"]["type"], run["state"]["name"]) == ("FAILED", "Unhealthy")
 

@@ -233,15 +233,6 @@ def test_what_is_not_a_setting_is_named_in_one_line(text: str) -> None:
     assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "path", ["$(touch here)", "a `touch here`", "a; touch here", "a && touch here", "a\\b | c"]
-)
-def test_shell_characters_are_only_characters(params: Path, path: str) -> None:
-    overlay.apply(None, overlay.parse_settings(f"data.path='{path}'"))
-    assert value(params.read_text(), "data.path") == path
-    assert not Path("here").exists()
-
-
 SETTINGS = settings(
     max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
@@ -292,18 +283,3 @@ def test_no_key_of_any_spelling_gets_in(params: Path, values: dict[str, Any]) ->
     with pytest.raises(InputError):
         overlay.apply(None, values)
     assert params.read_text() == DEFAULTS
-
-
-@SETTINGS
-@given(st.text())
-def test_any_text_after_set_is_values_or_an_input_error(text: str) -> None:
-    try:
-        values = overlay.parse_settings(text)
-    except InputError:
-        return
-    assert all(name and isinstance(name, str) for name in values)
-
-
-def test_the_result_is_what_the_pipeline_loads(params: Path) -> None:
-    overlay.apply("wide", {"train.learning_rate": 1e-5})
-    assert loading.load(params).train.learning_rate == 1e-5
