@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from helpers.project import PROJECT as ROOT
 
+from tasks import validate as stage
 from tasks.processes import entry
 
 PARAMETERS = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -93,8 +94,8 @@ def test_errors_fail_the_stage_after_both_reports_are_written(tmp_path: Path) ->
     result = validate(tmp_path)
     assert result.returncode == entry.INPUT_ERROR
     assert result.stderr == (
-        "error: validation failed: 2 errors against size_range, leakage; "
-        "reports/validation_failures.csv says for each what to do\n"
+        "error: validation failed: 2 errors (size_range, leakage); "
+        "reports/validation_failures.csv says what to do about each\n"
     )
     assert result.stdout.index("error: leakage (1)") < result.stdout.index("warning: duplicate_in_split (1)")
     report, rows = reports(tmp_path)
@@ -147,6 +148,24 @@ def test_a_name_runs_nowhere(tmp_path: Path) -> None:
     assert "\x1b" not in result.stdout
     assert "[red]x[/]" in result.stdout
     assert "line\\nbreak\\x1b[31m<script>.png" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+        ("+1", "'+1"),
+        ("-1", "'-1"),
+        ("@SUM(1)", "'@SUM(1)"),
+        ("＝1", "'＝1"),
+        ("photo;=1", "photo;'=1"),  # where the semicolon ends a cell
+        ('photo;"=1"', 'photo;\'"=1"'),
+        ("two\n=1", "two\n'=1"),
+        ("a-b, c=d.png", "a-b, c=d.png"),
+    ],
+)
+def test_no_cell_is_a_formula(cell: str, written: str) -> None:
+    assert stage._harmless(cell) == written
 
 
 def test_many_findings_are_shown_in_part_and_written_in_full(tmp_path: Path) -> None:

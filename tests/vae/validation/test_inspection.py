@@ -301,7 +301,7 @@ def test_a_quarantined_file_must_not_have_an_index(sound: DataSet) -> None:
     case_bad_file(sound)
     sound.manifest.loc[sound.manifest.index[-1], "index"] = 0
     findings = sound.inspect().findings
-    assert [f.value for f in findings if f.rule == "complete_row"] == ["quarantined, yet it has an index"]
+    assert [f.value for f in findings if f.rule == "complete_row"] == ["quarantined, but has an index"]
 
 
 def test_bad_files_up_to_the_limit_are_a_warning_and_each_is_named(sound: DataSet) -> None:
