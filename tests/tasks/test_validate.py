@@ -89,7 +89,7 @@ def test_errors_fail_the_stage_after_both_reports_are_written(tmp_path: Path) ->
     assert [(row["severity"], row["rule"], row["file"], row["split"], row["value"]) for row in rows] == [
         ("error", "size_range", "train/b/03.png", "train", "width = -4"),
         ("error", "leakage", "test/a/06.png", "test", "same bytes as train: train/a/00.png"),
-        ("warning", "duplicate_in_split", "train/a/02.png", "train", "same bytes as train/b/01.png"),
+        ("warning", "duplicate_in_split", "train/b/01.png", "train", "same bytes as train/a/02.png"),
     ]
     assert all(row["allowed"] and row["what_to_do"] for row in rows)
     counts = {rule["name"]: rule["count"] for rule in report["rules"]}
