@@ -85,12 +85,5 @@ def _save(commit: str, name: str) -> None:
 
 def _clean() -> bool:
     """Whether DVC finds nothing to do."""
-    process = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--quiet"],
-        env={**os.environ, "DVC_NO_ANALYTICS": "true"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        timeout=SECONDS,
-    )
-    return process.returncode == 0
+    command = [sys.executable, "-m", "dvc", "status", "--quiet"]
+    return subprocess.run(command, capture_output=True, check=False, timeout=SECONDS).returncode == 0

@@ -16,19 +16,20 @@ EVERY = 1.0  # seconds between two updates, at least: each one costs 43 ms
 
 
 class Artifact:
-    """Follows the events of a training. Its first epoch makes the artifact, so that a cached training has none.
-
-    While Prefect's server does not answer, `warn` is called once, and only the last event tries again.
-    """
+    """Follows the events of a training. Its first epoch makes the artifact, so that a cached training has none."""
 
     def __init__(self, events: Path, warn: Callable[[str], None]) -> None:
-        self.follower, self.progress, self.warn = Follower(events), Progress(), warn
+        self.follower, self.warn = Follower(events), warn
         self.id: UUID | None = None
         self.answers = True
+        self._shown = -EVERY
+        # Attempt, epoch and time that the speed is counted from.
+        self._first: tuple[int | None, int, float] | None = None
 
     def update(self) -> None:
+        """While Prefect's server does not answer, it warns once, and only the last event tries again."""
         for event in self.follower.new():
-            now = self.progress.after(event, time.monotonic())
+            now = self.after(event, time.monotonic())
             if now is None or not (self.answers or event["event"] == "kept"):
                 continue
             try:
@@ -43,22 +44,12 @@ class Artifact:
 
     def _show(self, share: float, description: str) -> None:
         if self.id is None:
-            made = create_progress_artifact(share, key="training", description=description)
-            self.id = cast(UUID, made)
+            self.id = cast(UUID, create_progress_artifact(share, key="training", description=description))
         else:
             update_progress_artifact(self.id, share, description)
 
-
-class Progress:
-    """What to show after each event; None where there is nothing to update."""
-
-    def __init__(self) -> None:
-        # Attempt, epoch and time that the speed is counted from.
-        self._first: tuple[int | None, int, float] | None = None
-        self._shown = -EVERY
-
     def after(self, event: dict[str, Any], now: float) -> tuple[float, str] | None:
-        """(per cent, description).
+        """What to show after an event, (per cent, description); None where there is nothing to update.
 
         Args:
             event: of `tasks.processes.events`.
@@ -77,11 +68,6 @@ class Progress:
         which = "" if attempt is None else f"attempt {attempt}: "
         words = [f"{which}epoch {epoch} of {epochs}", f"{event['images_per_second']:,.0f} images/s"]
         if first < epoch < epochs:
-            words.append(f"{clock((now - began) / (epoch - first) * (epochs - epoch))} left")
+            seconds = (now - began) / (epoch - first) * (epochs - epoch)
+            words.append(f"{datetime.timedelta(seconds=round(seconds))} left")
         return 100 * epoch / epochs, ", ".join(words)
-
-
-def clock(seconds: float) -> str:
-    """0:07, 12:30, 3:05:00."""
-    text = str(datetime.timedelta(seconds=round(seconds)))
-    return text.removeprefix("0:").removeprefix("0") if text.startswith("0:") else text

@@ -13,11 +13,15 @@ from pathlib import Path
 from socket import create_connection
 
 import httpx
-import psutil
 import typer
+from prefect.client.orchestration import get_client
+from prefect.logging.handlers import APILogHandler
+from prefect.settings import get_current_settings
+from prefect.states import Cancelled, Cancelling
 
+from flows import automations, runs
 from tasks import workspace
-from tasks.processes import entry, owner
+from tasks.processes import entry, owner, services
 from vae.config.errors import InputError
 
 POOL = "vae-train"
@@ -39,38 +43,22 @@ class Service:
     arguments: tuple[str, ...]
     url: httpx.URL | None = None
 
-    @property
-    def log(self) -> Path:
-        return workspace.root() / ".run" / f"{self.name}.log"
-
-    @property
-    def note(self) -> Path:
-        return workspace.root() / ".run" / f"{self.name}.pid"
-
-    def process(self) -> psutil.Process | None:
-        """The running process; None if the note is stale."""
-        try:
-            process = psutil.Process(int(self.note.read_text()))
-            # By its command line and not by its start time: a changed clock changes that as well.
-            return process if process.cmdline()[1:] == list(self.arguments) else None
-        except (OSError, ValueError, psutil.Error):
-            return None
-
     def start(self) -> bool:
         """Starts it and waits until it answers; False if it is running already.
 
         Raises:
             InputError: its port is taken by another program, or it did not start.
         """
-        if self.process() is not None:
+        if services.noted_process(self.name) is not None:
             return False
         if self.url is not None and _is_taken(self.url):
             raise InputError(
                 f"{self.name}: another program answers at {self.url.host}:{self.url.port}; stop it, or choose another "
                 "port (prefect.toml for Prefect, VAE_TRAIN_MLFLOW_PORT for MLflow)"
             )
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
+        path = workspace.root() / ".run" / f"{self.name}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as log:
             child = subprocess.Popen(
                 [sys.executable, *self.arguments],
                 stdin=subprocess.DEVNULL,
@@ -79,28 +67,24 @@ class Service:
                 start_new_session=True,
                 env=owner.with_interpreter(os.environ) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
-        workspace.write(self.note, str(child.pid))
+        workspace.write(services.note(self.name), str(child.pid))
         began = time.monotonic()
         while not self._is_ready(time.monotonic() - began):
             if child.poll() is not None:
-                raise InputError(f"{self.name} ended with exit code {child.returncode}; see {self.log}")
+                raise InputError(f"{self.name} ended with exit code {child.returncode}; see {path}")
             if time.monotonic() - began > START_SECONDS:
                 self.stop()
-                raise InputError(f"{self.name} did not answer within {START_SECONDS} s; see {self.log}")
+                raise InputError(f"{self.name} did not answer within {START_SECONDS} s; see {path}")
             time.sleep(0.2)
         return True
 
     def _is_ready(self, seconds: float) -> bool:
-        if self.url is None:
-            return seconds > SETTLED_SECONDS
-        with suppress(httpx.TransportError):
-            return httpx.get(self.url, timeout=2, trust_env=False).is_success
-        return False
+        return seconds > SETTLED_SECONDS if self.url is None else services.answers(str(self.url))
 
     def stop(self) -> bool:
         """Ends it and its descendants, by force in the end; False if it was not running."""
-        process = self.process()
-        self.note.unlink(missing_ok=True)
+        process = services.noted_process(self.name)
+        services.note(self.name).unlink(missing_ok=True)
         if process is not None:
             owner.end(process, patience=(STOP_SECONDS,) * 3)
         return process is not None
@@ -113,8 +97,6 @@ def _is_taken(url: httpx.URL) -> bool:
 
 
 def prefect_service() -> Service:
-    from prefect.settings import get_current_settings
-
     api = get_current_settings().api.url
     if not api:
         raise InputError(
@@ -122,34 +104,28 @@ def prefect_service() -> Service:
         )
     url = httpx.URL(f"{api}/health")
     address = ("--host", url.host, "--port", str(url.port or 4200))
-    return Service("prefect-server", ("-m", "prefect", "server", "start", *address), url)
+    return Service(services.PREFECT, ("-m", "prefect", "server", "start", *address), url)
 
 
 def mlflow_service() -> Service:
-    root, url = workspace.root(), httpx.URL(f"http://127.0.0.1:{workspace.MLFLOW_PORT}/health")
+    root, url = workspace.root(), httpx.URL(services.MLFLOW_HEALTH)
     arguments = (
         "-m", "mlflow", "server", "--host", url.host, "--port", str(url.port), "--workers", "1",
         "--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}",
         "--no-serve-artifacts", "--default-artifact-root", (root / "mlruns").as_uri(),
     )  # fmt: skip
-    return Service("mlflow-server", arguments, url)
+    return Service(services.MLFLOW, arguments, url)
 
 
 def worker_service() -> Service:
-    return Service(
-        "prefect-worker", ("-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process")
-    )
+    return Service(services.WORKER, ("-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"))
 
 
 @contextmanager
 def prefect_server() -> Iterator[None]:
     """A Prefect server for as long as it is needed: one that is up already is used, and left up."""
-    from prefect.logging.handlers import APILogHandler
-
-    from flows import runs
-
     service = prefect_service()
-    if service.process() is None:
+    if services.noted_process(service.name) is None:
         log.info("starting Prefect …: its pages answer while this runs, and again after `make up`")
     ours = service.start()
     try:
@@ -163,42 +139,38 @@ def prefect_server() -> Iterator[None]:
 
 def up() -> None:
     """Starts Prefect, MLflow and the worker, and deploys the flow."""
-    from flows import automations, runs
-    from tasks.tracking import store
+    from tasks.tracking import store  # takes seconds to load
 
     store.connect()  # makes the database once, before several processes find it missing
     _kept().touch()
-    for service in (prefect_service(), mlflow_service()):
-        log.info("%s %s: %s", service.name, _is_up(service.start()), service.url and service.url.join("/"))
+    _start(prefect_service())
+    _start(mlflow_service())
     for name in runs.sweep():
         log.info("flow run %s had lost its process; it is set to Crashed", name)
     _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
     _prefect("--no-prompt", "deploy", "--name", "vae-train")
     automations.create()
-    log.info("prefect-worker %s", _is_up(worker_service().start()))
+    _start(worker_service())
     log.info("runs and their images: %s/#/experiments/1/runs", workspace.mlflow_url())
     log.info("start a run with: prefect deployment run vae-train/vae-train")
 
 
-def _is_up(started: bool) -> str:
-    return "is up" if started else "was up already"
+def _start(service: Service) -> None:
+    state = "is up" if service.start() else "was up already"
+    where = f": http://{service.url.netloc.decode()}" if service.url else ""
+    log.info("%s %s%s", service.name, state, where)
 
 
 def down() -> None:
     """Cancels what runs, then stops worker, MLflow and Prefect, each waited for."""
     _kept().unlink(missing_ok=True)
-    if prefect_service().process() is not None:
+    if services.noted_process(services.PREFECT) is not None:
         _cancel_runs()
     for service in (worker_service(), mlflow_service(), prefect_service()):
         log.info("%s %s", service.name, "is down" if service.stop() else "was not up")
 
 
 def _cancel_runs() -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.states import Cancelled, Cancelling
-
-    from flows import runs
-
     def wait() -> None:
         deadline = time.monotonic() + STOP_SECONDS
         while runs.running() and time.monotonic() < deadline:

@@ -34,30 +34,18 @@ OUT_OF_MEMORY = (
 )
 
 
-@dataclass(eq=False, repr=False)  # exceptions are compared by identity, and Python sets their traceback
 class StageFailed(Exception):
-    """A stage that did not succeed.
+    """A stage that did not succeed, with the reason in one line.
 
     Attributes:
-        reason: the last error that it printed.
-        exit_code: of the stage's program, or of DVC if that failed itself.
-        exhausted: the machine had no memory or no disk left for it.
+        may_be_retried: not where the user has to change something or has stopped it, nor without memory or disk.
     """
 
-    stage: str
-    reason: str
-    exit_code: int
-    exhausted: bool = False
+    def __init__(self, stage: str, reason: str, exit_code: int, exhausted: bool) -> None:
+        super().__init__(f"{stage}: {reason}")
+        self.may_be_retried = not exhausted and exit_code not in (entry.INPUT_ERROR, entry.INTERRUPTED)
 
-    def __str__(self) -> str:
-        return f"{self.stage}: {self.reason}"
-
-    __repr__ = __str__  # Prefect logs it so
-
-    @property
-    def may_be_retried(self) -> bool:
-        """Not where the user has to change something, nor where somebody stopped it, nor without memory or disk."""
-        return self.exit_code not in (entry.INPUT_ERROR, entry.INTERRUPTED) and not self.exhausted
+    __repr__ = Exception.__str__  # Prefect logs it so
 
 
 def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) -> Outcome:

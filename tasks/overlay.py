@@ -46,8 +46,11 @@ def apply(
     own = _kept_aside(current)
     base = current if own is None else own
     values = defaults() | experiment_values(experiment) if experiment else {}
-    text = lay_over(base, values | flat(overrides or {}))
-    check(loading.parse(loading.read_mapping(text, str(path)), str(path)))
+    values |= flat(overrides or {})
+    plain = loading.read_mapping(base, str(path))
+    _set(plain, values)
+    check(loading.parse(plain, str(path)))
+    text = lay_over(base, values)
 
     # The record goes first: killed in between, `params.yaml` is still the user's own.
     if experiment or overrides:
@@ -125,29 +128,31 @@ def lay_over(text: str, values: Mapping[str, Any]) -> str:
     """The YAML text with values replaced or added, comments and layout kept.
 
     Raises:
-        InputError: the text is not a mapping, or a name reaches below a value. Names are not checked otherwise.
+        InputError: the text is not a mapping, or a name is deeper than `section.name`; it is not checked otherwise.
     """
     loading.read_mapping(text, str(workspace.PARAMS))
     yaml = _yaml()
     document = yaml.load(text) or {}
+    _set(document, values)
+    stream = io.StringIO()
+    yaml.dump(document, stream)
+    return stream.getvalue()
+
+
+def _set(document: dict[str, Any], values: Mapping[str, Any]) -> None:
     for key, value in values.items():
-        *sections, name = key.split(".")
-        place: Any = document
-        for section in sections:
-            if place.get(section) is None:
-                place[section] = {}
-            place = place[section]
-            if not isinstance(place, dict):
-                raise InputError(f"{printable(key)[:200]} is not a parameter")
+        section, _, name = key.rpartition(".")
+        if section and document.get(section) is None:
+            document[section] = {}
+        place: Any = document[section] if section else document
+        if not isinstance(place, dict) or "." in section:
+            raise InputError(f"{printable(key[:200])} is not a parameter")
         if name in place and place[name] == value:
             continue  # keeps the way that it is written
         if isinstance(place.get(name), list) and isinstance(value, list):
             place[name][:] = value  # keeps its [flow, style]
         else:
             place[name] = value
-    stream = io.StringIO()
-    yaml.dump(document, stream)
-    return stream.getvalue()
 
 
 def _changes(old: str, new: str) -> list[str]:

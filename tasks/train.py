@@ -211,11 +211,6 @@ class Recorder:
     def record(self, epoch: Epoch) -> None:
         row, number, epochs = epoch.row, int(epoch.row["epoch"]), self.p.train.epochs
         which = "" if self.attempt is None else f"attempt {self.attempt}: "
-        log.info(
-            f"{which}epoch {number}/{epochs}  valid: reconstruction {row['valid/reconstruction']:.2f}  "
-            f"KL {row['valid/kl']:.3f}  KL weight {row['kl_weight']:.4g}  total {row['valid/loss']:.2f}  "
-            f"active {row['valid/active_units']:.0f}/{self.p.model.latent_dim}  {epoch.images_per_second:,.0f} images/s"
-        )
         timing = {"seconds": epoch.seconds, "images_per_second": epoch.images_per_second}
         for path, values in (
             (workspace.TIMING, {"epoch": number, **timing}),
@@ -229,6 +224,11 @@ class Recorder:
             epoch=number,
             epochs=epochs,
             images_per_second=epoch.images_per_second,
+        )
+        log.info(
+            f"{which}epoch {number}/{epochs}  valid: reconstruction {row['valid/reconstruction']:.2f}  "
+            f"KL {row['valid/kl']:.3f}  KL weight {row['kl_weight']:.4g}  total {row['valid/loss']:.2f}  "
+            f"active {row['valid/active_units']:.0f}/{self.p.model.latent_dim}  {epoch.images_per_second:,.0f} images/s"
         )
         self.tracked.log_epoch(row, timing, self._grid(epoch, number))
 

@@ -89,8 +89,7 @@ def owned_dvc(
         text=True,
         errors="replace",
         start_new_session=True,
-        env=with_interpreter(environment)
-        | {OWNER: str(os.getpid()), "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "true"},
+        env=with_interpreter(environment) | {OWNER: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
     )
     try:
         yield process

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,12 +138,36 @@ class Workspace:
         """Whatever runs in this folder or for it."""
         return [process for process in psutil.process_iter() if self._owns(process)]
 
+    def workers(self) -> dict[str, list[psutil.Process]]:
+        """What works for a run, by its part in it: flow, dvc, stage. The servers are none of them."""
+        found: dict[str, list[psutil.Process]] = {}
+        for process in self.processes():
+            with suppress(psutil.Error):
+                modules = [
+                    word
+                    for word in process.cmdline()
+                    if word.startswith(("flows.vae_train", "tasks.", "dvc"))
+                ]
+                part = {"flows": "flow", "tasks": "stage", "dvc": "dvc"}.get(
+                    "".join(modules[:1]).partition(".")[0]
+                )
+                if part:
+                    found.setdefault(part, []).append(process)
+        return found
+
+    def mlflow_statuses(self, filtered: str = "") -> list[str]:
+        """The status of every MLflow run, or of those that the filter finds."""
+        from mlflow import MlflowClient  # takes seconds to load, and every test run loads this module
+
+        store = MlflowClient(tracking_uri=f"sqlite:///{self.folder / 'mlflow.db'}")
+        experiment: Any = store.get_experiment_by_name("vae-train")
+        return [run.info.status for run in store.search_runs([experiment.experiment_id], filtered)]
+
     def _owns(self, process: psutil.Process) -> bool:
-        try:
+        with suppress(psutil.Error):
             places = [process.cwd(), *process.cmdline()]
             return process.status() != psutil.STATUS_ZOMBIE and any(str(self.folder) in p for p in places)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            return False
+        return False
 
     def kill(self) -> None:
         for process in self.processes():

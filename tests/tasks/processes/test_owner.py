@@ -45,7 +45,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     Path(".dvc").mkdir()
-    Path(".dvc/config").write_text(f"[core]\n  no_scm = true\n  site_cache_dir = {tmp_path / 'site'}\n")
+    Path(".dvc/config").write_text(
+        f"[core]\n  no_scm = true\n  analytics = false\n  site_cache_dir = {tmp_path / 'site'}\n"
+    )
     Path("stage.py").write_text(STAGE)
     Path("dvc.yaml").write_text(PIPELINE)
     yield tmp_path
@@ -85,7 +87,9 @@ def test_whatever_ends_the_flow_or_dvc_ends_the_stage_and_frees_the_locks(
     wait_for(lambda: not running(place), PROMISED_SECONDS, "flow, DVC and stage to end")
     assert flow.wait() != 0
     Path("again").touch()
-    again = subprocess.run([sys.executable, "-m", "dvc", "repro"], capture_output=True, text=True, check=False)
+    again = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro"], capture_output=True, text=True, check=False
+    )
     assert again.returncode == 0, again.stdout + again.stderr
 
 
