@@ -138,6 +138,7 @@ IWAE, AGGRESSIVE = "objective.importance_samples_train", "train.aggressive_encod
     [
         ({"model.widths": [8] * 5}, ["model.widths", "[8, 8, 8, 8, 8]", "16×16", "at most 4"]),
         ({"data.image_size": [8, 100], "model.widths": [8] * 4}, ["model.widths", "8×100", "at most 3"]),
+        ({"model.architecture": "autoregressive", "model.widths": [8] * 5}, ["halves the image 5 times"]),
         (
             {"objective.reduction": "mean", "objective.sigma": 0.1},
             ["objective.sigma = 0.1", "objective.reduction = mean", "optimal"],
