@@ -1,4 +1,5 @@
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,9 @@ def test_weights_that_are_not_safetensors_are_refused_unread(
         ("likelihood", {"kind": "poisson", "sigma": 0.1}),
         ("precision", "fp8"),
         ("format", 2),
+        ("valid", []),
         ("valid", {"score_percentiles": [1.0] * 100}),
+        ("valid", {"score_percentiles": [1.0] * 100 + [math.inf]}),
         ("valid", {"score_percentiles": [1.0] * 100 + [0.0]}),
         ("changes", {"data.path": "/"}),
         ("changes", {"train.initial_weights": "x"}),
