@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import integrate
 
 from vae.evaluation import mmd
 from vae.evaluation.mmd import kernel, mmd2, mmd_to_prior
+from vae.models import mixture_prior
 
 
 def normal(count: int, latents: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
@@ -114,3 +116,17 @@ def test_it_repeats_follows_its_seed_and_takes_a_sample_of_many(monkeypatch: pyt
 def test_one_image_has_no_estimate() -> None:
     assert mmd_to_prior(np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32), 0) is None
     assert mmd_to_prior(np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32), 0) is not None
+
+
+def test_the_discrepancy_is_to_the_prior_that_was_fitted() -> None:
+    """Images in two clusters, and a mixture of the two."""
+    side = np.where(np.arange(400) % 2, 3.0, -3.0)[:, None]
+    mu = (side + 0.5 * normal(400, 3, 1)).astype(np.float32)
+    logvar = np.full_like(mu, -2.0)
+    prior = mixture_prior.fit(mu, logvar, seed=0)
+    to_standard, to_fitted = mmd_to_prior(mu, logvar, 0), mmd_to_prior(mu, logvar, 0, prior)
+    assert to_standard is not None and to_standard > 0.5
+    assert to_fitted is not None and abs(to_fitted) < 0.05
+    drawn = prior.sample(400, torch.Generator().manual_seed(0)).double().numpy()
+    z = mu.astype(np.float64) + np.exp(0.5 * logvar.astype(np.float64)) * normal(400, 3, 0)
+    assert to_fitted == pytest.approx(mmd2(z, drawn), abs=1e-12)
