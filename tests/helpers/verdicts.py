@@ -1,47 +1,23 @@
 """Evidence for a verdict, made up."""
 
-import copy
 import dataclasses
 import math
 from typing import Any
 
 import numpy as np
+from helpers.parameters import parse
 
 from vae.collapse.diagnosis import Evidence
-from vae.config import parameters
-from vae.config.parameters import Parameters
+from vae.config.resolved import ResolvedParameters, resolve
 from vae.metrics.measurement import Measurement
-from vae.training.history import Row
+from vae.training.history import COLUMNS, Row
 
 LATENTS = 4
-PARAMS: dict[str, Any] = {
-    "seed": 0,
-    "data": {
-        "source": "npy", "path": "x", "image_size": 16, "channels": 1, "valid_fraction": 0.1,
-        "test_fraction": 0.1, "max_bad_fraction": 0.0, "augment": "none",
-    },
-    "model": {"architecture": "conv", "latent_dim": LATENTS, "widths": [16, 32], "batch_norm": True},
-    "objective": {"likelihood": "gaussian", "sigma": "optimal", "reduction": "sum"},
-    "kl": {"schedule": "linear", "max_weight": 1.0, "annealing_epochs": 5, "free_bits": 0.0},
-    "train": {
-        "epochs": 40, "batch_size": 64, "learning_rate": 0.002, "gradient_clip": 100.0, "precision": "auto",
-        "patience": None,
-    },
-    "monitor": {},
-    "evaluate": {"importance_samples": 20, "register_as": "vae"},
-}  # fmt: skip
 
 
-def values(changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    changed = copy.deepcopy(PARAMS)
-    for name, value in (changes or {}).items():
-        section, key = name.split(".")
-        changed[section][key] = value
-    return changed
-
-
-def params(changes: dict[str, Any] | None = None) -> Parameters:
-    return parameters.parse(values(changes))
+def params(changes: dict[str, Any] | None = None) -> ResolvedParameters:
+    base = {"model.latent_dim": LATENTS, "model.widths": [16, 32], "train.epochs": 40}
+    return resolve(parse(base | (changes or {})), steps_per_epoch=15)
 
 
 def measurement(
@@ -107,22 +83,12 @@ def predicted(kl: float = 22.0, collapse: float = 30.0, calibrated: float = 1.0)
     }
 
 
+# What is wrong with evidence, for each verdict.
 DIVERGED = {"history": history(12, **{"valid/kl": math.nan})}
-
-
 COLLAPSED = {"valid": measurement(kl=0.02, active=0)}
-
-
 NOT_LEARNING = {"valid": measurement(mse=0.078)}
-
-
 PARTLY = {"valid": measurement(kl=5.0)}
-
-
 UNDER = {"valid": measurement(variance=40.0)}  # ½·4·(40 − 1 − ln 40) = 70.6 nats, of 20
-
+OVERFITTED = {"train": {"images": 1000, "elbo": 500.0, "mean_image_elbo": 50.0}}  # 220 of 450
 
 FALLING, GROWING = [-10.0 * epoch for epoch in range(40)], [0.125 * epoch for epoch in range(1, 41)]
-
-
-OVERFITTED = {"train": {"images": 1000, "elbo": 500.0, "mean_image_elbo": 50.0}}  # 220 of 450
