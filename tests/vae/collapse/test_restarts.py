@@ -102,8 +102,8 @@ def test_where_only_the_prior_is_at_fault_a_mixture_is_fitted_and_nothing_traine
     """A capacity is asked for 30 nats: latents of 30 nats are far from N(0, I), as they were told to be."""
     p = params(
         {
-            **LONG, "train.epochs": 60, "kl.capacity": 30.0, "kl.schedule": "constant",
-            "kl.annealing_epochs": 0, "kl.max_weight": 2.0,
+            **LONG, "train.epochs": 60, "train.batch_size": 64, "train.learning_rate": 0.01,
+            "kl.capacity": 30.0, "kl.schedule": "constant", "kl.max_weight": 2.0,
         }
     )  # fmt: skip
     trainings = Trainings()
