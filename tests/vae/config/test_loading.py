@@ -87,28 +87,25 @@ anything = st.recursive(
 )
 
 
-def check(values: dict) -> None:
-    """Parameters, or an InputError of one line for each thing that is wrong."""
+names = st.sampled_from([(section, key) for section, values in SECTIONS.items() for key in values])
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.one_of(
+        st.dictionaries(st.one_of(st.sampled_from(sorted(DEFAULTS)), keys), anything, max_size=9),
+        st.builds(lambda name, value: {name[0]: {name[1]: value}}, names, anything),
+        st.builds(
+            lambda section, key, value: {section: {key: value}},
+            st.sampled_from(sorted(SECTIONS)),
+            keys,
+            anything,
+        ),
+    )
+)
+@example({"a-b": 1})
+def test_any_values_are_parameters_or_an_input_error_of_one_line_for_each_thing_wrong(values: dict) -> None:
     try:
         assert isinstance(loading.parse(values), Parameters)
     except InputError as error:
         assert all(line.startswith("params.yaml: ") for line in str(error).split("\n"))
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.dictionaries(st.one_of(st.sampled_from(sorted(DEFAULTS)), keys), anything, max_size=9))
-@example({"a-b": 1})
-def test_nothing_but_an_input_error_is_raised(values: dict) -> None:
-    check(values)
-
-
-@settings(deadline=None, max_examples=150)
-@given(st.sampled_from([(section, key) for section, values in SECTIONS.items() for key in values]), anything)
-def test_any_value_of_a_parameter_is_taken_or_refused(place: tuple[str, str], value: object) -> None:
-    check({place[0]: {place[1]: value}})
-
-
-@settings(deadline=None)
-@given(st.sampled_from(sorted(SECTIONS)), keys, anything)
-def test_any_other_key_in_a_section(section: str, key: object, value: object) -> None:
-    check({section: {key: value}})

@@ -10,11 +10,8 @@ import torch
 from helpers.by_hand import Plain
 from helpers.models import config, network
 from helpers.trainings import CPU
-from scipy.stats import multivariate_normal, norm
-from torch import nn
+from scipy.stats import multivariate_normal
 
-from vae.compute.batches import to_pixels
-from vae.compute.random import generator
 from vae.config.parameters import Evaluate, Model, Parameters
 from vae.evaluation import evaluate
 from vae.evaluation.evaluate import importance_weighted_bound, is_binary, psnr, ssim, ssim_window
@@ -112,46 +109,6 @@ def test_the_pruned_bound_is_the_evidence_of_the_smaller_model(kept: int, sample
     active, likelihood = np.arange(LATENTS) < kept, Likelihood("gaussian", SIGMA)
     bound = importance_weighted_bound(model, images, likelihood, CPU, samples, 3, active)
     assert bound == pytest.approx(model.log_evidence(images, kept), rel=1e-6)
-
-
-class WithUnused(Plain):
-    """`Linear` with two more latents, before and after its own, which the decoder ignores."""
-
-    latent_dim = LATENTS + 2
-
-    def __init__(self, inner: Linear) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mu, logvar = self.inner.encode(x)
-        return nn.functional.pad(mu, (1, 1), value=0.7), nn.functional.pad(logvar, (1, 1), value=-1.5)
-
-    def decode(self, z: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
-        return self.inner.decode(z[:, 1:-1])
-
-
-def test_latents_that_the_decoder_ignores_are_pruned_without_a_trace() -> None:
-    inner, images, likelihood = Linear(spread=2.5), pictures(50), Likelihood("gaussian", SIGMA)
-    wide, samples = WithUnused(inner), 5
-    active = measure(wide, images, likelihood, CPU, 0).active(1e-6)
-    assert active.tolist() == [False, True, True, True, False]
-    bound = importance_weighted_bound(wide, images, likelihood, CPU, samples, 0, active)
-    assert bound > importance_weighted_bound(wide, images, likelihood, CPU, samples, 0) + 0.1
-
-    # the bound of the smaller model, written out, with the noise that its latents had in the wider one
-    mu, logvar = (part.double().numpy() for part in inner.encode(to_pixels(images, CPU.device)))
-    random = generator(0, "importance", 0)
-    drawn = [torch.randn(len(images), LATENTS + 2, generator=random).double().numpy() for _ in range(samples)]
-    log_weights = []
-    for noise in (part[:, 1:-1] for part in drawn):
-        z = mu + np.exp(0.5 * logvar) * noise
-        mean = z @ inner.weight.double().numpy().T + 0.5
-        log_likelihood = norm(mean, SIGMA).logpdf(images.reshape(len(images), -1) / 255).sum(1)
-        posterior = norm(mu, np.exp(0.5 * logvar)).logpdf(z).sum(1)
-        log_weights.append(log_likelihood + norm.logpdf(z).sum(1) - posterior)
-    expected = (np.logaddexp.reduce(log_weights, axis=0) - math.log(samples)).mean()
-    assert bound == pytest.approx(expected, rel=1e-6)
 
 
 def test_pruning_is_of_the_test_split_and_free_where_all_are_active(

@@ -32,7 +32,7 @@ def test_it_is_the_log_of_an_average_weight(beta: float) -> None:
 
 def test_training_on_it_learns() -> None:
     history = run(
-        params({"objective.sigma": 0.15, "train.epochs": 25, "objective.importance_samples_train": 10})
+        params({"objective.sigma": 0.15, "train.epochs": 12, "objective.importance_samples_train": 10})
     ).history
     last = history[-1]
     assert last["valid/elbo"] > history[2]["valid/elbo"] + 10

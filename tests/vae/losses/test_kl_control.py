@@ -99,13 +99,8 @@ def test_pi_holds_the_rate_in_a_training() -> None:
 
 
 def test_geco_reaches_its_reconstruction_in_a_training() -> None:
-    loose, tight = (
-        last_row({"kl.reconstruction_target": target, "objective.sigma": 0.1, **LONG})
-        for target in (0.1, 0.07)
-    )
-    assert loose["valid/mse_sampled"] == pytest.approx(0.1**2, rel=0.3)
-    assert tight["valid/mse_sampled"] == pytest.approx(0.07**2, rel=0.3)
-    assert tight["train/kl"] > loose["train/kl"] + 0.5
+    last = last_row({"kl.reconstruction_target": 0.07, "objective.sigma": 0.1, **LONG})
+    assert last["valid/mse_sampled"] == pytest.approx(0.07**2, rel=0.3)
 
 
 @pytest.mark.parametrize(("name", "target"), [("target_kl", 5.0), ("reconstruction_target", 0.1)])

@@ -12,7 +12,7 @@ from torch import distributions
 
 from vae.config.constants import SMALLEST_SIGMA
 from vae.metrics import measurement
-from vae.metrics.measurement import Measurement, encode, fitted_sigma, measure
+from vae.metrics.measurement import encode, fitted_sigma, measure
 from vae.models.likelihood import Likelihood
 
 
@@ -62,24 +62,6 @@ def test_the_whole_prior_gap_is_the_kl_of_two_gaussians(latents: int) -> None:
     correlation = entropies - stats.multivariate_normal(cov=covariance).entropy()
     assert got.prior_gap_full - got.prior_gap == pytest.approx(correlation, abs=1e-5)
     assert (latents > 1) == (correlation > 0.05)
-
-
-def test_the_posterior_share_is_what_of_z_the_image_does_not_tell() -> None:
-    """1 − R² of the least-squares prediction of a sampled z by the posterior's mean."""
-    model, images = ByHand([0.0, 0.3, 1.0, 6.0], [0.7, 0.2, 0.2, 0.01]), pictures(20_000)
-    got = measure(model, images, NOISE, CPU, seed=0)
-    mu, logvar = encode(model, images, CPU)
-    z = mu + np.exp(0.5 * logvar) * np.random.default_rng(3).standard_normal(mu.shape)
-    told = [0, *(stats.pearsonr(mu[:, j], z[:, j]).statistic ** 2 for j in (1, 2, 3))]
-    np.testing.assert_allclose(got.posterior_share, 1 - np.array(told), atol=0.01)
-    assert got.posterior_share[0] == pytest.approx(1) and got.posterior_share[3] < 0.01
-
-
-def test_the_whole_prior_gap_sees_a_correlation_that_the_diagonal_one_does_not() -> None:
-    zeros, correlated = np.zeros(2), np.array([[1.0, 0.8], [0.8, 1.0]])
-    m = Measurement(1, 0.0, 0.1, 0.1, zeros, zeros, zeros, zeros + 1, correlated)
-    assert m.prior_gap == 0
-    assert m.prior_gap_full == pytest.approx(-0.5 * math.log(1 - 0.8**2))
 
 
 def test_distortion_by_hand() -> None:
@@ -157,9 +139,3 @@ def test_another_sigma_from_the_same_pass() -> None:
     here, there = (measure(model, images, Likelihood("gaussian", sigma), CPU, 0) for sigma in (0.2, 0.7))
     assert here.with_likelihood(Likelihood("gaussian", 0.7), PIXELS) == pytest.approx(there.elbo, rel=1e-6)
     assert here.with_likelihood(NOISE, PIXELS) == pytest.approx(here.elbo, rel=1e-6)
-
-
-def test_an_elbo_is_minus_distortion_minus_rate() -> None:
-    zeros = np.zeros(2)
-    m = Measurement(1, 7.0, 0.1, 0.2, np.array([1.0, 2.5]), zeros, zeros, zeros + 1, np.eye(2))
-    assert (m.rate, m.elbo, m.prior_gap, m.prior_gap_full) == (3.5, -10.5, 0.0, 0.0)

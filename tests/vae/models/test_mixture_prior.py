@@ -98,19 +98,6 @@ def test_the_rate_against_a_standard_normal_is_the_kl() -> None:
     assert reseeded != found
 
 
-def test_the_rate_against_a_posterior_that_is_the_prior_is_nothing() -> None:
-    mu, logvar = np.full((5000, LATENTS), 2.0), np.full((5000, LATENTS), -1.0)
-    prior = gaussian(2.0, float(np.exp(-0.5)))
-    assert mixture_prior.rate(mu, logvar, prior, seed=0) == pytest.approx(0, abs=1e-10)
-
-
-def test_a_draw_has_the_moments_of_the_posteriors() -> None:
-    mu, logvar = np.full((50_000, 2), [1.0, -4.0]), np.full((50_000, 2), [0.0, -3.0])
-    z = mixture_prior.draw(mu, logvar, seed=0)
-    np.testing.assert_allclose(z.mean(0), [1.0, -4.0], atol=0.02)
-    np.testing.assert_allclose(z.var(0), np.exp([0.0, -3.0]), rtol=0.03)
-
-
 def test_a_fit_is_nearer_to_the_latents_than_the_prior_was() -> None:
     mu, logvar = posteriors(400)
     prior = mixture_prior.fit(mu, logvar, seed=0)

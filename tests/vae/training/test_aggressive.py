@@ -149,29 +149,3 @@ def test_the_phase_ends_with_the_first_epoch_that_does_not_climb(
     assert 1 < last < 12
     assert phases == [4] * last + [0] * (12 - last)  # 4 steps an epoch, each with its sub-steps
     assert caplog.messages == [f"the aggressive encoder phase ends with epoch {last}"]
-
-
-def test_the_encoder_lags_less() -> None:
-    """How much the loss still falls when only the encoder is trained on."""
-
-    def lag(on: bool) -> float:
-        p = params({
-            **AGGRESSIVE, "train.aggressive_encoder": on, "train.epochs": 8, "model.batch_norm": False,
-            "objective.sigma": 0.2,
-        })  # fmt: skip
-        model = run(p).model
-        x, noise = draw(p, torch.from_numpy(TRAIN)[:70], 999, CPU.device)
-        optimiser = torch.optim.Adam(halves(model)[0], 3e-3)
-        losses = []
-        for _ in range(150):
-            mu, logvar = model.encode(x)
-            output = model.decode(mu + (0.5 * logvar).exp() * noise[0])
-            kl = kl_divergence(Normal(mu, (0.5 * logvar).exp()), Normal(0.0, 1.0)).sum(1)
-            loss = (kl - Normal(output, 0.2).log_prob(x).flatten(1).sum(1)).mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            losses.append(float(loss.detach()))
-        return losses[0] - losses[-1]
-
-    assert lag(True) < 0.6 * lag(False)

@@ -136,10 +136,3 @@ def test_a_kl_that_grows_raises_no_alarm(kl: list[float], active: list[float], s
     history = rows([1.0] * 5, **{"valid/kl": [0.0] * 3 + kl, "valid/active_units": [0, 0, 0, *active]})
     assert is_collapse(history[-2:]) is stops
     assert (why_stop(history, params()) is not None) is stops
-
-
-def test_a_slow_starter_trains_on_until_it_carries_something() -> None:
-    kl = [0.001 * 1.5**epoch for epoch in range(20)]
-    history = rows([1.0] * 20, **{"valid/kl": kl, "valid/active_units": [1.0] * 20})
-    assert [why_stop(history[:length], params()) for length in range(21)] == [None] * 21
-    assert kl[10] < 1 < kl[-1]
