@@ -47,14 +47,8 @@ def history(
 ) -> list[Row]:
     losses = losses or [-200.0 - 100 * (1 - 0.8**epoch) for epoch in range(epochs)]
     rows = [
-        {
-            **dict.fromkeys(COLUMNS, 1.0),
-            "epoch": epoch,
-            "step": 50 * epoch,
-            "train/loss": loss,
-            "valid/kl": kls[epoch - 1] if kls else 20.0,
-        }
-        for epoch, loss in enumerate(losses, 1)
+        dict.fromkeys(COLUMNS, 1.0) | {"epoch": epoch, "step": 50 * epoch, "train/loss": loss, "valid/kl": kl}
+        for epoch, (loss, kl) in enumerate(zip(losses, kls or [20.0] * len(losses), strict=True), 1)
     ]
     rows[-1].update(last)
     return rows
@@ -74,21 +68,16 @@ def evidence(**changes: Any) -> Evidence:
 
 
 def predicted(kl: float = 22.0, collapse: float = 30.0, calibrated: float = 1.0) -> dict[str, float]:
-    return {
-        "predicted_kl": kl,
-        "collapse_kl_weight": collapse,
-        "calibrated_kl_weight": calibrated,
-        "calibrated_kl": 22.0,
-        "calibrated_mse": 0.02,
-    }
+    best = {"calibrated_kl_weight": calibrated, "calibrated_kl": 22.0, "calibrated_mse": 0.02}
+    return {"predicted_kl": kl, "collapse_kl_weight": collapse, **best}
 
-
-# What is wrong with evidence, for each verdict.
-DIVERGED = {"history": history(12, **{"valid/kl": math.nan})}
-COLLAPSED = {"valid": measurement(kl=0.02, active=0)}
-NOT_LEARNING = {"valid": measurement(mse=0.078)}
-PARTLY = {"valid": measurement(kl=5.0)}
-UNDER = {"valid": measurement(variance=40.0)}  # ½·4·(40 − 1 − ln 40) = 70.6 nats, of 20
-OVERFITTED = {"train": {"images": 1000, "elbo": 500.0, "mean_image_elbo": 50.0}}  # 220 of 450
 
 FALLING, GROWING = [-10.0 * epoch for epoch in range(40)], [0.125 * epoch for epoch in range(1, 41)]
+WRONG: dict[str, dict[str, Any]] = {  # with the evidence, for each verdict
+    "diverged": {"history": history(12, **{"valid/kl": math.nan})},
+    "collapsed": {"valid": measurement(kl=0.02, active=0)},
+    "not_learning": {"valid": measurement(mse=0.078)},
+    "partly_collapsed": {"valid": measurement(kl=5.0)},
+    "under_regularised": {"valid": measurement(variance=40.0)},  # ½·4·(40 − 1 − ln 40) = 70.6 nats, of 20
+    "overfitted": {"train": {"images": 1000, "elbo": 500.0, "mean_image_elbo": 50.0}},  # 220 of 450
+}

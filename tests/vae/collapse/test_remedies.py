@@ -5,17 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.verdicts import (
-    COLLAPSED,
-    DIVERGED,
-    NOT_LEARNING,
-    OVERFITTED,
-    PARTLY,
-    UNDER,
-    evidence,
-    params,
-    predicted,
-)
+from helpers.verdicts import WRONG, evidence, params, predicted
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +54,7 @@ def test_after_the_remedy_of_a_collapse_theory_expects_the_elbo_of_the_best_sigm
     p = params(changes)
     before = expected(p)
     assert before["predicted_kl"] < COLLAPSED_BELOW_NATS
-    remedied = changed(p, judge(p, evidence(**COLLAPSED, predicted=before)).remedy)
+    remedied = changed(p, judge(p, evidence(**WRONG["collapsed"], predicted=before)).remedy)
     after = expected(remedied)
     assert after["predicted_kl"] > 1.5 * COLLAPSED_BELOW_NATS and remedied.kl.control == "schedule"
     assert after["predicted_kl"] == pytest.approx(after["calibrated_kl"], rel=0.03)  # two digits
@@ -77,7 +67,7 @@ def test_images_of_which_the_elbo_keeps_nothing_get_a_weight_that_keeps_somethin
     p = params()
     before = expected(p, faint)
     assert before["predicted_kl"] < COLLAPSED_BELOW_NATS and 0 < before["collapse_kl_weight"] < 1
-    remedied = changed(p, judge(p, evidence(**COLLAPSED, predicted=before)).remedy)
+    remedied = changed(p, judge(p, evidence(**WRONG["collapsed"], predicted=before)).remedy)
     assert expected(remedied, faint)["predicted_kl"] > COLLAPSED_BELOW_NATS
 
 
@@ -85,13 +75,13 @@ def test_images_of_which_the_elbo_keeps_nothing_get_a_weight_that_keeps_somethin
 def test_images_that_are_all_the_same_get_no_weight(changes: dict[str, Any]) -> None:
     p = params(changes)
     theory = expected(p, Spectrum(np.zeros(4), 0.0, 256, 1000))
-    got = judge(p, evidence(**COLLAPSED, predicted=theory))
+    got = judge(p, evidence(**WRONG["collapsed"], predicted=theory))
     assert got.remedy == {} and "data.path" in got.recommendations[0]
 
 
 def test_a_convolutional_network_without_batch_norm_gets_it_along_with_the_elbo() -> None:
     p = params({"model.batch_norm": False, "kl.max_weight": 1e5})
-    remedy = judge(p, evidence(**COLLAPSED, predicted=expected(p))).remedy
+    remedy = judge(p, evidence(**WRONG["collapsed"], predicted=expected(p))).remedy
     assert remedy == {"kl.max_weight": 1.0, "model.batch_norm": True}
     assert remedies.normalised(params({"model.batch_norm": False, "train.batch_size": 7})) == {}
     assert remedies.normalised(params({"model.batch_norm": False, "model.architecture": "mlp"})) == {}
@@ -224,7 +214,7 @@ SPECTRA = [
 @given(
     st.fixed_dictionaries({}, optional={name: st.sampled_from(some) for name, some in CHOICES.items()}),
     st.sampled_from(SPECTRA),
-    st.sampled_from([DIVERGED, COLLAPSED, NOT_LEARNING, PARTLY, UNDER, OVERFITTED]),
+    st.sampled_from(list(WRONG.values())),
 )
 def test_every_remedy_is_taken_by_parameters_and_changes_something(
     changes: dict[str, Any], spectrum: Spectrum, wrong: dict[str, Any]
