@@ -3,12 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from benchmarks import speed as bench
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, loss_of, pixels
 from benchmarks.speed import Case
 from vae.compute import devices
 from vae.config.errors import InputError
+from vae.losses.elbo import ELBOLoss
+from vae.losses.kl_control import KLControl
+from vae.models.vae import build
 
 TINY = Case(16, 1, (8, 16), 4, 16, 320, 6)
 WHOLE = Case(16, 1, (8, 16), 4, 16, 320, 6, end_to_end=True)
@@ -48,23 +52,16 @@ def test_a_trainers_name_says_what_is_other_than_the_rules_have_it(monkeypatch: 
 
 def test_the_peers_objective_is_the_projects_own() -> None:
     """Both minimise the same number: else the speeds would be of different work."""
-    import torch
-    from vae.losses.objective import Objective
-
-    from benchmarks.peers import loss_of, pixels
-    from vae.training import loop
-
     p = bench.parameters_of(TINY, seed=0)
     images = bench.photos(16, 1, 8)
-    model, x = loop.build(p), pixels(images)
+    model, x = build(p), pixels(images)
     torch.manual_seed(0)
     theirs = float(loss_of(p, model, x).detach())
     torch.manual_seed(0)
     noise = torch.randn(1, len(x), TINY.latents)
-    objective = Objective.of(p)
-    distortion, rate, _, _ = loop._loss(model, objective, x, noise)
+    ours, _ = ELBOLoss(p.elbo, KLControl(p.kl, p.elbo.pixels, x.device))(model, x, noise, p.elbo.beta)
     constant = x[0].numel() * np.log(0.1 * np.sqrt(2 * np.pi))  # of the Gaussian's density
-    assert theirs + constant == pytest.approx(float((distortion + rate).detach()), rel=1e-5)
+    assert theirs + constant == pytest.approx(float(ours.detach()), rel=1e-5)
 
 
 def test_patches_are_uint8_and_the_same_each_time() -> None:

@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from vae.losses.objective import Objective
+from helpers.parameters import parse
 
 from benchmarks import sweep
 from tasks import workspace
 from vae.collapse import linear_theory
 from vae.collapse.linear_theory import Spectrum
-from vae.config import parameters
+from vae.config.resolved import resolve
 
 SPECTRUM = Spectrum(np.array([3.0, 1.1, 0.6, 0.25]), 5.2, 64, 1000)
-OBJECTIVE = Objective("gaussian", 0.1, "sum", 64, 4, 1.0)
+PARAMETERS = resolve(parse({"data.image_size": 8, "model.latent_dim": 4, "objective.sigma": 0.1}), 1)
 WEIGHT = np.geomspace(1, 100, 5)
 
 
@@ -35,10 +35,10 @@ def test_a_sweep_that_does_not_span_the_crossing_has_none(kl: list[float]) -> No
 
 @pytest.mark.parametrize("count", [6, 8, 11])
 def test_the_weights_reach_from_a_tenth_of_the_calibrated_one_to_beyond_collapse(count: int) -> None:
-    chosen = sweep.weights(SPECTRUM, OBJECTIVE, count)
+    chosen = sweep.weights(PARAMETERS, SPECTRUM, count)
     assert len(chosen) == count and chosen == sorted(chosen)
-    assert chosen[0] == pytest.approx(linear_theory.calibrated_weight(SPECTRUM, OBJECTIVE) / 10)
-    assert chosen[-2] < linear_theory.collapse_weight(SPECTRUM, OBJECTIVE) * 1.5 < chosen[-1]
+    assert chosen[0] == pytest.approx(linear_theory.calibrated_weight(PARAMETERS, SPECTRUM) / 10)
+    assert chosen[-2] < linear_theory.collapse_weight(PARAMETERS, SPECTRUM) * 1.5 < chosen[-1]
 
 
 def test_a_row_is_judged_by_its_tolerance_and_only_above_one_nat() -> None:
@@ -63,13 +63,8 @@ def test_a_row_is_judged_by_its_tolerance_and_only_above_one_nat() -> None:
 def test_a_sweep_of_small_images_leaves_a_table_that_can_be_shown_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = parameters.load(workspace.PARAMS).model_dump()
-    values["data"]["image_size"] = 8
-    values["data"]["binarise"] = "none"
-    values["model"] |= {"latent_dim": 2, "widths": [4]}
-    values["train"] |= {"epochs": 1, "batch_size": 16}
-    values["kl"]["annealing_epochs"] = 0.0
-    p = parameters.parse(values)
+    small = {"data.image_size": 8, "model.latent_dim": 2, "model.widths": [4], "train.epochs": 1}
+    p = resolve(parse(small | {"train.batch_size": 16, "kl.annealing_epochs": 0}), 2)
     monkeypatch.chdir(tmp_path)
     workspace.IMAGES.mkdir(parents=True)
     random = np.random.default_rng(0)

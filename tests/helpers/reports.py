@@ -8,18 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.models import config, network
+from helpers.parameters import nested
+from helpers.trainings import CPU
 from ruamel.yaml import YAML
 
 from tasks import evaluate, workspace
-from vae.compute.devices import Compute
-from vae.config import parameters
+from vae.config import loading
+from vae.config.resolved import changed, resolve
 from vae.models import saved
-from vae.models.likelihood import Likelihood
-from vae.models.vae import VAE
 from vae.report.facts import Facts
-
-CPU = Compute(torch.device("cpu"), "fp32")
-
+from vae.training.history import COLUMNS
 
 COUNTS = {"train": 40, "valid": 12, "test": 13}
 
@@ -30,20 +29,11 @@ NASTY_CLASS, NASTY_FILE = "<script>alert(1)</script>", '<img src=x onerror="aler
 LATENTS = 5
 
 
-def parameters_of(path: str = "photos") -> dict:
-    return {
-        "seed": 0,
-        "data": {
-            "source": "folder", "path": path, "image_size": [8, 12], "channels": 3,
-            "valid_fraction": 0.1, "test_fraction": 0.1, "max_bad_fraction": 0.5,
-        },
-        "model": {"architecture": "conv", "latent_dim": LATENTS, "widths": [4], "batch_norm": True},
-        "objective": {"likelihood": "gaussian", "sigma": "optimal", "reduction": "sum"},
-        "kl": {"schedule": "linear", "max_weight": 1.0, "annealing_epochs": 2},
-        "train": {"epochs": 6, "batch_size": 8, "learning_rate": 0.001},
-        "monitor": {},
-        "evaluate": {"importance_samples": 3, "register_as": "vae"},
-    }  # fmt: skip
+PARAMETERS = {
+    "data.source": "folder", "data.image_size": [8, 12], "data.channels": 3, "model.latent_dim": LATENTS,
+    "model.widths": [4], "kl.annealing_epochs": 2, "train.epochs": 6, "train.batch_size": 8,
+    "evaluate.importance_samples": 3,
+}  # fmt: skip
 
 
 def make_workspace(
@@ -53,7 +43,7 @@ def make_workspace(
     random = np.random.default_rng(0)
     (folder / "data/images").mkdir(parents=True)
     (folder / "reports").mkdir()
-    YAML().dump(parameters_of(path), folder / "params.yaml")
+    YAML().dump(nested(PARAMETERS | {"data.path": path}), folder / "params.yaml")
     rows = []
     for split, count in COUNTS.items():
         np.save(
@@ -67,19 +57,15 @@ def make_workspace(
     rows += [{"path": f"{i}{NASTY_FILE}", "status": "quarantined", "reason": "no image"} for i in range(60)]
     pd.DataFrame(rows).astype({"index": "Int64"}).to_parquet(folder / "data/manifest.parquet")
 
-    torch.manual_seed(0)
-    p = parameters.load(folder / "params.yaml")
-    model = VAE(p.data.image_shape, "conv", LATENTS, [4], True)
-    if verdict == "collapsed":
-        with torch.no_grad():
+    p = loading.load(folder / "params.yaml")
+    made = config(p.data.image_shape, p.model, kept_epoch=epochs)
+    model = network(made)
+    with torch.no_grad():
+        if verdict == "collapsed":
             model.posterior.weight.zero_()
-    if verdict == "diverged":
-        with torch.no_grad():
+        if verdict == "diverged":
             model.posterior.weight.fill_(math.nan)
-    saved.save(
-        folder / "models/vae", model, p.model.model_dump(), p.data.image_shape,
-        Likelihood("gaussian", 0.2), {}, "fp32", epochs, None, {},
-    )  # fmt: skip
+    saved.save(folder / "models/vae", model, made)
     values = 100 / np.arange(1, epochs + 1)
     history = pd.DataFrame(dict.fromkeys(COLUMNS, values))
     history["epoch"] = np.arange(1, epochs + 1)
@@ -112,9 +98,13 @@ def make_workspace(
         (folder / f"reports/{name}.json").write_text(json.dumps(content))
 
 
-def facts_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Facts:
+def gathered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Facts, pd.DataFrame]:
+    """What evaluate gathers there: the facts of a report, and the table of latents."""
     monkeypatch.chdir(folder)
-    p = parameters.load(workspace.PARAMS)
     model = saved.load(workspace.MODEL)
-    facts, _ = evaluate.gather(p, model, CPU, workspace.read_json(workspace.MONITOR))
-    return facts
+    p = changed(resolve(loading.load(workspace.PARAMS), steps_per_epoch=5), model.config.changes)
+    return evaluate.gather(p, model, CPU, workspace.read_json(workspace.MONITOR))
+
+
+def facts_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Facts:
+    return gathered(folder, monkeypatch)[0]
