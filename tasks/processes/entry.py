@@ -29,15 +29,25 @@ def run(program: Callable[[], None]) -> NoReturn:
         owner.end_with_owners()
     try:
         program()
-    except InputError as error:
-        _end(f"error: {error}", INPUT_ERROR)
-    except OSError as error:
-        if error.errno not in _PLACE_ERRORS:
-            raise
-        _end(f"error: {_of_place(error)}", INPUT_ERROR)
     except KeyboardInterrupt:
         _end("interrupted", INTERRUPTED)
+    except Exception as error:
+        message = user_error(error)
+        if message is None:
+            raise
+        _end(f"error: {message}", INPUT_ERROR)
     sys.exit(0)
+
+
+def user_error(error: Exception) -> str | None:
+    """The message of an error that the user can fix; None for any other."""
+    if isinstance(error, InputError):
+        return str(error)
+    if not isinstance(error, OSError) or error.errno not in _PLACE_ERRORS:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    todo = "free some space" if error.errno in _FULL else "make it writable"
+    return f"{where}{error.strerror}; {todo}, then run the same command again"
 
 
 def log_to(stream: str) -> None:
@@ -78,9 +88,3 @@ def _end(line: str, code: int) -> NoReturn:
 
 def _interrupt(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
-
-
-def _of_place(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    todo = "free some space" if error.errno in _FULL else "make it writable"
-    return f"{where}{error.strerror}; {todo}, then run the same command again"
