@@ -18,8 +18,8 @@ from tasks.processes import entry
 from tasks.processes.entry import INPUT_ERROR
 
 if TYPE_CHECKING:
-    from tasks.cli.apply import Reading
     from tasks.cli.named_model import Named
+    from tasks.cli.reading import Reading
     from vae.compute.devices import Compute
 
 
@@ -85,10 +85,10 @@ def encode(
     as_json: AsJson = False,
 ) -> None:
     """Encode images to a parquet file: path, label (class folder), and the lists mu and logvar of q(z|x)."""
-    from tasks.cli import apply
+    from tasks.cli import apply, reading
 
     named, compute = _model(model, device)
-    source = apply.reading(images, named.saved)
+    source = reading.reading(images, named.saved)
     apply.encode(named.saved, source, output, compute)
     say(f"{output}: {source.read:,} images, mu and logvar of {named.saved.model.latent_dim} latents each")
     _end(named, source, {"output": str(output)}, as_json)
@@ -105,10 +105,10 @@ def reconstruct(
     as_json: AsJson = False,
 ) -> None:
     """Encode and decode images (z at its mean): one PNG each, at the model's image size."""
-    from tasks.cli import apply
+    from tasks.cli import apply, reading
 
     named, compute = _model(model, device)
-    source = apply.reading(images, named.saved)
+    source = reading.reading(images, named.saved)
     apply.reconstruct(named.saved, source, output, pairs, compute)
     say(f"{output}: {source.read:,} pictures")
     _end(named, source, {"output": str(output)}, as_json)
@@ -146,25 +146,25 @@ def score(
     The threshold is a percentile of the scores of the model's own validation images, which are stored with the
     model.
     """
-    from tasks.cli import apply
+    from tasks.cli import apply, reading
+    from vae.config.text import printable
 
     if to is not None:
         apply.check_suffix(to, ".parquet", ".csv")
     named, compute = _model(model, device)
-    source = apply.reading(images, named.saved, apply.trained_on() if unseen else frozenset())
-    if unseen and not apply.is_of_workspace(named.saved):
-        say("warning: --unseen uses data/manifest.parquet, which does not belong to this model")
-    limit = apply.Threshold.of(named.saved, threshold, percentile)
-    table = apply.score(named.saved, source, limit.score, compute)
+    source = reading.reading(images, named.saved, reading.trained_on(named.saved) if unseen else frozenset())
+    limit, origin = threshold, None if threshold is None else "given"
+    if limit is None:
+        limit, origin = apply.kept_threshold(named.saved, percentile)
+    table = apply.score(named.saved, source, limit, compute)
     aurocs = apply.aurocs(table, usual) if usual is not None else {}
-    for line in apply.findings(table, limit, aurocs, usual):
+    for line in apply.findings(table, limit, origin):
         say(line)
+    for name, value in aurocs.items():
+        say(f"AUROC {value:.3f}: {printable(name)} against {printable(usual)}")
     result: dict[str, Any] = {
-        "threshold": limit.score,
-        "threshold_from": limit.origin,
-        "percentile": percentile,
-        "auroc": aurocs,
-    }
+        "threshold": limit, "threshold_from": origin, "percentile": percentile, "auroc": aurocs,
+    }  # fmt: skip
     if to is not None:
         apply.write_table(table, to)
         result["output"] = str(to)
@@ -212,12 +212,12 @@ def traverse(
     """Vary one latent at a time from −3 to 3, one row each, with the others at the image's own means."""
     import numpy as np
 
-    from tasks.cli import apply
+    from tasks.cli import apply, reading
     from vae.inference import generate
 
     apply.check_suffix(output, ".png", ".npy")
     named, compute = _model(model, device)
-    source = apply.reading(image, named.saved)
+    source = reading.reading(image, named.saved)
     pixels = next(source.batches())[1][0]
     chosen = apply.latents_of(named.saved, pixels, latents, top, compute)
     values = np.linspace(-span, span, steps)

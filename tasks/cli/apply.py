@@ -1,16 +1,8 @@
-"""What a saved model does with images on disk.
+"""What a saved model does with images, in batches, and the files that come of it."""
 
-They are read in the same way as by ingest, in batches: memory holds two batches of pixels, however many images there
-are. Unusable files are skipped, with the reason.
-"""
-
-import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,148 +10,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tasks import workspace
-from tasks.cli.named_model import here
-from tasks.processes import progress
+from tasks.cli.reading import Pixels, Reading
 from vae.compute.devices import Compute
 from vae.config.errors import InputError
 from vae.config.files import writing, written_aside
-from vae.config.preprocessing import Preprocessing
-from vae.config.text import printable
-from vae.data import images, sources
-from vae.data.images import UnusableImage
-from vae.data.sources import Item, shown
 from vae.inference import generate, grids, scoring
 from vae.losses.elbo import kl_per_latent
 from vae.metrics import measurement
-from vae.metrics.measurement import BATCH
-from vae.models.saved import WEIGHTS_FILE, Saved, weights_hash
-
-Pixels: TypeAlias = NDArray[np.uint8]
-
-
-@dataclass
-class Reading:
-    """Images on their way to a model, and what became of the others.
-
-    Attributes:
-        without: SHA-256 of contents to leave out.
-        read: the number of images that the model was given.
-        left_out: the number of images left out.
-        skipped: (path, reason) of unusable files.
-        litter: the paths of hidden and system files.
-    """
-
-    items: Sequence[Item]
-    preprocessing: Preprocessing
-    without: Collection[str] = frozenset()
-    read: int = 0
-    left_out: int = 0
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    litter: list[str] = field(default_factory=list)
-
-    def batches(self) -> Iterator[tuple[list[Item], Pixels]]:
-        """Usable items with their pixels, (B, H, W, C).
-
-        Raises:
-            InputError: at the end, if none was usable.
-        """
-        items: list[Item] = []
-        pixels: list[Pixels] = []
-        with progress.bar("images", len(self.items)) as advance:
-            for done, (item, found) in enumerate(self._decoded(), 1):
-                if found is None:
-                    self.left_out += 1
-                elif isinstance(found, np.ndarray):
-                    items.append(item)
-                    pixels.append(found)
-                elif str(found).startswith(sources.LITTER):
-                    self.litter.append(item.path)
-                else:
-                    self.skipped.append((item.path, str(found)))
-                if pixels and (len(pixels) == BATCH or done == len(self.items)):
-                    self.read += len(pixels)
-                    yield items, np.stack(pixels)
-                    items, pixels = [], []
-                advance(done)
-        if not self.read:
-            raise InputError(
-                f"none of {len(self.items):,} files can be used: {'; '.join(list(self.summary())[:3])}"
-            )
-
-    def _decoded(self) -> Iterator[tuple[Item, Pixels | UnusableImage | None]]:
-        """Every item, decoded; None to leave out. The next batch is being decoded while the model works on one."""
-        before: Iterable[tuple[Item, Pixels | UnusableImage | None]] = ()
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(self.items), BATCH):
-                batch = self.items[start : start + BATCH]
-                coming = zip(batch, pool.map(self._decode, batch), strict=True)
-                yield from before
-                before = coming
-            yield from before
-
-    def _decode(self, item: Item) -> Pixels | UnusableImage | None:
-        try:
-            content = item.load()
-            if self.without:
-                raw = content if isinstance(content, bytes) else content.tobytes()
-                if hashlib.sha256(raw).hexdigest() in self.without:
-                    return None
-            return images.load(content, self.preprocessing)
-        except UnusableImage as refusal:
-            return refusal
-
-    def summary(self) -> Iterator[str]:
-        """What was skipped and left out. `repr`, since a file's name may hold line breaks or a terminal's commands."""
-        for path, reason in self.skipped:
-            yield f"skipped {path!r}: {reason}"
-        if self.left_out:
-            yield f"{self.left_out:,} images left out: training or validation images of the model"
-        if self.litter:
-            yield f"skipped {len(self.litter):,} hidden or system files: {self.litter[0]!r}, …"
-
-
-def reading(path: Path, saved: Saved, without: Collection[str] = frozenset()) -> Reading:
-    """The images of a folder or of a `.npy` file, or one image file, for a model.
-
-    Raises:
-        InputError: nothing is there.
-    """
-    path = path.expanduser()
-    if not path.exists():
-        raise InputError(
-            f"{shown(str(path))!r} does not exist; give a folder of images, an image or a .npy file"
-        )
-    if path.is_dir():
-        items = sources.folder(path)
-    elif path.suffix == ".npy":
-        items = sources.npy(path)
-    else:
-        items = [Item(shown(path.name), None, None, partial(images.read_file, path))]
-    if not items:
-        raise InputError(f"{shown(str(path))!r} is empty")
-    return Reading(items, saved.config.preprocessing, without)
-
-
-def trained_on() -> set[str]:
-    """SHA-256 of the files in the training and validation splits of the workspace's manifest.
-
-    Raises:
-        InputError: there is no manifest.
-    """
-    manifest = here(workspace.MANIFEST)
-    if not manifest.exists():
-        raise InputError(
-            f"{manifest}, which lists the training images, does not exist; `dvc repro ingest` creates it"
-        )
-    rows = pd.read_parquet(manifest, columns=["split", "sha256"])
-    return set(rows.loc[rows["split"].isin(("train", "valid")), "sha256"])
-
-
-def is_of_workspace(saved: Saved) -> bool:
-    """Whether this is the model in `models/vae`, which was trained on the images of the manifest."""
-    folder = here(workspace.MODEL)
-    return (folder / WEIGHTS_FILE).exists() and weights_hash(folder) == saved.sha256
+from vae.models.saved import Saved
 
 
 def encode(saved: Saved, source: Reading, output: Path, compute: Compute) -> None:
@@ -194,23 +52,13 @@ def reconstruct(saved: Saved, source: Reading, output: Path, pairs: bool, comput
                 Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(file)
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """The score in nats above which an image is unusual, None where it is not known, and where it comes from."""
-
-    score: float | None
-    origin: str | None
-
-    @classmethod
-    def of(cls, saved: Saved, given: float | None, percentile: float) -> "Threshold":
-        """The given score, or a percentile of the scores that the model's validation images had."""
-        if given is not None:
-            return cls(given, "given")
-        limit = scoring.threshold(saved, percentile)
-        if limit is None:
-            return cls(None, None)
-        images = f"{saved.config.valid.images or 0:,} validation images"
-        return cls(limit, f"the {percentile:g}th percentile of the {images}' scores")
+def kept_threshold(saved: Saved, percentile: float) -> tuple[float | None, str | None]:
+    """A percentile of the scores of the model's validation images, in words too; None where the model has none."""
+    limit = scoring.threshold(saved, percentile)
+    images = f"{saved.config.valid.images or 0:,} validation images"
+    return (
+        (None, None) if limit is None else (limit, f"the {percentile:g}th percentile of the {images}' scores")
+    )
 
 
 def score(saved: Saved, source: Reading, threshold: float | None, compute: Compute) -> pd.DataFrame:
@@ -253,17 +101,13 @@ def aurocs(table: pd.DataFrame, usual: str) -> dict[str, float]:
     }
 
 
-def findings(
-    table: pd.DataFrame, threshold: Threshold, aurocs: dict[str, float], usual: str | None
-) -> Iterator[str]:
-    """A scored table in a few lines."""
-    if threshold.score is None:
+def findings(table: pd.DataFrame, limit: float | None, origin: str | None) -> Iterator[str]:
+    """What a scored table shows, in a line or two."""
+    if limit is None:
         yield "no threshold: this model was saved without validation scores; give --threshold, or train again"
     else:
         unusual = int(table["unusual"].sum())
-        yield f"{unusual:,} of {len(table):,} images score above {threshold.score:.6g} nats ({threshold.origin})"
-    for name, value in aurocs.items():
-        yield f"AUROC {value:.3f}: {printable(name)} against {printable(usual)}"
+        yield f"{unusual:,} of {len(table):,} images score above {limit:.6g} nats ({origin})"
     if missing := int(table["score"].isna().sum()):
         yield f"{missing:,} scores are not finite: the model has probably diverged"
 

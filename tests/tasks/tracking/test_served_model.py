@@ -20,7 +20,7 @@ from helpers.workspaces import free_ports, stand_in, wait_for
 from PIL import Image
 
 from tasks import workspace
-from tasks.cli import apply
+from tasks.cli import apply, reading
 from tasks.tracking import registry, store
 from vae.data import images
 from vae.inference import generate, scoring
@@ -129,6 +129,6 @@ def test_it_encodes_reconstructs_and_scores_files_and_arrays_as_the_library_does
     Path("photos").mkdir()
     for number, buffer in enumerate(buffers):
         Path(f"photos/{number}.png").write_bytes(buffer.getvalue())
-    source = apply.reading(Path("photos"), model)
+    source = reading.reading(Path("photos"), model)
     table = apply.score(model, source, None, compute).sort_values("path")
     np.testing.assert_allclose(table["score"], scores, rtol=1e-9)
