@@ -15,7 +15,7 @@ export MPLCONFIGDIR := $(CURDIR)/.run/matplotlib
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0])'
@@ -45,8 +45,11 @@ down: setup ## Stop the servers; a run in progress is cancelled
 test: setup ## Run the tests
 	@$(BIN)/python -m pytest
 
-zoo: setup ## Run the collapse cases: is each verdict right, does the remedy rescue (10 minutes)
+collapse-cases: setup ## Run the collapse cases: is each verdict right, does the remedy work (10 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.collapse_cases
+
+zoo: collapse-cases
+	@echo 'warning: `make zoo` is now `make collapse-cases`' >&2
 
 bench: setup ## Time this trainer beside pythae, Lightning and a plain loop (half an hour)
 	@$(BIN)/pip install --quiet --editable '.[bench]' --constraint constraints.txt
@@ -55,6 +58,9 @@ bench: setup ## Time this trainer beside pythae, Lightning and a plain loop (hal
 chaos: setup ## Kill runs at random moments and bring faults about: is what they leave the same to the bit
 	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/chaos.py
 	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/faults.py
+
+graph: setup ## Draw docs/images/packages.svg: which package imports which
+	@$(BIN)/python docs/packages.py
 
 docs: setup ## Build the pages of docs/ into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -70,7 +76,7 @@ constraints: setup ## Pin the whole transitive set anew
 
 clean: ## Remove what was made, the environment and the stores included
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m flows.servers down && $(BIN)/python -c 'from tasks import overlay; overlay.apply(None, None)'; fi
-	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports site data/images data/.ingest data/manifest.parquet data/zoo
+	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports site data/images data/.ingest data/manifest.parquet data/collapse_cases
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup run up down test zoo bench chaos docs check constraints clean
+.PHONY: help setup run up down test collapse-cases zoo bench chaos graph docs check constraints clean
