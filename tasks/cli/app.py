@@ -44,7 +44,7 @@ def _store_error(error: Exception) -> str | None:
     """The message where MLflow's store did not answer. An OSError is about the files of this machine."""
     if "mlflow" not in sys.modules or isinstance(error, OSError):
         return None
-    from tasks.tracking import store
+    from tasks.tracking import store  # now that MLflow is loaded anyway
 
     if not store.is_away(error):
         return None

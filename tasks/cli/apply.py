@@ -22,7 +22,7 @@ from vae.models.saved import Saved
 
 def encode(saved: Saved, source: Reading, output: Path, compute: Compute) -> None:
     """Writes a parquet file of path, label, mu and logvar, the last two as lists of Z float32 numbers."""
-    import pyarrow as pa
+    import pyarrow as pa  # for this command alone, to keep the others quick
     import pyarrow.parquet as pq
 
     latents = pa.list_(pa.float32(), saved.model.latent_dim)

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 import psutil
 import torch
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tasks import data_path, workspace
 from tasks.processes import dvc_files, services
@@ -69,7 +70,7 @@ def mend() -> Iterator[str]:
         if removed is None:
             raise InputError("a DVC is running here: wait for it to end, or stop it, then mend")
         if removed:
-            yield ".dvc/tmp/rwlock: removed the entries of dead processes"
+            yield ".dvc/tmp/rwlock: removed, as a killed DVC had left it"
         if dvc_files.lock_is_torn():
             yield dvc_files.restore_lock()
 
@@ -84,16 +85,13 @@ def packages() -> Found:
     """The installed versions against constraints.txt."""
     file = workspace.root() / "constraints.txt"
     pins = [Requirement(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
-    others = []
-    for pin in pins:
-        try:
-            version = metadata.version(pin.name)
-        except metadata.PackageNotFoundError:
-            continue
-        if (pin.marker is None or pin.marker.evaluate()) and not pin.specifier.contains(
-            version, prereleases=True
-        ):
-            others.append(f"{pin.name} {version} instead of {str(pin.specifier).removeprefix('==')}")
+    installed = {canonicalize_name(one.name): one.version for one in metadata.distributions()}
+    others = [
+        f"{pin.name} {installed[pin.name]} instead of {str(pin.specifier).removeprefix('==')}"
+        for pin in pins
+        if pin.name in installed and (pin.marker is None or pin.marker.evaluate())
+        if not pin.specifier.contains(installed[pin.name])
+    ]
     if others:
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         yield "problem", f"{', '.join(others[:5])}{more}: `rm .venv/ready; make setup`"
@@ -172,12 +170,11 @@ def stages() -> Found:
     try:
         changed = json.loads(done.stdout)
     except ValueError:
+        torn = dvc_files.lock_is_torn()
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        if dvc_files.lock_is_torn():
-            yield "problem", "`dvc status` failed: dvc.lock is half written: `vae doctor --mend`"
-        else:
-            busy = "lock" in reason or "busy" in reason
-            yield "note" if busy else "problem", f"`dvc status` failed: {reason}"
+        busy = not torn and ("lock" in reason or "busy" in reason)
+        reason = "dvc.lock is half written: `vae doctor --mend`" if torn else reason
+        yield "note" if busy else "problem", f"`dvc status` failed: {reason}"
         return
     if changed:
         yield "note", f"to run: {', '.join(changed)} (`make run` or `dvc repro`)"

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import bootstrap, norm
 
 CONFIDENCE, RESAMPLES, SEED = 0.95, 10_000, 0
 FEWEST = 30  # test images: the interval of fewer is too narrow
 MANY = 50_000  # test images from which on the mean is taken as normal: the bootstrap would take minutes
 DRAWN_AT_ONCE = 5_000_000  # numbers; bounds the memory of the bootstrap
-
-Metrics = Mapping[str, float]
 
 Floats = NDArray[np.float64]
 
@@ -41,7 +40,7 @@ class Contender:
     weights: str | None
     data: str | None
     likelihood: str | None
-    metrics: Metrics = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     rolled_back: str | None = None
 
 
@@ -58,28 +57,6 @@ class Gain:
 
     def __str__(self) -> str:
         return f"{self.difference:+.4g} nats per image, {CONFIDENCE:.0%} interval {self.low:.4g} to {self.high:.4g}"
-
-
-@dataclass(frozen=True)
-class Guard:
-    """A metric that must not be worse than a limit, which follows from the champion's.
-
-    limit: of the champion's value and the number of test images.
-    """
-
-    name: str
-    read: Callable[[Metrics], float | None]
-    higher_is_better: bool
-    limit: Callable[[float, int], float]
-
-    def check(self, candidate: Contender, champion: Contender, images: int) -> "Check | None":
-        """None where the champion does not have this metric."""
-        ours, theirs = self.read(candidate.metrics), self.read(champion.metrics)
-        if theirs is None:
-            return None
-        limit = self.limit(theirs, images)
-        passed = ours is not None and (ours >= limit if self.higher_is_better else ours <= limit)
-        return Check(self.name, ours, theirs, limit, self.higher_is_better, passed)
 
 
 @dataclass(frozen=True)
@@ -110,24 +87,34 @@ class Decision:
     checks: tuple[Check, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
-            "bootstrap": {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED},
-        }
+        bootstrap = {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED}
+        return {**asdict(self), "bootstrap": bootstrap}
 
 
-def _finite(name: str) -> Callable[[Metrics], float | None]:
-    def read(metrics: Metrics) -> float | None:
-        value = metrics.get(name)
-        return value if value is not None and math.isfinite(value) else None
+@dataclass(frozen=True)
+class Guard:
+    """A metric that must not be worse than a limit, a function of the champion's value and the number of images."""
 
-    return read
+    name: str
+    higher_is_better: bool
+    limit: Callable[[float, int], float]
+
+    def check(self, candidate: Contender, champion: Contender, images: int) -> Check | None:
+        """None where the champion does not have this metric."""
+        ours, theirs = (_finite(one.metrics).get(self.name) for one in (candidate, champion))
+        if theirs is None:
+            return None
+        limit = self.limit(theirs, images)
+        passed = ours is not None and (ours >= limit if self.higher_is_better else ours <= limit)
+        return Check(self.name, ours, theirs, limit, self.higher_is_better, passed)
 
 
-def _prior_gap_share(metrics: Metrics) -> float | None:
-    """The share of the rate that is spent on the difference between q(z) and the prior."""
-    gap, rate = _finite("prior_gap")(metrics), _finite("kl")(metrics)
-    return gap / rate if gap is not None and rate is not None and rate > 0 else None
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """With the share of the rate that is spent on the difference between q(z) and the prior."""
+    found = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    if "prior_gap" in found and found.get("kl", 0) > 0:
+        found["prior_gap_share"] = found["prior_gap"] / found["kl"]
+    return found
 
 
 def _two_errors_below(accuracy: float, images: int) -> float:
@@ -137,13 +124,13 @@ def _two_errors_below(accuracy: float, images: int) -> float:
 
 
 GUARDS = (
-    # Seeds alone move it by 3 % (README, the leaves).
-    Guard("mse_sampled", _finite("mse_sampled"), False, lambda theirs, images: 1.05 * theirs),
-    Guard("probe_accuracy", _finite("probe_accuracy"), True, _two_errors_below),
+    # Seeds alone move it by 3% (docs/leaves.md).
+    Guard("mse_sampled", False, lambda theirs, images: 1.05 * theirs),
+    Guard("probe_accuracy", True, _two_errors_below),
     # Healthy models of one data set lie between 0.06 and 0.16; from 0.4 on samples are noise.
-    Guard("prior_gap_share", _prior_gap_share, False, lambda theirs, images: theirs + 0.1),
+    Guard("prior_gap_share", False, lambda theirs, images: theirs + 0.1),
     # A better model may need a few latents fewer; one that loses a quarter of them has begun to collapse.
-    Guard("active_units", _finite("active_units"), True, lambda theirs, images: 0.75 * theirs),
+    Guard("active_units", True, lambda theirs, images: 0.75 * theirs),
 )
 
 
@@ -209,8 +196,6 @@ def compare(ours: Floats, theirs: Floats) -> Gain:
     Paired, because some images are hard for every model, which is not noise of the difference.
     ours, theirs: (N,) nats, of the same images in the same order.
     """
-    from scipy.stats import bootstrap, norm
-
     differences = ours - theirs
     if len(differences) > MANY:
         error = differences.std(ddof=1) / math.sqrt(len(differences))
