@@ -140,11 +140,9 @@ def score(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score how unusual each image is: −ELBO in nats, the most unusual first. Repeatable: the noise follows
-    from the image itself.
+    """Score how unusual each image is: −ELBO in nats, the most unusual first. Repeated scores are identical.
 
-    The threshold is a percentile of the scores of the model's own validation images, which are stored with the
-    model.
+    The threshold is a percentile of the scores of the model's own validation images, stored with the model.
     """
     from tasks.cli import apply, reading
     from vae.config.text import printable
@@ -209,7 +207,7 @@ def traverse(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Vary one latent at a time from −3 to 3, one row each, with the others at the image's own means."""
+    """Vary one latent at a time, one row each, with the others at the image's own means."""
     import numpy as np
 
     from tasks.cli import apply, reading
@@ -232,8 +230,7 @@ def export(
     model: Model = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export the encoder to ONNX: uint8 images (batch, height, width, channels) to mu and logvar. Checked
-    against PyTorch."""
+    """Export the encoder to ONNX: uint8 images (batch, height, width, channels) to mu and logvar."""
     from vae import onnx
 
     named, _ = _model(model, "cpu")

@@ -88,10 +88,9 @@ def reproduce(
         bool, typer.Option("--ingest", help="Read the source again, even if DVC has the data.")
     ] = False,
 ) -> None:
-    """Run a run's pipeline again, outside the workspace, and compare bit for bit.
+    """Repeat a run outside the workspace and compare the results bit for bit.
 
-    Exits with 0 if data, weights, history and metrics are identical, 1 if they differ, and 2 if the run cannot be
-    reproduced.
+    Exit code 1 means that data, weights, history or metrics differ, 2 that the run cannot be repeated.
     """
     from tasks.cli import reproduce
 

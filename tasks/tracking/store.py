@@ -115,9 +115,9 @@ def away(consequence: str) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """What an error of MLflow says, on one line."""
-    text = " ".join(str(getattr(error, "message", error)).split()).rstrip(".")
-    return text[:300] or type(error).__name__
+    """The first line of what an error of MLflow says; the others are SQL or links."""
+    lines = str(getattr(error, "message", error)).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300].rstrip(".")
 
 
 def exists(client: MlflowClient, run_id: str) -> bool:

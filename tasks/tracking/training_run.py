@@ -173,8 +173,9 @@ class TrainingRun:
         if self.parent is not None:
             self.parent._catch_up_and(lambda client, run_id: None)  # it has an id from now on
             self.tags["mlflow.parentRunId"] = str(self.parent.run_id)
+        if self.tags["resumed"] == "true":
+            self.tags.pop(NAME, None)  # it has a name
         if known:
-            self.tags.pop(NAME, None)  # it has one
             client.update_run(str(self.run_id), status="RUNNING")
             store.set_tags(client, str(self.run_id), self.tags)
         else:

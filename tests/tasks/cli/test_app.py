@@ -307,6 +307,7 @@ def test_models_by_alias_and_the_runs_behind_them(place: Path) -> None:
     none = vae("report")
     assert none.exit_code == INPUT_ERROR and "dvc repro" in none.stderr
     assert named_run.find("second").info.run_name == "second-healthy"
+    assert first in vae("trace", first).stdout and vae("trace", "nothing").exit_code == INPUT_ERROR
 
 
 def test_the_doctor_finds_what_needs_doing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
