@@ -18,9 +18,9 @@ from tasks.processes import entry
 from tasks.processes.entry import INPUT_ERROR
 
 if TYPE_CHECKING:
-    from tasks.cli.named_model import Named
     from tasks.cli.reading import Reading
     from vae.compute.devices import Compute
+    from vae.models.saved import Saved
 
 
 log = logging.getLogger(__name__)
@@ -87,11 +87,11 @@ def encode(
     """Encode images to a parquet file: path, label (class folder), and the lists mu and logvar of q(z|x)."""
     from tasks.cli import apply, reading
 
-    named, compute = _model(model, device)
-    source = reading.reading(images, named.saved)
-    apply.encode(named.saved, source, output, compute)
-    say(f"{output}: {source.read:,} images, mu and logvar of {named.saved.model.latent_dim} latents each")
-    _end(named, source, {"output": str(output)}, as_json)
+    saved, compute, origin = _model(model, device)
+    source = reading.reading(images, saved)
+    apply.encode(saved, source, output, compute)
+    say(f"{output}: {source.read:,} images, mu and logvar of {saved.model.latent_dim} latents each")
+    _end(origin, source, {"output": str(output)}, as_json)
 
 
 def reconstruct(
@@ -107,11 +107,11 @@ def reconstruct(
     """Encode and decode images (z at its mean): one PNG each, at the model's image size."""
     from tasks.cli import apply, reading
 
-    named, compute = _model(model, device)
-    source = reading.reading(images, named.saved)
-    apply.reconstruct(named.saved, source, output, pairs, compute)
+    saved, compute, origin = _model(model, device)
+    source = reading.reading(images, saved)
+    apply.reconstruct(saved, source, output, pairs, compute)
     say(f"{output}: {source.read:,} pictures")
-    _end(named, source, {"output": str(output)}, as_json)
+    _end(origin, source, {"output": str(output)}, as_json)
 
 
 def score(
@@ -149,20 +149,16 @@ def score(
 
     if to is not None:
         apply.check_suffix(to, ".parquet", ".csv")
-    named, compute = _model(model, device)
-    source = reading.reading(images, named.saved, reading.trained_on(named.saved) if unseen else frozenset())
-    limit, origin = threshold, None if threshold is None else "given"
-    if limit is None:
-        limit, origin = apply.kept_threshold(named.saved, percentile)
-    table = apply.score(named.saved, source, limit, compute)
+    saved, compute, origin = _model(model, device)
+    source = reading.reading(images, saved, reading.trained_on(saved) if unseen else frozenset())
+    limit, basis = (threshold, "given") if threshold is not None else apply.kept_threshold(saved, percentile)
+    table = apply.score(saved, source, limit, compute)
     aurocs = apply.aurocs(table, usual) if usual is not None else {}
-    for line in apply.findings(table, limit, origin):
+    for line in apply.findings(table, limit, basis):
         say(line)
     for name, value in aurocs.items():
         say(f"AUROC {value:.3f}: {printable(name)} against {printable(usual)}")
-    result: dict[str, Any] = {
-        "threshold": limit, "threshold_from": origin, "percentile": percentile, "auroc": aurocs,
-    }  # fmt: skip
+    result: dict[str, Any] = {"threshold": limit, "threshold_from": basis, "auroc": aurocs}
     if to is not None:
         apply.write_table(table, to)
         result["output"] = str(to)
@@ -170,7 +166,9 @@ def score(
         result["scores"] = apply.records(table)
     else:
         table.to_csv(sys.stdout, index=False)
-    _end(named, source, result, as_json, look=bool(table["score"].isna().any()))
+    _end(origin, source, {**result, "percentile": percentile}, as_json)
+    if table["score"].isna().any():
+        raise typer.Exit(LOOK)
 
 
 def sample(
@@ -187,11 +185,11 @@ def sample(
     from vae.inference import generate
 
     apply.check_suffix(output, ".png", ".npy")
-    named, compute = _model(model, device)
-    drawn = generate.samples(named.saved, count, compute, seed)
+    saved, compute, origin = _model(model, device)
+    drawn = generate.samples(saved, count, compute, seed)
     apply.write_pictures(drawn, min(columns, count), output)
     say(f"{output}: {count:,} samples")
-    _end(named, None, {"output": str(output), "samples": count}, as_json)
+    _end(origin, None, {"output": str(output), "samples": count}, as_json)
 
 
 def traverse(
@@ -214,15 +212,15 @@ def traverse(
     from vae.inference import generate
 
     apply.check_suffix(output, ".png", ".npy")
-    named, compute = _model(model, device)
-    source = reading.reading(image, named.saved)
+    saved, compute, origin = _model(model, device)
+    source = reading.reading(image, saved)
     pixels = next(source.batches())[1][0]
-    chosen = apply.latents_of(named.saved, pixels, latents, top, compute)
+    chosen = apply.latents_of(saved, pixels, latents, top, compute)
     values = np.linspace(-span, span, steps)
-    apply.write_pictures(generate.traversals(named.saved, pixels, chosen, values, compute), steps, output)
+    apply.write_pictures(generate.traversals(saved, pixels, chosen, values, compute), steps, output)
     say(f"{output}: latents {', '.join(map(str, chosen))}, from top to bottom; from {-span:g} to {span:g}")
     result = {"output": str(output), "latents": chosen.tolist(), "values": values.tolist()}
-    _end(named, source, result, as_json)
+    _end(origin, source, result, as_json)
 
 
 def export(
@@ -233,30 +231,33 @@ def export(
     """Export the encoder to ONNX: uint8 images (batch, height, width, channels) to mu and logvar."""
     from vae import onnx
 
-    named, _ = _model(model, "cpu")
-    difference = onnx.export(named.saved, output)
+    saved, _, origin = _model(model, "cpu")
+    difference = onnx.export(saved, output)
     say(f"{output}: opset {onnx.OPSET}; onnxruntime and PyTorch differ by at most {difference:.2g}")
-    _end(named, None, {"output": str(output), "opset": onnx.OPSET, "largest_difference": difference}, as_json)
+    result = {"output": str(output), "opset": onnx.OPSET, "largest_difference": difference}
+    _end(origin, None, result, as_json)
 
 
 for command in (encode, reconstruct, score, sample, traverse, export, *runs.COMMANDS):
     app.command(epilog=CODES)(command)
 
 
-def _model(name: str | None, device: str) -> "tuple[Named, Compute]":
+def _model(name: str | None, device: str) -> "tuple[Saved, Compute, dict[str, str]]":
+    """The model, how to compute with it, and where it is from."""
     from tasks.cli import named_model
     from vae.compute import devices
 
     chosen = devices.named(device)
-    named = named_model.load(name, chosen)
-    return named, named.saved.compute(chosen)
+    saved = named_model.load(name, chosen)
+    origin = {"place": named_model.place_of(name), "weights_sha256": saved.sha256}
+    return saved, saved.compute(chosen), origin
 
 
 def _end(
-    named: "Named", source: "Reading | None", result: Mapping[str, Any], as_json: bool, look: bool = False
+    origin: Mapping[str, str], source: "Reading | None", result: Mapping[str, Any], as_json: bool
 ) -> None:
     """What was skipped, the JSON document, and the exit code."""
-    document = {"model": named.describe(), **result}
+    document = {"model": origin, **result}
     if source is not None:
         for line in source.summary():
             say(line)
@@ -266,8 +267,6 @@ def _end(
         print_json(document)
     if source is not None and source.skipped:
         say(f"{len(source.skipped):,} of {len(source.items):,} files were skipped")
-        look = True
-    if look:
         raise typer.Exit(LOOK)
 
 

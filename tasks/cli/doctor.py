@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 import shutil
 import sqlite3
 import subprocess
@@ -85,7 +84,7 @@ def packages() -> Found:
     """The installed versions against constraints.txt."""
     file = workspace.root() / "constraints.txt"
     pins = [Requirement(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
-    installed = {canonicalize_name(one.name): one.version for one in metadata.distributions()}
+    installed: dict[str, str] = {canonicalize_name(one.name): one.version for one in metadata.distributions()}
     others = [
         f"{pin.name} {installed[pin.name]} instead of {str(pin.specifier).removeprefix('==')}"
         for pin in pins
@@ -183,20 +182,16 @@ def stages() -> Found:
 
 
 def locks() -> Found:
-    """Who is at work here, by the notes beside the locks; and what killed processes of DVC left behind."""
+    """Who is at work here, by the notes beside the locks; and what a killed DVC left behind."""
     for note in sorted((workspace.root() / ".run").glob("*.holder")):
         if holder := _holder(note):
             yield "note", f"in use by {holder['who']} (process {holder['pid']})"
     rwlock = Path(".dvc/tmp/rwlock")
     try:
-        text = rwlock.read_text() if rwlock.exists() else "{}"
-        json.loads(text)
+        if rwlock.exists():
+            json.loads(rwlock.read_text())
     except ValueError:
         yield "problem", f"{rwlock} is damaged, so DVC does not start: `vae doctor --mend`"
-        return
-    pids = {int(pid) for pid in re.findall(r'"pid": (\d+)', text)}
-    if pids and not any(map(psutil.pid_exists, pids)):
-        yield "note", f"{rwlock} has entries of dead processes; DVC removes them itself"
 
 
 def _holder(note: Path) -> dict[str, Any] | None:

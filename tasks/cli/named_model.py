@@ -1,9 +1,7 @@
 """A model as a person names it on the command line: a folder, an MLflow URI, an alias or a version."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,29 +14,24 @@ _URI = re.compile(r"(models|runs|mlflow-artifacts|file|s3|gs|https?):/.+")
 _ALIAS = re.compile(r"[A-Za-z0-9_-]+")
 
 
-@dataclass(frozen=True)
-class Named:
-    """A model and where it was found."""
-
-    saved: Saved
-    place: str
-
-    def describe(self) -> dict[str, Any]:
-        return {"place": self.place, "weights_sha256": self.saved.sha256}
-
-
-def load(name: str | None, device: torch.device) -> Named:
+def load(name: str | None, device: torch.device) -> Saved:
     """The model of that name; None: `models/vae`.
 
     Raises:
         InputError: there is none.
     """
     if name is None or not in_mlflow(name):
-        folder = here(workspace.MODEL) if name is None else Path(name).expanduser()
-        return Named(saved.load(folder, device), str(folder))
+        return saved.load(Path(place_of(name)), device)
     from tasks.tracking import registry  # MLflow takes seconds to import, and a folder needs none of it
 
-    return Named(registry.load(uri_of(name), device), uri_of(name))
+    return registry.load(uri_of(name), device)
+
+
+def place_of(name: str | None) -> str:
+    """A folder or a URI."""
+    if name is None:
+        return str(here(workspace.MODEL))
+    return uri_of(name) if in_mlflow(name) else str(Path(name).expanduser())
 
 
 def in_mlflow(name: str) -> bool:

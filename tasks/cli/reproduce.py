@@ -10,10 +10,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -34,25 +34,11 @@ WEIGHTS = workspace.MODEL / saved.WEIGHTS_FILE
 AFTER_DATA = "validate"  # the first stage after the data
 IDENTICAL, DIFFERENT = 0, 1  # exit codes
 
+Tags: TypeAlias = Mapping[str, str]
+
 # Set in the environment, they would lead the repeated run to the user's own stores and servers.
 _OF_THIS_PLACE = ("DVC_", "GIT_", "MLFLOW_", "PREFECT_", "VAE_TRAIN_")
 _CHATTER = ("> ", "Use `dvc push`", "Updating lock file", "promotion", "report: ")
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A run, and those of its artifacts that it takes to make it again and to compare; files: bytes by path."""
-
-    run: Run
-    files: dict[Path, bytes]
-
-    @property
-    def tags(self) -> dict[str, str]:
-        return self.run.data.tags
-
-    @property
-    def commit(self) -> str:
-        return self.tags["git.commit"]
 
 
 def reproduce(name: str, ingest: bool = False) -> int:
@@ -61,31 +47,36 @@ def reproduce(name: str, ingest: bool = False) -> int:
     Raises:
         InputError: it cannot be made again, and why.
     """
-    recorded = read(named_run.find(name))
-    root = workspace.root()
-    with hold(root / ".run" / "reproduce.lock", "a reproduction"), worktree(root, recorded.commit) as tree:
-        print(f"run        {recorded.run.info.run_name} ({recorded.run.info.run_id})")
-        print(f"commit     {recorded.commit[:12]}{uncommitted(recorded, tree)}", flush=True)
-        (tree / PARAMS).write_bytes(recorded.files[PARAMS])
+    run, root = named_run.find(name), workspace.root()
+    files = read(run)
+    tags, commit = run.data.tags, run.data.tags["git.commit"]
+    with hold(root / ".run" / "reproduce.lock", "a reproduction"), worktree(root, commit) as tree:
+        print(f"run        {run.info.run_name} ({run.info.run_id})")
+        print(f"commit     {commit[:12]}{uncommitted(tags, tree)}", flush=True)
+        (tree / PARAMS).write_bytes(files[PARAMS])
         locate(root, tree, "train.initial_weights")
         configure(root, tree)
         which: tuple[str, ...] = ()
-        if not ingest and data_from_cache(recorded, tree):
+        if not ingest and data_from_cache(tags, files.get(LOCK), tree):
             which = ("--downstream", AFTER_DATA)
             print("data       from DVC's cache", flush=True)
         else:
             print(f"data       ingested again from {locate(root, tree, 'data.path')}", flush=True)
         # Without commits the run-cache is off too, so no result of this can stand in for one of the user's.
-        code, last = run_dvc(recorded, tree, "repro", "--force", "--no-commit", "--no-run-cache", *which)
+        code, last = run_dvc(tags, tree, "repro", "--force", "--no-commit", "--no-run-cache", *which)
         if code != 0:
-            raise InputError(f"the pipeline failed at commit {recorded.commit[:12]}: {last}")
-        found, conditions = compare(recorded, tree)
+            raise InputError(f"the pipeline failed at commit {commit[:12]}: {last}")
+        found, conditions = compare(tags, files, tree)
     print("\n".join(differences.report(found, conditions)), flush=True)
     return IDENTICAL if all(one.same for one in found) else DIFFERENT
 
 
-def read(run: Run) -> Recorded:
-    """Raises: InputError: the run lacks what it takes to make it again."""
+def read(run: Run) -> dict[Path, bytes]:
+    """The artifacts that it takes to make a run again and to compare.
+
+    Raises:
+        InputError: the run lacks what it takes.
+    """
     run_id, tags = run.info.run_id, run.data.tags
     if parent := tags.get("mlflow.parentRunId"):
         raise InputError(f"{run_id} is one attempt of a training; reproduce the whole training: {parent}")
@@ -105,7 +96,7 @@ def read(run: Run) -> Recorded:
         }
     if PARAMS not in files:
         raise InputError(f"run {run_id} has no {PARAMS}: it was made by an earlier version of this project")
-    return Recorded(run, files)
+    return files
 
 
 @contextmanager
@@ -128,20 +119,20 @@ def worktree(root: Path, commit: str) -> Iterator[Path]:
         _git(root, "worktree", "prune")
 
 
-def uncommitted(recorded: Recorded, tree: Path) -> str:
+def uncommitted(tags: Tags, tree: Path) -> str:
     """What was not committed, to follow the commit.
 
     Raises:
         InputError: some of it affected the results, and is not in Git.
     """
-    changed = list(filter(None, recorded.tags.get("git.changed", "").split("\n")))
+    changed = list(filter(None, tags.get("git.changed", "").split("\n")))
     stages = YAML(typ="safe").load(tree / "dvc.yaml")["stages"].values()
     inputs = {"dvc.yaml", "…", *(dep for stage in stages for dep in stage["deps"])}
     lost = [name for name in changed if {name, *map(str, Path(name).parents)} & inputs]
     if lost:
         raise InputError(
             f"the run was made with uncommitted changes in {', '.join(lost)}, which are not in Git: "
-            f"commit {recorded.commit[:12]} alone does not reproduce it"
+            f"commit {tags['git.commit'][:12]} alone does not reproduce it"
         )
     words = []
     if str(PARAMS) in changed:
@@ -161,13 +152,13 @@ def configure(root: Path, tree: Path) -> None:
     (tree / ".dvc" / "config.local").write_text("\n".join(local) + "\n", encoding="utf-8")
 
 
-def data_from_cache(recorded: Recorded, tree: Path) -> bool:
+def data_from_cache(tags: Tags, lock: bytes | None, tree: Path) -> bool:
     """Restores the run's arrays and manifest from DVC's cache; False where it lacks them."""
-    if LOCK not in recorded.files:
+    if lock is None:
         return False
-    (tree / LOCK).write_bytes(recorded.files[LOCK])
-    code, _ = run_dvc(recorded, tree, "checkout", "--quiet", str(workspace.IMAGES), str(workspace.MANIFEST))
-    return code == 0 and lineage.data(tree)["data.sha256"] == recorded.tags.get("data.sha256")
+    (tree / LOCK).write_bytes(lock)
+    code, _ = run_dvc(tags, tree, "checkout", "--quiet", str(workspace.IMAGES), str(workspace.MANIFEST))
+    return code == 0 and lineage.data(tree)["data.sha256"] == tags.get("data.sha256")
 
 
 def locate(root: Path, tree: Path, name: str) -> str:
@@ -185,14 +176,14 @@ def locate(root: Path, tree: Path, name: str) -> str:
     return str(value)
 
 
-def compare(recorded: Recorded, tree: Path) -> tuple[list[Difference], list[Difference]]:
+def compare(tags: Tags, files: Mapping[Path, bytes], tree: Path) -> tuple[list[Difference], list[Difference]]:
     """Data, weights, history and metrics of the run and of the worktree; and the conditions that differed."""
-    tags, weights = recorded.tags, workspace.sha256(tree / WEIGHTS)
+    weights = workspace.sha256(tree / WEIGHTS)
     found = [
         Difference(str(workspace.IMAGES), tags.get("data.sha256"), lineage.data(tree)["data.sha256"]),
         Difference(str(WEIGHTS), tags[store.WEIGHTS], weights),
         *(
-            differences.of_files(path, recorded.files.get(path), (tree / path).read_bytes())
+            differences.of_files(path, files.get(path), (tree / path).read_bytes())
             for path in (HISTORY, METRICS)
         ),
     ]
@@ -205,12 +196,12 @@ def compare(recorded: Recorded, tree: Path) -> tuple[list[Difference], list[Diff
     return found, differences.of_conditions(tags, repeated.data.tags)
 
 
-def run_dvc(recorded: Recorded, tree: Path, *arguments: str) -> tuple[int, str]:
+def run_dvc(tags: Tags, tree: Path, *arguments: str) -> tuple[int, str]:
     """Runs DVC in the worktree, with as many threads as the run had; returns its exit code and its first error."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_OF_THIS_PLACE)}
     environment["PYTHONPATH"] = str(tree)
     environment.pop("MKL_NUM_THREADS", None)  # it would win over the next one
-    if threads := recorded.tags.get("compute.threads"):
+    if threads := tags.get("compute.threads"):
         environment["OMP_NUM_THREADS"] = threads
     reason = ""
     with owned_dvc(["--cd", str(tree), *arguments], environment, PROJECT) as process:

@@ -23,7 +23,7 @@ TIMING = {"seconds": 0.5}
 IMAGES = np.zeros((4, 8, 12, 3), np.uint8)
 
 
-class Store:
+class Backend:
     """A store that is away while its file is not a database."""
 
     def __init__(self, client: MlflowClient, folder: Path) -> None:
@@ -33,7 +33,7 @@ class Store:
         self.content = self.database.read_bytes()
         self.database.write_bytes(b"no database " * 1000)
 
-    def return_(self) -> None:
+    def come_back(self) -> None:
         self.database.write_bytes(self.content)
 
     def runs(self) -> dict[str, Run]:
@@ -45,9 +45,9 @@ class Store:
 
 
 @pytest.fixture
-def its(client: MlflowClient, empty_workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def backend(client: MlflowClient, empty_workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Backend:
     monkeypatch.setattr(module, "SILENCE", 0.0)  # each request tries again
-    return Store(client, empty_workspace)
+    return Backend(client, empty_workspace)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def train(run: TrainingRun, epochs: range) -> None:
     [(None, "FINISHED"), (RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
 )
 def test_a_run_ends_as_its_training_ended(
-    its: Store, remembered: Path, error: type[BaseException] | None, expected: str
+    backend: Backend, remembered: Path, error: type[BaseException] | None, expected: str
 ) -> None:
     try:
         with training_run("a name", remembered, {"git.commit": "abc"}):
@@ -79,7 +79,7 @@ def test_a_run_ends_as_its_training_ended(
                 raise error
     except (RuntimeError, KeyboardInterrupt, SystemExit):
         pass
-    run = its.runs()["a name"]
+    run = backend.runs()["a name"]
     assert (run.info.status, run.data.tags["ended"]) == (expected, expected)
     assert (run.data.tags["git.commit"], run.data.tags["resumed"]) == ("abc", "false")
     assert mlflow.active_run() is None
@@ -87,7 +87,7 @@ def test_a_run_ends_as_its_training_ended(
 
 
 def test_a_resumed_training_continues_in_its_run_and_logs_parameters_once(
-    its: Store, remembered: Path
+    backend: Backend, remembered: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt), training_run("n", remembered, {}) as first:
         first.log_inputs(Parameters(), IMAGES, IMAGES)
@@ -98,30 +98,30 @@ def test_a_resumed_training_continues_in_its_run_and_logs_parameters_once(
         second.log_inputs(Parameters(), IMAGES, IMAGES)
         second.log_history([row(1), row(2)])  # the second epoch is in the checkpoint and was not logged
         second.log_epoch(row(3), TIMING, None)
-    (run,) = its.runs().values()
+    (run,) = backend.runs().values()
     assert second.run_id == run.info.run_id == first.run_id
     assert (run.info.status, run.info.run_name, run.data.tags["ended"]) == ("FINISHED", "n", "FINISHED")
     assert run.data.tags["resumed"] == "true"
     assert (run.data.params["train.epochs"], run.data.params["train.ema"]) == ("60", "None")
-    assert its.epochs(run) == [(1, 1.0), (2, 2.0), (3, 3.0)]
-    assert len(its.client.get_metric_history(run.info.run_id, "seconds")) == 2
+    assert backend.epochs(run) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert len(backend.client.get_metric_history(run.info.run_id, "seconds")) == 2
     assert "epoch" not in run.data.metrics
-    assert its.client.list_artifacts(run.info.run_id, "images")
+    assert backend.client.list_artifacts(run.info.run_id, "images")
 
 
-def test_a_run_that_is_gone_is_not_resumed(its: Store, remembered: Path) -> None:
+def test_a_run_that_is_gone_is_not_resumed(backend: Backend, remembered: Path) -> None:
     with training_run("n", remembered, {}) as deleted:
         pass
-    its.client.delete_run(str(deleted.run_id))
+    backend.client.delete_run(str(deleted.run_id))
     for gone in (str(deleted.run_id), "0" * 32):
         remembered.write_text(gone)
         with training_run("n", remembered, {}) as run:
             pass
         assert run.run_id not in (gone, deleted.run_id) and remembered.read_text() == run.run_id
-        assert its.client.get_run(str(run.run_id)).data.tags["resumed"] == "false"
+        assert backend.client.get_run(str(run.run_id)).data.tags["resumed"] == "false"
 
 
-def test_attempts_are_runs_within_the_run_and_end_before_it(its: Store, tmp_path: Path) -> None:
+def test_attempts_are_runs_within_the_run_and_end_before_it(backend: Backend, tmp_path: Path) -> None:
     with training_run("n", tmp_path / "id", {}) as outer:
         for number in range(2):
             tags = {"reason": f"why {number}"}
@@ -130,20 +130,20 @@ def test_attempts_are_runs_within_the_run_and_end_before_it(its: Store, tmp_path
             ) as inner:
                 inner.log_epoch(row(1), {}, None)
             inner.tag({"verdict": "collapsed"})
-            assert its.runs()[f"attempt {number}"].info.status == "FINISHED"
-            assert its.runs()["n"].info.status == "RUNNING"
-    runs = its.runs()
-    assert its.epochs(runs.pop("n")) == [], "each curve is in its own run"
+            assert backend.runs()[f"attempt {number}"].info.status == "FINISHED"
+            assert backend.runs()["n"].info.status == "RUNNING"
+    runs = backend.runs()
+    assert backend.epochs(runs.pop("n")) == [], "each curve is in its own run"
     assert {name: (run.data.tags["reason"], run.data.tags["verdict"]) for name, run in runs.items()} == {
         "attempt 0": ("why 0", "collapsed"), "attempt 1": ("why 1", "collapsed"),
     }  # fmt: skip
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {outer.run_id}
 
 
-def test_a_run_records_its_data_and_its_name_says_what_is_trained(its: Store, remembered: Path) -> None:
+def test_a_run_records_its_data_and_its_name_says_what_is_trained(backend: Backend, remembered: Path) -> None:
     with training_run(None, remembered, {}) as run:
         run.log_inputs(Parameters(), np.load(workspace.images("train")), IMAGES)
-    (found,) = its.runs().values()
+    (found,) = backend.runs().values()
     assert re.fullmatch(r"digits-conv-16-\d{8}-\d{6}", str(found.info.run_name))
     assert (found.data.tags["data.source"], found.data.tags["architecture"]) == ("digits", "conv")
     inputs = {entry.dataset.name: entry.dataset for entry in found.inputs.dataset_inputs}
@@ -152,7 +152,7 @@ def test_a_run_records_its_data_and_its_name_says_what_is_trained(its: Store, re
 
 
 def test_a_training_is_watched_by_the_system_metrics_and_its_attempts_are_not(
-    its: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     metric = "system/cpu_utilization_percentage"
@@ -160,29 +160,29 @@ def test_a_training_is_watched_by_the_system_metrics_and_its_attempts_are_not(
         training_run("n", tmp_path / "id", {}) as outer,
         training_run("attempt", tmp_path / "0" / "id", {}, parent=outer),
     ):
-        wait_for(lambda: metric in its.runs()["n"].data.metrics, 20, "a system metric")
-    assert not [name for name in its.runs()["attempt"].data.metrics if name.startswith("system/")]
+        wait_for(lambda: metric in backend.runs()["n"].data.metrics, 20, "a system metric")
+    assert not [name for name in backend.runs()["attempt"].data.metrics if name.startswith("system/")]
 
 
 @pytest.mark.parametrize(("leaves", "returns"), [(0, 2), (0, 9), (2, 4), (3, 9)])
 def test_nothing_is_missing_in_the_end(
-    its: Store, remembered: Path, leaves: int, returns: int, caplog: pytest.LogCaptureFixture
+    backend: Backend, remembered: Path, leaves: int, returns: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The store is away from before one epoch of four until before another, or until the training has ended."""
     model = write_model()
     if leaves == 0:
-        its.leave()
+        backend.leave()
     with training_run("a name", remembered, {"git.commit": "abc"}) as run:
         run.log_inputs(Parameters(), IMAGES, IMAGES)
         for epoch in range(1, 5):
             if epoch == leaves:
-                its.leave()
+                backend.leave()
             if epoch == returns:
-                its.return_()
+                backend.come_back()
             run.log_epoch(row(epoch), TIMING, None)
         run.tag({store.WEIGHTS: model.sha256})
     if returns > 4:
-        its.return_()
+        backend.come_back()
         assert len(list(store.notes().glob("*.json"))) == 1
     assert "MLflow at " in caplog.text and "the training continues" in caplog.text
     workspace.REPORTS.mkdir(exist_ok=True)
@@ -192,66 +192,68 @@ def test_nothing_is_missing_in_the_end(
     )
     workspace.HISTORY.write_text("\n".join([header, *rows]))
     evaluate(model, {"elbo": 5.0}, np.zeros(40))
-    (found,) = its.runs().values()
+    (found,) = backend.runs().values()
     assert (found.info.status, found.info.run_name) == ("FINISHED", "a name-healthy")
     tags = found.data.tags
     assert (tags["git.commit"], tags["ended"], tags[store.WEIGHTS]) == ("abc", "FINISHED", model.sha256)
     assert tags["machine.cpu"] and found.data.params["train.epochs"] == "60"
-    assert its.epochs(found) == [(epoch, float(epoch)) for epoch in range(1, 5)]
-    assert "params.yaml" in {item.path for item in its.client.list_artifacts(found.info.run_id)}
+    assert backend.epochs(found) == [(epoch, float(epoch)) for epoch in range(1, 5)]
+    assert "params.yaml" in {item.path for item in backend.client.list_artifacts(found.info.run_id)}
     assert bool(found.inputs.dataset_inputs) == (returns < 9 or leaves > 0)
     assert not list(store.notes().glob("*.json")), "what was noted is applied once"
 
 
 def test_a_silent_store_is_not_asked_again_for_a_while(
-    its: Store, remembered: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    backend: Backend, remembered: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "SILENCE", 60.0)
-    its.leave()
+    backend.leave()
     with training_run("n", remembered, {}) as run:
         train(run, range(1, 5))
     assert caplog.text.count("MLflow at ") == 1
 
 
-def test_an_attempt_that_began_during_an_outage_belongs_to_its_training(its: Store, tmp_path: Path) -> None:
-    its.leave()
+def test_an_attempt_that_began_during_an_outage_belongs_to_its_training(
+    backend: Backend, tmp_path: Path
+) -> None:
+    backend.leave()
     with training_run("outer", tmp_path / "outer", {}) as outer:
         with training_run("attempt 1", tmp_path / "inner", {"attempt": "1"}, parent=outer) as inner:
             inner.log_epoch(row(1), {}, None)
-            its.return_()
+            backend.come_back()
             inner.log_epoch(row(2), {}, None)
         outer.tag({store.WEIGHTS: "f" * 64})
-    runs = its.runs()
+    runs = backend.runs()
     assert {name: run.info.status for name, run in runs.items()} == {
         "outer": "FINISHED",
         "attempt 1": "FINISHED",
     }
-    assert its.epochs(runs["attempt 1"]) == [(1, 1.0), (2, 2.0)]
+    assert backend.epochs(runs["attempt 1"]) == [(1, 1.0), (2, 2.0)]
     assert runs["attempt 1"].data.tags["mlflow.parentRunId"] == runs["outer"].info.run_id
     assert runs["outer"].data.tags[store.WEIGHTS] == "f" * 64
 
 
 def test_a_training_that_was_killed_during_an_outage_is_killed_in_the_store(
-    its: Store, remembered: Path
+    backend: Backend, remembered: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt), training_run("n", remembered, {}) as run:
         run.log_epoch(row(1, **{"valid/elbo": math.nan}), {}, None)
-        its.leave()
+        backend.leave()
         run.tag({"verdict": "diverged"})
         raise KeyboardInterrupt
-    its.return_()
+    backend.come_back()
     store.connect()
-    found = its.runs()["n"]
+    found = backend.runs()["n"]
     assert (found.info.status, found.data.tags["verdict"]) == ("KILLED", "diverged")
     assert math.isnan(found.data.metrics["valid/elbo"])
 
 
 def test_an_interrupted_training_that_the_store_never_heard_of_leaves_no_run(
-    its: Store, remembered: Path
+    backend: Backend, remembered: Path
 ) -> None:
-    its.leave()
+    backend.leave()
     with pytest.raises(KeyboardInterrupt), training_run("n", remembered, {}):
         raise KeyboardInterrupt
-    its.return_()
+    backend.come_back()
     store.connect()
-    assert its.runs() == {} and not remembered.exists()
+    assert backend.runs() == {} and not remembered.exists()
