@@ -174,7 +174,7 @@ def decide(
         counts = " and ".join("no" if one is None else f"{len(one)}" for one in (ours, theirs))
         return Decision(False, f"the two have scores for {counts} test images", champion.version)
     if len(ours) < FEWEST:
-        return Decision(False, f"{len(ours)} test images are too few; it takes {FEWEST}", champion.version)
+        return Decision(False, f"{len(ours)} test images are too few; at least {FEWEST} are needed", champion.version)
     if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         return Decision(False, "the ELBO of some test images is not finite", champion.version)
 
