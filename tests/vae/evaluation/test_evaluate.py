@@ -100,9 +100,7 @@ def test_with_the_exact_posterior_the_bound_is_the_evidence(kept: int | None, sa
     assert bound == pytest.approx(model.log_evidence(images, LATENTS if kept is None else kept), rel=1e-6)
 
 
-def test_pruning_is_of_the_test_split_and_free_where_all_are_active(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_pruning_is_of_the_test_split_and_free_where_all_are_active(monkeypatch: pytest.MonkeyPatch) -> None:
     saved = saved_model(Likelihood("gaussian", 0.3))
     with torch.no_grad():
         saved.model.posterior.weight.mul_(3)
