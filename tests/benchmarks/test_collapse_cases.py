@@ -68,9 +68,7 @@ def test_every_case_takes_digits_or_images_that_are_made(cases: list[Case]) -> N
         (case_images.unscaled, (4,), (4, 32, 32, 3), 4),
     ],
 )
-def test_images_are_made_to_the_bit(
-    make: Any, arguments: Any, shape: tuple[int, ...], different: int
-) -> None:
+def test_images_repeat_to_the_bit(make: Any, arguments: Any, shape: tuple[int, ...], different: int) -> None:
     images = make(*arguments)
     assert images.shape == shape and np.array_equal(images, make(*arguments))
     assert images.dtype == (np.float32 if make is case_images.unscaled else np.uint8)
@@ -98,9 +96,7 @@ def test_blobs_blank_and_unscaled_are_what_they_say() -> None:
     assert np.array_equal(case_images.unscaled(4), case_images.photos(32, 4))
 
 
-def test_a_refused_a_refused_and_a_collapsed_case_are_run(
-    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cases_are_run(cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = overlay.lay_over((PROJECT / "params.yaml").read_text(encoding="utf-8"), overlay.defaults())
     names = ("same-image", "geco-with-optimal-sigma", "beta-far-above-critical")
     texts = {name: (FOLDER / f"{name}.yaml").read_text(encoding="utf-8") for name in names}

@@ -60,9 +60,7 @@ def test_a_row_is_judged_by_its_tolerance_and_only_above_one_nat() -> None:
     assert "| 0.76 | yes |" in first and "| 0.71 | **no** |" in second and "| under 1 nat |" in third
 
 
-def test_a_sweep_of_small_images_leaves_a_table_that_can_be_shown_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_leaves_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"data.image_size": 8, "model.latent_dim": 2, "model.widths": [4], "train.epochs": 1}
     p = resolve(parse(small | {"train.batch_size": 16, "kl.annealing_epochs": 0}), 2)
     monkeypatch.chdir(tmp_path)

@@ -55,9 +55,7 @@ def test_what_is_asked_for_is_taken(machine: Any) -> None:
     assert (found.precision, found.compiled) == ("bf16", True)
 
 
-def test_memory_is_kept_by_a_cpus_process_and_its_absence_is_no_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_cpus_process_keeps_freed_memory_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
     class C:

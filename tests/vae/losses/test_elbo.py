@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.parameters import parse
+from helpers.parameters import Changes, parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, distributions
@@ -78,7 +78,7 @@ def test_kl_keeps_each_latent_apart() -> None:
 
 @pytest.mark.parametrize("beta", [1.0, 0.3])
 @pytest.mark.parametrize("objective", [{"sigma": 0.2}, {"likelihood": "bernoulli"}])
-def test_sum_reduction_is_the_elbo_with_its_rate_times_beta(objective: dict[str, Any], beta: float) -> None:
+def test_sum_reduction_is_the_elbo_with_its_rate_times_beta(objective: Changes, beta: float) -> None:
     network, e = Network(), elbo(**objective)
     output, mu, logvar = network.outputs
     x = X.round() if "likelihood" in objective else X
@@ -163,9 +163,7 @@ RATES = torch.tensor([[0.0, 0.4, 3.0], [0.1, 0.2, 1.0]])  # means 0.05, 0.3 and 
         ({"free_bits_total": 2.5}, 2.5, [0.0, 0.0, 0.0]),
     ],
 )
-def test_free_bits_hide_what_latents_cost_below_them(
-    free: dict[str, float], rate: float, gradient: list[float]
-) -> None:
+def test_free_bits_hide_a_cost_below_them(free: dict[str, float], rate: float, gradient: list[float]) -> None:
     rates = RATES.clone().requires_grad_()
     penalised = penalised_rate(replace(elbo(), **free), rates)
     assert penalised.item() == pytest.approx(rate)

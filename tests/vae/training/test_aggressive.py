@@ -120,9 +120,7 @@ def test_two_steps_are_those_of_algorithm_1() -> None:
         torch.testing.assert_close(found[name], expected, rtol=2e-3, atol=2e-4)
 
 
-def test_the_phase_ends_with_the_first_epoch_that_does_not_climb(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_when_the_phase_ends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     p = params({**AGGRESSIVE, "kl.max_weight": 12.0, "train.epochs": 12, "train.on_collapse": "continue"})
     during: list[int] = []
     original = aggressive.converge

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import trainings
+from helpers.parameters import Changes
 from helpers.trainings import CPU, STEPS, TRAIN, VALID, assert_same_bits, params, run
 
 from vae.compute.devices import Compute
@@ -43,9 +44,7 @@ from vae.training.step import Step
         {"train.select": "last", "objective.reduction": "mean", "train.weight_decay": 0.1},
     ],
 )
-def test_after_interruptions_the_bits_are_those_of_an_undisturbed_run(
-    tmp_path: Path, changes: dict[str, Any]
-) -> None:
+def test_interruptions_change_no_bit(tmp_path: Path, changes: Changes) -> None:
     p, path = params(changes), tmp_path / "run" / "state.pt"
     undisturbed = run(p)
     # in the first epoch, in its successor, at its last step before it is measured, and between epochs
@@ -55,9 +54,7 @@ def test_after_interruptions_the_bits_are_those_of_an_undisturbed_run(
     assert_same_bits(run(p, path, on_step=lambda step: pytest.fail("trained on")), undisturbed)
 
 
-def test_a_damaged_checkpoint_costs_an_epoch_and_no_bit(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_checkpoint_costs_an_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def interrupt(step: int) -> None:
         if step > 3 * STEPS:
             raise trainings.Interrupted
@@ -74,9 +71,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_bit(
     assert_same_bits(resumed, run(params()))
 
 
-def test_a_training_goes_on_where_no_checkpoint_can_be_written(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_training_goes_on_without_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     assert_same_bits(run(params(), tmp_path / "file" / "state.pt"), run(params()))
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 4
@@ -107,9 +102,7 @@ def test_history_has_its_columns_and_adds_up() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_each_step_uses_the_kl_weight_of_its_fraction_of_an_epoch(
-    monkeypatch: pytest.MonkeyPatch, reduction: str
-) -> None:
+def test_each_step_has_its_own_kl_weight(monkeypatch: pytest.MonkeyPatch, reduction: str) -> None:
     p = params({
         "objective.reduction": reduction, "kl.max_weight": 0.5, "kl.annealing_epochs": 2.5, "train.epochs": 3,
     })  # fmt: skip
@@ -206,7 +199,7 @@ def test_divergence_stops_and_keeps_finite_weights(tmp_path: Path, first: bool) 
 
 
 @pytest.mark.parametrize(
-    ("images", "size", "batch_norm", "message"),
+    ("images", "size", "batch_norm", "words"),
     [
         (70, 71, True, "train.batch_size = 71 .* largest batch allowed is 70"),
         (1, 2, False, "largest batch allowed is 1"),
@@ -216,14 +209,12 @@ def test_divergence_stops_and_keeps_finite_weights(tmp_path: Path, first: bool) 
         (1, 1, False, None),
     ],
 )
-def test_a_batch_that_cannot_be_filled_names_the_largest(
-    images: int, size: int, batch_norm: bool, message: str | None
-) -> None:
+def test_batches_that_cannot_be_filled(images: int, size: int, batch_norm: bool, words: str | None) -> None:
     p = params({"train.batch_size": size, "model.batch_norm": batch_norm, "train.epochs": 1})
-    if message is None:
+    if words is None:
         assert train(p, TRAIN[:images], VALID, CPU).history[0]["step"] == 1
         return
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(InputError, match=words) as error:
         train(p, TRAIN[:images], VALID, CPU)
     assert "\n" not in str(error.value)
 
@@ -290,15 +281,13 @@ def test_it_learns_the_spots() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"model.architecture": "gated_mlp"}, {"model.mean_batch_norm": 0.5}])
-def test_other_networks_learn_too(changes: dict[str, Any]) -> None:
+def test_other_networks_learn_too(changes: Changes) -> None:
     history = run(params({**changes, "train.epochs": 12})).history
     assert history[-1]["valid/mse_sampled"] < 0.8 * history[0]["valid/mse_sampled"]
 
 
 @pytest.mark.parametrize("aggressive", [False, True])
-def test_images_that_exceed_the_memory_give_the_same_bits(
-    monkeypatch: pytest.MonkeyPatch, aggressive: bool
-) -> None:
+def test_images_beyond_memory_give_the_same_bits(monkeypatch: pytest.MonkeyPatch, aggressive: bool) -> None:
     p = params({"train.aggressive_encoder": aggressive, "train.epochs": 1})
     resident = run(p)
     monkeypatch.setattr(loop, "resident", lambda images, device: images)
