@@ -43,22 +43,13 @@ def names(tried: list[Attempt]) -> list[str]:
     return [attempt.verdict.verdict for attempt in tried]
 
 
-def test_a_healthy_training_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
-    trainings = Trainings()
-    p = params(LONG)
-    (only,) = trainings.attempts(p)
-    assert only.verdict.verdict == "healthy", only.verdict
-    assert only.changes == {} and only.parameters == p and only.prior is None
-    assert [(number, reason) for _, number, reason in trainings.asked] == [(0, "the parameters as they are")]
-    assert caplog.messages == []
-
-
 def test_a_weight_far_too_high_is_remedied(caplog: pytest.LogCaptureFixture) -> None:
     trainings = Trainings()
     p = params({**LONG, "kl.max_weight": 1e3})
     first, last = trainings.attempts(p)
     assert first.verdict.verdict == "collapsed" and first.evidence.valid.rate < 1
     assert last.verdict.verdict == "healthy", last.verdict
+    assert first.changes == {} and first.parameters == p and first.prior is None
     assert last.changes == first.verdict.remedy == {"kl.max_weight": 1.0}
     assert last.parameters.kl.max_weight == 1 and p.kl.max_weight == 1e3
     # the verdict on it is by what theory says of the changed parameters

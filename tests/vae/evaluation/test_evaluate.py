@@ -192,9 +192,8 @@ def test_a_fitted_prior_is_measured_beside_the_standard_normal() -> None:
         result = evaluated(dataclasses.replace(model, prior=prior))
         assert {split for split in result if "fitted_prior_kl" in result[split].metrics} == set(result)
         test = of[name] = result["test"].metrics
-        assert test["fitted_prior_elbo"] == pytest.approx(
-            -test["reconstruction"] - test["fitted_prior_kl"], rel=1e-5
-        )
+        elbo = -test["reconstruction"] - test["fitted_prior_kl"]
+        assert test["fitted_prior_elbo"] == pytest.approx(elbo, rel=1e-5)
         assert all(test[key] == plain[key] for key in plain), "nothing else changes"
         encoded = encode(model.model, pictures(24, 24), CPU)
         assert test["fitted_prior_mmd"] == pytest.approx(mmd_to_prior(*encoded, 0, prior), abs=1e-4)

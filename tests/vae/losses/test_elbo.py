@@ -63,11 +63,9 @@ def assert_same_gradients(one: Tensor, other: Tensor, of: list[Tensor]) -> None:
 @settings(deadline=None)
 @given(st.floats(-30, 30), st.floats(-15, 8))
 def test_kl_of_two_gaussians_is_that_of_torch(mu: float, logvar: float) -> None:
-    mean, log = torch.tensor(mu, dtype=torch.float64), torch.tensor(logvar, dtype=torch.float64)
-    expected = distributions.kl_divergence(
-        distributions.Normal(mean, (0.5 * log).exp()),
-        distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean)),
-    )
+    mean, log, zero = torch.tensor([mu, logvar, 0.0], dtype=torch.float64)
+    q, p = distributions.Normal(mean, (0.5 * log).exp()), distributions.Normal(zero, zero + 1)
+    expected = distributions.kl_divergence(q, p)
     torch.testing.assert_close(kl_per_latent(mean, log), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -82,11 +80,8 @@ def test_sum_reduction_is_the_elbo_with_its_rate_times_beta(objective: Changes, 
     network, e = Network(), elbo(**objective)
     output, mu, logvar = network.outputs
     x = X.round() if "likelihood" in objective else X
-    p = (
-        distributions.Bernoulli(logits=output)
-        if "likelihood" in objective
-        else distributions.Normal(output, 0.2)
-    )
+    gaussian, bernoulli = distributions.Normal(output, 0.2), distributions.Bernoulli(logits=output)
+    p = bernoulli if "likelihood" in objective else gaussian
     distortion = -p.log_prob(x).sum((1, 2, 3)).mean()
     q = distributions.Normal(mu, (0.5 * logvar).exp())
     rate = distributions.kl_divergence(q, distributions.Normal(0.0, 1.0)).sum(1).mean()

@@ -56,11 +56,8 @@ def test_the_phase_lasts_while_mutual_information_climbs() -> None:
 
 @pytest.mark.parametrize("architecture", ["conv", "mlp", "gated_mlp", "autoregressive"])
 def test_every_trained_parameter_is_in_one_half(architecture: str) -> None:
-    model = build(
-        params({
-            "model.architecture": architecture, "model.mean_batch_norm": 0.5, "objective.sigma": "learned",
-        })
-    )  # fmt: skip
+    changes = {"model.mean_batch_norm": 0.5, "objective.sigma": "learned"}
+    model = build(params({**changes, "model.architecture": architecture}))
     phi, theta = (set(half) for half in halves(model))
     assert not phi & theta
     assert phi | theta == {w for w in model.parameters() if w.requires_grad}

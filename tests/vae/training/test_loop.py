@@ -13,7 +13,6 @@ from helpers.parameters import Changes
 from helpers.trainings import CPU, STEPS, TRAIN, VALID, assert_same_bits, params, run
 
 from vae.compute.devices import Compute
-from vae.config.constants import SMALLEST_SIGMA
 from vae.config.errors import InputError
 from vae.losses.elbo import Logs
 from vae.metrics import measurement
@@ -32,8 +31,9 @@ from vae.training.step import Step
     [
         {},
         {"model.architecture": "autoregressive", "train.ema": 0.9},
+        # the encoder's phase is on in the first epochs, off in the last
         {
-            "train.aggressive_encoder": True,  # on in the first epochs, off in the last
+            "train.aggressive_encoder": True,
             "kl.schedule": "constant",
             "kl.max_weight": 12.0,
             "data.augment": "flip",
@@ -148,9 +148,8 @@ def test_the_whole_validation_split_counts(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("select", ["best", "last"])
 def test_the_best_epoch_is_kept(select: str) -> None:
-    p = params(
-        {"train.epochs": 6, "kl.annealing_epochs": 3, "train.learning_rate": 0.03, "train.select": select}
-    )
+    changes = {"train.epochs": 6, "kl.annealing_epochs": 3, "train.learning_rate": 0.03}
+    p = params({**changes, "train.select": select})
     weights: list[dict[str, torch.Tensor]] = []
     trained = run(p, on_epoch=lambda epoch: weights.append(copy.deepcopy(epoch.model.state_dict())))
     best = 4 + int(np.argmin([row["valid/loss"] for row in trained.history[3:]]))
@@ -174,27 +173,23 @@ def test_a_collapse_stops_after_a_hundred_steps_at_the_final_weight(on_collapse:
 @pytest.mark.parametrize("first", [True, False])
 def test_divergence_stops_and_keeps_finite_weights(tmp_path: Path, first: bool) -> None:
     """Weights that are NaN from the first step on, or from the third epoch on."""
-    if first:
-        p = params({"train.learning_rate": 1e30, "train.gradient_clip": None, "model.batch_norm": False})
-        trained = run(p, tmp_path / "state.pt")
-    else:
-        p = params({"kl.annealing_epochs": 0})
-        models: list[Any] = []
+    at_once = {"train.learning_rate": 1e30, "train.gradient_clip": None, "model.batch_norm": False}
+    p = params(at_once if first else {"kl.annealing_epochs": 0})
+    models: list[Any] = []
 
-        def poison(step: int) -> None:
-            if step == 2 * STEPS + 2:
-                next(models[0].parameters()).data.fill_(math.nan)
+    def poison(step: int) -> None:
+        if not first and step == 2 * STEPS + 2:
+            next(models[0].parameters()).data.fill_(math.nan)
 
-        trained = run(
-            p, tmp_path / "state.pt", on_step=poison, on_epoch=lambda epoch: models.append(epoch.model)
-        )
+    path = tmp_path / "state.pt"
+    trained = run(p, path, on_step=poison, on_epoch=lambda epoch: models.append(epoch.model))
     assert trained.stopped is not None and trained.stopped.startswith("diverged")
     assert (len(trained.history), trained.kept_epoch > 0) == ((1, False) if first else (3, True))
     assert all(tensor.isfinite().all() for tensor in trained.model.state_dict().values())
     assert math.isfinite(trained.train.elbo) and trained.likelihood.sigma is not None
     assert not all(math.isfinite(value) for value in trained.history[-1].values())
     # and it stays stopped when it is resumed
-    again = run(p, tmp_path / "state.pt")
+    again = run(p, path)
     assert (again.stopped, len(again.history)) == (trained.stopped, len(trained.history))
 
 
@@ -243,16 +238,6 @@ def test_the_frozen_likelihood_is_of_the_training_split() -> None:
     assert trained.train.elbo == measure(trained.model, TRAIN, trained.likelihood, CPU, 0).elbo
     assert trained.train.images == 70
     assert measurement.fitted_sigma(trained.model, VALID, CPU, 0) != sigma
-
-
-def test_a_learned_sigma_is_learned() -> None:
-    p = params({"objective.sigma": "learned", "train.epochs": 40, "train.learning_rate": 0.02})
-    trained = run(p)
-    assert trained.model.log_sigma is not None
-    sigma = trained.likelihood.sigma
-    assert sigma == pytest.approx(math.exp(trained.model.log_sigma.item()))
-    assert SMALLEST_SIGMA < sigma < 0.5  # from 1
-    assert 0.6 < sigma / math.sqrt(trained.train.mse_sampled) < 1.7
 
 
 @pytest.mark.parametrize(("channels", "wider"), [(3, 0), (1, 3)])

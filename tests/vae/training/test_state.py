@@ -44,14 +44,6 @@ def test_a_learned_sigma_starts_at_the_mean_images_error_and_does_not_decay() ->
     assert {w for w, decay in decays.items() if decay == 0} == {learned.model.log_sigma}
 
 
-def test_weight_decay_shrinks_the_weights() -> None:
-    def size(decay: float) -> float:
-        model = run(params({"train.weight_decay": decay})).model
-        return sum(float(w.detach().square().sum()) for w in model.parameters())
-
-    assert size(10.0) < 0.8 * size(0.0)
-
-
 def test_the_moving_average_is_pytorchs_own() -> None:
     ours = state({"train.ema": 0.9})
     assert ours.average is not None and ours.judged is ours.average
