@@ -25,9 +25,7 @@ def cases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["tiny", "whole"])
 @pytest.mark.parametrize("trainer", [bench.OURS, *PEERS])
-def test_every_trainer_trains_the_same_network_for_all_epochs(
-    name: str, trainer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_trainer_trains_all_epochs(name: str, trainer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if trainer in ("Lightning", "pythae"):
         pytest.importorskip(trainer.lower())
     monkeypatch.setenv("DVC_ROOT", "restored after the test")

@@ -18,19 +18,12 @@ PARAMETERS = resolve(parse({"data.image_size": 8, "model.latent_dim": 4, "object
 WEIGHT = np.geomspace(1, 100, 5)
 
 
-def test_the_crossing_of_a_power_law_is_where_it_is_one() -> None:
-    found = sweep.crossing(WEIGHT, (WEIGHT / 20) ** -2.0)
-    assert found == pytest.approx(20)
-
-
-def test_the_crossing_is_the_last_one() -> None:
+def test_the_crossing_is_the_last_one_where_a_sweep_spans_it() -> None:
+    assert sweep.crossing(WEIGHT, (WEIGHT / 20) ** -2.0) == pytest.approx(20)
     found = sweep.crossing(WEIGHT, np.array([50.0, 0.1, 10.0, 0.1, 0.0]))
     assert found is not None and WEIGHT[2] < found < WEIGHT[3]
-
-
-@pytest.mark.parametrize("kl", [[9, 8, 7, 6, 5], [0.9, 0.8, 0.7, 0.6, 0.5]])
-def test_a_sweep_that_does_not_span_the_crossing_has_none(kl: list[float]) -> None:
-    assert sweep.crossing(WEIGHT, np.array(kl)) is None
+    for never in ([9, 8, 7, 6, 5], [0.9, 0.8, 0.7, 0.6, 0.5]):
+        assert sweep.crossing(WEIGHT, np.array(never)) is None
 
 
 @pytest.mark.parametrize("count", [6, 8, 11])
@@ -42,27 +35,15 @@ def test_the_weights_reach_from_a_tenth_of_the_calibrated_one_to_beyond_collapse
 
 
 def test_a_row_is_judged_by_its_tolerance_and_only_above_one_nat() -> None:
-    table = pd.DataFrame(
-        {
-            "kl_weight": [1.0, 2.0, 3.0],
-            "predicted_kl": [7.6, 5.0, 0.9],
-            "kl": [10.0, 7.0, 0.1],
-            "predicted_active_units": 4,
-            "informative_units": 4,
-            "elbo": [3.0, 2.0, 1.0],
-            "mean_image_elbo": 1.0,
-            "tolerance": 0.25,
-            "collapse_kl_weight": 2.8,
-            "images_per_latent": 20.0,
-        }
-    )
+    same = {"predicted_active_units": 4, "informative_units": 4, "mean_image_elbo": 1.0, "tolerance": 0.25}
+    kls = {"predicted_kl": [7.6, 5.0, 0.9], "kl": [10.0, 7.0, 0.1], "elbo": [3.0, 2.0, 1.0]}
+    sizes = {"kl_weight": [1.0, 2.0, 3.0], "collapse_kl_weight": 2.8, "images_per_latent": 20.0}
+    table = pd.DataFrame(same | kls | sizes)
     first, second, third = sweep.report(table)[2:5]
     assert "| 0.76 | yes |" in first and "| 0.71 | **no** |" in second and "| under 1 nat |" in third
 
 
-def test_a_sweep_of_small_images_leaves_a_table_that_can_be_shown_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_leaves_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"data.image_size": 8, "model.latent_dim": 2, "model.widths": [4], "train.epochs": 1}
     p = resolve(parse(small | {"train.batch_size": 16, "kl.annealing_epochs": 0}), 2)
     monkeypatch.chdir(tmp_path)

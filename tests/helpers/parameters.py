@@ -6,6 +6,8 @@ from typing import Any
 from vae.config import loading
 from vae.config.parameters import Parameters
 
+Changes = dict[str, Any]  # of parameters, by their full names
+
 
 def parse(changes: Mapping[str, Any]) -> Parameters:
     """The defaults with these changes."""

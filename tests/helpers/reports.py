@@ -20,15 +20,8 @@ from vae.models import saved
 from vae.report.facts import Facts
 from vae.training.history import COLUMNS
 
-COUNTS = {"train": 40, "valid": 12, "test": 13}
-
-
+COUNTS, LATENTS = {"train": 40, "valid": 12, "test": 13}, 5
 NASTY_CLASS, NASTY_FILE = "<script>alert(1)</script>", '<img src=x onerror="alert(2)">\n.png'
-
-
-LATENTS = 5
-
-
 PARAMETERS = {
     "data.source": "folder", "data.image_size": [8, 12], "data.channels": 3, "model.latent_dim": LATENTS,
     "model.widths": [4], "kl.annealing_epochs": 2, "train.epochs": 6, "train.batch_size": 8,
@@ -78,14 +71,9 @@ def make_workspace(
     latents.insert(0, "epoch", history["epoch"])
     latents.to_csv(folder / "reports/kl_per_latent.csv", index=False)
     advice = [] if verdict == "healthy" else ["set kl.max_weight to 0.01"]
-    monitor = {
-        "verdict": verdict,
-        "summary": "All of it & more.",
-        "reasons": ["a < b"],
-        "recommendations": advice,
-    }
+    monitor = {"summary": "All of it & more.", "reasons": ["a < b"], "recommendations": advice}
     for name, content in (
-        ("monitor", monitor),
+        ("monitor", {"verdict": verdict, **monitor}),
         ("preflight", {"predicted_kl": 3.5, "predicted_active_units": 2, "critical_kl_weight": 32.0,
                        "collapse_kl_weight": 20.0, "eigenvalues": [3.0, 2.0, 1.0, 0.5, 0.2],
                        "eigenvalue_sum": 9.0, "images": 40, "kl_per_latent": [2.5, 1.0, 0, 0, 0],

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+from helpers.parameters import Changes
 from helpers.verdicts import (
     FALLING,
     GROWING,
@@ -20,7 +21,7 @@ from ruamel.yaml import YAML
 from vae.collapse.diagnosis import Verdict, judge
 
 
-def judged(changes: dict[str, Any] | None = None, **found: Any) -> Verdict:
+def judged(changes: Changes | None = None, **found: Any) -> Verdict:
     """With these parameters changed, and this of the evidence."""
     return judge(params(changes), evidence(**found))
 
@@ -60,7 +61,7 @@ JITTER = [(-1) ** (epoch + 1) - 0.01 * epoch for epoch in range(35)]
         ("healthy", {"train": {"elbo": 20.0, "mean_image_elbo": 50.0}}),
     ],
 )
-def test_each_verdict_and_just_short_of_it(verdict: str, found: dict[str, Any]) -> None:
+def test_each_verdict_and_just_short_of_it(verdict: str, found: Changes) -> None:
     assert judged(**found).verdict == verdict
 
 
@@ -171,9 +172,7 @@ def test_recommendations_are_the_remedy_in_words_and_then_the_advice() -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_a_collapse_is_met_with(
-    changes: dict[str, Any], theory: dict[str, float], remedy: dict[str, Any]
-) -> None:
+def test_remedies_of_a_collapse(changes: Changes, theory: Changes, remedy: Changes) -> None:
     got = judged(changes, **WRONG["collapsed"], predicted=predicted(**theory))
     assert got.remedy == remedy
     assert not theory or f"kl.max_weight = {params(changes).kl.max_weight:g} " in got.reasons[1]

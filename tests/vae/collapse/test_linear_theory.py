@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.parameters import parse
+from helpers.parameters import Changes, parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +35,7 @@ def spectrum_of(latents: int = LATENTS) -> Spectrum:
     return Spectrum(ALL[:latents], float(ALL.sum()), PIXELS, 1000)
 
 
-def params(latents: int = LATENTS, changes: dict[str, Any] | None = None, **objective: Any) -> Parameters:
+def params(latents: int = LATENTS, changes: Changes | None = None, **objective: Any) -> Parameters:
     named = {f"objective.{name}": value for name, value in objective.items()}
     return parse({"data.image_size": 8, "model.latent_dim": latents} | named | (changes or {}))
 
@@ -105,7 +105,7 @@ def trained_linear_vae(p: Parameters, weight: float) -> tuple[float, float, floa
         ({"reduction": "mean"}, 0.01 / 8),
     ],
 )
-def test_a_trained_linear_vae_gives_what_was_predicted(objective: dict[str, Any], weight: float) -> None:
+def test_a_trained_linear_vae_gives_what_was_predicted(objective: Changes, weight: float) -> None:
     p = params(**objective)
     predicted = predict(p, weight, spectrum_of())
     kl, mse, _ = trained_linear_vae(p, weight)
@@ -172,7 +172,7 @@ spectra = st.builds(
 
 @settings(deadline=None)
 @given(spectra, st.sampled_from(OBJECTIVES))
-def test_the_last_latent_dies_at_the_critical_weight(spectrum: Spectrum, objective: dict[str, Any]) -> None:
+def test_the_last_latent_dies_at_the_critical_weight(spectrum: Spectrum, objective: Changes) -> None:
     p = params(len(spectrum.eigenvalues), **objective)
     critical = critical_weight(p, spectrum)
     assert predict(p, critical * (1 + 1e-6), spectrum).kl == pytest.approx(0, abs=1e-9)
@@ -183,9 +183,7 @@ def test_the_last_latent_dies_at_the_critical_weight(spectrum: Spectrum, objecti
 
 @settings(deadline=None, max_examples=25)
 @given(spectra, st.sampled_from(OBJECTIVES), st.sampled_from([1.0, 0.5]))
-def test_one_nat_is_left_at_the_collapse_weight(
-    spectrum: Spectrum, objective: dict[str, Any], nats: float
-) -> None:
+def test_one_nat_is_left_at_collapse(spectrum: Spectrum, objective: Changes, nats: float) -> None:
     p = params(len(spectrum.eigenvalues), **objective)
     weight = collapse_weight(p, spectrum, nats)
     assert 0 < weight < critical_weight(p, spectrum)
@@ -194,11 +192,9 @@ def test_one_nat_is_left_at_the_collapse_weight(
 
 @settings(deadline=None)
 @given(spectra, st.sampled_from(OBJECTIVES), st.floats(1e-4, 50), st.floats(1.01, 10))
-def test_a_larger_weight_never_leaves_more(
-    spectrum: Spectrum, objective: dict[str, Any], weight: float, factor: float
-) -> None:
-    p = params(len(spectrum.eigenvalues), **objective)
-    assert predict(p, factor * weight, spectrum).kl <= predict(p, weight, spectrum).kl + 1e-9
+def test_more_weight_leaves_no_more(s: Spectrum, objective: Changes, weight: float, factor: float) -> None:
+    p = params(len(s.eigenvalues), **objective)
+    assert predict(p, factor * weight, s).kl <= predict(p, weight, s).kl + 1e-9
 
 
 @settings(deadline=None)
@@ -211,7 +207,7 @@ def test_the_optimal_variance_solves_its_equation(spectrum: Spectrum, beta: floa
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_calibrated_weight_is_a_beta_of_one(objective: dict[str, Any]) -> None:
+def test_the_calibrated_weight_is_a_beta_of_one(objective: Changes) -> None:
     p, spectrum = params(4, **objective), spectrum_of(4)
     weight = calibrated_weight(p, spectrum)
     elbo, prediction = BetaELBO.of(p, weight), predict(p, weight, spectrum)
@@ -222,22 +218,8 @@ def test_the_calibrated_weight_is_a_beta_of_one(objective: dict[str, Any]) -> No
         assert prediction.mse == pytest.approx(best, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("objective", "critical"),
-    [
-        ({}, PIXELS * 3.0 / ALL.sum()),
-        ({"sigma": 0.5}, 3 / 0.25),
-        ({"reduction": "mean"}, 2 * 4 * 3 / PIXELS),
-        ({"likelihood": "bernoulli"}, 3),
-        ({"likelihood": "bernoulli", "reduction": "mean"}, 4 * 3 / PIXELS),
-    ],
-)
-def test_formulas_of_the_critical_weight(objective: dict[str, Any], critical: float) -> None:
-    assert critical_weight(params(4, **objective), spectrum_of(4)) == pytest.approx(critical)
-
-
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_equal_images_have_nothing_to_say(objective: dict[str, Any]) -> None:
+def test_equal_images_have_nothing_to_say(objective: Changes) -> None:
     p = params(**objective)
     spectrum = linear_theory.spectrum_for(p, np.full((6, 8, 8, 1), 77, np.uint8))
     assert spectrum.total == pytest.approx(0, abs=1e-12)
@@ -296,9 +278,7 @@ def test_bernoulli_pixels_are_whitened(monkeypatch: pytest.MonkeyPatch, exact_up
 
 @pytest.mark.parametrize("exact_up_to", [2048, 10])
 @pytest.mark.parametrize("bernoulli", [True, False])
-def test_drawn_pixels_have_the_covariance_of_draws(
-    monkeypatch: pytest.MonkeyPatch, exact_up_to: int, bernoulli: bool
-) -> None:
+def test_drawn_pixels(monkeypatch: pytest.MonkeyPatch, exact_up_to: int, bernoulli: bool) -> None:
     monkeypatch.setattr(linear_theory, "EXACT_UP_TO", exact_up_to)
     monkeypatch.setattr(linear_theory, "MOST_IMAGES", 30_000)  # all of the draws
     images = low_rank_images(100, 6, rank=3)
@@ -336,18 +316,10 @@ def test_expectations_are_those_of_the_weight_and_of_the_calibrated_one() -> Non
         ({}, "predicted_kl", None),
     ],
 )
-def test_expectations_of_a_control_are_its_target_and_of_no_kl_term_nothing(
-    changes: dict[str, Any], name: str, value: float | None
-) -> None:
+def test_expectations_of_a_control(changes: Changes, name: str, value: float | None) -> None:
     weight = 1.0 if changes else 0.0
     expected = expectations(params(changes={"kl.max_weight": weight, **changes}), weight, spectrum_of())[name]
     assert expected is None if value is None else expected == pytest.approx(value)
-
-
-def test_a_model_of_fewer_latents_expects_less_of_the_same_spectrum() -> None:
-    fewer = expectations(params(2), 1.0, spectrum_of(3))
-    assert fewer == expectations(params(2), 1.0, spectrum_of(2))
-    assert len(fewer["kl_per_latent"]) == 2
 
 
 def test_a_report_gives_its_spectrum_back_and_is_made_anew_for_a_remedy() -> None:
@@ -356,7 +328,7 @@ def test_a_report_gives_its_spectrum_back_and_is_made_anew_for_a_remedy() -> Non
     assert linear_theory.of_remedied(report, p, {}, PIXELS) == report
     changes = {"kl.max_weight": 0.7, "objective.sigma": 0.3, "model.latent_dim": 2}
     remedied = linear_theory.of_remedied(report, changed(p, changes), changes, PIXELS)
-    expected = expectations(params(2, sigma=0.3), 0.7, spectrum_of())
+    expected = expectations(params(2, sigma=0.3), 0.7, spectrum_of(2))
     assert remedied == {**expected, "warnings": ["close to the edge"]}
 
 
@@ -370,9 +342,7 @@ def test_a_calibrated_weight_becomes_its_number_and_a_number_stays() -> None:
 @pytest.mark.parametrize(
     ("critical", "weight"), [(1.0, 1.0), (1.0, 1e-9), (1.0, 1e6), (0.0, 0.1), (3.0, 0.0), (0.0, 0.0)]
 )
-def test_a_curve_over_weights_goes_beyond_collapse_and_has_this_runs_weight(
-    critical: float, weight: float
-) -> None:
+def test_a_curve_over_weights_spans_collapse_and_this_run(critical: float, weight: float) -> None:
     weights = linear_theory.weights_of_interest(critical, weight)
     assert np.all(np.diff(weights) > 0)
     for value in (critical, weight):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.parameters import Changes
 from helpers.verdicts import WRONG, evidence, params, predicted
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -56,9 +57,7 @@ def remedied_of(p: ResolvedParameters, spectrum: Spectrum) -> ResolvedParameters
         {"kl.reconstruction_target": 0.9, "objective.sigma": 0.3},
     ],
 )
-def test_after_the_remedy_of_a_collapse_theory_expects_the_elbo_of_the_best_sigma(
-    changes: dict[str, Any],
-) -> None:
+def test_the_remedy_of_a_collapse_expects_the_best_elbo(changes: Changes) -> None:
     remedied = remedied_of(params(changes), IMAGES)
     after = expected(remedied)
     assert after["predicted_kl"] > 1.5 * COLLAPSED_BELOW_NATS and remedied.kl.control == "schedule"
@@ -72,7 +71,7 @@ def test_images_of_which_the_elbo_keeps_nothing_get_a_weight_that_keeps_somethin
 
 
 @pytest.mark.parametrize("changes", [{}, {"kl.capacity": 5.0}, {"objective.sigma": 0.2, "kl.target_kl": 5.0}])
-def test_images_that_are_all_the_same_get_no_weight(changes: dict[str, Any]) -> None:
+def test_images_that_are_all_the_same_get_no_weight(changes: Changes) -> None:
     p = params(changes)
     theory = expected(p, Spectrum(np.zeros(4), 0.0, 256, 1000))
     got = judge(p, evidence(**WRONG["collapsed"], predicted=theory))
@@ -115,7 +114,7 @@ MLP, SLOWER = {"model.architecture": "mlp"}, {"train.learning_rate": 0.0005}
         ),
     ],
 )
-def test_the_surest_cause_comes_first(changes: dict[str, Any], images: int, remedy: dict[str, Any]) -> None:
+def test_the_surest_cause_comes_first(changes: Changes, images: int, remedy: Changes) -> None:
     assert remedies.gentler(params(changes), images) == remedy
 
 
@@ -194,9 +193,7 @@ FEW = Spectrum(IMAGES.eigenvalues, 12.0, 256, 3)
     st.sampled_from([IMAGES, FAINT, FEW]),
     st.sampled_from(list(WRONG.values())),
 )
-def test_every_remedy_is_taken_by_parameters_and_changes_something(
-    changes: dict[str, Any], spectrum: Spectrum, wrong: dict[str, Any]
-) -> None:
+def test_remedies_are_valid_changes(changes: Changes, spectrum: Spectrum, wrong: Changes) -> None:
     try:
         p = params(changes)
     except InputError:

@@ -2,10 +2,10 @@
 
 import dataclasses
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
+from helpers.parameters import Changes
 from helpers.trainings import CPU, TRAIN, VALID, blobs, params, run
 
 from vae.collapse import linear_theory, restarts
@@ -43,22 +43,13 @@ def names(tried: list[Attempt]) -> list[str]:
     return [attempt.verdict.verdict for attempt in tried]
 
 
-def test_a_healthy_training_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
-    trainings = Trainings()
-    p = params(LONG)
-    (only,) = trainings.attempts(p)
-    assert only.verdict.verdict == "healthy", only.verdict
-    assert only.changes == {} and only.parameters == p and only.prior is None
-    assert [(number, reason) for _, number, reason in trainings.asked] == [(0, "the parameters as they are")]
-    assert caplog.messages == []
-
-
 def test_a_weight_far_too_high_is_remedied(caplog: pytest.LogCaptureFixture) -> None:
     trainings = Trainings()
     p = params({**LONG, "kl.max_weight": 1e3})
     first, last = trainings.attempts(p)
     assert first.verdict.verdict == "collapsed" and first.evidence.valid.rate < 1
     assert last.verdict.verdict == "healthy", last.verdict
+    assert first.changes == {} and first.parameters == p and first.prior is None
     assert last.changes == first.verdict.remedy == {"kl.max_weight": 1.0}
     assert last.parameters.kl.max_weight == 1 and p.kl.max_weight == 1e3
     # the verdict on it is by what theory says of the changed parameters
@@ -86,9 +77,7 @@ def test_the_number_of_restarts_is_bounded_and_changes_add_up(allowed: int) -> N
     assert restarts.best(tried) in tried
 
 
-def test_where_only_the_prior_is_at_fault_a_mixture_is_fitted_and_nothing_trained_again(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_prior_is_fitted_where_only_it_is_at_fault(caplog: pytest.LogCaptureFixture) -> None:
     """A capacity is asked for 30 nats: latents of 30 nats are far from N(0, I), as they were told to be."""
     p = params(
         {
@@ -126,15 +115,11 @@ def test_where_only_the_prior_is_at_fault_a_mixture_is_fitted_and_nothing_traine
         ({"objective.sigma": 0.1, "kl.capacity": 9.0, "kl.max_weight": 0.5}, {}, True),
     ],
 )
-def test_when_only_the_prior_is_at_fault(
-    changes: dict[str, Any], remedies: dict[str, Any], only: bool
-) -> None:
+def test_when_only_the_prior_is_at_fault(changes: Changes, remedies: Changes, only: bool) -> None:
     assert restarts.only_the_prior(params(changes), Verdict("under_regularised", "", [], remedies)) is only
 
 
-def test_a_remedy_that_parameters_refuse_ends_the_loop(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_refused_remedy_ends_it(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     refused = Verdict("collapsed", "All of it.", ["for once"], {"train.learning_rate": -1.0})
     monkeypatch.setattr(restarts, "judge", lambda p, e: refused)
     trainings = Trainings(TRAIN, VALID)

@@ -1,8 +1,7 @@
 """Warnings of a schedule that is long above the collapse weight, and of a controller that may go there."""
 
-from typing import Any
-
 import pytest
+from helpers.parameters import Changes
 from helpers.trainings import TRAIN, params, unresolved
 
 from vae.collapse.linear_theory import collapse_weight, expectations, predict, spectrum
@@ -13,13 +12,13 @@ COLLAPSE = collapse_weight(params(), SPECTRUM)
 CYCLICAL = {"kl.schedule": "cyclical"}
 
 
-def warned(changes: dict[str, Any]) -> str:
+def warned(changes: Changes) -> str:
     """The warnings, one per line."""
     p = unresolved(changes)
     return "\n".join(warnings(p, expectations(p, p.kl.max_weight, SPECTRUM), SPECTRUM))
 
 
-def above(changes: dict[str, Any]) -> list[float | None]:
+def above(changes: Changes) -> list[float | None]:
     """Share of a cycle above the collapse weight, epoch and step at which a ramp crosses it."""
     kl = unresolved(changes).kl
     return list(schedule_above(kl, kl.max_weight, COLLAPSE).values())
@@ -51,9 +50,7 @@ def test_the_ratio_that_it_names_is_enough() -> None:
         (CYCLICAL, 0.9, [0, None, None], ""),
     ],
 )
-def test_where_a_ramp_crosses_the_collapse_weight(
-    changes: dict[str, Any], times: float, crosses: list[float | None], words: str
-) -> None:
+def test_where_a_ramp_crosses_collapse(changes: Changes, times: float, crosses: list, words: str) -> None:
     changes = {**changes, "kl.max_weight": times * COLLAPSE}
     assert above(changes) == [None if c is None else pytest.approx(c) for c in crosses]
     assert words in warned(changes) and bool(words) is bool(warned(changes))
@@ -75,7 +72,7 @@ def test_the_length_of_the_training_changes_nothing() -> None:
         ({"kl.capacity": 0.5}, "the target of the control (kl.capacity) leaves a KL of only 0.5 nats"),
     ],
 )
-def test_other_predictions_to_distrust(changes: dict[str, Any], words: str) -> None:
+def test_other_predictions_to_distrust(changes: Changes, words: str) -> None:
     assert words in warned(changes) and words not in warned({})
 
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,9 +63,7 @@ def test_reading_ahead_is_one_batch_ahead_and_tells_what_went_wrong() -> None:
         next(batches)
 
 
-def test_images_are_resident_where_half_of_the_memory_holds_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_images_are_resident_in_half_of_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = images(7)
     pages = {"SC_PHYS_PAGES": 2 * given.nbytes + 2, "SC_PAGE_SIZE": 1}
     limit = tmp_path / "memory.max"
@@ -82,9 +81,7 @@ def test_images_are_resident_where_half_of_the_memory_holds_them(
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 1000), st.integers(1, 200))
-def test_an_epoch_is_a_permutation_that_follows_from_seed_and_epoch(
-    seed: int, epoch: int, count: int
-) -> None:
+def test_an_epoch_is_a_permutation_of_its_own(seed: int, epoch: int, count: int) -> None:
     order = epoch_order(seed, epoch, count)
     assert sorted(order.tolist()) == list(range(count))
     torch.rand(3)  # nothing that was drawn elsewhere matters
@@ -115,9 +112,7 @@ def test_images_are_mapped_not_read_and_the_file_stays_as_it_was(tmp_path: Path)
         (None, "does not exist; `dvc repro ingest` makes it"),
     ],
 )
-def test_anything_but_images_is_refused(
-    tmp_path: Path, content: np.ndarray | bytes | None, words: str
-) -> None:
+def test_anything_but_images_is_refused(tmp_path: Path, content: Any, words: str) -> None:
     path = tmp_path / "train.npy"
     if isinstance(content, bytes):
         path.write_bytes(content)

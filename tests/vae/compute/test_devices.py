@@ -24,29 +24,24 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("bf16", "matrix_units", "compiler", "image_flops", "images", "precision", "compiled"),
+    (
+        "has",
+        "work",
+        "chosen",
+    ),  # bf16, matrix units, a compiler; of an image, of an epoch; precision, compiled
     [
-        (False, False, True, LARGE, LONG, "fp32", False),
-        (True, False, True, LARGE, LONG, "bf16", False),
-        (True, True, True, LARGE, LONG, "bf16", True),
-        (True, True, False, LARGE, LONG, "bf16", False),
-        (True, True, True, LARGE, SHORT, "bf16", False),
-        (True, True, True, SMALL, LONG * 1000, "fp32", False),
+        ((False, False, True), (LARGE, LONG), ("fp32", False)),
+        ((True, False, True), (LARGE, LONG), ("bf16", False)),
+        ((True, True, True), (LARGE, LONG), ("bf16", True)),
+        ((True, True, False), (LARGE, LONG), ("bf16", False)),
+        ((True, True, True), (LARGE, SHORT), ("bf16", False)),
+        ((True, True, True), (SMALL, LONG * 1000), ("fp32", False)),
     ],
 )
-def test_a_cpu_takes_what_pays_on_it(
-    machine: Any,
-    bf16: bool,
-    matrix_units: bool,
-    compiler: bool,
-    image_flops: float,
-    images: int,
-    precision: str,
-    compiled: bool,
-) -> None:
-    machine(bf16, matrix_units, compiler)
-    found = devices.choose(Train(device="cpu"), image_flops, images)
-    assert (found.precision, found.compiled) == (precision, compiled)
+def test_a_cpu_takes_what_pays_on_it(machine: Any, has: tuple, work: tuple, chosen: tuple) -> None:
+    machine(*has)
+    found = devices.choose(Train(device="cpu"), *work)
+    assert (found.precision, found.compiled) == chosen
 
 
 def test_what_is_asked_for_is_taken(machine: Any) -> None:
@@ -55,9 +50,7 @@ def test_what_is_asked_for_is_taken(machine: Any) -> None:
     assert (found.precision, found.compiled) == ("bf16", True)
 
 
-def test_memory_is_kept_by_a_cpus_process_and_its_absence_is_no_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_cpus_process_keeps_freed_memory_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
     class C:

@@ -2,7 +2,7 @@ import math
 from typing import Any
 
 import pytest
-from helpers.parameters import parse
+from helpers.parameters import Changes, parse
 
 from vae.config.beta_elbo import BetaELBO
 from vae.config.constants import SMALLEST_SIGMA
@@ -28,9 +28,7 @@ def elbo(weight: float, **objective: Any) -> BetaELBO:
         ({"reduction": "mean"}, 1, 0.3 / LATENTS, math.sqrt(0.3 * FROM_MEAN / 2)),
     ],
 )
-def test_a_weight_of_three_tenths(
-    objective: dict[str, Any], beta: float, scale: float, sigma: float | None
-) -> None:
+def test_a_weight_of_0_3(objective: Changes, beta: float, scale: float, sigma: float | None) -> None:
     """That these are the losses they claim to be: tests/vae/losses/test_elbo.py."""
     e = elbo(0.3, **objective)
     assert (e.beta, e.scale) == pytest.approx((beta, scale))
@@ -50,5 +48,5 @@ def test_a_weight_of_three_tenths(
         (1.0, {"sigma": 0.1}, 0.0, 0.01 / SMALLEST_SIGMA**2),
     ],
 )
-def test_effective_beta(weight: float, objective: dict[str, Any], mse: float, expected: float) -> None:
+def test_effective_beta(weight: float, objective: Changes, mse: float, expected: float) -> None:
     assert elbo(weight, **objective).effective_beta(mse) == pytest.approx(expected)

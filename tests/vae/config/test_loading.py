@@ -31,9 +31,7 @@ def test_the_projects_own_file_loads_and_has_every_parameter() -> None:
     ["- 1", "a: [", "\x00", "seed: 1\nseed: 2", "a: 2024-13-45", "a: !!int abc", "text", "{a: b: c}",
      'a: !!python/object/apply:os.mkdir ["it ran"]'],
 )  # fmt: skip
-def test_a_file_that_is_no_mapping_is_refused(
-    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(InputError, match=r"params\.yaml") as error:

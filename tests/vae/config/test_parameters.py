@@ -1,17 +1,16 @@
 """What is allowed and what is refused, in words that name the parameter, its value and what to write instead."""
 
 import math
-from typing import Any
 
 import pytest
-from helpers.parameters import parse
+from helpers.parameters import Changes, parse
 
 from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters
 
 
-def refusal(changes: dict[str, Any]) -> str:
+def refusal(changes: Changes) -> str:
     with pytest.raises(InputError) as error:
         parse(changes)
     return str(error.value)
@@ -40,7 +39,7 @@ def test_a_number_of_pixels_is_a_square() -> None:
         {"data.binarise": "dynamic", "objective.likelihood": "bernoulli"},
     ],
 )
-def test_what_is_allowed_survives_its_own_dump(changes: dict[str, Any]) -> None:
+def test_what_is_allowed_survives_its_own_dump(changes: Changes) -> None:
     p = parse(changes)
     assert loading.parse(p.model_dump()) == p
 
@@ -113,9 +112,7 @@ def test_what_is_allowed_survives_its_own_dump(changes: dict[str, Any]) -> None:
         ("train", [1], "dictionary"),
     ],
 )
-def test_a_bad_value_is_refused_with_name_value_and_what_is_allowed(
-    name: str, value: object, allowed: str
-) -> None:
+def test_a_bad_value_is_refused_with_what_is_allowed(name: str, value: object, allowed: str) -> None:
     message = refusal({name: value})
     assert "\n" not in message
     assert message.startswith(f"params.yaml: {name}")
@@ -166,7 +163,7 @@ IWAE, AGGRESSIVE = "objective.importance_samples_train", "train.aggressive_encod
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused(changes: dict[str, Any], words: list[str]) -> None:
+def test_what_does_not_go_together_is_refused(changes: Changes, words: list[str]) -> None:
     message = refusal(changes)
     assert "\n" not in message
     for word in words:

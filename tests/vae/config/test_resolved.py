@@ -1,7 +1,5 @@
-from typing import Any
-
 import pytest
-from helpers.parameters import parse
+from helpers.parameters import Changes, parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +62,7 @@ def test_parameters_are_changed_by_name() -> None:
         ({"kl.capacity": 1.0, "kl.free_bits": 0.1}, "exclude one another"),
     ],
 )
-def test_changes_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:
+def test_changes_that_do_not_fit_are_refused(changes: Changes, words: str) -> None:
     with pytest.raises(InputError) as error:
         changed(resolve(parse({}), 1), changes)
     assert words in str(error.value) and "\n" not in str(error.value)

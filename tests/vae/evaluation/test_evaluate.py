@@ -100,9 +100,7 @@ def test_with_the_exact_posterior_the_bound_is_the_evidence(kept: int | None, sa
     assert bound == pytest.approx(model.log_evidence(images, LATENTS if kept is None else kept), rel=1e-6)
 
 
-def test_pruning_is_of_the_test_split_and_free_where_all_are_active(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_pruning_is_of_the_test_split_and_free_where_all_are_active(monkeypatch: pytest.MonkeyPatch) -> None:
     saved = saved_model(Likelihood("gaussian", 0.3))
     with torch.no_grad():
         saved.model.posterior.weight.mul_(3)
@@ -194,9 +192,8 @@ def test_a_fitted_prior_is_measured_beside_the_standard_normal() -> None:
         result = evaluated(dataclasses.replace(model, prior=prior))
         assert {split for split in result if "fitted_prior_kl" in result[split].metrics} == set(result)
         test = of[name] = result["test"].metrics
-        assert test["fitted_prior_elbo"] == pytest.approx(
-            -test["reconstruction"] - test["fitted_prior_kl"], rel=1e-5
-        )
+        elbo = -test["reconstruction"] - test["fitted_prior_kl"]
+        assert test["fitted_prior_elbo"] == pytest.approx(elbo, rel=1e-5)
         assert all(test[key] == plain[key] for key in plain), "nothing else changes"
         encoded = encode(model.model, pictures(24, 24), CPU)
         assert test["fitted_prior_mmd"] == pytest.approx(mmd_to_prior(*encoded, 0, prior), abs=1e-4)

@@ -31,9 +31,7 @@ def by_loops(x: np.ndarray, y: np.ndarray) -> float:
 
 @pytest.mark.parametrize("block", [1, 7, 1000])
 @pytest.mark.parametrize("latents", [1, 5])
-def test_blocks_give_what_a_double_loop_gives(
-    monkeypatch: pytest.MonkeyPatch, block: int, latents: int
-) -> None:
+def test_blocks_give_what_a_loop_gives(monkeypatch: pytest.MonkeyPatch, block: int, latents: int) -> None:
     monkeypatch.setattr(mmd, "BLOCK", block)
     x, y = normal(33, latents, 0, shift=0.3), normal(20, latents, 1)
     assert mmd2(x, y) == pytest.approx(by_loops(x, y), rel=1e-9)

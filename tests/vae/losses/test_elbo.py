@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.parameters import parse
+from helpers.parameters import Changes, parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, distributions
@@ -63,11 +63,9 @@ def assert_same_gradients(one: Tensor, other: Tensor, of: list[Tensor]) -> None:
 @settings(deadline=None)
 @given(st.floats(-30, 30), st.floats(-15, 8))
 def test_kl_of_two_gaussians_is_that_of_torch(mu: float, logvar: float) -> None:
-    mean, log = torch.tensor(mu, dtype=torch.float64), torch.tensor(logvar, dtype=torch.float64)
-    expected = distributions.kl_divergence(
-        distributions.Normal(mean, (0.5 * log).exp()),
-        distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean)),
-    )
+    mean, log, zero = torch.tensor([mu, logvar, 0.0], dtype=torch.float64)
+    q, p = distributions.Normal(mean, (0.5 * log).exp()), distributions.Normal(zero, zero + 1)
+    expected = distributions.kl_divergence(q, p)
     torch.testing.assert_close(kl_per_latent(mean, log), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -78,15 +76,12 @@ def test_kl_keeps_each_latent_apart() -> None:
 
 @pytest.mark.parametrize("beta", [1.0, 0.3])
 @pytest.mark.parametrize("objective", [{"sigma": 0.2}, {"likelihood": "bernoulli"}])
-def test_sum_reduction_is_the_elbo_with_its_rate_times_beta(objective: dict[str, Any], beta: float) -> None:
+def test_sum_reduction_is_the_elbo_with_its_rate_times_beta(objective: Changes, beta: float) -> None:
     network, e = Network(), elbo(**objective)
     output, mu, logvar = network.outputs
     x = X.round() if "likelihood" in objective else X
-    p = (
-        distributions.Bernoulli(logits=output)
-        if "likelihood" in objective
-        else distributions.Normal(output, 0.2)
-    )
+    gaussian, bernoulli = distributions.Normal(output, 0.2), distributions.Bernoulli(logits=output)
+    p = bernoulli if "likelihood" in objective else gaussian
     distortion = -p.log_prob(x).sum((1, 2, 3)).mean()
     q = distributions.Normal(mu, (0.5 * logvar).exp())
     rate = distributions.kl_divergence(q, distributions.Normal(0.0, 1.0)).sum(1).mean()
@@ -163,9 +158,7 @@ RATES = torch.tensor([[0.0, 0.4, 3.0], [0.1, 0.2, 1.0]])  # means 0.05, 0.3 and 
         ({"free_bits_total": 2.5}, 2.5, [0.0, 0.0, 0.0]),
     ],
 )
-def test_free_bits_hide_what_latents_cost_below_them(
-    free: dict[str, float], rate: float, gradient: list[float]
-) -> None:
+def test_free_bits_hide_a_cost_below_them(free: dict[str, float], rate: float, gradient: list[float]) -> None:
     rates = RATES.clone().requires_grad_()
     penalised = penalised_rate(replace(elbo(), **free), rates)
     assert penalised.item() == pytest.approx(rate)

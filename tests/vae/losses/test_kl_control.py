@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.parameters import Changes
 from helpers.trainings import assert_same_bits, interrupted, params, run
 
 from vae.config.resolved import ResolvedKL
@@ -79,7 +80,7 @@ def test_geco_is_rezende_viola() -> None:
     assert missed.effective_weight(1, sigma=0.2) == pytest.approx(expected)
 
 
-def last_row(changes: dict[str, Any]) -> Row:
+def last_row(changes: Changes) -> Row:
     return run(params(changes)).history[-1]
 
 

@@ -1,10 +1,10 @@
 """p(x|z) against PyTorch's distributions."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
+from helpers.parameters import Changes
 from helpers.trainings import params
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,8 +69,6 @@ def test_the_optimal_sigma_is_the_root_of_the_error_down_to_the_rounding_of_grey
         ),
     ],
 )
-def test_what_needs_no_measurement_is_known(
-    changes: dict[str, Any], log_sigma: float | None, known: Likelihood | None
-) -> None:
+def test_what_is_known_unmeasured(changes: Changes, log_sigma: float | None, known: object) -> None:
     log = None if log_sigma is None else torch.tensor(log_sigma, dtype=torch.float64, requires_grad=True)
     assert known_likelihood(params(changes).elbo, log) == known

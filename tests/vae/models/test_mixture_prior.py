@@ -41,12 +41,8 @@ def posteriors(images: int, latents: int = LATENTS, seed: int = 1) -> tuple[np.n
 def test_log_prob_is_scipys() -> None:
     prior = some_mixture()
     z = 3 * np.random.default_rng(2).standard_normal((50, LATENTS))
-    densities = [
-        multivariate_normal(mean, scale @ scale.T).logpdf(z) + np.log(weight)
-        for weight, mean, scale in zip(
-            prior.weights.numpy(), prior.means.numpy(), prior.scales.numpy(), strict=True
-        )
-    ]
+    parts = zip(prior.weights.numpy(), prior.means.numpy(), prior.scales.numpy(), strict=True)
+    densities = [multivariate_normal(m, s @ s.T).logpdf(z) + np.log(weight) for weight, m, s in parts]
     got = prior.log_prob(torch.from_numpy(z).reshape(5, 10, LATENTS))
     assert got.shape == (5, 10)
     np.testing.assert_allclose(got.flatten(), logsumexp(densities, axis=0), rtol=1e-10)
@@ -64,12 +60,7 @@ def test_samples_have_the_moments_and_the_covariances() -> None:
     )
     assert isinstance(second, torch.Tensor)
     np.testing.assert_allclose(np.cov(z.T), second.numpy() - np.outer(mean, mean), atol=0.1)
-
-
-def test_samples_follow_the_generator_alone() -> None:
-    one, other = (some_mixture().sample(20, torch.Generator().manual_seed(4)) for _ in range(2))
-    assert torch.equal(one, other)
-    assert not torch.equal(one, some_mixture().sample(20, torch.Generator().manual_seed(5)))
+    assert torch.equal(z, prior.sample(200_000, torch.Generator().manual_seed(3)))
 
 
 def test_the_gap_falls_by_what_the_rate_falls_by() -> None:

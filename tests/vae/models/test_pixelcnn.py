@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.parameters import Changes
 from helpers.trainings import CPU, TRAIN, VALID, params, run
 
 from vae.evaluation import evaluate
@@ -18,16 +19,17 @@ from vae.models.pixelcnn import REACH
 from vae.models.vae import VAE, build
 from vae.training.loop import Trained
 
+Shape = tuple[int, int, int]
 AUTOREGRESSIVE: dict[str, Any] = {"model.architecture": "autoregressive"}
 
 
-def vae(shape: tuple[int, int, int], **changes: Any) -> VAE:
+def vae(shape: Shape, **changes: Any) -> VAE:
     torch.manual_seed(0)
     given = {"latent_dim": 3, "widths": [5], "batch_norm": True}
     return VAE(shape, "autoregressive", **{**given, **changes})
 
 
-def drawn(images: int, model: VAE, shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn(images: int, model: VAE, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
     random = torch.Generator().manual_seed(1)
     return torch.randn(images, model.latent_dim, generator=random), torch.rand(
         images, *shape, generator=random
@@ -36,9 +38,7 @@ def drawn(images: int, model: VAE, shape: tuple[int, int, int]) -> tuple[torch.T
 
 @pytest.mark.parametrize("shape", [(1, 6, 5), (3, 4, 9), (2, 18, 3)])
 @pytest.mark.parametrize("training_mode", [True, False])
-def test_a_pixel_is_predicted_from_z_and_those_before_it_alone(
-    shape: tuple[int, int, int], training_mode: bool
-) -> None:
+def test_a_pixel_is_predicted_from_z_and_those_before_it_alone(shape: Shape, training_mode: bool) -> None:
     """The Jacobian of the output by the image: exactly zero at and after the pixel itself, in raster order."""
     model, (channels, height, width) = vae(shape).train(training_mode), shape
     z, x = drawn(2, model, shape)
@@ -79,9 +79,7 @@ def test_its_likelihood_sums_to_one_over_all_images() -> None:
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 @pytest.mark.parametrize("shape", [(1, 8, 21), (3, 19, 8)])
-def test_what_it_draws_is_what_it_expects_of_its_own_picture(
-    likelihood: str, shape: tuple[int, int, int]
-) -> None:
+def test_what_it_draws_is_what_it_expects_of_its_own_picture(likelihood: str, shape: Shape) -> None:
     model = vae(shape, likelihood=likelihood).eval()
     model.decoder.output.weight.data.mul_(0.2)
     model.decoder.output.bias.data.fill_(0.4)
@@ -132,7 +130,7 @@ def test_it_learns(trained: Trained) -> None:
         {"objective.likelihood": "bernoulli", "data.binarise": "dynamic"},
     ],
 )
-def test_it_learns_with_other_objectives(changes: dict[str, Any]) -> None:
+def test_it_learns_with_other_objectives(changes: Changes) -> None:
     history = training(**changes, **{"train.epochs": 8}).history
     assert history[-1]["valid/mse_sampled"] < 0.6 * history[0]["valid/mse_sampled"]
     assert history[-1]["valid/elbo"] > history[2]["valid/elbo"]

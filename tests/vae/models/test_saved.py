@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "models" / "vae"
 
 
-@pytest.mark.parametrize("architecture", ["conv", "mlp", "autoregressive"])
+@pytest.mark.parametrize("kind", ["conv", "mlp", "autoregressive"])
 @pytest.mark.parametrize(
     ("likelihood", "learned"),
     [
@@ -59,13 +59,11 @@ def folder(tmp_path: Path) -> Path:
         (Likelihood("bernoulli"), False),
     ],
 )
-def test_a_round_trip_gives_the_same_bits(
-    tmp_path: Path, architecture: str, likelihood: Likelihood, learned: bool
-) -> None:
+def test_a_round_trip_to_the_bit(tmp_path: Path, kind: str, likelihood: Likelihood, learned: bool) -> None:
     changes = {"kl.max_weight": 1.0, "model.widths": [6, 8], "kl.capacity": None}
     made = config(
         SHAPE,
-        Model(**{**MODEL, "architecture": architecture, "logvar_max": -2.0}),
+        Model(**{**MODEL, "architecture": kind, "logvar_max": -2.0}),
         likelihood=likelihood,
         stopped="collapsed: a KL of 0.0000 nats",
         valid=Validation(images=3, score_percentiles=[float(score) for score in range(101)]),
@@ -134,9 +132,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("damage", ["header", "length", "truncated", "empty", "text", "pickle", "torch"])
-def test_weights_that_are_not_safetensors_are_refused_unread(
-    folder: Path, tmp_path: Path, damage: str
-) -> None:
+def test_other_files_for_weights_are_refused_unread(folder: Path, tmp_path: Path, damage: str) -> None:
     path, witness = folder / saved.WEIGHTS_FILE, tmp_path / "it ran"
     content = path.read_bytes()
     torch.save(Malicious(witness), tmp_path / "torch")

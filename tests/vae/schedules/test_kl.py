@@ -57,9 +57,7 @@ def test_cyclical_starts_again_in_every_cycle() -> None:
 
 @settings(deadline=None)
 @given(st.integers(1, 6), st.floats(0.1, 0.9), st.integers(5, 40), st.floats(0.1, 0.9))
-def test_cyclical_ramps_over_its_ratio_of_each_cycle(
-    cycles: int, ratio: float, epochs: int, part: float
-) -> None:
+def test_each_cycle_ramps_over_its_ratio(cycles: int, ratio: float, epochs: int, part: float) -> None:
     kl, length = KL(schedule="cyclical", cycles=cycles, ratio=ratio), epochs / cycles
     for start in (cycle * length for cycle in range(cycles)):
         assert ramp(kl, start + part * ratio * length, epochs) == pytest.approx(part)
@@ -68,9 +66,7 @@ def test_cyclical_ramps_over_its_ratio_of_each_cycle(
 
 @settings(deadline=None)
 @given(kls, lengths, st.floats(0, 120), st.floats(0, 120))
-def test_a_ramp_lies_between_zero_and_one_and_never_falls(
-    kl: KL, epochs: int, one: float, other: float
-) -> None:
+def test_a_ramp_rises_from_zero_to_one(kl: KL, epochs: int, one: float, other: float) -> None:
     earlier, later = (ramp(kl, epoch, epochs) for epoch in sorted((one, other)))
     assert min(earlier, later) >= 0 and max(earlier, later) <= 1
     assert kl.schedule == "cyclical" or earlier <= later + ROUNDING
@@ -80,9 +76,7 @@ def test_a_ramp_lies_between_zero_and_one_and_never_falls(
 
 @settings(deadline=None)
 @given(kls, lengths, st.floats(0, 1))
-def test_from_the_first_final_epoch_on_the_weight_is_full_and_never_before(
-    kl: KL, epochs: int, share: float
-) -> None:
+def test_the_weight_is_full_from_the_first_final_epoch_on(kl: KL, epochs: int, share: float) -> None:
     final = first_final_epoch(kl, epochs)
     assert ramp(kl, final + share * max(epochs - final, 0), epochs) == pytest.approx(1, rel=ROUNDING)
     if final > 0:

@@ -56,11 +56,8 @@ def test_the_phase_lasts_while_mutual_information_climbs() -> None:
 
 @pytest.mark.parametrize("architecture", ["conv", "mlp", "gated_mlp", "autoregressive"])
 def test_every_trained_parameter_is_in_one_half(architecture: str) -> None:
-    model = build(
-        params({
-            "model.architecture": architecture, "model.mean_batch_norm": 0.5, "objective.sigma": "learned",
-        })
-    )  # fmt: skip
+    changes = {"model.mean_batch_norm": 0.5, "objective.sigma": "learned"}
+    model = build(params({**changes, "model.architecture": architecture}))
     phi, theta = (set(half) for half in halves(model))
     assert not phi & theta
     assert phi | theta == {w for w in model.parameters() if w.requires_grad}
@@ -120,9 +117,7 @@ def test_two_steps_are_those_of_algorithm_1() -> None:
         torch.testing.assert_close(found[name], expected, rtol=2e-3, atol=2e-4)
 
 
-def test_the_phase_ends_with_the_first_epoch_that_does_not_climb(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_when_the_phase_ends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     p = params({**AGGRESSIVE, "kl.max_weight": 12.0, "train.epochs": 12, "train.on_collapse": "continue"})
     during: list[int] = []
     original = aggressive.converge

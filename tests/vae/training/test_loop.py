@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import trainings
+from helpers.parameters import Changes
 from helpers.trainings import CPU, STEPS, TRAIN, VALID, assert_same_bits, params, run
 
 from vae.compute.devices import Compute
-from vae.config.constants import SMALLEST_SIGMA
 from vae.config.errors import InputError
 from vae.losses.elbo import Logs
 from vae.metrics import measurement
@@ -31,8 +31,9 @@ from vae.training.step import Step
     [
         {},
         {"model.architecture": "autoregressive", "train.ema": 0.9},
+        # the encoder's phase is on in the first epochs, off in the last
         {
-            "train.aggressive_encoder": True,  # on in the first epochs, off in the last
+            "train.aggressive_encoder": True,
             "kl.schedule": "constant",
             "kl.max_weight": 12.0,
             "data.augment": "flip",
@@ -43,9 +44,7 @@ from vae.training.step import Step
         {"train.select": "last", "objective.reduction": "mean", "train.weight_decay": 0.1},
     ],
 )
-def test_after_interruptions_the_bits_are_those_of_an_undisturbed_run(
-    tmp_path: Path, changes: dict[str, Any]
-) -> None:
+def test_interruptions_change_no_bit(tmp_path: Path, changes: Changes) -> None:
     p, path = params(changes), tmp_path / "run" / "state.pt"
     undisturbed = run(p)
     # in the first epoch, in its successor, at its last step before it is measured, and between epochs
@@ -55,9 +54,7 @@ def test_after_interruptions_the_bits_are_those_of_an_undisturbed_run(
     assert_same_bits(run(p, path, on_step=lambda step: pytest.fail("trained on")), undisturbed)
 
 
-def test_a_damaged_checkpoint_costs_an_epoch_and_no_bit(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_checkpoint_costs_an_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def interrupt(step: int) -> None:
         if step > 3 * STEPS:
             raise trainings.Interrupted
@@ -74,9 +71,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_bit(
     assert_same_bits(resumed, run(params()))
 
 
-def test_a_training_goes_on_where_no_checkpoint_can_be_written(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_training_goes_on_without_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     assert_same_bits(run(params(), tmp_path / "file" / "state.pt"), run(params()))
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 4
@@ -107,9 +102,7 @@ def test_history_has_its_columns_and_adds_up() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_each_step_uses_the_kl_weight_of_its_fraction_of_an_epoch(
-    monkeypatch: pytest.MonkeyPatch, reduction: str
-) -> None:
+def test_each_step_has_its_own_kl_weight(monkeypatch: pytest.MonkeyPatch, reduction: str) -> None:
     p = params({
         "objective.reduction": reduction, "kl.max_weight": 0.5, "kl.annealing_epochs": 2.5, "train.epochs": 3,
     })  # fmt: skip
@@ -155,9 +148,8 @@ def test_the_whole_validation_split_counts(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("select", ["best", "last"])
 def test_the_best_epoch_is_kept(select: str) -> None:
-    p = params(
-        {"train.epochs": 6, "kl.annealing_epochs": 3, "train.learning_rate": 0.03, "train.select": select}
-    )
+    changes = {"train.epochs": 6, "kl.annealing_epochs": 3, "train.learning_rate": 0.03}
+    p = params({**changes, "train.select": select})
     weights: list[dict[str, torch.Tensor]] = []
     trained = run(p, on_epoch=lambda epoch: weights.append(copy.deepcopy(epoch.model.state_dict())))
     best = 4 + int(np.argmin([row["valid/loss"] for row in trained.history[3:]]))
@@ -181,32 +173,28 @@ def test_a_collapse_stops_after_a_hundred_steps_at_the_final_weight(on_collapse:
 @pytest.mark.parametrize("first", [True, False])
 def test_divergence_stops_and_keeps_finite_weights(tmp_path: Path, first: bool) -> None:
     """Weights that are NaN from the first step on, or from the third epoch on."""
-    if first:
-        p = params({"train.learning_rate": 1e30, "train.gradient_clip": None, "model.batch_norm": False})
-        trained = run(p, tmp_path / "state.pt")
-    else:
-        p = params({"kl.annealing_epochs": 0})
-        models: list[Any] = []
+    at_once = {"train.learning_rate": 1e30, "train.gradient_clip": None, "model.batch_norm": False}
+    p = params(at_once if first else {"kl.annealing_epochs": 0})
+    models: list[Any] = []
 
-        def poison(step: int) -> None:
-            if step == 2 * STEPS + 2:
-                next(models[0].parameters()).data.fill_(math.nan)
+    def poison(step: int) -> None:
+        if not first and step == 2 * STEPS + 2:
+            next(models[0].parameters()).data.fill_(math.nan)
 
-        trained = run(
-            p, tmp_path / "state.pt", on_step=poison, on_epoch=lambda epoch: models.append(epoch.model)
-        )
+    path = tmp_path / "state.pt"
+    trained = run(p, path, on_step=poison, on_epoch=lambda epoch: models.append(epoch.model))
     assert trained.stopped is not None and trained.stopped.startswith("diverged")
     assert (len(trained.history), trained.kept_epoch > 0) == ((1, False) if first else (3, True))
     assert all(tensor.isfinite().all() for tensor in trained.model.state_dict().values())
     assert math.isfinite(trained.train.elbo) and trained.likelihood.sigma is not None
     assert not all(math.isfinite(value) for value in trained.history[-1].values())
     # and it stays stopped when it is resumed
-    again = run(p, tmp_path / "state.pt")
+    again = run(p, path)
     assert (again.stopped, len(again.history)) == (trained.stopped, len(trained.history))
 
 
 @pytest.mark.parametrize(
-    ("images", "size", "batch_norm", "message"),
+    ("images", "size", "batch_norm", "words"),
     [
         (70, 71, True, "train.batch_size = 71 .* largest batch allowed is 70"),
         (1, 2, False, "largest batch allowed is 1"),
@@ -216,14 +204,12 @@ def test_divergence_stops_and_keeps_finite_weights(tmp_path: Path, first: bool) 
         (1, 1, False, None),
     ],
 )
-def test_a_batch_that_cannot_be_filled_names_the_largest(
-    images: int, size: int, batch_norm: bool, message: str | None
-) -> None:
+def test_batches_that_cannot_be_filled(images: int, size: int, batch_norm: bool, words: str | None) -> None:
     p = params({"train.batch_size": size, "model.batch_norm": batch_norm, "train.epochs": 1})
-    if message is None:
+    if words is None:
         assert train(p, TRAIN[:images], VALID, CPU).history[0]["step"] == 1
         return
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(InputError, match=words) as error:
         train(p, TRAIN[:images], VALID, CPU)
     assert "\n" not in str(error.value)
 
@@ -254,16 +240,6 @@ def test_the_frozen_likelihood_is_of_the_training_split() -> None:
     assert measurement.fitted_sigma(trained.model, VALID, CPU, 0) != sigma
 
 
-def test_a_learned_sigma_is_learned() -> None:
-    p = params({"objective.sigma": "learned", "train.epochs": 40, "train.learning_rate": 0.02})
-    trained = run(p)
-    assert trained.model.log_sigma is not None
-    sigma = trained.likelihood.sigma
-    assert sigma == pytest.approx(math.exp(trained.model.log_sigma.item()))
-    assert SMALLEST_SIGMA < sigma < 0.5  # from 1
-    assert 0.6 < sigma / math.sqrt(trained.train.mse_sampled) < 1.7
-
-
 @pytest.mark.parametrize(("channels", "wider"), [(3, 0), (1, 3)])
 def test_colour_and_oblong_images_train(channels: int, wider: int) -> None:
     p = params({"data.channels": channels, "data.image_size": [8, 8 + wider], "train.epochs": 1})
@@ -290,15 +266,13 @@ def test_it_learns_the_spots() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"model.architecture": "gated_mlp"}, {"model.mean_batch_norm": 0.5}])
-def test_other_networks_learn_too(changes: dict[str, Any]) -> None:
+def test_other_networks_learn_too(changes: Changes) -> None:
     history = run(params({**changes, "train.epochs": 12})).history
     assert history[-1]["valid/mse_sampled"] < 0.8 * history[0]["valid/mse_sampled"]
 
 
 @pytest.mark.parametrize("aggressive", [False, True])
-def test_images_that_exceed_the_memory_give_the_same_bits(
-    monkeypatch: pytest.MonkeyPatch, aggressive: bool
-) -> None:
+def test_images_beyond_memory_give_the_same_bits(monkeypatch: pytest.MonkeyPatch, aggressive: bool) -> None:
     p = params({"train.aggressive_encoder": aggressive, "train.epochs": 1})
     resident = run(p)
     monkeypatch.setattr(loop, "resident", lambda images, device: images)

@@ -56,9 +56,7 @@ def test_gradient_clipping_acts() -> None:
 
 
 @pytest.mark.parametrize("where", ["step.ELBOLoss.__call__", "loop.measure"])
-def test_a_gpu_without_memory_names_the_parameter_to_change(
-    monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def test_a_gpu_without_memory_names_the_parameter(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def exhausted(*arguments: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
