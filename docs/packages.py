@@ -98,9 +98,7 @@ def draw(graph: Graph) -> Figure:
     for edge in edges:
         points = edge.view._pts  # grandalf offers no other way to read a route
         axes.plot(*zip(*points, strict=True), color="#7a828c", lw=0.9, zorder=0)
-        axes.annotate(
-            "", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "color": "#7a828c", "lw": 0.9}
-        )
+        axes.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "color": "#7a828c", "lw": 0.9})
     return figure
 
 

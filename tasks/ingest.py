@@ -233,11 +233,7 @@ def _summary(
 
 def _some_reasons(items: Sequence[Item], examined: Sequence[Examined], most: int = 3) -> str:
     """The first few refusals; `repr`, since a file's name may hold line breaks or terminal escapes."""
-    refused = [
-        f"{item.path!r}: {learnt.reason}"
-        for item, learnt in zip(items, examined, strict=True)
-        if learnt.reason
-    ]
+    refused = [f"{item.path!r}: {learnt.reason}" for item, learnt in zip(items, examined, strict=True) if learnt.reason]
     more = f"; and {len(refused) - most:,} more" if len(refused) > most else ""
     return "; ".join(refused[:most]) + more
 

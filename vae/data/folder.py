@@ -81,9 +81,7 @@ def _split_folders(folders: list[str], path: Path) -> dict[str, str]:
     if "train" not in found:
         raise InputError(f"{str(path)!r} has {' and '.join(splits)} but no folder named train; add one")
     if len(found) < len(splits):
-        raise InputError(
-            f"{str(path)!r} has two folders for the same split among {', '.join(splits)}; merge them"
-        )
+        raise InputError(f"{str(path)!r} has two folders for the same split among {', '.join(splits)}; merge them")
     return splits
 
 
