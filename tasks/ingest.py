@@ -152,10 +152,10 @@ def _write_arrays(
             header = {"descr": "|u1", "fortran_order": False, "shape": (counts[split], *preprocessing.shape)}
             np.lib.format.write_array_header_1_0(file, header)
         finished = files.enter_context(closing(in_order(partial(_finish, preprocessing), batches, workers)))
-        for parts, part_moments in finished:
-            found.append(part_moments)
-            for split, pixels in parts:
-                outputs[split].write(pixels.data)
+        for (_, assigned), (pixels, chunk_moments) in zip(batches, finished, strict=True):
+            found.append(chunk_moments)
+            for split, file in outputs.items():
+                file.write(pixels[np.array(assigned, str) == split].data)
     moments = np.zeros((2, len(split_of)))
     moments[:, [split is not None for split in split_of]] = np.concatenate(found, axis=1)
     return moments
@@ -163,13 +163,13 @@ def _write_arrays(
 
 def _finish(
     preprocessing: Preprocessing, batch: tuple[Chunk, Sequence[str]]
-) -> tuple[list[tuple[str, NDArray[np.uint8]]], NDArray[np.float64]]:
-    """The images of a chunk as they are stored, by split, and their moments in the chunk's order."""
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """The images of a chunk as they are stored, and their moments."""
     chunk, assigned = batch
     pixels = chunk.pixels()
     for row, split in enumerate(assigned):
         pixels[row] = binarised(pixels[row], preprocessing, training=split == "train")
-    return [(split, pixels[np.array(assigned, str) == split]) for split in SPLITS], _moments(pixels)
+    return pixels, _moments(pixels)
 
 
 def _moments(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -62,7 +62,6 @@ HARMFUL_YAML = {
     "a tag that calls": DEFAULTS + '\nx: !!python/object/apply:os.system ["touch it_ran"]\n',
     "a tag that makes": DEFAULTS + '\nx: !!python/object/new:os.system ["touch it_ran"]\n',
     "5,000 digits": DEFAULTS.replace("seed: 0", "seed: " + "9" * 5000),
-    "a path of 5 MB": DEFAULTS.replace("path: data/bundled", "path: " + "a" * 5_000_000),
     "2,000 keys": DEFAULTS + "\n" + "\n".join(f"k{i}: 1" for i in range(2000)),
     "a NUL in a path": DEFAULTS.replace("path: data/bundled", 'path: "a\\0b"'),
     "half a character in a path": DEFAULTS.replace("path: data/bundled", 'path: "a\\ud800b"'),
@@ -126,7 +125,7 @@ def nested(depth: int) -> Any:
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"data.path": "a" * 5_000_000},
+        {"data.path": "a" * 10_000},
         {"k" * 100_000: 1},
         {"kl": nested(900)},
         {"a." * 2000 + "b": 1},
@@ -136,7 +135,7 @@ def nested(depth: int) -> Any:
         {"experiments/../../x": 1},
         {"\x1b[2J": 1},
     ],
-    ids=["5 MB", "long key", "deep", "dots", "dunder", "dict", "code", "path", "terminal"],
+    ids=["long path", "long key", "deep", "dots", "dunder", "dict", "code", "path", "terminal"],
 )
 def test_harmful_overrides_are_refused_in_a_short_line(place: Path, overrides: dict[str, Any]) -> None:
     with pytest.raises(InputError) as error:
@@ -210,7 +209,9 @@ def model(tmp_path: Path) -> Path:
         ("remedies", "collapsed"),
     ],
 )
-def test_a_tampered_configuration_takes_no_memory_and_is_refused(model: Path, key: str, value: object) -> None:
+def test_a_tampered_configuration_takes_no_memory_and_is_refused(
+    model: Path, key: str, value: object
+) -> None:
     config = json.loads((model / saved.CONFIG_FILE).read_text())
     (model / saved.CONFIG_FILE).write_text(json.dumps({**config, key: value}))
     with pytest.raises(InputError, match="do not fit together") as error:

@@ -76,8 +76,8 @@ def _skipped(data: Data, unsound: list[str], no_manifest: bool) -> dict[str, str
 
 
 def _manifest(manifest: pd.DataFrame, images: Images, data: Data) -> Iterator[Finding]:
-    failures = schema.failures(manifest, {split: len(array) for split, array in images.items()})
-    for rule, row, value in zip(failures["rule"], failures["row"], failures["value"], strict=True):
+    lengths = {split: len(array) for split, array in images.items()}
+    for rule, row, value in schema.failures(manifest, lengths):
         yield Finding(rule, value, _text(manifest.at[row, "path"]), _text(manifest.at[row, "split"]))
     ok = manifest[manifest["status"] == "ok"]
     yield from _row_counts(ok, images)

@@ -48,38 +48,26 @@ def test_digits_are_the_bundled_scans() -> None:
     assert [item.path for item in items] == sorted(item.path for item in items)
 
 
-def test_class_folders(tmp_path: Path) -> None:
-    items = find(data("folder", tree(tmp_path, "b/2.png", "a/1.jpg", "a/deep/er/3")))
-    assert places(items) == {"a/1.jpg": (None, "a"), "a/deep/er/3": (None, "a"), "b/2.png": (None, "b")}
-    assert [item.load() for item in items] == [b"a/1.jpg", b"a/deep/er/3", b"b/2.png"]
-    assert list(places(items)) == sorted(places(items))
-
-
-@pytest.mark.parametrize("valid", ["valid", "val", "validation", "Val"])
-def test_split_folders_with_class_folders(tmp_path: Path, valid: str) -> None:
-    root = tree(tmp_path, "Train/a/1", "Train/b/2", f"{valid}/a/3", "TEST/b/4")
-    assert places(find(data("folder", root))) == {
-        "Train/a/1": ("train", "a"),
-        "Train/b/2": ("train", "b"),
-        f"{valid}/a/3": ("valid", "a"),
-        "TEST/b/4": ("test", "b"),
+# File → its split and label, for each layout of a folder.
+LAYOUTS: dict[str, dict[str, tuple[str | None, str | None]]] = {
+    "class folders": {"a/1.jpg": (None, "a"), "a/deep/er/3": (None, "a"), "b/2.png": (None, "b")},
+    "no labels in a split": {"test/2": ("test", None), "train/a/1": ("train", "a")},
+    "flat": {".git/config": (None, None), "1.png": (None, None), "2.png": (None, None)},
+    "a class called train": {"plane/2": (None, "plane"), "train/1": (None, "train")},
+} | {
+    f"split folders, {valid}": {
+        "TEST/b/4": ("test", "b"), "Train/a/1": ("train", "a"), f"{valid}/a/3": ("valid", "a")
     }
+    for valid in ("valid", "val", "validation", "Val")
+}  # fmt: skip
 
 
-def test_split_folders_with_images_directly_inside_have_no_labels(tmp_path: Path) -> None:
-    root = tree(tmp_path, "train/a/1", "test/2")
-    assert places(find(data("folder", root))) == {"train/a/1": ("train", "a"), "test/2": ("test", None)}
-
-
-def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_layouts(tmp_path: Path, layout: dict[str, tuple[str | None, str | None]]) -> None:
     (tmp_path / "empty").mkdir()
-    root = tree(tmp_path, "1.png", "2.png", ".git/config")
-    assert set(places(find(data("folder", root))).values()) == {(None, None)}
-
-
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    root = tree(tmp_path, "train/1", "plane/2")
-    assert places(find(data("folder", root))) == {"plane/2": (None, "plane"), "train/1": (None, "train")}
+    items = find(data("folder", tree(tmp_path, *reversed(layout))))
+    assert places(items) == layout and [item.path for item in items] == sorted(layout)
+    assert all(item.load() == item.path.encode() for item in items if not item.path.startswith("."))
 
 
 def test_files_that_do_not_fit_the_layout_are_kept_with_a_reason(tmp_path: Path) -> None:
