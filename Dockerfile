@@ -4,7 +4,7 @@
 # CUDA: docker build --tag vae-train:cuda --build-arg TORCH=cuda .
 #
 # One image for the worker, the Prefect server and (target mlflow) the MLflow server, so that all three
-# run the versions that were tried together. What changes least comes first.
+# run the versions that were tested together. What changes least comes first.
 
 FROM python:3.11.14-slim-bookworm AS base
 
@@ -16,7 +16,7 @@ ENV PYTHONUNBUFFERED=1 \
     MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
     DO_NOT_TRACK=1
 
-# DVC needs git. Versions are Debian's: the mirrors drop older ones, so that a pinned one stops building.
+# DVC needs git. Debian's mirrors drop older versions, so a pinned one would stop building.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends git \
@@ -26,9 +26,9 @@ RUN apt-get update \
 
 WORKDIR /app
 
-# PyTorch by itself: the largest layer, and the only one that differs between cpu and cuda. PyPI's Linux
-# wheel is the CUDA build; with it comes gcc, which torch.compile needs on a GPU. (hadolint does not see
-# that $torch holds a version, nor the cache mount, which keeps pip's cache out of the layer.)
+# PyTorch in a layer of its own: the largest one, and the only one that differs between cpu and cuda. PyPI's
+# Linux wheel is the CUDA build; gcc is added to it because torch.compile needs it on a GPU. (hadolint sees
+# neither that $torch holds a version nor the cache mount, which keeps pip's cache out of the layer.)
 ARG TORCH=cpu
 COPY constraints.txt ./
 # hadolint ignore=DL3008,DL3013,DL3042
@@ -52,8 +52,8 @@ RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
 
 COPY --chown=vae:vae . .
 
-# Without .git, which stays out of the image, DVC has to be told so. The folders that become volumes
-# belong to the user, and so do the volumes then.
+# The image has no .git, so DVC is configured to do without. The folders that become volumes belong to the
+# user, and the volumes inherit that.
 RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable . \
     && mkdir -p .dvc/cache .checkpoints \
     && dvc config --local core.no_scm true \
@@ -75,7 +75,7 @@ EXPOSE 5000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=6 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:5000/health', timeout=4)"]
 
-# `db upgrade` makes the tables, or brings those of an older version up to date.
+# `db upgrade` creates the tables, or migrates those of an older version.
 CMD ["sh", "-c", "mlflow db upgrade \"$MLFLOW_BACKEND_STORE_URI\" && exec mlflow server --host 0.0.0.0 --port 5000 --workers 2 --artifacts-destination /artifacts --allowed-hosts \"$MLFLOW_ALLOWED_HOSTS\""]
 
 
@@ -88,7 +88,7 @@ ENV GIT_COMMIT=$GIT_COMMIT \
     PREFECT_WORKER_WEBSERVER_HOST=127.0.0.1 \
     PREFECT_WORKER_WEBSERVER_PORT=8080
 
-# The worker's own answer: it polled the server lately.
+# Answered by the worker itself, if it has polled the server recently.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=90s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/health', timeout=4)"]
 

@@ -1,33 +1,33 @@
-# Every target does its own set-up, in this folder and nowhere else. `make` alone lists them.
+# Every target does its own setup, in this folder only. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Handed to the program through the environment, so that the shell never reads them.
+# Passed through the environment, so that the shell never interprets them.
 export EXPERIMENT ?=
 export SET ?=
 
-# Downloads are not kept outside this folder; PIP_NO_CACHE_DIR=0 uses pip's own cache.
+# No download is cached outside this folder; PIP_NO_CACHE_DIR=0 enables pip's cache.
 export PIP_NO_CACHE_DIR ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLCONFIGDIR := $(CURDIR)/.run/matplotlib
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0])'
-	@echo 'installing into .venv: some 2 GB, a few minutes'
+	@echo 'installing into .venv: about 2 GB, a few minutes'
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --editable '.[dev,docs,huggingface]' --constraint constraints.txt
 	@touch $@
 
 .dvc/config.local: .venv/ready
-	@# DVC's own cache of hashes in this folder; the path has to be absolute, so it is written here and not committed.
+	@# DVC's cache of hashes belongs in this folder. Its path must be absolute, so it is set here and not committed.
 	@$(BIN)/dvc config --local core.site_cache_dir '$(CURDIR)/.run/dvc'
-	@# An archive without history: DVC can do without Git, once told so.
+	@# In an archive without history, DVC has to be configured to work without Git.
 	@[ -e .git ] || $(BIN)/dvc config --local core.no_scm true
 	@touch $@
 
@@ -45,32 +45,39 @@ down: setup ## Stop the servers; a run in progress is cancelled
 test: setup ## Run the tests
 	@$(BIN)/python -m pytest
 
-zoo: setup ## Run the collapse cases: is each verdict right, does the remedy rescue (10 minutes)
+collapse-cases: setup ## Run the collapse cases: is each verdict right, does the remedy work (10 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.collapse_cases
 
-bench: setup ## Time this trainer beside pythae, Lightning and a plain loop (half an hour)
+zoo: # the former name
+	@echo 'warning: make zoo is now make collapse-cases' >&2
+	@$(MAKE) --no-print-directory collapse-cases
+
+bench: setup ## Time this trainer beside pythae, Lightning and a plain PyTorch loop (half an hour)
 	@$(BIN)/pip install --quiet --editable '.[bench]' --constraint constraints.txt
 	@$(BIN)/python -m benchmarks.speed
 
-chaos: setup ## Kill runs at random moments and bring faults about: is what they leave the same to the bit
+chaos: setup ## Kill runs at random moments and cause faults; compare the results bit for bit
 	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/chaos.py
 	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/faults.py
 
-docs: setup ## Build the pages of docs/ into site/
+graph: setup ## Draw docs/images/packages.svg: the imports between packages
+	@$(BIN)/python docs/packages.py
+
+docs: setup ## Build docs/ into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo 'open site/index.html; for its search: .venv/bin/mkdocs serve'
+	@echo 'open site/index.html; its search needs .venv/bin/mkdocs serve'
 
 check: setup ## Lint, format and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-constraints: setup ## Pin the whole transitive set anew
+constraints: setup ## Pin all dependencies again, transitive ones included
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate --quiet --upgrade -o constraints.txt
 
-clean: ## Remove what was made, the environment and the stores included
+clean: ## Remove everything that was made, including the environment and the stores
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m flows.servers down && $(BIN)/python -c 'from tasks import overlay; overlay.apply(None, None)'; fi
-	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports site data/images data/.ingest data/manifest.parquet data/zoo
+	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports site data/images data/.ingest data/manifest.parquet data/collapse_cases
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup run up down test zoo bench chaos docs check constraints clean
+.PHONY: help setup run up down test collapse-cases zoo bench chaos graph docs check constraints clean

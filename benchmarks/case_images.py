@@ -1,6 +1,6 @@
-"""The image sets of the collapse cases, made from a seed and from two photos that scikit-learn bundles.
+"""Image sets of the collapse cases, generated from a seed and from two photos that scikit-learn bundles.
 
-`python -m tasks.zoo_images` writes them to `data/zoo/`, where the experiments of `experiments/collapse/` look for them.
+`python -m benchmarks.case_images` writes them to `data/collapse_cases/`, where `experiments/collapse/` reads them.
 """
 
 from pathlib import Path
@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-FOLDER = Path("data/zoo")
+FOLDER = Path("data/collapse_cases")
 
 Images = NDArray[np.uint8]
 
 
 def main() -> None:
     write(FOLDER)
-    print(f"zoo: {', '.join(sorted(MAKERS))} in {FOLDER}")
+    print(f"collapse cases: {', '.join(sorted(MAKERS))} in {FOLDER}")
 
 
 def write(folder: Path) -> None:
@@ -25,7 +25,7 @@ def write(folder: Path) -> None:
 
 
 def photos(side: int, count: int) -> Images:
-    """Patches of a temple in China and of a flower, at half their size: (count, side, side, 3)."""
+    """Random patches of the two photos at half resolution: (count, side, side, 3)."""
     from sklearn.datasets import load_sample_images
 
     random = np.random.default_rng(0)
@@ -42,10 +42,10 @@ def photos(side: int, count: int) -> Images:
 
 
 def factors(latents: int, count: int, noise: float = 0.02) -> Images:
-    """A linear Gaussian model, whose best VAE is known: smooth patterns times N(0, 1), and pixel noise.
+    """Samples of a linear Gaussian model, whose optimal VAE is known: (count, 16, 16, 1).
 
-    (count, 16, 16, 1). Each pattern moves a pixel by as much as the noise does, 0.02 (root mean square): an
-    eigenvalue of 0.1 against 0.0004.
+    Orthogonal cosine patterns times N(0, 1), plus pixel noise. A pattern has a root mean square of 0.02 a pixel, as
+    the noise has: an eigenvalue of 0.1 against 0.0004.
     """
     random = np.random.default_rng(1)
     y, x = np.mgrid[0:16, 0:16] / 16
@@ -60,7 +60,7 @@ def factors(latents: int, count: int, noise: float = 0.02) -> Images:
 
 
 def blobs(count: int) -> Images:
-    """One bright spot a picture, of any place, size and strength: (count, 24, 24, 1). Few factors, none linear."""
+    """One bright spot of random place, size and strength: (count, 24, 24, 1). Few factors, none of them linear."""
     random = np.random.default_rng(2)
     y, x = np.mgrid[0:24, 0:24][..., None] + 0.5
     cy, cx = random.uniform(5, 19, (2, count))
@@ -70,19 +70,19 @@ def blobs(count: int) -> Images:
 
 
 def same(count: int) -> Images:
-    """One picture, again and again."""
+    """One image, `count` times."""
     return np.repeat(photos(32, 1), count, axis=0)
 
 
 def blank(count: int) -> Images:
-    """Black pictures but for the corner, whose grey differs by less than a level in the mean."""
+    """Black images with one pixel at grey level 1: less than one level from the mean image."""
     images = np.zeros((count, 16, 16, 1), np.uint8)
     images[np.arange(count), np.arange(count) // 16 % 16, np.arange(count) % 16] = 1
     return images
 
 
 def unscaled(count: int) -> NDArray[np.float32]:
-    """Photos as floats from 0 to 255, which nobody brought to [0, 1]."""
+    """Photos as floats in [0, 255], not scaled to [0, 1]."""
     return photos(32, count).astype(np.float32)
 
 

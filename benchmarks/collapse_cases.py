@@ -1,11 +1,10 @@
-"""The collapse cases of `experiments/collapse/`: is each verdict right, and does the remedy rescue?
+"""The collapse cases of `experiments/collapse/`: is each verdict right, and does the remedy rescue the run?
 
-`make zoo` runs them all in one process, in a folder of its own, and prints for each: predicted, observed, verdict,
-expected verdict, rescued. `reports/zoo.csv` has the numbers; docs/collapse.md says what they gave and why.
+`make collapse-cases` runs them all in one process and a temporary folder, and prints for each the predicted and
+measured KL, the verdict, the expected verdict and the rescue. Results: `reports/zoo.csv`, `reports/zoo.md`.
 
-A case is an experiment; `cases.csv` has what it does not say: the verdict expected, by whoever made the case and
-before it was judged; the best setting known for it; and whether thresholds were chosen with it in view (`tune`) or
-it was kept aside (`held-out`).
+A case is an experiment. `cases.csv` adds the expected verdict, written down before the case ran; the best setting
+known; and whether thresholds were tuned on the case (`tune`) or it was held out (`held-out`).
 """
 
 import contextlib
@@ -39,8 +38,8 @@ from vae.models.likelihood import gaussian_log_prob, optimal_sigma
 from vae.training import loop
 
 FOLDER = Path("experiments/collapse")
-ZOO, ZOO_TABLE = workspace.REPORTS / "zoo.csv", workspace.REPORTS / "zoo.md"
-RESCUED_SKILL = 0.98  # of the best setting known
+TABLE, MARKDOWN = workspace.REPORTS / "zoo.csv", workspace.REPORTS / "zoo.md"
+RESCUED_SKILL = 0.98  # share of the best known setting's gain over the mean image
 
 COLUMNS = (
     "case", "half", "predicted_kl", "predicted_verdict", "kl", "active_units", "verdict", "expected", "right",
@@ -58,29 +57,32 @@ class Case:
 
 
 def main(
-    case: Annotated[list[str] | None, typer.Option(help="a case; give it once for each")] = None,
-    half: Annotated[str | None, typer.Option(help="tune or held-out: only these")] = None,
+    case: Annotated[list[str] | None, typer.Option(help="a case; repeat for several")] = None,
+    half: Annotated[str | None, typer.Option(help="only the cases of one half: tune or held-out")] = None,
 ) -> None:
-    """Runs the collapse cases; exits 1 where a verdict is wrong or a collapse is not rescued."""
+    """Run the collapse cases; exit 1 where a verdict is wrong or a collapse is not rescued."""
     cases = [c for c in read_cases() if (not case or c.name in case) and half in (None, c.half)]
     if not cases:
-        raise InputError(f"no such case; known: {', '.join(c.name for c in read_cases())}")
+        raise InputError(
+            f"no case matches --case {case or '(any)'} --half {half or '(any)'}; "
+            f"cases: {', '.join(c.name for c in read_cases())}"
+        )
     started = time.perf_counter()
     base = overlay.lay_over(workspace.PARAMS.read_text(encoding="utf-8"), overlay.defaults())
     texts = {c.name: (FOLDER / f"{c.name}.yaml").read_text(encoding="utf-8") for c in cases}
     rows = []
     print(f"{'case':36} {'predicted':>10} {'KL':>9}  {'verdict':22} {'expected':22} rescued", flush=True)
-    with _folder_of_its_own():
+    with _temporary_folder():
         case_images.write(case_images.FOLDER)
-        zoo = Zoo(base)
+        suite = CaseRunner(base)
         for c in cases:
-            row = zoo.run(c, texts[c.name])
+            row = suite.run(c, texts[c.name])
             rows.append(row)
             print(_line(row), flush=True)
     workspace.REPORTS.mkdir(exist_ok=True)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table.to_csv(ZOO, index=False)
-    ZOO_TABLE.write_text(markdown(table), encoding="utf-8")
+    table.to_csv(TABLE, index=False)
+    MARKDOWN.write_text(markdown(table), encoding="utf-8")
     print(summary(table) + f" {(time.perf_counter() - started) / 60:.1f} minutes.")
     if not table["right"].all() or not (table["rescued"] != "no").all():
         raise typer.Exit(1)
@@ -91,11 +93,8 @@ def read_cases() -> list[Case]:
     return [Case(*row) for row in table.astype(str).itertuples(index=False)]
 
 
-class Zoo:
-    """Runs cases; images and the best settings, which several cases share, are made once.
-
-    The working folder is the workspace that ingest and validate write to.
-    """
+class CaseRunner:
+    """Runs cases in the working folder; image sets and best settings that several cases share are computed once."""
 
     def __init__(self, base: str) -> None:
         self.base = base
@@ -103,7 +102,7 @@ class Zoo:
         self.best: dict[str, float] = {}
 
     def run(self, case: Case, text: str) -> dict[str, Any]:
-        """A row of the table."""
+        """Returns the case's row of the table."""
         started = time.perf_counter()
         row: dict[str, Any] = dict.fromkeys(COLUMNS, "") | {"case": case.name, "half": case.half}
         row |= {"expected": case.expected}
@@ -147,7 +146,7 @@ class Zoo:
         }
 
     def _best(self, values: dict[str, Any], setting: str) -> float:
-        """The ELBO, at the σ of its own error, of the best setting known."""
+        """The calibrated ELBO (σ at its optimum) of the best setting known, in nats; -inf where none is."""
         if not setting:
             return -math.inf
         values = values | overlay.parse_settings(setting) | {"train.on_collapse": "continue"}
@@ -177,7 +176,11 @@ class Zoo:
     def _prepared(
         self, values: dict[str, Any]
     ) -> tuple[ResolvedParameters, np.ndarray, np.ndarray, linear_theory.Spectrum]:
-        """Parameters, images and their spectrum; a refusal names who refused."""
+        """Parameters, images and spectrum of one run.
+
+        Raises:
+            _Refused: a check of the pipeline refused the case.
+        """
         text = overlay.lay_over(self.base, values)
         try:
             p = loading.parse(loading.read_mapping(text, "the case"), "the case")
@@ -194,7 +197,7 @@ class Zoo:
 
 
 class _Refused(Exception):
-    """By whom, in the words of the table."""
+    """A check refused the case; the message is the verdict of the table."""
 
 
 def _ingested(text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +213,7 @@ def _ingested(text: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_image_elbo(p: ResolvedParameters, train_images: np.ndarray, valid_images: np.ndarray) -> float:
-    """Of the training split's mean image on the validation split, at the σ of its own error there."""
+    """The ELBO of predicting the training mean image for every validation image, with σ at its optimum, in nats."""
     mean_image = MeanImage.of(for_measuring(train_images, p))
     if p.objective.likelihood == "bernoulli":
         return mean_image.elbo(valid_images, "bernoulli")
@@ -221,14 +224,14 @@ def mean_image_elbo(p: ResolvedParameters, train_images: np.ndarray, valid_image
 
 
 def _predicted_verdict(attempt: Attempt) -> str:
-    """What linear theory alone would have said: collapsed or not."""
+    """The verdict of linear theory alone."""
     kl = attempt.evidence.predicted["predicted_kl"]
     return "collapsed" if kl is not None and kl < 1 else "not collapsed"
 
 
 @contextlib.contextmanager
-def _folder_of_its_own() -> Iterator[None]:
-    """`data/`, `reports/` and `params.yaml` of the project stay as they are."""
+def _temporary_folder() -> Iterator[None]:
+    """Work in a temporary folder, so that the project's `data/`, `reports/` and `params.yaml` stay as they are."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -251,7 +254,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table as docs/collapse.md has it."""
+    """The table in Markdown."""
     lines = [
         "| case | predicted KL | measured KL | verdict | expected | rescued by | skill |",
         "| --- | --- | --- | --- | --- | --- | --- |",

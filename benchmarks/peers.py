@@ -1,8 +1,7 @@
-"""The trainers that `make bench` runs beside this project's: the same network, objective, optimiser and batches.
+"""The trainers that `make bench` compares: the same network, objective, optimiser and batches.
 
-Each takes a model and images, trains as its library's users would (its own loop, its own data loading, float32),
-and returns the seconds of each epoch of training. With validation images it also validates and logs every epoch and
-saves a model, as the library does that.
+Each trains as its library's users would (own loop, own data loading, float32) and returns the seconds of each epoch.
+Given validation images, it also validates and logs each epoch and saves the model, by the library's own means.
 """
 
 import tempfile
@@ -24,7 +23,7 @@ Trainer = Callable[[Parameters, VAE, np.ndarray, np.ndarray | None], list[float]
 
 
 def loss_of(p: Parameters, model: VAE, x: Tensor) -> Tensor:
-    """−ELBO per image in nats, without constants: Gaussian likelihood of fixed σ, one sample of z."""
+    """−ELBO per image in nats, up to a constant: Gaussian likelihood of fixed σ, one sample of z."""
     output, mu, logvar = model(x, torch.randn(len(x), model.latent_dim))
     sigma = float(p.objective.sigma)
     distortion = functional.mse_loss(output, x, reduction="sum") / (2 * sigma**2)
@@ -37,7 +36,7 @@ def pixels(images: np.ndarray) -> Tensor:
 
 
 def plain(p: Parameters, model: VAE, images: np.ndarray, valid: np.ndarray | None = None) -> list[float]:
-    """The loop that anybody writes: shuffle, index, backward, step."""
+    """A plain PyTorch loop: shuffle, index, backward, step."""
     x, seconds = pixels(images), []
     y = None if valid is None else pixels(valid)
     optimiser = torch.optim.AdamW(model.parameters(), lr=p.train.learning_rate, weight_decay=0.0)
@@ -61,7 +60,7 @@ def plain(p: Parameters, model: VAE, images: np.ndarray, valid: np.ndarray | Non
 
 
 def lightning(p: Parameters, model: VAE, images: np.ndarray, valid: np.ndarray | None = None) -> list[float]:
-    """Lightning's Trainer, without validation with nothing switched on that costs time."""
+    """Lightning's Trainer; without validation images, with everything optional turned off."""
     import lightning as pl
     from lightning.pytorch.loggers import CSVLogger
     from torch.utils.data import DataLoader, TensorDataset
@@ -108,7 +107,7 @@ def lightning(p: Parameters, model: VAE, images: np.ndarray, valid: np.ndarray |
 
 
 def pythae(p: Parameters, model: VAE, images: np.ndarray, valid: np.ndarray | None = None) -> list[float]:
-    """pythae's BaseTrainer, on a model of its own kind that holds the same network."""
+    """pythae's BaseTrainer, on a BaseAE that wraps the same network."""
     from pythae.data.datasets import BaseDataset
     from pythae.models.base import BaseAE, BaseAEConfig
     from pythae.models.base.base_utils import ModelOutput
@@ -143,7 +142,7 @@ def pythae(p: Parameters, model: VAE, images: np.ndarray, valid: np.ndarray | No
             no_cuda=True,
             keep_best_on_train=valid is None,
         )
-        # It would train on the rest of a batch too.
+        # Full batches only, as in the other trainers.
         whole = len(images) // p.train.batch_size * p.train.batch_size
         train, check = (
             None if part is None else BaseDataset(pixels(part), torch.zeros(len(part)))

@@ -1,7 +1,7 @@
-"""How fast it trains, side by side with the trainers that a user would pick instead: `make bench`.
+"""Training speed beside pythae, Lightning and a plain loop: `make bench`.
 
-Each training runs in a process of its own, the trainers in turn, several times over. The images are patches of two
-photos that scikit-learn bundles. Written to `reports/bench.csv`; docs/benchmarks.md has what it gave, and where.
+Each training runs in its own process. The trainers take turns, several times, so that a ratio compares neighbours in
+time. The images are patches of two photos that scikit-learn bundles. Results: `reports/bench.csv`.
 """
 
 import contextlib
@@ -42,17 +42,17 @@ from vae.models.vae import VAE, build
 from vae.training import loop
 
 OURS, FP32 = "vae-train", "vae-train, fp32"
-COMPILED, EAGER = "vae-train, compiled", "vae-train, not compiled"  # whatever the rule would have
+COMPILED, EAGER = "vae-train, compiled", "vae-train, not compiled"  # override the default rule
 TRAINERS = (OURS, COMPILED, EAGER, FP32, *PEERS)
-BENCH = workspace.REPORTS / "bench.csv"
+TABLE = workspace.REPORTS / "bench.csv"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A size of images and a network for it; how many images an epoch has, so that one takes seconds.
+    """A network, an image size, and enough images that an epoch takes seconds.
 
     Attributes:
-        end_to_end: from the start of the process, each epoch validated and logged, a model saved; else speed alone.
+        end_to_end: Time the whole process, with validation, logging and saving; otherwise the epochs alone.
     """
 
     side: int
@@ -77,14 +77,18 @@ CASES = {
 
 
 def main(
-    case: Annotated[list[str] | None, typer.Option(help=f"one of {', '.join(CASES)}; else all")] = None,
-    trainer: Annotated[
-        list[str] | None, typer.Option(help=f"of {', '.join(TRAINERS)}; else the table's")
+    case: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(CASES)} (default: all); repeat for several")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="of each training, but of those end to end")] = 3,
+    trainer: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(TRAINERS)}; repeat for several")
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="repeats of each training; the end-to-end case runs once")
+    ] = 3,
 ) -> None:
-    """Trains the same network with each trainer, in turn, and compares speed, memory and what was learnt."""
-    rows, rate = [], 0.0  # the machine's best: measured before each case, since others may share it
+    """Train the same network with each trainer in turn; compare speed, memory and skill."""
+    rows, rate = [], 0.0  # the best rate of all cases: other programs may slow the machine
     with tempfile.TemporaryDirectory() as folder:
         for name in case or CASES:
             chosen = _known(name, CASES)
@@ -94,13 +98,13 @@ def main(
                     (OURS, COMPILED, *PEERS) if chosen.end_to_end else (OURS, COMPILED, FP32, *PEERS)
                 ):
                     _known(who, dict.fromkeys(TRAINERS))
-                    found = _in_a_process(name, who, repeat, folder)
+                    found = _in_own_process(name, who, repeat, folder)
                     rows.append({"case": name, "trainer": who, "repeat": repeat, **found})
-                    _say(rows[-1], chosen)
+                    _report(rows[-1], chosen)
     table = pd.DataFrame(rows)
     table["of_matrix_rate"] = table["flops_per_second"] / rate
     workspace.REPORTS.mkdir(exist_ok=True)
-    table.to_csv(BENCH, index=False)
+    table.to_csv(TABLE, index=False)
     print("\n" + "\n".join(markdown(table)))
 
 
@@ -125,13 +129,13 @@ def parameters_of(case: Case, seed: int) -> ResolvedParameters:
             "monitor": {},
             "evaluate": {"importance_samples": 1, "register_as": "vae"},
         },
-        "the benchmark",
+        "the benchmark's parameters",
     )  # fmt: skip
     return resolve(p, p.train.steps_per_epoch(case.images))
 
 
 def photos(side: int, channels: int, count: int) -> np.ndarray:
-    """Patches of two photos: uint8 (count, side, side, channels)."""
+    """Random patches of two photos: uint8 (count, side, side, channels)."""
     from sklearn.datasets import load_sample_images
 
     random, whole = np.random.default_rng(0), load_sample_images().images
@@ -145,10 +149,10 @@ def photos(side: int, channels: int, count: int) -> np.ndarray:
 
 
 def matrix_rate(precision: torch.dtype, seconds: float = 2.0) -> float:
-    """Floating-point operations a second that the machine reaches at best in this precision.
+    """The machine's peak floating-point operations per second in this precision.
 
-    The better of a matrix product and a wide convolution: the two come from different libraries, and on some
-    machines the one of the matrix product is the slower.
+    The better of a matrix product and a wide convolution: they come from different libraries, and on some machines
+    the matrix product is the slower one.
     """
     a, b = torch.randn(2, 2048, 2048).to(precision)
     x, w = torch.randn(32, 256, 16, 16).to(precision), torch.randn(256, 256, 3, 3).to(precision)
@@ -168,7 +172,7 @@ def _rate(operation: Callable[[], Any], flops: int, seconds: float) -> float:
 
 
 def one(name: str, trainer: str, seed: int) -> dict[str, Any]:
-    """One training, in this process: seconds of each epoch, peak memory, and what it learnt."""
+    """One training in this process: seconds of each epoch, peak memory, and skill."""
     case = CASES[name]
     p = parameters_of(case, seed)
     images = photos(case.side, case.channels, case.images + case.images // (10 if case.end_to_end else 4))
@@ -190,7 +194,7 @@ def one(name: str, trainer: str, seed: int) -> dict[str, Any]:
 
 
 def compute_of(p: ResolvedParameters, trainer: str, images: int) -> Compute:
-    """What the rules choose, but for what the trainer's name says."""
+    """The default choice, with the setting that the trainer's name gives."""
     asked: dict[str, dict[str, Any]]
     asked = {FP32: {"precision": "fp32"}, COMPILED: {"compile": True}, EAGER: {"compile": False}}
     return devices.choose(p.train.model_copy(update=asked.get(trainer)), training_flops(p), images)
@@ -199,7 +203,7 @@ def compute_of(p: ResolvedParameters, trainer: str, images: int) -> Compute:
 def alone(
     p: ResolvedParameters, train: np.ndarray, valid: np.ndarray, compute: Compute
 ) -> tuple[VAE, list[float]]:
-    """The model, and the images a second of each epoch."""
+    """Returns the model and the images per second of each epoch."""
     speeds: list[float] = []
     trained = loop.train(p, train, valid, compute, on_epoch=lambda e: speeds.append(e.images_per_second))
     return trained.model, speeds
@@ -208,7 +212,7 @@ def alone(
 def as_the_stage(
     p: ResolvedParameters, train: np.ndarray, valid: np.ndarray, compute: Compute
 ) -> tuple[VAE, list[float]]:
-    """The same with all that the stage `train` does: checkpoints, history, MLflow with its images, the saved model."""
+    """The same with all of the `train` stage: checkpoints, history, MLflow with its images, the saved model."""
     from tasks.train import Job, run
 
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -223,7 +227,7 @@ def as_the_stage(
 
 
 def peak_megabytes() -> float:
-    """The most memory that this process has had. Linux's getrusage would tell its parent's, where that had more."""
+    """Peak memory of this process. Linux's getrusage would count its parent's, copied at the fork."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
@@ -231,7 +235,7 @@ def peak_megabytes() -> float:
 
 
 def skill(p: ResolvedParameters, model: VAE, images: np.ndarray) -> float:
-    """The calibrated ELBO on images that were not trained on, over that of the mean image, in nats per image."""
+    """The calibrated ELBO on held-out images minus that of the mean image, in nats per image."""
     compute = Compute(torch.device("cpu"), "fp32")
     likelihood = Likelihood("gaussian", float(p.objective.sigma))
     measured = measure(model.eval(), images, likelihood, compute, p.seed)
@@ -241,15 +245,15 @@ def skill(p: ResolvedParameters, model: VAE, images: np.ndarray) -> float:
 
 
 def _images(case: Case) -> int:
-    """That an epoch trains on: full batches only."""
+    """Images per epoch: full batches only."""
     return case.images // case.batch * case.batch
 
 
-def _in_a_process(name: str, trainer: str, seed: int, folder: str) -> dict[str, Any]:
+def _in_own_process(name: str, trainer: str, seed: int, folder: str) -> dict[str, Any]:
     path = Path(folder) / "result.json"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.speed", "--only", name, trainer, str(seed), str(path)],
-        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=folder)},  # no training finds it compiled
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=folder)},  # each compiles afresh
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0:
@@ -271,13 +275,15 @@ def _in_a_process(name: str, trainer: str, seed: int, folder: str) -> dict[str, 
 
 
 def last_words(done: "subprocess.CompletedProcess[str]") -> str:
-    """Why a process ended: its last line, or, where it was killed, its exit code."""
+    """Why a process ended: its last line of output, or its exit code where it printed nothing."""
     lines = (done.stderr or done.stdout).strip().splitlines()
-    return lines[-1] if lines else f"ended with exit code {done.returncode}; −9 may be for want of memory"
+    return (
+        lines[-1] if lines else f"exit code {done.returncode} without output; −9 usually means out of memory"
+    )
 
 
 def markdown(table: pd.DataFrame) -> list[str]:
-    """Medians, with the lowest and the highest; ratios are of the same repeat, so of neighbours in time."""
+    """Medians, with minimum and maximum. A ratio compares trainings of the same repeat."""
     lines = [
         "| case | trainer | images/s | over pythae | over Lightning | over the plain loop | share of the matrix rate | "
         "first epoch | peak memory | skill over pythae's |",
@@ -312,13 +318,13 @@ def _spread(values: Any, form: str) -> str:
     return f"{values.median():{form}} ({values.min():{form}}–{values.max():{form}})"
 
 
-def _say(row: dict[str, Any], case: Case) -> None:
+def _report(row: dict[str, Any], case: Case) -> None:
     print(f"{_title(case)}: {row['trainer']}: {row['images_per_second']:.0f} images/s", flush=True)
 
 
 def _known(name: str, among: dict[str, Any]) -> Any:
     if name not in among:
-        raise InputError(f"{name!r} is none of {', '.join(among)}")
+        raise InputError(f"{name!r} is unknown; expected one of {', '.join(among)}")
     return among[name]
 
 

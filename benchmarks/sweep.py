@@ -1,8 +1,7 @@
-"""Holds preflight's prediction against trainings over a sweep of KL weights, on the images that ingest made.
+"""Compare preflight's predicted KL with trainings over a sweep of KL weights, on the ingested images.
 
-`python -m tasks.sweep` trains a model for each weight, in this process, and writes `reports/sweep.csv` and
-`reports/sweep.png`; nothing else changes. `--show` draws sweeps made before into one figure instead.
-docs/prediction.md has what it gave on three data sets, six sweeps in all.
+`python -m benchmarks.sweep` trains a model for each weight and writes `reports/sweep.csv` and `reports/sweep.png`.
+`--show` plots earlier sweeps into one figure instead.
 """
 
 from dataclasses import replace
@@ -20,44 +19,48 @@ from tasks.processes import entry
 from vae.collapse import linear_theory
 from vae.collapse.linear_theory import Spectrum
 from vae.compute import devices
-from vae.compute.batches import open_images
+from vae.compute.batches import for_measuring, open_images
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.resolved import ResolvedParameters, changed
 from vae.metrics import measurement
+from vae.metrics.mean_image import MeanImage
 from vae.models.flops import training_flops
 from vae.training import loop
 
-SWEEP, SWEEP_PLOT = workspace.REPORTS / "sweep.csv", workspace.REPORTS / "sweep.png"
+TABLE, PLOT = workspace.REPORTS / "sweep.csv", workspace.REPORTS / "sweep.png"
 
-# How far the predicted KL may be from the measured one, as a share of the measured one: more where σ follows
-# the network's own error, which feeds a small miss back, and for Bernoulli, where the theory is of first order.
+# Allowed error of the predicted KL as a share of the measured one. Larger where σ follows the network's own error,
+# which feeds a small error back, and for Bernoulli, where the theory is first-order.
 FIXED_SIGMA_TOLERANCE, TOLERANCE = 0.25, 0.4
 
 
 def main(
-    weight: Annotated[list[float] | None, typer.Option(help="a KL weight; give it once for each")] = None,
+    weight: Annotated[list[float] | None, typer.Option(help="a KL weight; repeat for several")] = None,
     count: Annotated[
         int,
-        typer.Option(min=6, help="of weights, where none is given: from calibrated/10 to beyond collapse"),
+        typer.Option(
+            min=6, help="number of weights, from calibrated/10 to beyond collapse, unless --weight is given"
+        ),
     ] = 8,
     show: Annotated[
-        list[Path] | None, typer.Option(help="a sweep.csv made before; nothing is trained, all are drawn")
+        list[Path] | None,
+        typer.Option(help="plot this earlier sweep.csv instead of training; repeat for several"),
     ] = None,
 ) -> None:
-    """Trains a model for each KL weight and compares its KL with what linear theory predicts."""
+    """Train a model for each KL weight and compare its KL with the prediction of linear theory."""
     workspace.REPORTS.mkdir(exist_ok=True)
     if show:
         tables = {file.stem: pd.read_csv(file) for file in show}
     else:
         tables = {"": sweep(workspace.load_parameters(), weight, count)}
-        tables[""].to_csv(SWEEP, index=False)
+        tables[""].to_csv(TABLE, index=False)
     for name, table in tables.items():
         print("\n".join([*([f"\n{name}\n"] if name else []), *report(table)]))
-    plot(tables).savefig(SWEEP_PLOT, dpi=100, metadata={"Software": None})
+    plot(tables).savefig(PLOT, dpi=100, metadata={"Software": None})
 
 
 def sweep(p: ResolvedParameters, weight: list[float] | None, count: int) -> pd.DataFrame:
-    """A row for each weight, in ascending order."""
+    """One row per weight, in ascending order."""
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     spectrum = linear_theory.spectrum_for(p, train_images)
     chosen = sorted(weight) if weight else weights(p, spectrum, count)
@@ -68,7 +71,7 @@ def sweep(p: ResolvedParameters, weight: list[float] | None, count: int) -> pd.D
 
 
 def weights(p: ResolvedParameters, spectrum: Spectrum, count: int) -> list[float]:
-    """From a tenth of the calibrated weight to half of the one where collapse is predicted, and four around it."""
+    """From a tenth of the calibrated weight to half of the predicted collapse weight, and four around the latter."""
     collapse = linear_theory.collapse_weight(p, spectrum)
     low = linear_theory.calibrated_weight(p, spectrum) / 10
     return [*np.geomspace(low, collapse / 2, count - 4), *(collapse * np.array([0.75, 1.0, 1.25, 1.6]))]
@@ -77,21 +80,18 @@ def weights(p: ResolvedParameters, spectrum: Spectrum, count: int) -> list[float
 def measured(
     p: ResolvedParameters, spectrum: Spectrum, train_images: np.ndarray, valid_images: np.ndarray
 ) -> dict[str, float]:
-    """One training at one weight: the prediction, and the kept model on whole splits.
+    """One training: the prediction, and the kept model measured on whole splits.
 
-    `kl` is of the validation split, `train_kl` of the training split, whose covariance the prediction is made
-    from. `kl_at_measured_sigma`: the prediction with the σ that the network came to, where it chooses its own.
+    `kl` is measured on the validation split, `train_kl` on the training split, whose covariance the prediction uses.
+    `kl_at_measured_sigma` is the prediction at the σ that training reached, where σ is not fixed.
     """
-    from vae.compute.batches import for_measuring
-    from vae.metrics.mean_image import MeanImage
-
     p = changed(p, {"train.on_collapse": "continue"})
     compute = devices.choose(p.train, training_flops(p), len(train_images))
     predicted = linear_theory.predict(spectrum, p.elbo)
     trained = loop.train(p, train_images, valid_images, compute)
     valid = measurement.measure(trained.model, valid_images, trained.likelihood, compute, p.seed)
     pixels = int(np.prod(valid_images.shape[1:]))
-    # Models of different σ compare by the ELBO that each has with the σ of its own validation error.
+    # Models of different σ compare by the calibrated ELBO.
     elbo, kl_at_measured_sigma = valid.elbo_at_own_sigma(trained.likelihood.kind, pixels), predicted.kl
     own_sigma = p.elbo.likelihood == "gaussian" and p.elbo.fixed_sigma is None
     if own_sigma and trained.likelihood.sigma is not None:
@@ -116,9 +116,9 @@ def measured(
 
 
 def report(table: pd.DataFrame) -> list[str]:
-    """The sweep as a Markdown table, and the weight where the KL falls to 1 nat, predicted and measured.
+    """The sweep as a Markdown table, and the weight at which the KL falls to 1 nat, predicted and measured.
 
-    A row is judged where the predicted or the measured KL exceeds 1 nat.
+    Rows whose predicted and measured KL are both below 1 nat are not compared.
     """
     tolerance, best = table["tolerance"][0], table["elbo"].max()
     lines = [
@@ -144,15 +144,15 @@ def report(table: pd.DataFrame) -> list[str]:
     return [
         *lines,
         "",
-        f"{table['images_per_latent'][0]:.0f} training images a latent. "
+        f"{table['images_per_latent'][0]:.0f} training images per latent. "
         f"KL of {COLLAPSED_BELOW_NATS:g} nat: predicted at a weight of {expected:.3g}, {outcome}.",
     ]
 
 
 def crossing(weight: np.ndarray, kl: np.ndarray, nats: float = COLLAPSED_BELOW_NATS) -> float | None:
-    """The KL weight at which the measured KL falls to `nats` for good; None where the sweep does not span it.
+    """The KL weight beyond which the measured KL stays below `nats`; None where the sweep does not span it.
 
-    Between two trainings ln KL is taken as linear in ln weight. weight: (n,), ascending. kl: (n,).
+    Interpolates ln KL linearly in ln weight. weight: (n,), ascending. kl: (n,).
     """
     above = np.flatnonzero(kl > nats)
     if len(above) == 0 or above[-1] == len(kl) - 1:
@@ -163,7 +163,7 @@ def crossing(weight: np.ndarray, kl: np.ndarray, nats: float = COLLAPSED_BELOW_N
 
 
 def plot(tables: dict[str, pd.DataFrame]) -> Figure:
-    """KL over the KL weight for each sweep; a measured KL in the band is within the tolerance."""
+    """KL over the KL weight for each sweep; the band is the tolerance."""
     columns = min(len(tables), 3)
     rows = -(-len(tables) // columns)
     figure = Figure(figsize=(3.4 * columns + 1, 2.6 * rows + 0.6), layout="constrained")

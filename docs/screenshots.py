@@ -1,4 +1,4 @@
-"""The pictures of README.md, from the run in the workspace: `make up`, then `python docs/screenshots.py`."""
+"""The screenshots of the pages, from the run in the workspace: `make up`, then `python docs/screenshots.py`."""
 
 import io
 import shutil

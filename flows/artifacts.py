@@ -1,65 +1,81 @@
-"""What a flow run shows: tables, the closing page, and the closing lines of `make run`."""
+"""What a flow run says of its results: two tables, the closing page, and the closing lines of `make run`."""
 
 import base64
 import csv
 import shlex
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.settings import get_current_settings
 
 from tasks import workspace
-from tasks.overlay import written_settings
+from tasks.overlay import written
 from tasks.tracking.markdown import link, plain
 from vae.config.text import number
 from vae.report.numbers import KEY_NUMBERS
 
-MOST_ROWS = 200  # of a table artifact; the file has them all
+MOST_ROWS = 200  # of a table artifact; the file has all of them
 MOST_BYTES = 1_000_000  # of an image in Prefect's database; the file and MLflow have it in any case
 RECONSTRUCTIONS = workspace.PLOTS / "reconstructions_median.png"
 
+Links = Sequence[tuple[str, str]]  # (label, URL)
 
-def validation(create_table: Callable[..., Any]) -> None:
-    """The broken rules as a table, where there are any."""
+
+def validation() -> None:
+    """The broken rules as a table, if there are any."""
     if not workspace.VALIDATION_FAILURES.exists():
         return
     with workspace.VALIDATION_FAILURES.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if rows:
         more = f" (the first {MOST_ROWS} of {len(rows)})" if len(rows) > MOST_ROWS else ""
-        create_table(rows[:MOST_ROWS], key="validation", description=f"What validation found{more}")
+        create_table_artifact(rows[:MOST_ROWS], key="validation", description=f"What validation found{more}")
 
 
-def verdict(create_table: Callable[..., Any]) -> None:
+def verdict() -> None:
     """The verdict and its numbers as a table."""
     monitor = workspace.read_json(workspace.MONITOR)
     rows = [("verdict", monitor["verdict"]), ("summary", monitor["summary"])]
     for kind in ("reason", "recommendation", "warning"):
         rows += [(kind, line) for line in monitor[f"{kind}s"]]
-    rows += [(label, number(monitor[name])) for label, name in _MEASURED]
-    rows += [("kept epoch", f"{monitor['kept_epoch']} of {monitor['epochs']}")]
+    rows += [
+        (name.replace("_", " "), number(value))
+        for name, value in monitor.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
     rows += [("stopped early", monitor["stopped"])] if monitor["stopped"] else []
-    create_table(
+    create_table_artifact(
         [{"what": what, "value": value} for what, value in rows],
         key="monitor",
         description="The kept model on the whole validation split; information in nats per image",
     )
 
 
-def reconstructions(create_image: Callable[..., Any]) -> None:
-    """Test images above what the model makes of them, where MLflow has them: Prefect keeps the address alone."""
-    from tasks.tracking import store
+def page(links: Links) -> None:
+    """The verdict with numbers, advice and links, as Markdown."""
+    create_markdown_artifact(summary(links), key="verdict", description="The verdict, and where to look next")
 
-    if not RECONSTRUCTIONS.exists():
-        return
-    with store.away("no picture among the flow run's artifacts"):
-        run = store.run_here()
-        create_image(
-            store.artifact_url(run, f"{workspace.PLOTS.name}/{RECONSTRUCTIONS.name}"),
-            key="reconstructions",
-            description="Test images in the middle, by their error, above what the model makes of them",
-        )
+
+def summary(links: Links) -> str:
+    monitor = workspace.read_json(workspace.MONITOR)
+    test = workspace.read_json(workspace.METRICS)["test"]
+    picture = data_uri(RECONSTRUCTIONS)
+    lines = [
+        f"# {plain(monitor['verdict'])}",
+        plain(monitor["summary"]),
+        "",
+        *([f"![test images above their reconstructions]({picture})", ""] if picture else []),
+        "| test split | |",
+        "| --- | --- |",
+        *[f"| {n.label} | {number(test[n.key])} |" for n in KEY_NUMBERS],
+        "",
+        *[f"- {plain(line)}" for line in monitor["reasons"] + monitor["recommendations"]],
+        "",
+        f"- report: `{workspace.REPORT}`",
+        *[f"- {link(label, url)}" for label, url in links],
+    ]
+    return "\n".join(lines)
 
 
 def data_uri(picture: Path) -> str | None:
@@ -69,114 +85,38 @@ def data_uri(picture: Path) -> str | None:
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
-def origin(create_link: Callable[..., Any]) -> None:
-    """A link to the MLflow run that made the model, though this flow run may have found it cached."""
-    from tasks.cli import trace
-    from tasks.tracking import store
-
-    with store.away("no link to its run"):
-        run = store.run_here()
-        create_link(
-            store.run_url(run),
-            key="mlflow-run",
-            link_text=f"MLflow run {run.info.run_name}",
-            description="\n".join(f"- {what}: {value}" for what, value in trace.described(run)),
-        )
-
-
-def summary() -> str:
-    """Markdown: verdict, numbers, what to do, links."""
+def closing(links: Links, experiment: str, settings: str, flow_run_page: str | None) -> str:
+    """The last lines of `make run`. They repeat its experiment and settings in the command that they suggest."""
     monitor = workspace.read_json(workspace.MONITOR)
     test = workspace.read_json(workspace.METRICS)["test"]
-    picture = data_uri(RECONSTRUCTIONS)
+    url = links[0][1] if links else workspace.mlflow_url()
+    prefect = flow_run_page or get_current_settings().ui_url
+    numbers = [f"{n.label.partition(',')[0]} {number(test[n.key])}" for n in KEY_NUMBERS if n.headline]
+    remedied = monitor["remedies"] if len(monitor["remedies"]) > 1 else []
     lines = [
-        f"# {plain(monitor['verdict'])}",
-        plain(monitor["summary"]),
         "",
-        *([f"![test images above what the model makes of them]({picture})", ""] if picture else []),
-        "| test split | |",
-        "| --- | --- |",
-        *[f"| {n.label} | {number(test[n.key])} |" for n in KEY_NUMBERS],
-        "",
-        *[f"- {plain(line)}" for line in monitor["reasons"] + monitor["recommendations"]],
-        "",
-        f"- report: `{workspace.REPORT}`",
-        *[f"- {link(label, url)}" for label, url in _mlflow_links()],
+        f"verdict    {monitor['verdict']}: {monitor['summary']}",
+        *[f"remedied   {line}" for line in remedied],
+        *[f"           {line}" for line in monitor["recommendations"]],
+        *(
+            [f"           try: {command(experiment, settings, monitor['remedy'])}"]
+            if monitor["remedy"]
+            else []
+        ),
+        *[f"warning    {line}" for line in monitor["warnings"]],
+        f"test       {'   '.join(numbers)}",
+        f"report     {Path.cwd() / workspace.REPORT}",
+        f"next       `make up` starts the servers: runs and images at {url} (MLflow), "
+        f"the flow run at {prefect} (Prefect)",
+        "           edit params.yaml, then `make run` or `dvc repro`: only what the change affects runs again",
     ]
     return "\n".join(lines)
 
 
-def closing(folder: Path, experiment: str = "", settings: str = "", page: str | None = None) -> str:
-    """What `make run` ends with; the advice as a command that keeps this run's experiment and settings.
-
-    Args:
-        page: of the flow run; it answers while a server is up.
-    """
-    monitor = workspace.read_json(workspace.MONITOR)
-    test = workspace.read_json(workspace.METRICS)["test"]
-    url = next(iter(url for _, url in _mlflow_links()), workspace.mlflow_url())
-    numbers = "   ".join(f"{n.label} {number(test[n.key])}" for n in KEY_NUMBERS if n.headline)
-    advice = [f"           {line}" for line in monitor["recommendations"]]
-    if remedy := monitor["remedy"]:
-        name = f"EXPERIMENT={experiment} " if experiment else ""
-        kept = [word for word in shlex.split(settings) if word.partition("=")[0] not in remedy]
-        advice.append(
-            f'           try: make run {name}SET="{shlex.join([*kept, *written_settings(remedy)])}"'
-        )
-    if len(monitor["remedies"]) > 1:
-        advice = [f"remedied   {line}" for line in monitor["remedies"]] + advice
-    warnings = [f"warning    {line}" for line in monitor["warnings"]]
-    return "\n".join(
-        [
-            "",
-            f"verdict    {monitor['verdict']}: {monitor['summary']}",
-            *advice,
-            *warnings,
-            f"test       {numbers}",
-            f"report     {folder / workspace.REPORT}",
-            f"next       `make up` starts the servers: runs and images at {url} (MLflow), "
-            f"the flow run at {page or get_current_settings().ui_url} (Prefect)",
-            "           edit params.yaml, then `make run` or `dvc repro`: only what the change touches runs again",
-        ]
-    )
-
-
-_MEASURED = (
-    ("ELBO", "elbo"),
-    ("KL", "kl"),
-    ("KL that preflight predicted", "predicted_kl"),
-    ("reconstruction", "reconstruction"),
-    ("mean squared error, z sampled", "mse_sampled"),
-    ("mean squared error of the mean image", "mean_image_mse"),
-    ("latents", "latents"),
-    ("active units", "active_units"),
-    ("informative units", "informative_units"),
-    ("prior gap", "prior_gap"),
-    ("prior gap with covariances", "prior_gap_full"),
-    ("effective beta", "effective_beta"),
-)
-
-
-def point_candidate(name: str) -> None:
-    """DVC may have brought back the results of an earlier run: the registry's `candidate` follows them."""
-    from tasks.tracking import evaluation_run, store
-    from vae.models import saved
-
-    with store.away(f"the alias candidate of {name} stays where it was"):
-        evaluation_run.point_candidate(saved.weights_hash(workspace.MODEL), name)
-
-
-def end_dead_runs() -> None:
-    """A stage that was killed could not end its run in MLflow."""
-    from tasks.tracking import store
-
-    with store.away("a run of it may stand as RUNNING until the next one starts"):
-        store.connect()
-
-
-def _mlflow_links() -> list[tuple[str, str]]:
-    from tasks.tracking import store
-
-    with store.away("no links to its run"):
-        return store.links(store.run_here())
-    return []
+def command(experiment: str, settings: str, remedy: dict[str, object]) -> str:
+    """`make run …` with a remedy's values laid over this run's settings."""
+    kept = [word for word in shlex.split(settings) if word.partition("=")[0] not in remedy]
+    words = shlex.join([*kept, *(f"{name}={written(value)}" for name, value in remedy.items())])
+    # Inside double quotes the shell reads these characters; inside any, make reads the dollar.
+    quoted = shlex.quote(words.replace("$", "$$")) if set(words) & set('$`"\\!') else f'"{words}"'
+    return f"make run {f'EXPERIMENT={experiment} ' if experiment else ''}SET={quoted}"

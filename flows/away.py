@@ -1,4 +1,4 @@
-"""Prefect's server may go away in mid-run: a training goes on without it, and the end is told in one line."""
+"""Prefect's server may become unreachable during a run: the training continues, and the run ends with one line."""
 
 import logging
 
@@ -13,14 +13,14 @@ def sentence() -> str:
     )
 
 
-def is_meant(message: str | None) -> bool:
+def explains(message: str | None) -> bool:
     """Whether a state's message comes from a server that did not answer."""
     return any(words in (message or "") for words in ("connection attempts failed", "Connection refused"))
 
 
 def quiet() -> None:
-    """In a terminal, Prefect's own tracebacks of a server that does not answer would bury that line."""
-    logging.raiseExceptions = False  # what its handler of logs writes to the terminal where it can not send
+    """Keeps Prefect's own tracebacks about an unreachable server from burying that line in a terminal."""
+    logging.raiseExceptions = False  # what a logging handler prints when it cannot send
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(worth_a_line)
     for name in ("prefect.events.clients", "prefect._internal.concurrency", "EventsWorker", "APILogWorker"):

@@ -1,4 +1,4 @@
-"""Each flow run's results kept as a DVC experiment: `dvc exp show` lists them, `dvc exp apply NAME` brings one back."""
+"""Each flow run's results kept as a DVC experiment: `dvc exp show` lists them, `dvc exp apply NAME` restores one."""
 
 import os
 import re
@@ -11,15 +11,15 @@ from tasks.processes import git
 from tasks.workspace import LOCK, PARAMS
 
 SECONDS = 600  # DVC looks at every source file
-_NOT_OF_A_REFERENCE = re.compile(r"(?:[^A-Za-z0-9_=.]|(?<!\d)\.|\.(?!\d))+")  # a point stands between digits
-_WHO = {"NAME": "vae-train", "EMAIL": "vae-train@localhost"}  # where Git knows no name of the user's
+_NOT_OF_A_REFERENCE = re.compile(r"(?:[^A-Za-z0-9_=.]|(?<!\d)\.|\.(?!\d))+")  # a point only between digits
+_WHO = {"NAME": "vae-train", "EMAIL": "vae-train@localhost"}  # if Git knows no name of the user's
 
 
 def keep(flow_run_name: str, flow_run_id: str, something_ran: bool) -> str:
-    """Keeps what stands in the workspace, under the flow run's name; returns what became of it, in a sentence.
+    """Keeps the workspace's results under the flow run's name; returns what became of them, in a sentence.
 
-    A run that found everything cached is kept only where no experiment of this commit holds its results yet.
-    Failure is told in the sentence, and is never the flow's.
+    A run that found everything cached is kept only if no experiment of this commit has its results yet. A failure
+    is a sentence that begins with `warning: `; the flow does not fail because of it.
     """
     commit = git.says("rev-parse", "--verify", "--quiet", "HEAD")
     if commit is None:
@@ -28,20 +28,20 @@ def keep(flow_run_name: str, flow_run_id: str, something_ran: bool) -> str:
     of_this_commit = [ref for ref in kept if ref.startswith(f"refs/exps/{commit[:2]}/{commit[2:]}/")]
     if not something_ran and (found := _with_these_results(of_this_commit)):
         return f"these results are kept as the DVC experiment {found}"
-    # Outputs that are not of these parameters and this code would be recorded, and later restored, as if they were.
+    # Outputs of other parameters or other code would be recorded, and later restored, as if they were of these.
     if not _clean():
-        return "not kept as a DVC experiment: parameters, code or data were changed during the run"
+        return "not kept as a DVC experiment: parameters, code or data changed during the run"
     name = unique(flow_run_name, flow_run_id, {ref.rpartition("/")[2] for ref in kept})
     try:
         _save(commit, name)
     except (OSError, subprocess.CalledProcessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
-        return f"warning: not kept as a DVC experiment: {(said or ['Git said nothing'])[0]}"
-    return f"kept as the DVC experiment {name}; `dvc exp apply {name}` brings it back"
+        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
+        return f"warning: not kept as a DVC experiment: {(reason or ['Git gave no reason'])[0]}"
+    return f"kept as the DVC experiment {name}; `dvc exp apply {name}` restores it"
 
 
 def unique(flow_run_name: str, flow_run_id: str, taken: set[str]) -> str:
-    """A name that Git takes for a reference, and that no experiment has."""
+    """A name that Git accepts for a reference, and that no experiment has."""
     name = _NOT_OF_A_REFERENCE.sub("-", flow_run_name).strip("-") or "run"
     return name if name not in taken else f"{name}-{flow_run_id[:8]}"
 
@@ -49,19 +49,17 @@ def unique(flow_run_name: str, flow_run_id: str, taken: set[str]) -> str:
 def _with_these_results(kept: list[str]) -> str | None:
     """The experiment whose parameters and dvc.lock are those of the workspace."""
     here = [git.says("hash-object", str(path)) for path in (PARAMS, LOCK)]
-    wanted = [f"{ref}:{path}" for ref in kept for path in (PARAMS, LOCK)]
-    there = (git.says("rev-parse", *wanted) or "").split() if wanted else []
-    pairs = zip(there[::2], there[1::2], strict=True)
-    return next(
-        (ref.rpartition("/")[2] for ref, pair in zip(kept, pairs, strict=False) if [*pair] == here), None
-    )
+    for ref in kept:
+        if [git.says("rev-parse", f"{ref}:{path}") for path in (PARAMS, LOCK)] == here:
+            return ref.rpartition("/")[2]
+    return None
 
 
 def _save(commit: str, name: str) -> None:
-    """Commits what stands in the workspace as an experiment of `commit`, as `dvc exp save` does.
+    """Commits the workspace as an experiment of `commit`, as `dvc exp save` does.
 
-    That command detaches HEAD and stashes meanwhile: killed then, it leaves parameters in the stash and an empty
-    dvc.lock. This touches neither HEAD nor index nor files.
+    That command detaches HEAD and stashes meanwhile: if it is killed, parameters are in the stash and dvc.lock is
+    empty. This touches neither HEAD nor index nor files.
 
     Raises:
         OSError, subprocess.CalledProcessError: Git refused.
@@ -87,12 +85,5 @@ def _save(commit: str, name: str) -> None:
 
 def _clean() -> bool:
     """Whether DVC finds nothing to do."""
-    process = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--quiet"],
-        env={**os.environ, "DVC_NO_ANALYTICS": "true"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        timeout=SECONDS,
-    )
-    return process.returncode == 0
+    command = [sys.executable, "-m", "dvc", "status", "--quiet"]
+    return subprocess.run(command, capture_output=True, check=False, timeout=SECONDS).returncode == 0

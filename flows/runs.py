@@ -1,10 +1,10 @@
-"""Flow runs and the processes behind them: named, recorded, and swept when their process is dead."""
+"""Flow runs and their processes: runs are named, noted, and set to Crashed when their process is dead."""
 
 import datetime
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any
 from uuid import UUID
@@ -18,14 +18,13 @@ from prefect.states import Crashed
 from tasks import workspace
 from tasks.processes import run_notes
 
-LONGEST, LONGEST_WORD = 72, 40  # characters of a name, its time left out
+LONGEST, LONGEST_WORD = 72, 40  # characters of a name without its time, and of a word in it
 
-
-_latest: str | None = None  # the flow run that this process works or worked for
+_latest: str | None = None  # the last flow run of this process
 
 
 def name() -> str:
-    """Says what ran, and when: `leaves-epochs=2-20260131-120000`."""
+    """What ran, and when: `leaves-epochs=2-20260131-120000`."""
     given = flow_run.parameters
     what = called(given.get("experiment"), given.get("overrides"))
     return f"{what}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
@@ -34,8 +33,8 @@ def name() -> str:
 def called(experiment: str | None, overrides: Mapping[str, Any] | None) -> str:
     """The experiment, or `params`, and the values laid over it: `leaves-epochs=2`.
 
-    Letters, digits and `. = -` alone, so that files, Git and DVC take it too. Nothing is checked yet: any key
-    and any value gives a name. Values that do not fit in are counted: `leaves-epochs=2-3-more`.
+    Only letters, digits and `. = -`, which files, Git and DVC accept. Nothing is checked yet: any key and any value
+    gives a name. Values that do not fit are counted: `leaves-epochs=2-3-more`.
     """
     words = [_word(experiment or "") or "params"]
     values = [(str(key).rpartition(".")[2], value) for key, value in (overrides or {}).items()]
@@ -53,7 +52,7 @@ def _word(text: str) -> str:
 
 
 def tag(*tags: str) -> None:
-    """Adds tags to this flow run, which a person filters by; those that it has, such as `auto-scheduled`, stay."""
+    """Adds tags to this flow run, to filter by; those that it has, such as `auto-scheduled`, stay."""
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(UUID(str(flow_run.id)))
         client.update_flow_run(run.id, tags=[*run.tags, *(tag for tag in tags if tag not in run.tags)])
@@ -61,7 +60,7 @@ def tag(*tags: str) -> None:
 
 @contextmanager
 def recorded() -> Iterator[None]:
-    """Notes which process works for this flow run, as long as it does."""
+    """Notes that this process works on this flow run, as long as it does."""
     global _latest
     _latest = str(flow_run.id)
     with run_notes.noted(_folder(), _latest, {"pid": os.getpid()}):
@@ -69,33 +68,31 @@ def recorded() -> Iterator[None]:
 
 
 def leave_open() -> None:
-    """Leaves a note of this process's run, whose server is gone and did not hear of its end: `sweep` tells it."""
+    """Leaves a note of this process's run, if the server was not there to learn of its end: for `sweep`."""
     if _latest is not None:
-        (_folder() / f"{_latest}.json").write_text("{}")
+        workspace.write_json(_folder() / f"{_latest}.json", {})
 
 
 def sweep() -> list[str]:
-    """Sets flow runs whose process is dead to Crashed, so that none is Running for ever; returns their names.
+    """Sets flow runs whose process is dead to Crashed; returns their names.
 
-    A run that was killed holds its deployment's concurrency slot until then.
+    They would be Running forever, and hold their deployment's concurrency slot.
     """
     swept = []
     with get_client(sync_client=True) as client:
         for identifier, _ in run_notes.left_behind(_folder()):
-            try:
+            with suppress(ObjectNotFound):
                 run = client.read_flow_run(UUID(identifier))
                 if run.state is not None and not run.state.is_final():
                     client.set_flow_run_state(run.id, Crashed(message="its process died"), force=True)
                     swept.append(run.name)
-            except ObjectNotFound:
-                pass
     return swept
 
 
 def running() -> dict[UUID, int]:
-    """The flow runs of this workspace whose process lives, with that process's id.
+    """The flow runs of this workspace whose process is alive, with its id.
 
-    A note that another process is just sweeping is locked too: its process does not exist any more.
+    A note that another process is sweeping is locked as well: the process that it names does not exist.
     """
     noted = {UUID(run): note.get("pid") for run, note in run_notes.living(_folder()).items()}
     return {run: pid for run, pid in noted.items() if pid and psutil.pid_exists(pid)}

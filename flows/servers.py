@@ -1,203 +1,176 @@
 """The servers on this machine: `python -m flows.servers up|down`. Each start and each stop is waited for."""
 
-import contextlib
+import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from socket import create_connection
 
-import psutil
+import httpx
+import typer
+from prefect.client.orchestration import get_client
+from prefect.logging.handlers import APILogHandler
+from prefect.settings import get_current_settings
+from prefect.states import Cancelled, Cancelling
 
+from flows import automations, runs
 from tasks import workspace
-from tasks.processes import entry
+from tasks.processes import entry, owner, services
 from vae.config.errors import InputError
 
 POOL = "vae-train"
-MLFLOW_HOST, MLFLOW_PORT = "127.0.0.1", workspace.MLFLOW_PORT
 START_SECONDS, STOP_SECONDS = 120, 10
+SETTLED_SECONDS = 1  # a worker has no address to ask; by then it would have failed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Service:
-    """A process of ours: started in a session of its own, with a log and a note of its process id."""
+    """A process of ours: started in a session of its own, with a log and a note of its process id.
+
+    Attributes:
+        url: answers when it is ready; a worker has none.
+    """
 
     name: str
     arguments: tuple[str, ...]
-    url: str | None = None  # answers when it is ready
-
-    @property
-    def log(self) -> Path:
-        return workspace.root() / ".run" / f"{self.name}.log"
-
-    @property
-    def note(self) -> Path:
-        return workspace.root() / ".run" / f"{self.name}.pid"
-
-    def process(self) -> psutil.Process | None:
-        """The running process; None where the note is stale."""
-        try:
-            process = psutil.Process(int(self.note.read_text()))
-            # By its command line and not by when it started: a clock that is moved moves that too.
-            return process if process.cmdline()[1:] == list(self.arguments) else None
-        except (OSError, ValueError, psutil.Error):
-            return None
+    url: httpx.URL | None = None
 
     def start(self) -> bool:
-        """Starts it and waits until it answers; False where it runs already.
+        """Starts it and waits until it answers; False if it is running already.
 
         Raises:
-            InputError: its port is taken by another program, or it ended at once.
+            InputError: its port is taken by another program, or it did not start.
         """
-        if self.process() is not None:
+        if services.noted_process(self.name) is not None:
             return False
-        if self.url is not None and _port_taken(self.url):
+        if self.url is not None and _is_taken(self.url):
             raise InputError(
-                f"{self.name}: another program answers at {urlsplit(self.url).netloc}; stop it, or choose another port "
-                "(prefect.toml for Prefect, VAE_TRAIN_MLFLOW_PORT for MLflow)"
+                f"{self.name}: another program answers at {self.url.host}:{self.url.port}; stop it, or choose another "
+                "port (prefect.toml for Prefect, VAE_TRAIN_MLFLOW_PORT for MLflow)"
             )
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
+        path = workspace.root() / ".run" / f"{self.name}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as log:
             child = subprocess.Popen(
                 [sys.executable, *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={
-                    **os.environ,
-                    "MLFLOW_DISABLE_TELEMETRY": "true",
-                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-                    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-                    "PATH": os.pathsep.join(
-                        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
-                    ),
-                },
+                env=owner.with_interpreter(os.environ) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
-        self.note.write_text(str(child.pid))
-        deadline = time.monotonic() + START_SECONDS
-        while not _answers(self.url):
+        workspace.write(services.note(self.name), str(child.pid))
+        began = time.monotonic()
+        while not self._is_ready(time.monotonic() - began):
             if child.poll() is not None:
-                raise InputError(f"{self.name} ended with exit code {child.returncode}; see {self.log}")
-            if time.monotonic() > deadline:
+                raise InputError(f"{self.name} ended with exit code {child.returncode}; see {path}")
+            if time.monotonic() - began > START_SECONDS:
                 self.stop()
-                raise InputError(f"{self.name} did not answer within {START_SECONDS} s; see {self.log}")
+                raise InputError(f"{self.name} did not answer within {START_SECONDS} s; see {path}")
             time.sleep(0.2)
         return True
 
+    def _is_ready(self, seconds: float) -> bool:
+        return seconds > SETTLED_SECONDS if self.url is None else services.answers(str(self.url))
+
     def stop(self) -> bool:
-        """Ends the whole session: asked first, killed after ten seconds. False where it did not run."""
-        process = self.process()
-        self.note.unlink(missing_ok=True)
-        if process is None:
-            return False
-        family = [process, *process.children(recursive=True)]
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            for member in family:
-                if member.is_running():
-                    member.send_signal(number)
-            _, family = psutil.wait_procs(family, timeout=STOP_SECONDS)
-            if not family:
-                break
+        """Ends it and its descendants, by force in the end; False if it was not running."""
+        process = services.noted_process(self.name)
+        services.note(self.name).unlink(missing_ok=True)
+        if process is not None:
+            owner.end(process, patience=(STOP_SECONDS,) * 3)
+        return process is not None
+
+
+def _is_taken(url: httpx.URL) -> bool:
+    with suppress(OSError), create_connection((url.host, url.port or 80), timeout=1):
         return True
+    return False
 
 
 def prefect_service() -> Service:
-    from prefect.settings import get_current_settings
-
     api = get_current_settings().api.url
     if not api:
-        raise InputError("Prefect knows no server; run this from the project's folder, where prefect.toml is")
-    address = urlsplit(api)
-    host, port = address.hostname or "127.0.0.1", address.port or 4200
-    arguments = ("-m", "prefect", "server", "start", "--host", host, "--port", str(port))
-    return Service("prefect-server", arguments, f"{api}/health")
+        raise InputError(
+            "no Prefect server is configured; run this from the project's folder, where prefect.toml is"
+        )
+    url = httpx.URL(f"{api}/health")
+    address = ("--host", url.host, "--port", str(url.port or 4200))
+    return Service(services.PREFECT, ("-m", "prefect", "server", "start", *address), url)
 
 
 def mlflow_service() -> Service:
-    root = workspace.root()
+    root, url = workspace.root(), httpx.URL(services.MLFLOW_HEALTH)
     arguments = (
-        "-m", "mlflow", "server", "--host", MLFLOW_HOST, "--port", str(MLFLOW_PORT), "--workers", "1",
+        "-m", "mlflow", "server", "--host", url.host, "--port", str(url.port), "--workers", "1",
         "--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}",
         "--no-serve-artifacts", "--default-artifact-root", (root / "mlruns").as_uri(),
     )  # fmt: skip
-    return Service("mlflow-server", arguments, f"http://{MLFLOW_HOST}:{MLFLOW_PORT}/health")
+    return Service(services.MLFLOW, arguments, url)
 
 
 def worker_service() -> Service:
-    return Service(
-        "prefect-worker", ("-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process")
-    )
+    return Service(services.WORKER, ("-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"))
 
 
 @contextmanager
 def prefect_server() -> Iterator[None]:
     """A Prefect server for as long as it is needed: one that is up already is used, and left up."""
-    from prefect.logging.handlers import APILogHandler
-
-    from flows import runs
-
     service = prefect_service()
-    if service.process() is None:
-        print(
-            "starting Prefect …: its pages answer while this runs, and again after `make up`",
-            flush=True,
-        )
+    if services.noted_process(service.name) is None:
+        log.info("starting Prefect …: its pages answer while this runs, and again after `make up`")
     ours = service.start()
     try:
         runs.sweep()
         yield
     finally:
         if ours and not _kept().exists():
-            APILogHandler().flush()  # what the flow said last is still on its way
+            APILogHandler().flush()  # what the flow logged last is still on its way
             service.stop()
 
 
 def up() -> None:
-    from flows import automations, runs
-    from tasks.tracking import store
+    """Starts Prefect, MLflow and the worker, and deploys the flow."""
+    from tasks.tracking import store  # takes seconds to load
 
-    store.connect()  # the database is made once, before several processes find it missing
+    store.connect()  # makes the database once, before several processes find it missing
     _kept().touch()
-    prefect, mlflow = prefect_service(), mlflow_service()
-    for service in (prefect, mlflow):
-        started = service.start()
-        print(
-            f"{service.name} {'is up' if started else 'was up already'}: http://{urlsplit(service.url or '').netloc}"
-        )
+    _start(prefect_service())
+    _start(mlflow_service())
     for name in runs.sweep():
-        print(f"flow run {name} had lost its process; it is set to Crashed")
+        log.info("flow run %s had lost its process; it is set to Crashed", name)
     _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
     _prefect("--no-prompt", "deploy", "--name", "vae-train")
     automations.create()
-    print("prefect-worker is up" if worker_service().start() else "prefect-worker was up already")
-    print(f"runs and their images: {workspace.mlflow_url()}/#/experiments/1/runs")
-    print("start a run with: prefect deployment run vae-train/vae-train")
+    _start(worker_service())
+    log.info("runs and their images: %s/#/experiments/1/runs", workspace.mlflow_url())
+    log.info("start a run with: prefect deployment run vae-train/vae-train")
+
+
+def _start(service: Service) -> None:
+    state = "is up" if service.start() else "was up already"
+    where = f": http://{service.url.netloc.decode()}" if service.url else ""
+    log.info("%s %s%s", service.name, state, where)
 
 
 def down() -> None:
     """Cancels what runs, then stops worker, MLflow and Prefect, each waited for."""
     _kept().unlink(missing_ok=True)
-    if prefect_service().process() is not None:
+    if services.noted_process(services.PREFECT) is not None:
         _cancel_runs()
     for service in (worker_service(), mlflow_service(), prefect_service()):
-        print(f"{service.name} {'is down' if service.stop() else 'was not up'}", flush=True)
+        log.info("%s %s", service.name, "is down" if service.stop() else "was not up")
 
 
 def _cancel_runs() -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.states import Cancelled, Cancelling
-
-    from flows import runs
-
     def wait() -> None:
         deadline = time.monotonic() + STOP_SECONDS
         while runs.running() and time.monotonic() < deadline:
@@ -208,51 +181,32 @@ def _cancel_runs() -> None:
         for run in running:
             client.set_flow_run_state(run, Cancelling(message="make down"), force=True)
         wait()
-        for pid in runs.running().values():  # a `make run` in a terminal: no worker tells it
-            with contextlib.suppress(ProcessLookupError):
+        for pid in runs.running().values():  # a `make run` in a terminal has no worker that would end it
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGINT)
         wait()
         for run in running:
             state = client.read_flow_run(run).state
-            if state is None or not state.is_final():  # the worker is stopped before it can say so
+            if state is None or not state.is_final():  # the worker is stopped before it can set it
                 client.set_flow_run_state(run, Cancelled(message="make down"), force=True)
     runs.sweep()
 
 
 def _kept() -> Path:
-    """There while the servers are to stay: a `make run` that began before `make up` leaves its Prefect server up."""
+    """Exists while the servers are to stay: a `make run` that began before `make up` leaves its Prefect server up."""
     return workspace.root() / ".run" / "servers.keep"
 
 
 def _prefect(*arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", *arguments], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "prefect", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        reason = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
+        reason = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it gave no reason"]
         raise InputError(f"`prefect {' '.join(arguments)}` failed: {reason[0]}")
 
 
-def _answers(url: str | None) -> bool:
-    if url is None:
-        time.sleep(1)  # a worker has no address: that it lives after a moment has to do
-        return True
-    try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            return reply.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _port_taken(url: str) -> bool:
-    address = urlsplit(url)
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((address.hostname or "127.0.0.1", address.port or 80)) == 0
-
-
 if __name__ == "__main__":
-    verbs = {"up": up, "down": down}
-    if len(sys.argv) != 2 or sys.argv[1] not in verbs:
-        sys.exit("usage: python -m flows.servers up|down")
-    entry.run(verbs[sys.argv[1]])
+    app = typer.Typer(help=__doc__, add_completion=False)
+    app.command()(up)
+    app.command()(down)
+    entry.run(app)

@@ -5,33 +5,20 @@
 
 import logging
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeAlias, cast
-from uuid import UUID
+from typing import Annotated, Any
 
 import httpx
+import typer
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import (
-    create_image_artifact,
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
 from prefect.client.schemas.objects import TaskRun
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 from prefect.tasks import Task
 from prefect.utilities.urls import url_for
 
-from flows import artifacts, away, experiments, runs, stage
-from flows.progress import Progress
+from flows import artifacts, away, experiments, progress, runs, servers, stage
 from tasks import data_path, overlay, workspace
 from tasks.processes import dvc_files, entry, events
-from tasks.processes.events import Follower
 from tasks.processes.lock import hold
 from tasks.tracking import lineage
 from vae.config import loading
@@ -41,20 +28,19 @@ from vae.config.parameters import Parameters
 STAGES = ("ingest", "validate", "preflight", "train", "monitor", "evaluate")
 UNHEALTHY = "Unhealthy"
 
-
 DESCRIPTION = """Turns a folder of images into a tracked, versioned, judged variational autoencoder.
 Each task is a stage of `dvc.yaml`:
 
-1. **ingest** decodes, resizes and splits the images; what cannot be used is quarantined with its reason
+1. **ingest** decodes, resizes and splits the images; unusable files are quarantined with the reason
 2. **validate** checks files, labels, splits and leakage; a broken rule stops the run
-3. **preflight** predicts the KL at this KL weight, and warns where posterior collapse lies ahead
-4. **train** trains, and goes on from the last epoch where it was interrupted
-5. **monitor** measures the saved model anew and gives the verdict
-6. **evaluate** takes the test split: ELBO, pictures, report, registered model
+3. **preflight** predicts the KL at this KL weight, and warns if posterior collapse is ahead
+4. **train** trains, and resumes an interrupted training after its last epoch
+5. **monitor** measures the saved model again and gives the verdict
+6. **evaluate** uses the test split: ELBO, pictures, report, registered model
 
-What the change of a parameter does not touch is found `Cached` (it stands here already) or `Restored` (DVC
-brought it back). A run ends `Completed`, `Failed`, or `Unhealthy`: the model is there, and its verdict says
-what is wrong with it and what to change. The artifact `verdict` tells it in words, numbers and a picture.
+A stage that a changed parameter does not affect is `Cached` (its outputs are here already) or `Restored` (DVC
+brought them back). A run ends `Completed`, `Failed`, or `Unhealthy`: there is a model, and the verdict says
+what is wrong with it and what to change. The artifact `verdict` has the details.
 """
 
 
@@ -64,7 +50,7 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
 
     Args:
         experiment: The name of a file in experiments/ without its ending, such as leaves, laid over the defaults.
-            Without one, params.yaml stands as it is.
+            Without one, params.yaml is used as it is.
         overrides: Single parameters of params.yaml, such as {"train.epochs": 2, "data.path": "photos"}. They are
             written into params.yaml.
     """
@@ -80,7 +66,9 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
             for name in STAGES:
                 state = run_stage.with_options(name=name, task_run_name=name)(name, return_state=True)
                 if not state.is_completed():
-                    artifacts.end_dead_runs()
+                    from flows import tracking  # takes seconds to load
+
+                    tracking.end_dead_runs()
                     return Failed(message=state.message)
                 something_ran |= state.name not in ("Cached", "Restored")
             return finish(p, something_ran)
@@ -97,13 +85,17 @@ def _worth_another_try(task: Task[..., Any], run: TaskRun, state: State) -> bool
 @task(retries=2, retry_delay_seconds=5, retry_condition_fn=_worth_another_try, persist_result=False)
 def run_stage(name: str) -> State:
     """One stage of dvc.yaml, in a process of its own. A retry of `train` resumes from its last checkpoint."""
-    log = get_run_logger()
-    say, environment = _logged(log), _lineage()
+    log, environment, shown = get_run_logger(), _lineage(), None
     if name == "train":
-        path = workspace.root() / ".run" / "events" / f"{flow_run.id}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # of an earlier try
-        say, environment[events.FILE] = _progress(log, Follower(path)), str(path)
+        path = workspace.root() / ".run" / "events.jsonl"
+        path.unlink(missing_ok=True)  # of the training before
+        environment[events.FILE], shown = str(path), progress.Artifact(path, log.warning)
+
+    def say(line: str) -> None:
+        logged(log, line)
+        if shown:
+            shown.update()
+
     try:
         outcome = stage.run(name, say, environment)
     except stage.StageFailed as failure:
@@ -112,24 +104,23 @@ def run_stage(name: str) -> State:
         return Failed(message=str(failure))
     finally:
         if name == "validate":
-            artifacts.validation(create_table_artifact)
+            artifacts.validation()
     if name == "monitor":
-        artifacts.verdict(create_table_artifact)
-    if name == "evaluate":
-        artifacts.reconstructions(create_image_artifact)
+        artifacts.verdict()
     return Completed(name=outcome, message=f"{name}: {outcome.lower()}")
 
 
 def finish(p: Parameters, something_ran: bool) -> State:
     """The results kept as an experiment; the verdict as an artifact, and as the state of the flow run."""
+    from flows import tracking  # takes seconds to load
+
     monitor = workspace.read_json(workspace.MONITOR)
-    artifacts.point_candidate(p.evaluate.register_as)
-    get_run_logger().info(experiments.keep(str(flow_run.name), str(flow_run.id), something_ran))
-    artifacts.origin(create_link_artifact)
+    tracking.point_candidate(p.evaluate.register_as)
+    logged(get_run_logger(), experiments.keep(str(flow_run.name), str(flow_run.id), something_ran))
+    tracking.reconstructions()
+    tracking.origin()
+    artifacts.page(tracking.links())
     runs.tag(f"verdict:{monitor['verdict']}")
-    create_markdown_artifact(
-        artifacts.summary(), key="verdict", description="The verdict, and where to look next"
-    )
     message = f"{monitor['verdict']}: {monitor['summary']}"
     if monitor["verdict"] != "healthy" and p.monitor.on_unhealthy == "fail":
         return Failed(name=UNHEALTHY, message=message)
@@ -145,86 +136,43 @@ def _lineage() -> dict[str, str]:
     }
 
 
-Logger: TypeAlias = "logging.Logger | logging.LoggerAdapter[logging.Logger]"
+def logged(log: "logging.Logger | logging.LoggerAdapter[logging.Logger]", line: str) -> None:
+    """A line of a stage at the level that it begins with: `warning: `, `error: `, or none."""
+    word, colon, text = line.partition(": ")
+    level = {"warning": logging.WARNING, "error": logging.ERROR}.get(word if colon else "")
+    log.log(level or logging.INFO, text if level else line)
 
 
-def _logged(log: Logger) -> Callable[[str], None]:
-    """A stage's line, at the level that it begins with."""
-
-    def say(line: str) -> None:
-        level = logging.WARNING if line.startswith("warning: ") else logging.INFO
-        log.log(level, line.removeprefix("warning: "))
-
-    return say
-
-
-def _progress(log: Logger, follower: Follower) -> Callable[[str], None]:
-    """Logs each line, and keeps a progress artifact at the share of epochs that is done.
-
-    Where the server is away the training goes on, and the artifact is tried once more at its end.
-    """
-    progress, logged = Progress(), _logged(log)
-    artifact: UUID | None = None  # made by the first event of a training, so that a cached one leaves none
-    answers = True
-
-    def say(line: str) -> None:
-        nonlocal artifact, answers
-        logged(line)
-        for event in follower.new():
-            now = progress.after(event, time.monotonic())
-            if now is None or (not answers and event["event"] != "kept"):
-                continue
-            try:
-                if artifact is None:
-                    made = create_progress_artifact(0.0, key="training", description="before the first epoch")
-                    artifact = cast(UUID, made)
-                update_progress_artifact(artifact, *now)
-                answers = True
-            except httpx.TransportError:
-                if answers:
-                    log.warning(
-                        "Prefect's server does not answer; the training goes on, and its progress is not shown"
-                    )
-                answers = False
-
-    return say
-
-
-def main(experiment: str = "", settings: str = "") -> int:
-    """Runs the flow in this process; returns the exit code: 3 for an unhealthy model."""
-    from flows import servers
-
+def main(experiment: str = "", settings: Annotated[str, typer.Option("--set")] = "") -> None:
+    """Runs the flow in this process. Exit codes: 0, 1, 2 for bad input, 3 for an unhealthy model, 130."""
+    entry.log_to("stdout")
+    away.quiet()
     try:
         overrides = overlay.parse_settings(settings)
-        away.quiet()
         with servers.prefect_server():
             state: State = vae_train(experiment or None, overrides or None, return_state=True)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return entry.INPUT_ERROR
+        raise _failed(str(error), entry.INPUT_ERROR) from None
     except httpx.TransportError:
         runs.leave_open()
-        print(f"error: {away.sentence()}", file=sys.stderr)
-        return 1
+        raise _failed(away.sentence()) from None
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    if state.is_completed() or state.name == UNHEALTHY:
-        run = state.state_details.flow_run_id
-        page = url_for("flow-run", obj_id=run) if run else None
-        print(artifacts.closing(Path.cwd(), experiment, settings, page))
-    if state.name == UNHEALTHY:
-        return 3
-    if not state.is_completed():
-        gone = away.is_meant(state.message)
-        print(f"error: {away.sentence() if gone else state.message}", file=sys.stderr)
-    return 0 if state.is_completed() else 1
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        raise typer.Exit(entry.INTERRUPTED) from None
+    if not (state.is_completed() or state.name == UNHEALTHY):
+        raise _failed(away.sentence() if away.explains(state.message) else str(state.message))
+    from flows import tracking  # takes seconds to load
+
+    run = state.state_details.flow_run_id
+    page = url_for("flow-run", obj_id=run) if run else None
+    print(artifacts.closing(tracking.links(), experiment, settings, page))
+    raise typer.Exit(3 if state.name == UNHEALTHY else 0)
+
+
+def _failed(error: str, code: int = 1) -> typer.Exit:
+    print(f"error: {error}", file=sys.stderr)
+    return typer.Exit(code)
 
 
 if __name__ == "__main__":
-    import typer
-
-    def command(experiment: str = "", set: str = "") -> None:
-        raise typer.Exit(main(experiment, set))
-
-    typer.run(command)
+    typer.run(main)

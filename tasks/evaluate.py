@@ -14,8 +14,9 @@ from tasks import workspace
 from tasks.processes import entry
 from tasks.tracking import evaluation_run, store
 from vae.collapse.linear_theory import of_remedied
+from vae.compute import devices
 from vae.compute.batches import open_images
-from vae.compute.devices import Compute, choose
+from vae.compute.devices import Compute
 from vae.config.constants import SPLITS
 from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters, changed
@@ -34,7 +35,8 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     p = workspace.load_parameters()
-    device = choose(p.train).device
+    device = devices.choose(p.train).device
+    devices.set_up(device, p.train.deterministic)
     model = saved.load(workspace.MODEL, device)
     compute = model.compute(device)
     p = changed(p, model.config.changes)
@@ -51,7 +53,7 @@ def main() -> None:
     )
     elbos = elbo_per_image(model.model, open_images(workspace.images("test")), model.likelihood, compute)
     with store.away(
-        "this evaluation and its model are not there; once it answers: dvc repro --force --single-item evaluate"
+        "evaluation and model not recorded; to record them later: dvc repro --force --single-item evaluate"
     ):
         evaluation_run.log_evaluation(
             model, facts.metrics, monitor, lambda origin: page.html(facts, origin), p, elbos
@@ -61,7 +63,7 @@ def main() -> None:
 def gather(
     p: ResolvedParameters, model: Saved, compute: Compute, monitor: Mapping[str, Any]
 ) -> tuple[Facts, pd.DataFrame]:
-    """Everything about a model, from the files of the stages before, and a table of its latents; writes nothing.
+    """Collect the report's content from the model and the earlier stages' files; writes nothing.
 
     Raises:
         InputError: a file of an earlier stage is missing or does not fit the others.
@@ -78,7 +80,7 @@ def gather(
     evaluated = evaluate(model, images, labels, p, compute)
     test = evaluated["test"]
     epochs, latent_epochs = read_epochs(workspace.HISTORY), read_epochs(workspace.KL_PER_LATENT)
-    drawn = figures.drawn(p, model, compute, images["test"], test, monitor["verdict"])
+    drawn = figures.generated(p, model, compute, images["test"], test, monitor["verdict"])
     charted = figures.charted(p, model, test, labels["test"], epochs, latent_epochs, preflight)
     descriptions = described(rows["test"], test.errors)
     facts = Facts(
@@ -111,12 +113,12 @@ def write(facts: Facts, latents: pd.DataFrame) -> None:
 
 
 def summary(facts: Facts) -> dict[str, str | float | None]:
-    """The verdict and the few numbers of the test split that `dvc metrics diff` and `dvc exp show` compare."""
+    """The verdict and the key numbers of the test split, for `dvc metrics diff` and `dvc exp show`."""
     return {"verdict": facts.monitor["verdict"], **{n.key: facts.metrics["test"][n.key] for n in KEY_NUMBERS}}
 
 
 def latent_table(result: Evaluation) -> pd.DataFrame:
-    """One row per latent, the largest KL first: for `dvc plots`, which can lay experiments over one another."""
+    """One row per latent, largest KL first, for `dvc plots`."""
     kl = result.measurement.kl_per_latent
     order = np.argsort(-np.nan_to_num(kl), kind="stable")
     columns = {
@@ -134,27 +136,27 @@ def read_manifest() -> pd.DataFrame:
     try:
         return pd.read_parquet(workspace.MANIFEST)
     except FileNotFoundError:
-        raise InputError(f"{workspace.MANIFEST} does not exist; `dvc repro` makes it") from None
+        raise InputError(f"{workspace.MANIFEST} does not exist; run `dvc repro`") from None
 
 
 def rows_of(manifest: pd.DataFrame, split: str, count: int) -> pd.DataFrame:
-    """The manifest's row of each image of a split, in the order of its array."""
+    """The manifest rows of a split, in the order of its array."""
     rows = manifest[(manifest["status"] == "ok") & (manifest["split"] == split)].sort_values("index")
     if len(rows) != count:
         raise InputError(
             f"{workspace.MANIFEST} has {len(rows)} {split} images, {workspace.images(split)} has {count}; "
-            "run ingest again"
+            "run `dvc repro --force ingest`"
         )
     return rows
 
 
 def labels_of(rows: pd.DataFrame) -> NDArray[np.object_]:
-    """The class of each image; None where it has none."""
+    """The class of each image, or None."""
     return np.array([None if pd.isna(label) else str(label) for label in rows["label"]], dtype=object)
 
 
 def described(rows: pd.DataFrame, errors: NDArray[np.float64]) -> list[str]:
-    """What the latent map shows of each image: file, class, and the error of its reconstruction."""
+    """Descriptions for the latent map: file, class, and reconstruction error."""
     return [
         f"{path}{'' if pd.isna(label) else f', class {label}'}, error {number(float(error))}"
         for path, label, error in zip(rows["path"], rows["label"], errors, strict=True)
@@ -162,11 +164,11 @@ def described(rows: pd.DataFrame, errors: NDArray[np.float64]) -> list[str]:
 
 
 def read_epochs(path: Path) -> pd.DataFrame:
-    """A table with one row per epoch, as train writes them."""
+    """A table of the stage train with one row per epoch."""
     try:
         return pd.read_csv(path)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
+        raise InputError(f"{path} does not exist; run `dvc repro`") from None
 
 
 if __name__ == "__main__":

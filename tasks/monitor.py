@@ -1,4 +1,4 @@
-"""Stage `monitor`: from the saved model alone, the whole validation set again, and the verdict."""
+"""Stage `monitor`: measure the saved model on the whole validation set and judge it."""
 
 import logging
 import math
@@ -26,8 +26,8 @@ from vae.schedules.kl import first_final_epoch
 from vae.training import checkpoint
 from vae.training.history import Row
 
-# What training logged and what the saved model gives may differ by the last bits of another device or
-# precision; more than this means that the file is not the model that was trained.
+# The saved model may differ from what training logged by the last bits of another device or precision. A larger
+# difference means that the file is not the model that was trained.
 RELATIVE, ABSOLUTE = 0.01, 0.02
 
 FEW_IMAGES = 20
@@ -36,10 +36,11 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    checkpoint.remove_finished(checkpoint_folder.root())  # DVC has taken the results in by now
+    checkpoint.remove_finished(checkpoint_folder.root())  # DVC has cached the results by now
     p = workspace.load_parameters()
     model = saved.load(workspace.MODEL, devices.choose(p.train).device)
     compute = model.compute(next(model.model.parameters()).device)
+    devices.set_up(compute.device, p.train.deterministic)
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     history: list[Row] = pd.read_csv(workspace.HISTORY).to_dict("records")  # type: ignore[assignment]  # keys are str
     valid = measure(model.model, valid_images, model.likelihood, compute, p.seed)
@@ -80,24 +81,24 @@ def fitted_gap(
 
 
 def check_agreement(model: Saved, valid: Measurement, history: list[Row]) -> None:
-    """Raises: InputError: the saved model does not give what training logged for its epoch."""
+    """Raises: InputError: the saved model does not reproduce what training logged for its epoch."""
     kept_epoch = model.config.kept_epoch
     logged = next((row for row in history if row["epoch"] == kept_epoch), None)
     if logged is None:
-        return  # no epoch was finite: these are the weights that training began with
+        return  # no epoch was finite: the model has the initial weights
     found = {"valid/kl": valid.rate, "valid/mse": valid.mse, "valid/mse_sampled": valid.mse_sampled}
     for name, value in found.items():
         if not math.isclose(value, logged[name], rel_tol=RELATIVE, abs_tol=ABSOLUTE * (name == "valid/kl")):
             raise InputError(
-                f"the saved model disagrees with its training: {name} is {value:.6g}, and training logged "
+                f"the saved model disagrees with its training: {name} is {value:.6g}, but training logged "
                 f"{logged[name]:.6g} in epoch {kept_epoch}; run `dvc repro --force train` to train again"
             )
 
 
 def remedy_of(model: Saved, verdict: Verdict, in_steps: bool) -> dict[str, Any]:
-    """All that is to change in `params.yaml` as it was written: what a restart changed already, and what is left.
+    """All changes to make in `params.yaml`: those that a restart made already, and those still recommended.
 
-    in_steps: the ramp is written in steps, which are used instead of epochs as long as they are there.
+    in_steps: `params.yaml` gives the ramp in steps, which take precedence over epochs and have to be unset.
     """
     remedy = {**model.config.changes, **verdict.remedy}
     if in_steps and "kl.annealing_epochs" in remedy:
@@ -106,7 +107,7 @@ def remedy_of(model: Saved, verdict: Verdict, in_steps: bool) -> dict[str, Any]:
 
 
 def recommendations(model: Saved, verdict: Verdict, remedy: dict[str, Any]) -> list[str]:
-    """The remedy in words, what was changed already first, and what no parameter can do."""
+    """The remedy as sentences, then the advice that no parameter can express."""
     sentences = [
         f"{'' if name in verdict.remedy or name not in model.config.changes else 'keep the remedy: '}"
         f"set {name} to {remedies.written(value)}"
@@ -116,14 +117,14 @@ def recommendations(model: Saved, verdict: Verdict, remedy: dict[str, Any]) -> l
 
 
 def in_words(tried: list[Attempted]) -> list[str]:
-    """A line for each attempt: what was changed, what came of it, and which was kept."""
+    """One line per attempt: the changes, the verdict and its reasons, and which was kept."""
     lines = []
     for number, attempt in enumerate(tried):
         changes = remedies.in_words(attempt.changes)
         if attempt.fitted_prior:
             changes.append("a Gaussian mixture fitted to the latents as the prior")
-        made = ", ".join(changes) or "the parameters as they are"
-        kept = " This one was kept." if attempt.kept else ""
+        made = ", ".join(changes) or "parameters unchanged"
+        kept = " Kept." if attempt.kept else ""
         lines.append(f"attempt {number}, {made}: {attempt.verdict}. {'; '.join(attempt.reasons)}.{kept}")
     return lines
 
@@ -133,12 +134,12 @@ def warnings(p: ResolvedParameters, e: Evidence) -> list[str]:
     ramp_end = first_final_epoch(p.kl, p.train.epochs)
     if e.history and e.history[-1]["epoch"] - 1 < ramp_end:
         found.append(
-            f"no epoch was trained at the final KL weight: the ramp ends after epoch {ramp_end:g}, "
-            f"the training after {e.history[-1]['epoch']:.0f}; the last epoch was kept"
+            f"no epoch trained at the final KL weight: the ramp ends after epoch {ramp_end:g}, "
+            f"training after {e.history[-1]['epoch']:.0f}; the last epoch was kept"
         )
     if e.valid.images < FEW_IMAGES:
         found.append(
-            f"the verdict rests on {e.valid.images} validation images; {FEW_IMAGES} or more make it firm"
+            f"the verdict rests on only {e.valid.images} validation images; use {FEW_IMAGES} or more"
         )
     return found
 

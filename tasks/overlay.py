@@ -1,7 +1,7 @@
 """Named experiments and single values, written into `params.yaml`: the file holds the values of the last run.
 
-An experiment starts from the defaults (`vae.config.parameters`), whatever `params.yaml` holds. The file before is
-kept aside, and a run without an overlay puts it back, unless a person has edited `params.yaml` since.
+An experiment starts from the defaults (`vae.config.parameters`), whatever `params.yaml` holds. The user's own file is
+kept aside, and a run without an overlay puts it back, unless `params.yaml` has been edited since.
 """
 
 import difflib
@@ -9,6 +9,7 @@ import io
 import json
 import shlex
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tasks import workspace
 from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters
+from vae.config.text import printable
 
 EXPERIMENTS = Path("experiments")
 DEFAULT = "default"  # the experiment that changes nothing
@@ -28,7 +30,7 @@ def apply(
     overrides: Mapping[str, Any] | None,
     check: Callable[[Parameters], None] = lambda p: None,
 ) -> list[str]:
-    """Writes `params.yaml`; returns what changed, a line for each value.
+    """Writes `params.yaml`; returns one line for each value that changed.
 
     Args:
         experiment: a file of `experiments/`, without its ending, or `default`.
@@ -44,25 +46,29 @@ def apply(
     own = _kept_aside(current)
     base = current if own is None else own
     values = defaults() | experiment_values(experiment) if experiment else {}
-    text = lay_over(base, values | flat(overrides or {}))
-    check(loading.parse(loading.read_mapping(text, str(path)), str(path)))
+    values |= flat(overrides or {})
+    plain = loading.read_mapping(base, str(path))
+    _set(plain, values)
+    check(loading.parse(plain, str(path)))
+    text = lay_over(base, values)
 
-    if text != current:
-        path.write_text(text, encoding="utf-8")
+    # The record goes first: killed in between, `params.yaml` is still the user's own.
     if experiment or overrides:
-        _keep_aside(base, written=text)
-    else:
+        workspace.write_json(_record(), {"before": base, "written": text})
+    if text != current:
+        workspace.write(path, text)
+    if not (experiment or overrides):
         _record().unlink(missing_ok=True)
     changes = _changes(current, text)
     if own is not None and overrides and not experiment:
         changes.insert(
-            0, "params.yaml: EXPERIMENT and SET of the last run no longer apply; repeat what is to stay"
+            0, "params.yaml: EXPERIMENT and SET of the last run no longer apply; repeat those to keep"
         )
     return changes
 
 
 def parse_settings(text: str) -> dict[str, Any]:
-    """`data.path=photos train.epochs=2` → values, each read as YAML reads it; quotes keep spaces together."""
+    """`data.path=photos train.epochs=2` → values, each read as YAML; quotes keep spaces together."""
     values: dict[str, Any] = {}
     try:
         words = shlex.split(text)
@@ -79,12 +85,13 @@ def parse_settings(text: str) -> dict[str, Any]:
     return values
 
 
-def written_settings(values: Mapping[str, Any]) -> list[str]:
-    """The inverse of `parse_settings`, a word for each value: `train.epochs=2`, `model.widths=[16, 32]`."""
-    return [
-        f"{name}={json.dumps(value) if not isinstance(value, str) else value}"
-        for name, value in values.items()
-    ]
+def written(value: Any) -> str:
+    """A value as YAML on one line: text as it is where that reads as text, everything else as JSON."""
+    if isinstance(value, str) and value.isprintable():
+        with suppress(InputError):
+            if loading.read_yaml(value, "") == value:
+                return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def defaults() -> dict[str, Any]:
@@ -96,7 +103,7 @@ def defaults() -> dict[str, Any]:
 
 
 def experiment_values(name: str) -> dict[str, Any]:
-    """What an experiment changes of the defaults. Raises: InputError: there is none of this name."""
+    """What an experiment changes of the defaults. Raises: InputError: it does not exist, or is not YAML."""
     if name == DEFAULT:
         return {}
     known = {
@@ -118,36 +125,42 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def lay_over(text: str, values: Mapping[str, Any]) -> str:
-    """The YAML text with values replaced, comments and layout kept."""
-    loading.read_mapping(text, "params.yaml")  # refuses what is not a mapping, in our words
+    """The YAML text with values replaced or added, comments and layout kept.
+
+    Raises:
+        InputError: the text is not a mapping, or a name is deeper than `section.name`; it is not checked otherwise.
+    """
+    loading.read_mapping(text, str(workspace.PARAMS))
     yaml = _yaml()
     document = yaml.load(text) or {}
-    for key, value in values.items():
-        *sections, name = key.split(".")
-        place: Any = document
-        for section in sections:
-            place = place.get(section) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or name not in place:
-            like = difflib.get_close_matches(key[:200], flat(document), 1)
-            hint = f"did you mean {like[0]}?" if like else "params.yaml names them all"
-            raise InputError(f"{key[:200]!r} is not a parameter; {hint}")
-        if place[name] == value:
-            continue  # keeps the way that it is written
-        if isinstance(place[name], list) and isinstance(value, list):
-            place[name][:] = value  # keeps its [flow, style]
-        else:
-            place[name] = value
+    _set(document, values)
     stream = io.StringIO()
     yaml.dump(document, stream)
     return stream.getvalue()
 
 
+def _set(document: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        if section and document.get(section) is None:
+            document[section] = {}
+        place: Any = document[section] if section else document
+        if not isinstance(place, dict) or "." in section:
+            raise InputError(f"{printable(key[:200])} is not a parameter")
+        if name in place and place[name] == value:
+            continue  # keeps the way that it is written
+        if isinstance(place.get(name), list) and isinstance(value, list):
+            place[name][:] = value  # keeps its [flow, style]
+        else:
+            place[name] = value
+
+
 def _changes(old: str, new: str) -> list[str]:
-    before, after = (flat(loading.read_mapping(text, "params.yaml")) for text in (old, new))
+    before, after = (flat(loading.read_mapping(text, str(workspace.PARAMS))) for text in (old, new))
     return [
-        f"params.yaml: {key}: {before.get(key)} → {after.get(key)}"
-        for key in after
-        if before.get(key) != after[key]
+        f"{workspace.PARAMS}: {key}: {printable(written(before.get(key)))} → {printable(written(value))}"
+        for key, value in after.items()
+        if before.get(key) != value
     ]
 
 
@@ -155,25 +168,17 @@ def _record() -> Path:
     return workspace.root() / ".run" / "overlay.json"
 
 
-def _keep_aside(before: str, written: str) -> None:
-    _record().parent.mkdir(parents=True, exist_ok=True)
-    _record().write_text(json.dumps({"before": before, "written": written}), encoding="utf-8")
-
-
 def _kept_aside(current: str) -> str | None:
-    """The person's own file, where `params.yaml` is still what an overlay wrote."""
-    try:
-        record = json.loads(_record().read_text(encoding="utf-8"))
-        return record["before"] if record["written"] == current else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """The user's own file, if `params.yaml` is still what an overlay wrote."""
+    record = workspace.read_note(_record())
+    return record.get("before") if record.get("written") == current else None
 
 
 def _yaml() -> YAML:
     yaml = YAML()
     yaml.width = 4096
     yaml.preserve_quotes = True
-    # ruamel writes null as nothing at all, which reads like a slip.
+    # ruamel writes null as nothing at all, which looks like a mistake.
     yaml.representer.add_representer(
         type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null")
     )

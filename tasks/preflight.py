@@ -1,4 +1,4 @@
-"""Stage `preflight`: what linear theory says of these images at this KL weight, before anything is trained."""
+"""Stage `preflight`: predict KL, active units and collapse from the training images by linear theory."""
 
 import logging
 import math
@@ -31,7 +31,7 @@ def main() -> None:
 
     kl = "an unbounded KL" if result["predicted_kl"] is None else f"a KL of {result['predicted_kl']:.3g} nats"
     log.info(
-        f"preflight: linear theory expects {kl} in "
+        f"preflight: linear theory predicts {kl} in "
         f"{result['predicted_active_units']} of {p.model.latent_dim} latents at kl.max_weight = {weight:g} "
         f"(collapse from {result['collapse_kl_weight']:.3g}, calibrated {result['calibrated_kl_weight']:.3g})"
     )
@@ -57,7 +57,7 @@ def plot(p: Parameters, weight: float, spectrum: Spectrum) -> Figure:
     threshold = linear_theory.threshold(spectrum, BetaELBO.of(p, weight))
     left.semilogy(np.arange(1, len(values) + 1), np.maximum(values, 1e-12), marker=".", color="#2f6db3")
     left.axhline(threshold, color="#c0392b", ls="--", label="threshold at this weight")
-    left.set(xlabel="latent", ylabel="eigenvalue of the images' covariance", title="What the images hold")
+    left.set(xlabel="latent", ylabel="eigenvalue of the images' covariance", title="Spectrum of the images")
     left.legend()
 
     weights = linear_theory.weights_of_interest(linear_theory.critical_weight(p, spectrum), weight)
@@ -67,13 +67,13 @@ def plot(p: Parameters, weight: float, spectrum: Spectrum) -> Figure:
     collapse = linear_theory.collapse_weight(p, spectrum)
     if collapse > 0 and math.isfinite(collapse):
         start = min(collapse, weights[-1])
-        right.axvspan(start, weights[-1], color="#c0392b", alpha=0.12, label="collapse expected")
+        right.axvspan(start, weights[-1], color="#c0392b", alpha=0.12, label="collapse predicted")
     if weight > 0:
         right.axvline(weight, color="#c0392b", ls="--", label=f"kl.max_weight = {weight:g}")
     right.set(
         xlabel="KL weight",
         ylabel="predicted KL (nats per image)",
-        title="What a KL weight leaves of it",
+        title="Predicted KL",
         xlim=(weights[0], weights[-1]),
     )
     right.legend()

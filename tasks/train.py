@@ -39,7 +39,7 @@ from vae.training.history import COLUMNS, Row
 from vae.training.loop import Epoch, Trained
 from vae.training.state import TrainState
 
-STEP_IMAGES = 30  # at most so many grids of reconstructions a run, spread over its epochs
+STEP_IMAGES = 30  # at most this many grids of reconstructions per run, spread over its epochs
 GRID_IMAGES = 16
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def main() -> None:
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     compute = devices.choose(p.train, training_flops(p), len(train_images))
     job = Job(p, train_images, valid_images, compute, initial_weights(p.train.initial_weights))
-    # The lock is of the folder that the outputs go to: an experiment in a copy of the workspace has its own.
+    # One lock per output folder: an experiment in a copy of the workspace has its own.
     with hold(Path(".run/train.lock"), "a training", seconds=checkpoint_folder.WAIT):
         conditions = compute.describe() | lineage.machine()
         del conditions["machine.system"]  # an updated kernel changes no bit
@@ -65,7 +65,8 @@ def initial_weights(path: str | None) -> dict[str, Tensor] | None:
         return None
     if Path(path).absolute().is_relative_to(workspace.MODEL.absolute()):
         raise InputError(
-            f"train.initial_weights = {path}: DVC removes {workspace.MODEL} before a training; copy the file elsewhere"
+            f"train.initial_weights = {path}: DVC removes {workspace.MODEL} before training; "
+            "copy the file to another folder"
         )
     try:
         return saved.read_weights(Path(path))
@@ -75,7 +76,7 @@ def initial_weights(path: str | None) -> dict[str, Tensor] | None:
 
 @dataclass(frozen=True)
 class Job:
-    """What all attempts of a training share."""
+    """What all attempts of a training share: parameters, images, device, initial weights."""
 
     p: ResolvedParameters
     train_images: np.ndarray
@@ -86,7 +87,7 @@ class Job:
     def train(
         self, p: ResolvedParameters, tracked: TrainingRun, checkpoints: Path, attempt: int | None = None
     ) -> Trained:
-        """One training, its epochs recorded as they end; an attempt's parameters may be other than the job's."""
+        """One training, recorded epoch by epoch. A remedy attempt passes changed parameters."""
         steps = p.train.epochs * p.train.steps_per_epoch(len(self.train_images))
         recorder = Recorder(p, self.valid_images, self.compute, tracked, attempt)
         with progress.bar("training", steps, unit="steps") as advance:
@@ -104,7 +105,7 @@ class Job:
 
 
 def announce(job: Job, began: contention.Mark) -> None:
-    """What will be trained, and what to know before it is."""
+    """Log what will be trained, and what to know before."""
     p, compute = job.p, job.compute
     log.info(
         f"training on {len(job.train_images)} images of {'×'.join(map(str, job.train_images.shape[1:]))}, "
@@ -115,17 +116,17 @@ def announce(job: Job, began: contention.Mark) -> None:
     ramp_end = first_final_epoch(p.kl, p.train.epochs)
     if ramp_end >= p.train.epochs:
         log.warning(
-            f"the KL ramp ends after epoch {ramp_end:g} and the training after {p.train.epochs}: no epoch is "
-            "trained at the final weight, so the last one will be kept; "
-            "lower kl.annealing_epochs, or kl.annealing_steps where it is set"
+            f"the KL ramp ends after epoch {ramp_end:g} and training after {p.train.epochs}: "
+            "no epoch trains at the final weight, so the last one will be kept; "
+            "lower kl.annealing_epochs (or kl.annealing_steps)"
         )
-    if workspace.PREFLIGHT.exists():  # also where preflight itself had nothing to do anew
+    if workspace.PREFLIGHT.exists():  # also where DVC skipped preflight
         for warning in workspace.read_json(workspace.PREFLIGHT)["warnings"]:
             log.warning(f"preflight: {warning}")
 
 
 def run(job: Job, checkpoints: Path) -> None:
-    """Trains, in an MLflow run, and writes the outputs."""
+    """Train in an MLflow run and write the outputs."""
     name = os.environ.get(lineage.FLOW_RUN_NAME)
     tags = {
         **lineage.commit(),
@@ -147,7 +148,7 @@ def run(job: Job, checkpoints: Path) -> None:
                 "stopped": trained.stopped or "no",
             }
         )
-    # Not removed yet: DVC has still to take the results in, and whoever is killed meanwhile need not train again.
+    # Kept until monitor runs: DVC has yet to cache the results, and a kill meanwhile would lose them.
     checkpoint.finish(checkpoints)
     if trained.stopped:
         log.info(f"training stopped early: {trained.stopped}")
@@ -159,9 +160,10 @@ def run(job: Job, checkpoints: Path) -> None:
 
 
 def remedied(job: Job, tracked: TrainingRun, checkpoints: Path) -> list[Attempt]:
-    """All attempts, each judged as monitor judges, but by the usual thresholds of an active unit.
+    """Train, and restart with remedies while the verdict asks for it; returns all attempts.
 
-    An attempt that had ended before an interruption is found in its checkpoint, which holds its last epoch.
+    Verdicts use the default thresholds of the monitor. Attempts that ended before an interruption are restored from
+    their checkpoints.
     """
     runs: list[TrainingRun] = []
 
@@ -169,7 +171,7 @@ def remedied(job: Job, tracked: TrainingRun, checkpoints: Path) -> list[Attempt]
         place = checkpoints / f"attempt-{number}"
         if job.initial is not None and p.model != job.p.model:
             log.info(
-                "train.initial_weights are of another network than this attempt's: it starts from new ones"
+                "train.initial_weights do not fit the network of this attempt: it starts from random weights"
             )
         tags = {"attempt": str(number), "reason": reason}
         with training_run(f"attempt {number}", place / "mlflow_run_id", tags, parent=tracked) as run:
@@ -183,7 +185,7 @@ def remedied(job: Job, tracked: TrainingRun, checkpoints: Path) -> list[Attempt]
     tried = restarts.attempts(p, spectrum, job.train_images, job.valid_images, job.compute, attempt)
     kept = restarts.best(tried)
     tracked.log_history(kept.trained.history)
-    for run, one in zip(runs, tried, strict=False):  # a fitted prior is an attempt without a training
+    for run, one in zip(runs, tried, strict=False):  # a fitted prior is an attempt without its own run
         run.tag(
             {
                 "verdict": one.verdict.verdict,
@@ -198,7 +200,7 @@ def remedied(job: Job, tracked: TrainingRun, checkpoints: Path) -> list[Attempt]
 
 @dataclass(frozen=True)
 class Recorder:
-    """What is recorded of each epoch: a line, the history so far, an event, and the MLflow run."""
+    """Records each epoch: a log line, the history files, an event, and the MLflow run."""
 
     p: ResolvedParameters
     valid_images: np.ndarray
@@ -209,11 +211,6 @@ class Recorder:
     def record(self, epoch: Epoch) -> None:
         row, number, epochs = epoch.row, int(epoch.row["epoch"]), self.p.train.epochs
         which = "" if self.attempt is None else f"attempt {self.attempt}: "
-        log.info(
-            f"{which}epoch {number}/{epochs}  valid: reconstruction {row['valid/reconstruction']:.2f}  "
-            f"KL {row['valid/kl']:.3f}  KL weight {row['kl_weight']:.4g}  total {row['valid/loss']:.2f}  "
-            f"active {row['valid/active_units']:.0f}/{self.p.model.latent_dim}  {epoch.images_per_second:,.0f} images/s"
-        )
         timing = {"seconds": epoch.seconds, "images_per_second": epoch.images_per_second}
         for path, values in (
             (workspace.TIMING, {"epoch": number, **timing}),
@@ -228,15 +225,20 @@ class Recorder:
             epochs=epochs,
             images_per_second=epoch.images_per_second,
         )
+        log.info(
+            f"{which}epoch {number}/{epochs}  valid: reconstruction {row['valid/reconstruction']:.2f}  "
+            f"KL {row['valid/kl']:.3f}  KL weight {row['kl_weight']:.4g}  total {row['valid/loss']:.2f}  "
+            f"active {row['valid/active_units']:.0f}/{self.p.model.latent_dim}  {epoch.images_per_second:,.0f} images/s"
+        )
         self.tracked.log_epoch(row, timing, self._grid(epoch, number))
 
     def catch_up(self, state: TrainState) -> None:
-        """What a resumed training has behind it: the files, which DVC removed, and epochs that MLflow lacks."""
+        """On resume, restore the history files, which DVC removed, and send MLflow the epochs that it lacks."""
         write_history(state.history, state.kl_per_latent)
         self.tracked.log_history(state.history)
 
     def _grid(self, epoch: Epoch, number: int) -> np.ndarray | None:
-        """Validation images above their reconstructions, of some epochs."""
+        """Validation images above their reconstructions, for some epochs only."""
         every = math.ceil(self.p.train.epochs / STEP_IMAGES)
         if number not in (1, self.p.train.epochs) and number % every:
             return None
@@ -247,7 +249,7 @@ class Recorder:
 
 
 def write_history(history: list[Row], kl_per_latent: list[list[float]]) -> None:
-    """`reports/history.csv` and `reports/kl_per_latent.csv`: only what the same parameters reproduce to the bit."""
+    """Write `reports/history.csv` and `reports/kl_per_latent.csv`, which the same parameters reproduce to the bit."""
     workspace.REPORTS.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame(history, columns=list(COLUMNS))
     whole = ["epoch", "step", "valid/active_units", "valid/informative_units"]
@@ -263,7 +265,7 @@ def latent_row(epoch: int, kl_per_latent: list[float]) -> Row:
 
 
 def write_model(job: Job, trained: Trained, kept: Attempt | None, tried: list[Attempt]) -> str:
-    """The kept model, with the attempts before it, if any; returns the hash of its weights."""
+    """Save the kept model and the list of attempts; returns the SHA-256 of the weights."""
     p, measured = kept.parameters if kept else job.p, trained.train
     train_images = for_measuring(job.train_images, p)
     mean_image = MeanImage.of(train_images)

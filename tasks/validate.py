@@ -1,10 +1,11 @@
 """Stage validate: are the manifest and the arrays fit to train on?
 
-All rules are judged before the stage fails, and both reports are written first, so that one look at
-`reports/validation_failures.csv` tells everything there is to repair.
+All rules are checked and both reports are written before the stage fails, so that
+`reports/validation_failures.csv` lists everything there is to repair.
 """
 
 import csv
+import logging
 import re
 import shutil
 from collections import Counter
@@ -16,26 +17,26 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from tasks import workspace
 from tasks.processes import entry
 from vae.config import loading
 from vae.config.constants import SPLITS
 from vae.config.errors import InputError
+from vae.config.text import one_line, printable
 from vae.validation.fingerprints import Fingerprints
 from vae.validation.inspection import Inspection, inspect
 from vae.validation.rules import Rule, catalogue
 from vae.validation.schema import COLUMNS
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = 5
 FAILURE_COLUMNS = ("severity", "rule", "file", "split", "value", "allowed", "what_to_do")
 
 
 def main() -> None:
-    shutil.rmtree(workspace.DECODED, ignore_errors=True)  # DVC has taken the results in by now
+    shutil.rmtree(workspace.DECODED, ignore_errors=True)  # DVC has stored ingest's outputs by now
     data = loading.load(workspace.PARAMS).data
     manifest = read_manifest()
     inspection = inspect(manifest, {split: _read_images(split) for split in SPLITS}, data)
@@ -43,15 +44,15 @@ def main() -> None:
     report = _report(rules, inspection, manifest)
     workspace.write_json(workspace.VALIDATION, report)
     _write_failures(rules, inspection)
-    _show(rules, inspection)
+    _log(rules, inspection)
     counts = ", ".join(f"{split} {values['images']}" for split, values in report["summary"]["splits"].items())
     errors, warnings = (_count(report[f"{severity}s"], severity) for severity in ("error", "warning"))
-    print(f"validation: {counts} images; {errors}, {warnings}", flush=True)
+    log.info(f"validation: {counts} images; {errors}, {warnings}")
     if not report["passed"]:
         broken = [rule["name"] for rule in report["rules"] if rule["severity"] == "error" and rule["count"]]
         raise InputError(
-            f"validation failed: {errors} against {', '.join(broken)}; "
-            f"{workspace.VALIDATION_FAILURES} says for each what to do"
+            f"validation failed: {errors} ({', '.join(broken)}); "
+            f"{workspace.VALIDATION_FAILURES} says what to do about each"
         )
 
 
@@ -60,15 +61,16 @@ def _count(number: int, noun: str) -> str:
 
 
 def read_manifest() -> pd.DataFrame:
-    """Raises InputError where there is no table to judge."""
+    """Raises: InputError: there is no manifest, or it cannot be read."""
     try:
-        whole_numbers = {pa.int64(): pd.Int64Dtype()}  # or a null would turn a column into real numbers
+        whole_numbers = {pa.int64(): pd.Int64Dtype()}  # otherwise a null would turn the column into floats
         return pq.read_table(workspace.MANIFEST).to_pandas(types_mapper=whole_numbers.get)
     except FileNotFoundError:
         raise InputError(f"{workspace.MANIFEST} does not exist; `dvc repro` makes it") from None
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{workspace.MANIFEST} is not a Parquet file ({reason}); run ingest again") from None
+        raise InputError(
+            f"{workspace.MANIFEST} is not a Parquet file ({one_line(error)}); run ingest again"
+        ) from None
 
 
 def _read_images(split: str) -> NDArray[np.generic] | str:
@@ -78,7 +80,7 @@ def _read_images(split: str) -> NDArray[np.generic] | str:
     except FileNotFoundError:
         return "does not exist"
     except (OSError, ValueError, EOFError) as error:
-        return f"cannot be read: {' '.join(str(error).split())}"
+        return f"cannot be read: {one_line(error)}"
 
 
 def _report(rules: tuple[Rule, ...], inspection: Inspection, manifest: pd.DataFrame) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def _rule_report(rule: Rule, inspection: Inspection) -> dict[str, Any]:
 
 
 def _summary(prints: Mapping[str, Fingerprints], manifest: pd.DataFrame) -> dict[str, Any]:
-    """Counts, and mean and standard deviation of the pixels of each split, in [0, 1]."""
+    """Counts, and the mean and standard deviation of each split's pixels, in [0, 1]."""
     known = manifest.reindex(columns=list(COLUMNS))
     ok = known[known["status"] == "ok"]
     splits = {}
@@ -141,44 +143,29 @@ def _write_failures(rules: tuple[Rule, ...], inspection: Inspection) -> None:
 
 
 def _harmless(cell: str) -> str:
-    """A file may be called `=cmd|…`: an apostrophe before it keeps a spreadsheet from running it.
+    """An apostrophe keeps a spreadsheet from running a file name such as `=cmd|…`.
 
-    Also after what a spreadsheet of other settings takes for the end of a cell.
+    Also after characters that a spreadsheet with other settings takes for the end of a cell.
     """
     return _FORMULA.sub("'", cell)
 
 
-# https://owasp.org/www-community/attacks/CSV_Injection; of full width are those that East Asian systems take too.
+# https://owasp.org/www-community/attacks/CSV_Injection, with the full-width forms that East Asian systems accept.
 _FORMULA = re.compile(r'(?:^|(?<=[;\t\r\n]))(?=["\t\r\n]*[=+\-@＝＋－＠])')
 
 
-def _show(rules: tuple[Rule, ...], inspection: Inspection) -> None:
-    """Errors, then warnings: a table on a terminal, plain lines in a log."""
-    console = Console(highlight=False, soft_wrap=True)
-    for severity, style in (("error", "bold red"), ("warning", "bold yellow")):
-        for rule in (rule for rule in rules if rule.severity == severity):
-            found = [finding for finding in inspection.findings if finding.rule == rule.name]
-            if not found:
-                continue
-            heading = (
-                f"{severity}: {rule.name} ({len(found)}); rule: {rule.allowed}; to do: {rule.what_to_do}"
-            )
-            console.print(Text(heading, style=style))
-            table = Table("split", "file", "found")
-            for f in found[:EXAMPLES]:
-                cells = [_one_line(cell) for cell in (f.split, f.file, f.value)]
-                table.add_row(*(Text(cell) for cell in cells))  # Text: a name's brackets are no markup
-                if not console.is_terminal:
-                    print("  " + "  ".join(cell for cell in cells if cell))
-            if console.is_terminal:
-                console.print(table)
-            if len(found) > EXAMPLES:
-                print(f"  … {len(found) - EXAMPLES} more in {workspace.VALIDATION_FAILURES}")
-
-
-def _one_line(cell: str) -> str:
-    """Without the line breaks and terminal commands that a file's name may hold."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cell)
+def _log(rules: tuple[Rule, ...], inspection: Inspection) -> None:
+    """Errors, then warnings, each with its first findings."""
+    for rule in rules:
+        found = [finding for finding in inspection.findings if finding.rule == rule.name]
+        if not found:
+            continue
+        level = logging.ERROR if rule.severity == "error" else logging.WARNING
+        log.log(level, f"{rule.name} ({len(found)}); rule: {rule.allowed}; to do: {rule.what_to_do}")
+        for f in found[:EXAMPLES]:
+            log.info("  " + "  ".join(printable(cell) for cell in (f.split, f.file, f.value) if cell))
+        if len(found) > EXAMPLES:
+            log.info(f"  … {len(found) - EXAMPLES} more in {workspace.VALIDATION_FAILURES}")
 
 
 if __name__ == "__main__":

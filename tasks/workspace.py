@@ -1,8 +1,7 @@
-"""Where things are.
+"""What is where, and JSON in and out.
 
-A stage reads and writes relative to its working folder, because DVC may run it in a copy of the
-workspace (`dvc exp run --temp`). Stores, locks and checkpoints are one for all copies: they stand
-under `root()`.
+A stage reads and writes relative to its working folder, because DVC may run it in a copy of the workspace
+(`dvc exp run --temp`). Stores, locks and checkpoints are shared by all copies: they are under `root()`.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ from vae.config.resolved import ResolvedParameters, resolve
 PARAMS, LOCK = Path("params.yaml"), Path("dvc.lock")
 
 IMAGES = Path("data/images")
-DECODED = Path("data/.ingest")  # what an ingest has decoded so far
+DECODED = Path("data/.ingest")  # what an unfinished ingest has decoded
 MANIFEST = Path("data/manifest.parquet")
 MODEL = Path("models/vae")
 REPORTS = Path("reports")
@@ -47,12 +46,12 @@ MLFLOW_PORT = int(os.environ.get("VAE_TRAIN_MLFLOW_PORT", "5000"))
 
 
 def root() -> Path:
-    """The folder of the MLflow store, the locks and the checkpoints: the main workspace, also from a copy."""
+    """The folder of the MLflow store, the locks and the checkpoints: the main workspace, even from a copy of it."""
     return Path(os.environ.get("DVC_ROOT") or PROJECT).resolve()
 
 
 def mlflow_url() -> str:
-    """Where a person finds MLflow's pages: VAE_TRAIN_MLFLOW_URL, or the server of `make up`."""
+    """The address of MLflow's pages: VAE_TRAIN_MLFLOW_URL, or the server of `make up`."""
     return os.environ.get("VAE_TRAIN_MLFLOW_URL") or f"http://127.0.0.1:{MLFLOW_PORT}"
 
 
@@ -62,6 +61,7 @@ def images(split: str) -> Path:
 
 
 def read_json(path: Path) -> Any:
+    """Raises: InputError: it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -70,10 +70,27 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is damaged ({error}); `dvc repro` makes it anew") from None
 
 
+def read_note(path: Path) -> dict[str, Any]:
+    """The content of a small file of `.run/` or `.checkpoints/`; empty where that is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Readable, the same bytes for the same value; NaN is refused, since JSON has none."""
+    """Readable, the same bytes for the same value. Raises: ValueError: NaN, which JSON does not have."""
+    write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """A whole file or none: written aside, then renamed; its folder is made. A link stays a link."""
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    aside = path.with_name(f"{path.name}.new")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
 
 
 def sha256(path: Path) -> str:
@@ -82,7 +99,7 @@ def sha256(path: Path) -> str:
 
 
 def load_parameters() -> ResolvedParameters:
-    """`params.yaml`, a calibrated KL weight as the number that preflight found, and a ramp of steps in epochs.
+    """`params.yaml` with a calibrated KL weight as the number that preflight found, and a ramp of steps in epochs.
 
     Raises:
         InputError: a parameter is not allowed, or preflight or ingest has not run.

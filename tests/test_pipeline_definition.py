@@ -1,4 +1,4 @@
-"""dvc.yaml against the code: a stage names all the code that shapes what it writes, and nothing else."""
+"""dvc.yaml against the code: a stage depends on exactly the code that shapes its outputs."""
 
 import ast
 import configparser
@@ -16,12 +16,13 @@ from ruamel.yaml import YAML
 
 from flows.vae_train import STAGES
 from tasks import overlay
-from vae.config import parameters
+from vae.config import loading, parameters
 from vae.config.errors import InputError
+from vae.training.history import COLUMNS
 
 PACKAGES = ("flows", "tasks", "vae")
 
-# They track, guard and report a run: by rule nothing in them shapes an output, so no stage depends on them.
+# These packages track and guard runs. Nothing in them shapes an output, so no stage depends on them.
 APART = ("tasks/tracking", "tasks/processes", "tasks/cli")
 
 
@@ -30,7 +31,7 @@ def definition() -> dict[str, Any]:
 
 
 def imported(source: str) -> set[str]:
-    """Every module that the code names, also those inside functions; `from a import b` may name a or a.b."""
+    """Every imported module, also inside functions; `from a import b` may mean a or a.b."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -47,7 +48,7 @@ def file_of(module: str) -> str | None:
 
 
 def code_behind(path: str) -> set[str]:
-    """The file itself and all of the project that it imports, at any depth, but for what is apart."""
+    """The file and all project files that it imports, at any depth, except those of `APART`."""
     found: set[str] = set()
     waiting = [path]
     while waiting:
@@ -59,7 +60,7 @@ def code_behind(path: str) -> set[str]:
 
 
 def dependency(path: str) -> str:
-    """A file of tasks/ is a dependency of its own, one of vae/ by its folder."""
+    """A file of tasks/ is a dependency by itself, a file of vae/ through its folder."""
     folder = str(Path(path).parent)
     return folder if path.startswith("vae/") and folder != "vae" else path
 
@@ -79,6 +80,7 @@ def stages_behind(*folders: str) -> list[str]:
 
 def test_what_an_edited_line_makes_run_again() -> None:
     assert stages_behind("vae/report") == ["evaluate"]
+    assert stages_behind("vae/losses") == ["train", "monitor", "evaluate"]
     assert stages_behind(*APART) == []
 
 
@@ -87,13 +89,13 @@ def test_the_closure_sees_imports_in_functions() -> None:
     assert {"vae/report/page.py", "vae/config/errors.py"} <= code_behind("tasks/evaluate.py")
 
 
-def test_the_packages_hold_no_code_that_runs_unseen() -> None:
-    """They need not stand among the deps: that of tasks tells libraries where to keep things, and shapes nothing."""
+def test_only_tasks_runs_code_on_import_and_it_shapes_no_output() -> None:
+    """No stage depends on `tasks/__init__.py`, which only sets where libraries keep their files."""
     code = {p: p.read_text() for package in PACKAGES for p in (PROJECT / package).rglob("__init__.py")}
     tasks = code.pop(PROJECT / "tasks" / "__init__.py")
     assert imported(tasks) == {"os", "pathlib", "pathlib.Path"}
-    told = set(re.findall(r'os\.environ.*?"([A-Z_]+)"', tasks))
-    assert {name.split("_")[0] for name in told - {"MPLCONFIGDIR", "HF_HOME", "DVC_ROOT"}} == {"MLFLOW"}
+    names = set(re.findall(r'os\.environ.*?"([A-Z_]+)"', tasks))
+    assert {name.split("_")[0] for name in names - {"MPLCONFIGDIR", "HF_HOME", "DVC_ROOT"}} == {"MLFLOW"}
     assert len(code) > 15 and not any(map(imported, code.values()))
 
 
@@ -111,7 +113,7 @@ def test_what_a_stage_reads_is_written_by_one_before_it() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_parameter_of_a_stage_is_in_params_yaml(stage: str) -> None:
-    values = YAML(typ="safe").load(PROJECT / "experiments" / "default.yaml")
+    values = YAML(typ="safe").load(PROJECT / "params.yaml")
     for key in definition()["stages"][stage]["params"]:
         place: Any = values
         for part in key.split("."):
@@ -121,7 +123,7 @@ def test_every_parameter_of_a_stage_is_in_params_yaml(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_names_every_section_that_its_own_module_reads(stage: str) -> None:
-    """`p.monitor.on_unhealthy` in tasks/monitor.py wants `monitor`, or a key of it, among its params."""
+    """`p.monitor.on_unhealthy` in tasks/monitor.py requires `monitor`, or a key of it, among its params."""
     named = {key.split(".")[0] for key in definition()["stages"][stage]["params"]}
     sections = set(parameters.Parameters.model_fields)
     tree = ast.parse((PROJECT / "tasks" / f"{stage}.py").read_text(encoding="utf-8"))
@@ -136,13 +138,14 @@ def test_a_stage_names_every_section_that_its_own_module_reads(stage: str) -> No
     assert read <= named
 
 
-def test_the_tracked_params_are_the_defaults_byte_for_byte() -> None:
+def test_the_committed_params_name_every_parameter_with_its_default() -> None:
     tracked = subprocess.run(
         ["git", "show", "HEAD:params.yaml"], cwd=PROJECT, capture_output=True, check=False
     )
     if tracked.returncode != 0:  # an archive without history
         tracked.stdout = (PROJECT / "params.yaml").read_bytes()
-    assert tracked.stdout == (PROJECT / "experiments" / "default.yaml").read_bytes()
+    values = loading.read_mapping(tracked.stdout.decode(), "params.yaml")
+    assert overlay.flat(values) == overlay.defaults()
 
 
 @pytest.mark.parametrize(
@@ -158,17 +161,17 @@ def test_every_experiment_lies_over_the_defaults(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     (tmp_path / "experiments").symlink_to(PROJECT / "experiments")
-    (tmp_path / "params.yaml").write_bytes((PROJECT / "experiments" / "default.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_text("")
     if experiment in refused_by_parameters():
         with pytest.raises(InputError):
             overlay.apply(experiment, None)
     else:
         overlay.apply(experiment, None)
-        parameters.load(tmp_path / "params.yaml")
+        loading.load(tmp_path / "params.yaml")
 
 
 def refused_by_parameters() -> set[str]:
-    """The cases of which cases.csv expects just that."""
+    """The cases that cases.csv expects to be refused."""
     with (PROJECT / "experiments" / "collapse" / "cases.csv").open(encoding="utf-8") as file:
         cases = list(csv.DictReader(file))
     return {f"collapse/{case['case']}" for case in cases if case["expected"] == "refused by parameters"}
@@ -213,7 +216,7 @@ def test_the_page_of_dvc_plots_has_all_that_dvc_fills_in() -> None:
 
 
 def md5_of(path: Path) -> str:
-    """As DVC has it: of a folder, the hash of the list of its files, as JSON, sorted by name."""
+    """DVC's hash: for a folder, the MD5 of the JSON list of its files, sorted by name."""
 
     def md5(content: bytes) -> str:
         return hashlib.md5(content, usedforsecurity=False).hexdigest()
@@ -230,7 +233,7 @@ def md5_of(path: Path) -> str:
 
 
 def test_the_committed_lock_is_of_this_code() -> None:
-    """A fresh clone's first run leaves Git clean only if dvc.lock was made by the code that stands beside it."""
+    """A fresh clone's first run leaves Git clean only if this code wrote the committed dvc.lock."""
     stages = YAML(typ="safe").load(PROJECT / "dvc.lock")["stages"]
     for stage in stages.values():
         for dep in stage["deps"]:

@@ -1,9 +1,9 @@
-"""The encoder as ONNX, for programs that want latents without PyTorch.
+"""The encoder as ONNX, for programs that need latents without PyTorch.
 
     images, uint8 (batch, H, W, C)  →  mu, logvar, float32 (batch, Z)
 
 The images are as `vae.data.images.load` and the arrays of ingest have them; scaling to [0, 1] is part of the graph.
-What comes before it (orientation, resizing) stands in the file's metadata, under `preprocess`.
+The steps before it (orientation, resizing) are described in the file's metadata, under `preprocess`.
 """
 
 import json
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vae.config.errors import InputError
+from vae.config.files import writing, written_aside
 from vae.models.saved import Saved
 from vae.models.vae import VAE
 
 OPSET = 18
-TOLERANCE = 1e-3  # of what mu and logvar, of about 1 to 10, may differ from PyTorch's
+TOLERANCE = 1e-3  # by which mu and logvar, of about 1 to 10, may differ from PyTorch's
 PREPROCESS = (
     "First frame; EXIF orientation applied; transparency on white; {mode}; the whole image resized to {height}×{width} "
     "pixels (Pillow, bicubic, antialiased){binarise}; uint8 (batch, {height}, {width}, {channels}), 0 to 255."
@@ -38,17 +39,17 @@ class _Encoder(nn.Module):
 
 
 def export(saved: Saved, output: Path) -> float:
-    """Writes the encoder, in fp32, and holds it against PyTorch on random images.
+    """Writes the encoder, in fp32, and compares it with PyTorch on random images.
 
     Returns:
         The largest difference of any mu or logvar.
 
     Raises:
-        InputError: the packages for it are not installed, the file can not be written, or the two differ.
+        InputError: its packages are not installed, the file cannot be written, or the two differ.
     """
     try:
         import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401  # what torch.onnx needs, and would ask for in its own words
+        import onnxscript  # noqa: F401  # needed by torch.onnx, whose own message is obscure
     except ModuleNotFoundError as error:
         raise InputError(f"ONNX needs the package {error.name}: pip install -e '.[onnx]'") from None
 
@@ -56,9 +57,9 @@ def export(saved: Saved, output: Path) -> float:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (5, height, width, channels), dtype=np.uint8)
     encoder = _Encoder(saved.model.cpu()).eval()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that are not needed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it lists packages that are not needed
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, of its own insides
+        warnings.simplefilter("ignore", FutureWarning)  # about PyTorch's internals
         program = torch.onnx.export(
             encoder,
             (torch.from_numpy(images[:2]),),  # two: a batch of one would become a constant of the graph
@@ -77,23 +78,16 @@ def export(saved: Saved, output: Path) -> float:
             "weights.sha256": saved.sha256,
         }
     )
-    aside = output.with_name(f".{output.name}.new")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+    with writing(output), written_aside(output) as aside:
         program.save(aside)
         difference = _difference(aside, encoder, images)
         if not difference <= TOLERANCE:  # written so that NaN is refused too
             raise InputError(f"{output} was not written: onnxruntime and PyTorch differ by {difference:.2g}")
-        aside.replace(output)
-    except OSError as error:
-        raise InputError(f"cannot write {str(output)!r}: {error.strerror or error}") from None
-    finally:
-        aside.unlink(missing_ok=True)
     return difference
 
 
 def _difference(file: Path, encoder: nn.Module, images: NDArray[np.uint8]) -> float:
-    """The largest, between what onnxruntime and PyTorch make of the images."""
+    """The largest difference between the outputs of onnxruntime and PyTorch."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

@@ -1,7 +1,7 @@
-"""Where the checkpoints of a training lie: a folder named by all that decides its bits.
+"""The folder of a training's checkpoints, named by all that decides its bits: no training resumes another one.
 
-Parameters, data and code by what dvc.yaml says that the stage depends on; device, precision, threads, processor and
-libraries by `conditions.json` in the folder. So no training resumes from another one's state.
+Parameters, data and code are those that dvc.yaml lists for the stage; device, precision, threads, processor and
+libraries are in `conditions.json` in the folder.
 """
 
 import functools
@@ -20,7 +20,7 @@ from vae.config.parameters import Parameters
 from vae.training import checkpoint
 
 CONDITIONS = "conditions.json"
-WAIT = 15  # seconds, for a trainer whose DVC was killed and that takes a moment to end
+WAIT = 15  # seconds; a trainer whose DVC was killed takes a moment to end
 
 log = logging.getLogger(__name__)
 
@@ -31,26 +31,25 @@ def root() -> Path:
 
 @contextmanager
 def held(p: Parameters, conditions: Mapping[str, str]) -> Iterator[Path]:
-    """The folder, for this process alone; those of complete trainings are removed, but for this one's."""
+    """The folder, for this process alone. Those of other, complete trainings are removed."""
     key = key_of(p)
     place = root() / f"{key}-{_digest(conditions)[:8]}"
     checkpoint.remove_finished(root(), but=place)
     for other in sorted(root().glob(f"{key}-*/{CONDITIONS}")):
         if other.parent != place:
             log.warning(_made_otherwise(other, conditions))
-    # Copies of the workspace share the checkpoints: two of the same training would write into one another's.
+    # Copies of the workspace share the checkpoints: two trainings of the same key would write into one folder.
     lock = workspace.root() / ".run" / f"{place.name}.lock"
     with hold(lock, "the same training", seconds=WAIT):
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            workspace.write_json(place / CONDITIONS, dict(conditions))
+            workspace.write_json(place / CONDITIONS, conditions)
         except OSError as error:
             log.warning("%s; without checkpoints an interruption costs the whole training", error)
         yield place
 
 
 def key_of(p: Parameters) -> str:
-    """Names a training by what dvc.yaml says it depends on: parameters, data and code."""
+    """Names a training by the parameters, data and code that dvc.yaml lists for it."""
     digest = hashlib.sha256()
     stage = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]["train"]
     values = {key: functools.reduce(getattr, key.split("."), p) for key in stage["params"]}
@@ -65,7 +64,7 @@ def key_of(p: Parameters) -> str:
 
 
 def _files(dependency: Path) -> list[Path]:
-    """A file itself, or all files of a folder, as DVC counts them: without Python's caches."""
+    """The file itself, or all files of a folder that DVC counts: those of Python's caches are left out."""
     if not dependency.is_dir():
         return [dependency]
     return sorted(f for f in dependency.rglob("*") if f.is_file() and "__pycache__" not in f.parts)
@@ -76,11 +75,8 @@ def _digest(values: Mapping[str, str]) -> str:
 
 
 def _made_otherwise(noted: Path, here: Mapping[str, str]) -> str:
-    """Why an interrupted training is not resumed: under other conditions its bits would be neither's."""
-    try:
-        theirs = json.loads(noted.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        theirs = {}
+    """Why an interrupted training is not resumed: under other conditions its bits would match neither."""
+    theirs = workspace.read_note(noted)
     differ = ", ".join(
         f"{name} {theirs.get(name)} (here {here.get(name)})"
         for name in sorted({*theirs, *here})
@@ -88,5 +84,5 @@ def _made_otherwise(noted: Path, here: Mapping[str, str]) -> str:
     )
     return (
         f"{noted.parent} holds an interrupted training of the same parameters, made with {differ}: this one "
-        "starts anew; under the same conditions it would resume from there"
+        "starts from scratch; under the same conditions it would resume from there"
     )

@@ -1,7 +1,6 @@
-"""Whether other programs compute beside a training: then it takes many times as long, and nothing else would tell why.
+"""Detects CPU contention: other busy programs make a training many times slower, and nothing else would say so.
 
-Each step of a training waits, again and again, for the slowest of its threads; a thread without a core of its own
-is the slowest, and the others spend their time waiting.
+Each step waits again and again for the slowest thread; a thread without a core of its own is the slowest.
 """
 
 import os
@@ -10,14 +9,13 @@ from dataclasses import dataclass
 
 import psutil
 
-LEAST_SECONDS = 0.5  # of watching
-# Of a core, by all other programs together: one that computes, and not what many idle ones add up to.
-TAKEN = 0.8
+LEAST_SECONDS = 0.5  # of observation
+TAKEN = 0.8  # of a core, by all other programs: more than many idle ones add up to
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Seconds that the cores which this process may use have computed, and of these this process."""
+    """CPU seconds so far: of the cores that this process may use, and of this process."""
 
     at: float
     all: float
@@ -28,14 +26,14 @@ def mark() -> Mark:
     cores, own = _cores(), time.process_time()
     times = psutil.cpu_times(percpu=True)
     here = [core for number, core in enumerate(times) if number in cores]
-    # user holds the guests' time already; iowait is idle
+    # user includes the guests' time; iowait is idle
     return Mark(
         time.monotonic(), sum(core.user + getattr(core, "nice", 0.0) + core.system for core in here), own
     )
 
 
 def cores_taken(since: Mark) -> float | None:
-    """How many cores other programs kept busy; None where the time was too short to tell."""
+    """How many cores other programs kept busy; None if the time was too short to say."""
     now = mark()
     if now.at - since.at < LEAST_SECONDS:
         return None
@@ -43,15 +41,15 @@ def cores_taken(since: Mark) -> float | None:
 
 
 def warning(since: Mark, threads: int) -> str | None:
-    """What to tell where the threads of a training find fewer free cores than they are."""
+    """A warning where fewer cores are free than a training has threads."""
     taken, cores = cores_taken(since), len(_cores())
     if taken is None or taken < TAKEN or taken + threads < cores + TAKEN:
         return None
     free = max(int(cores - taken + 0.5), 1)
     return (
-        f"other programs keep {taken:.1f} of {cores} cores busy, and each of the {threads} threads of a training waits "
+        f"other programs keep {taken:.1f} of {cores} cores busy, and each of the training's {threads} threads waits "
         "for the slowest: it may take many times as long. Wait until they have ended"
-        + (f", or set OMP_NUM_THREADS={free} (the last bits are other ones then)" if free < threads else "")
+        + (f", or set OMP_NUM_THREADS={free} (which changes the last bits)" if free < threads else "")
     )
 
 

@@ -1,4 +1,4 @@
-"""How a program of this project begins and ends: logging set up, errors in one line, an exit code that says which."""
+"""How a program of this project begins and ends: logging, one line for an error that the user can fix, an exit code."""
 
 import errno
 import logging
@@ -6,69 +6,70 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, TextIO
+from contextlib import suppress
+from typing import Any, NoReturn
 
 from tasks.processes import owner
 from vae.config.errors import InputError
 
-INPUT_ERROR = 2  # exit code: the user has to change something, so trying again is of no use
+INPUT_ERROR = 2  # exit code: the user has to change something, so a retry is pointless
 INTERRUPTED = 130
 
-# What a user can mend about a disk or a folder.
+# What a user can fix about a disk or a folder.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PLACE_ERRORS = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def run(program: Callable[[], None]) -> NoReturn:
-    """Runs a stage's `main`: what the user can mend ends in one line and an exit code of its own."""
+    """Runs a program's `main`; an error that the user can fix ends in one line and an exit code of its own."""
     log_to("stdout")
-    # Both end a stage as Ctrl-C does, also where a shell's & had SIGINT ignored.
+    # SIGTERM ends it as Ctrl-C does, and so does SIGINT where a shell's & had it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     if "DVC_STAGE" in os.environ:
         owner.end_with_owners()
     try:
         program()
-    except InputError as error:
-        _end(f"error: {error}", INPUT_ERROR)
-    except OSError as error:
-        if error.errno not in _PLACE_ERRORS:
-            raise
-        _end(f"error: {_of_place(error)}", INPUT_ERROR)
     except KeyboardInterrupt:
         _end("interrupted", INTERRUPTED)
+    except Exception as error:
+        message = user_error(error)
+        if message is None:
+            raise
+        _end(f"error: {message}", INPUT_ERROR)
     sys.exit(0)
 
 
+def user_error(error: Exception) -> str | None:
+    """The message of an error that the user can fix; None for any other."""
+    if isinstance(error, InputError):
+        return str(error)
+    if not isinstance(error, OSError) or error.errno not in _PLACE_ERRORS:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    todo = "free some space" if error.errno in _FULL else "make it writable"
+    return f"{where}{error.strerror}; {todo}, then run the same command again"
+
+
 def log_to(stream: str) -> None:
-    """The project's own messages go to `stdout` or `stderr`; a warning begins with `warning:`."""
-    handler = _Handler(stream)
-    handler.setFormatter(_Formatter())
+    """The project's own messages go to `stdout` or `stderr`; a warning begins with `warning: `."""
     for name in ("__main__", "flows", "tasks", "vae", "benchmarks"):
         logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
+        logger.handlers, logger.propagate = [_Handler(stream)], False
         logger.setLevel(logging.INFO)
 
 
-class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        return level + record.getMessage()
-
-
-class _Handler(logging.StreamHandler[TextIO]):
-    """Writes to whatever the stream is at the moment: a progress bar stands in for it meanwhile."""
+class _Handler(logging.Handler):
+    """Prints to whatever the stream is at that moment: a progress bar replaces it while it is shown."""
 
     def __init__(self, stream: str) -> None:
-        self.name_of_stream = stream
         super().__init__()
+        self.name_of_stream = stream
 
-    @property
-    def stream(self) -> TextIO:
-        return getattr(sys, self.name_of_stream)
-
-    @stream.setter
-    def stream(self, stream: TextIO) -> None: ...
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        with suppress(OSError):  # a lost message is no reason to end
+            print(f"{level}{record.getMessage()}", file=getattr(sys, self.name_of_stream), flush=True)
 
 
 def _end(line: str, code: int) -> NoReturn:
@@ -78,9 +79,3 @@ def _end(line: str, code: int) -> NoReturn:
 
 def _interrupt(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
-
-
-def _of_place(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    todo = "free some space" if error.errno in _FULL else "make it writable"
-    return f"{where}{error.strerror}; {todo}, then run the same command again"

@@ -1,4 +1,4 @@
-"""How far a training is, as events for whoever runs it: a JSON object a line, in the file that VAE_TRAIN_EVENTS names.
+"""The progress of a training as events: one JSON object per line, in the file that VAE_TRAIN_EVENTS names.
 
 {"event": "epoch", "attempt": null, "epoch": 3, "epochs": 60, "images_per_second": 6800.0}
 {"event": "kept", "epoch": 59, "epochs": 60}
@@ -15,7 +15,7 @@ FILE = "VAE_TRAIN_EVENTS"
 
 
 def emit(event: str, **values: Any) -> None:
-    """Nothing without a file; a file that cannot be written is not worth a training."""
+    """Appends an event if a file is named; a training never fails because of it."""
     if path := os.environ.get(FILE):
         with suppress(OSError), Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, **values}) + "\n")
@@ -28,7 +28,7 @@ class Follower:
         self.path, self._read = path, 0
 
     def new(self) -> Iterator[dict[str, Any]]:
-        """What came since the last call; a line that is still being written is left for the next."""
+        """The events since the last call; a line that is still being written is left for the next one."""
         with suppress(FileNotFoundError), self.path.open("rb") as file:
             file.seek(self._read)
             for line in file:

@@ -1,6 +1,5 @@
 """File locks that say who holds them."""
 
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tasks import workspace
 from vae.config.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def hold(path: Path, who: str, seconds: float = 0) -> Iterator[None]:
-    """Holds a lock, waiting up to `seconds` for it. The kernel frees it when the process ends, however it ends.
+    """Holds a lock, waiting up to `seconds` for it. The kernel releases it when the process ends, however it ends.
 
-    Where that is longer than a second, it logs for whom it waits.
+    A wait of more than a second is logged, with the holder.
 
     Raises:
         InputError: another process holds it; names that process.
@@ -30,7 +30,7 @@ def hold(path: Path, who: str, seconds: float = 0) -> Iterator[None]:
     except Timeout:
         raise InputError(f"{_describe(holder)}; wait for it to end, or stop it") from None
     try:
-        holder.write_text(json.dumps({"pid": os.getpid(), "who": who}))
+        workspace.write_json(holder, {"pid": os.getpid(), "who": who})
         yield
     finally:
         holder.unlink(missing_ok=True)
@@ -48,8 +48,7 @@ def _acquire(lock: FileLock, holder: Path, seconds: float) -> None:
 
 
 def _describe(holder: Path) -> str:
-    try:
-        held = json.loads(holder.read_text())
+    held = workspace.read_note(holder)
+    if {"who", "pid"} <= held.keys():
         return f"this workspace is in use by {held['who']} (process {held['pid']})"
-    except (OSError, ValueError, KeyError):
-        return f"this workspace is in use: another process holds {holder.with_suffix('.lock')}"
+    return f"this workspace is in use: another process holds {holder.with_suffix('.lock')}"

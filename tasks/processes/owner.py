@@ -1,7 +1,7 @@
-"""A stage ends with whoever asked for it: the DVC that runs it, and the program that runs that DVC.
+"""A stage ends with the DVC that runs it, and with the program that runs that DVC.
 
-DVC passes no signal on, and a program that is killed passes none on either. So a stage looks after them itself,
-twice a second, and ends as on Ctrl-C when one of them is gone; DVC then frees its locks.
+DVC passes no signals on, and a killed program cannot. So a stage checks both, twice a second, and interrupts itself
+once one of them is gone; DVC then releases its locks.
 """
 
 import contextlib
@@ -18,18 +18,16 @@ from pathlib import Path
 import psutil
 
 OWNER = "VAE_TRAIN_OWNER"  # environment: the process id of the program that runs DVC
-PATIENCE = (
-    (signal.SIGINT, 5.0),
-    (signal.SIGTERM, 2.0),
-    (signal.SIGKILL, 2.0),
-)  # seconds that each signal is given
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+# Seconds that a stage and its DVC have after each signal: within ten of them the locks have to be free.
+PATIENCE = (5.0, 2.0, 2.0)
 
 _SHELLS = ("sh", "dash", "bash", "zsh", "ksh", "fish")
 _REAPERS = ("systemd", "init", "launchd", "tini", "dumb-init", "docker-init")
 
 
 def end_with_owners() -> None:
-    """From now on this process ends when the DVC that runs it is gone, or the program that runs that."""
+    """From now on this process ends when the DVC that runs it is gone, or the program that runs that DVC."""
     threading.Thread(target=_watch, daemon=True).start()
 
 
@@ -39,14 +37,15 @@ def _watch() -> None:
         owners.append(_process(int(pid)))
     while all(map(_lives, owners)):
         time.sleep(0.5)
-    print("the program that ran this stage is gone", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # whoever read this stage's output may be gone as well
+        print("the program that ran this stage is gone", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(5)
-    os._exit(130)  # still running after SIGINT: the lock must be free within ten seconds
+    time.sleep(PATIENCE[0])
+    os._exit(130)  # still running after SIGINT
 
 
 def _lives(process: psutil.Process | None) -> bool:
-    """A dead process stays in the table until its parent has asked for its exit code."""
+    """A zombie is dead: it remains in the process table until its parent has collected its exit code."""
     with contextlib.suppress(psutil.Error):
         return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
@@ -59,9 +58,9 @@ def _process(pid: int) -> psutil.Process | None:
 
 
 def _runner() -> psutil.Process | None:
-    """The nearest ancestor that is no shell: DVC runs a stage through one, and some of them stay in between.
+    """The nearest ancestor that is not a shell: DVC starts a stage through one, which may stay in between.
 
-    None where DVC was gone before the libraries were loaded: then a reaper of orphans stands in its place.
+    None if DVC died before this process had loaded its libraries: its parent is then a reaper of orphans.
     """
     with contextlib.suppress(psutil.Error):
         for ancestor in psutil.Process().parents():
@@ -77,13 +76,10 @@ def _runner() -> psutil.Process | None:
 def owned_dvc(
     command: Sequence[str], environment: Mapping[str, str], folder: Path | None = None
 ) -> Iterator["subprocess.Popen[str]"]:
-    """`python -m dvc COMMAND…`, its errors among what it prints. Whatever ends the block ends it, and its stage.
+    """`python -m dvc COMMAND…` with errors on its standard output. The block's end waits for it, an error ends it.
 
-    In a session of its own, so that Ctrl-C reaches this process first. SIGINT goes first: DVC ignores it during a
-    stage, the stage ends, and DVC frees its locks; SIGTERM first would end DVC and leave its lock behind.
+    In a session of its own, so that Ctrl-C reaches this process first.
     """
-    # A worker may have been started without the environment active.
-    interpreters = str(Path(sys.executable).parent)
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", *command],
         cwd=folder,
@@ -93,25 +89,32 @@ def owned_dvc(
         text=True,
         errors="replace",
         start_new_session=True,
-        env={
-            **environment,
-            OWNER: str(os.getpid()),
-            "PATH": os.pathsep.join([interpreters, environment.get("PATH", os.defpath)]),
-            "PYTHONUNBUFFERED": "1",
-            "DVC_NO_ANALYTICS": "true",
-        },
+        env=with_interpreter(environment) | {OWNER: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
     )
     try:
         yield process
+        process.wait()
     finally:
-        _end_session(process)
+        if process.poll() is None:
+            end(psutil.Process(process.pid))
 
 
-def _end_session(process: "subprocess.Popen[str]") -> None:
-    for number, seconds in PATIENCE:
-        if process.poll() is not None:
-            return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
+def with_interpreter(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with this interpreter's folder first on the PATH: the virtual environment need not be active."""
+    folders = [str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
+    return {**environment, "PATH": os.pathsep.join(folders)}
+
+
+def end(process: psutil.Process, patience: Sequence[float] = PATIENCE) -> None:
+    """Ends a process and its descendants by SIGINT, SIGTERM and SIGKILL, each after the seconds of the one before.
+
+    DVC ignores SIGINT during a stage: the stage ends, and DVC releases its locks. SIGTERM would leave them behind.
+    """
+    family = [process]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family += process.children(recursive=True)
+    for number, seconds in zip(SIGNALS, patience, strict=True):
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.send_signal(number)
+        _, family = psutil.wait_procs(family, timeout=seconds)

@@ -1,24 +1,22 @@
-"""Kills runs at random moments and compares what they leave, bit for bit, with an undisturbed one.
+"""Kills runs at random moments and compares their results, bit for bit, with those of an undisturbed run.
 
 Each run starts from nothing, by `dvc repro` or by the flow, is killed several times (SIGKILL: everything at
-once, as a power cut does; the stage alone; DVC alone; the flow alone) and started again by the same command.
-A third way kills at the n-th fsync or rename, before it or after it. `make chaos` runs it and prints the tally.
+once, as a power cut does; the stage alone; DVC alone; the flow alone) and restarted by the same command.
+Further runs are killed at the n-th fsync or rename, before it or after it. `make chaos` prints the tally.
 """
 
 import contextlib
 import hashlib
+import itertools
 import os
 import random
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import typer
@@ -46,12 +44,13 @@ _MADE = (
 
 @dataclass
 class Tally:
-    """What one run went through.
+    """What happened to one run.
 
     Attributes:
         victims: what was killed, in this order.
-        seconds: the longest that a process lived on after a kill.
-        differ: files that are not those of the undisturbed run; empty is what is promised.
+        seconds: the longest that a process survived a kill.
+        differ: files that differ from the undisturbed run's; the promise is that there are none.
+        errors: why a run failed by itself after a kill.
     """
 
     way: str
@@ -71,7 +70,7 @@ def hashes(place: Workspace) -> dict[str, str]:
 
 
 def clean(place: Workspace) -> None:
-    """Nothing of a run is left but the MLflow store, which all of them share."""
+    """Removes everything of a run but the MLflow store, which all runs share."""
     for name in _MADE:
         path = place.folder / name
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -81,69 +80,35 @@ def clean(place: Workspace) -> None:
 def start(place: Workspace, way: str, **environment: str) -> Running:
     if way == "flow":
         return place.start("-m", "flows.vae_train", **environment)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return place.start("-m", "dvc", "repro", PATH=path, **environment)
-
-
-def workers(place: Workspace) -> dict[str, list[psutil.Process]]:
-    """What works for a run, by its part in it; the servers are none of them."""
-    found: dict[str, list[psutil.Process]] = {}
-    for process in place.processes():
-        try:
-            words = process.cmdline()
-        except psutil.Error:
-            continue
-        module = next(
-            (w for w in words if w.startswith(("flows.vae_train", "tasks.processes.supervisor", "tasks."))),
-            "",
-        )
-        if module == "flows.vae_train":
-            found.setdefault("flow", []).append(process)
-        elif module == "tasks.processes.supervisor":
-            found.setdefault("supervisor", []).append(process)
-        elif module:
-            found.setdefault("stage", []).append(process)
-        elif "dvc" in words:
-            found.setdefault("dvc", []).append(process)
-    return found
+    return place.start_dvc("repro", **environment)
 
 
 def kill(place: Workspace, chance: random.Random) -> str:
     """Kills all at once, or one part; returns which."""
-    parts = workers(place)
+    parts = place.workers()
     if not parts:
         return ""
     which = chance.choice(["everything", "everything", *sorted(parts)])
-    victims = [p for part in parts.values() for p in part] if which == "everything" else parts[which]
-    for victim in victims:
+    stage = "between stages"
+    for process in parts.get("stage", []):
+        with contextlib.suppress(psutil.Error):
+            stage = next((w for w in process.cmdline() if w.startswith("tasks.")), stage)
+    for victim in itertools.chain(*parts.values()) if which == "everything" else parts[which]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            victim.send_signal(signal.SIGKILL)
-    stage = next(
-        (w for p in parts.get("stage", []) for w in _words(p) if w.startswith("tasks.")), "between stages"
-    )
+            victim.kill()
     return f"{which} in {stage.removeprefix('tasks.')}"
 
 
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def end(place: Workspace, running: Running, tally: Tally, may_go_on: bool) -> None:
-    """Waits until nothing of a killed run is left; one whose stage alone was killed may try it again by itself."""
+def gone(place: Workspace) -> float:
+    """Seconds until no process works for a run any more."""
     begin = time.monotonic()
-    if may_go_on:
-        return
-    while workers(place) and time.monotonic() - begin < 60:
+    while place.workers() and time.monotonic() - begin < 60:
         time.sleep(0.1)
-    tally.seconds = max(tally.seconds, time.monotonic() - begin)
-    running.ended(seconds=30)
+    return time.monotonic() - begin
 
 
 def disturbed(place: Workspace, way: str, chance: random.Random, seconds: float) -> Tally:
-    """A run from nothing that is killed at random moments, then left alone."""
+    """A run from nothing that is killed at random moments, then left to finish."""
     tally = Tally(way)
     clean(place)
     planned = chance.randint(*KILLS)
@@ -152,17 +117,18 @@ def disturbed(place: Workspace, way: str, chance: random.Random, seconds: float)
         time.sleep(chance.uniform(0.2, 2 * seconds / planned))
         victim = "" if running.process.poll() is not None else kill(place, chance)
         if not victim:
-            if (done := running.ended()).code == 0:  # it was quicker than its killer: once more from nothing
+            if (done := running.ended()).code == 0:  # it was faster than the kills: once more from nothing
                 clean(place)
             else:
                 _read(place, way, done, tally)
             running = start(place, way)
             continue
         tally.victims.append(victim)
-        alone = way == "flow" and not victim.startswith(("everything", "flow"))
-        end(place, running, tally, may_go_on=alone)
-        if not alone:
-            running = start(place, way)
+        if way == "flow" and not victim.startswith(("everything", "flow")):
+            continue  # the flow tries a stage again by itself
+        tally.seconds = max(tally.seconds, gone(place))
+        running.ended(seconds=30)
+        running = start(place, way)
     finish(place, running, way, tally)
     return tally
 
@@ -179,16 +145,13 @@ def at_failpoints(place: Workspace, way: str, chance: random.Random, calls: int)
         done = running.ended(seconds=300)
         if not _reached(counter, point):
             if done.code == 0:
-                clean(place)  # it had too little left to do; once more from nothing
+                clean(place)  # it had fewer calls left than that: once more from nothing
             else:
                 _read(place, way, done, tally)
             continue
         number, _, when = point.partition(":")
         tally.victims.append(f"{when} {counter.read_text().splitlines()[int(number) - 1][:90]}")
-        begin = time.monotonic()
-        while workers(place) and time.monotonic() - begin < 60:
-            time.sleep(0.1)
-        tally.seconds = max(tally.seconds, time.monotonic() - begin)
+        tally.seconds = max(tally.seconds, gone(place))
     finish(place, start(place, way), way, tally)
     return tally
 
@@ -207,7 +170,7 @@ def _failpoints(place: Workspace, point: str) -> dict[str, str]:
 
 
 def finish(place: Workspace, running: Running, way: str, tally: Tally) -> None:
-    """The run goes through undisturbed; one more try is a user's who reads what it said."""
+    """The run completes undisturbed; a user who reads its error starts it again, twice at most."""
     for attempt in range(3):
         done = running.ended(seconds=300)
         if done.code == 0:
@@ -218,40 +181,28 @@ def finish(place: Workspace, running: Running, way: str, tally: Tally) -> None:
 
 
 def _read(place: Workspace, way: str, done: Done, tally: Tally) -> None:
-    """A run that failed by itself says why; its user reads that, and the README, and starts it again."""
+    """Keeps what a run that failed by itself said; what that and the README advise is done."""
     lines = [line for line in done.output.splitlines() if line.strip()]
     if way == "dvc" and any(word in done.output for word in ("'./dvc.lock'", "RWLock-file")):
-        mended = place.start("-m", "tasks.cli.app", "doctor", "--mend").ended().output
-        told = next((line for line in mended.splitlines() if "half written" in line or "rwlock" in line), "?")
-        tally.errors.append(f"`vae doctor --mend`: {told}")
+        mended = place.python("-m", "tasks.cli.app", "doctor", "--mend").output.splitlines()
+        line = next((line for line in mended if "half written" in line or "rwlock" in line), "?")
+        tally.errors.append(f"`vae doctor --mend`: {line}")
     else:
         tally.errors.append(" | ".join(lines[-3:])[-400:])
 
 
 def main(runs: int = 16, failpoint_runs: int = 4, seed: int = 0) -> None:
-    chance = random.Random(seed)
+    chance, tallies = random.Random(seed), []
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         place = copy_project(Path(temporary) / "vae-train")
-        edit(place, train={"epochs": EPOCHS})
+        edit(place, {"train.epochs": EPOCHS})
         try:
             place.up()
-            tallies, calls = [], 0
-            begin = time.monotonic()
-            first = place.start_dvc("repro").ended()
-            assert first.code == 0, first.output
-            seconds, expected = time.monotonic() - begin, hashes(place)
-            print(f"undisturbed: {seconds:.0f} s by dvc repro, weights {expected[FILES[4]][:12]}", flush=True)
-            clean(place)
-            begin = time.monotonic()
-            counted = start(place, "flow", **_failpoints(place, "0")).ended()
-            assert counted.code == 0, counted.output
+            expected, seconds = undisturbed(place, "dvc")
+            found, _ = undisturbed(place, "flow", **_failpoints(place, "0"))
+            same = found == expected
             calls = len((place.folder / ".run" / "failpoint-calls").read_text().splitlines())
-            same = hashes(place) == expected
-            print(
-                f"by the flow: {time.monotonic() - begin:.0f} s, {'the same bits' if same else 'OTHER BITS'}; "
-                f"{calls} fsyncs and renames",
-                flush=True,
-            )
+            print(f"{'the same bits' if same else 'OTHER BITS'}; {calls} fsyncs and renames", flush=True)
             for number in range(runs + failpoint_runs):
                 way = ("dvc", "flow")[number % 2]
                 if number < runs:
@@ -261,8 +212,8 @@ def main(runs: int = 16, failpoint_runs: int = 4, seed: int = 0) -> None:
                 found = hashes(place)
                 tally.differ = [name for name in FILES if found[name] != expected[name]]
                 tallies.append(tally)
-                print(told(number + 1, tally), flush=True)
-            print(f"\nMLflow runs by status: {statuses(place)}")
+                print(line(number + 1, tally), flush=True)
+            print(f"\nMLflow runs by status: {dict(Counter(place.mlflow_statuses()))}")
         finally:
             place.kill()
     print(summary(tallies))
@@ -270,54 +221,47 @@ def main(runs: int = 16, failpoint_runs: int = 4, seed: int = 0) -> None:
         raise typer.Exit(1)
 
 
-def statuses(place: Workspace) -> dict[str, int]:
-    from mlflow import MlflowClient
+def undisturbed(place: Workspace, way: str, **environment: str) -> tuple[dict[str, str], float]:
+    """The hashes of a run from nothing, and its seconds."""
+    clean(place)
+    begin = time.monotonic()
+    done = start(place, way, **environment).ended()
+    assert done.code == 0, done.output
+    seconds = time.monotonic() - begin
+    print(f"undisturbed: {seconds:.0f} s by {way}", flush=True)
+    return hashes(place), seconds
 
-    store = MlflowClient(tracking_uri=f"sqlite:///{place.folder / 'mlflow.db'}")
-    experiment: Any = store.get_experiment_by_name("vae-train")
-    return dict(Counter(run.info.status for run in store.search_runs([experiment.experiment_id])))
 
-
-def told(number: int, tally: Tally) -> str:
-    lines = [
+def line(number: int, tally: Tally) -> str:
+    result = f"DIFFERS: {', '.join(tally.differ)}" if tally.differ else "identical"
+    first = (
         f"run {number} ({tally.way}): {len(tally.victims)} kills ({'; '.join(tally.victims)}), gone within "
-        f"{tally.seconds:.1f} s, {'DIFFERS: ' + ', '.join(tally.differ) if tally.differ else 'identical'}"
-    ]
-    return "\n".join(
-        [*lines, *(f"    said, and went on when started again: {error}" for error in tally.errors)]
+        f"{tally.seconds:.1f} s, {result}"
     )
+    return "\n".join([first, *(f"    failed, and continued when started again: {e}" for e in tally.errors)])
 
 
 def summary(tallies: list[Tally]) -> str:
     """The tally as Markdown: what was killed, how often, and what was lost."""
-    ways = sorted({tally.way for tally in tallies})
     rows = [
-        "| way | runs | kills | identical | started once more than planned | longest-lived process |",
+        "| way | runs | kills | identical | failed by itself after a kill | longest-lived process |",
         "| --- |" + " --- |" * 5,
     ]
-    for way in ways:
+    for way in sorted({tally.way for tally in tallies}):
         mine = [tally for tally in tallies if tally.way == way]
         rows.append(
             f"| {way} | {len(mine)} | {sum(len(t.victims) for t in mine)} | {sum(not t.differ for t in mine)} | "
             f"{sum(len(t.errors) for t in mine)} | {max(t.seconds for t in mine):.1f} s |"
         )
-    kinds = Counter(
-        victim.split(" in ")[0] for t in tallies if "failpoints" not in t.way for victim in t.victims
-    )
-    places = Counter(
-        victim.split(" in ")[1] for t in tallies if "failpoints" not in t.way for victim in t.victims
-    )
+    at_random = [v.split(" in ") for t in tallies if "failpoints" not in t.way for v in t.victims]
+    kinds, places = (dict(Counter(victim[part] for victim in at_random)) for part in (0, 1))
     slow = sum(tally.seconds > PROMISED_SECONDS for tally in tallies)
-    return "\n".join(
-        [
-            "",
-            *rows,
-            "",
-            f"killed: {dict(kinds)}; where: {dict(places)}",
-            f"{sum(len(t.victims) for t in tallies)} kills, {sum(not t.differ for t in tallies)} of {len(tallies)} "
-            f"runs identical to the undisturbed one; {slow} left a process for more than {PROMISED_SECONDS} s",
-        ]
-    )
+    rows += [
+        f"\nkilled: {kinds}; where: {places}",
+        f"{sum(len(t.victims) for t in tallies)} kills, {sum(not t.differ for t in tallies)} of {len(tallies)} "
+        f"runs identical to the undisturbed one; {slow} left a process for more than {PROMISED_SECONDS} s",
+    ]
+    return "\n".join(["", *rows])
 
 
 if __name__ == "__main__":

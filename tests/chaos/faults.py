@@ -1,20 +1,19 @@
-"""What else can go wrong, each brought about on purpose: what the user is told, and that nothing finished is lost.
+"""Other faults, each caused on purpose: what the user sees, and that nothing finished is lost.
 
-`make chaos` runs it after the kills and prints a table. Each fault begins with a workspace of its own state, brings
-its trouble about, looks at what was said, puts an end to the trouble, and runs once more: what that leaves has to be
-what an undisturbed run leaves, bit for bit.
+`make chaos` runs it after the kills and prints a table. Each fault prepares the workspace, causes its trouble, looks
+at what was printed, ends the trouble, and runs once more: the results have to be those of an undisturbed run, bit for
+bit.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,17 @@ from typing import Any
 import psutil
 import pytest
 import typer
-from chaos import PROMISED_SECONDS, clean, hashes, start, statuses, workers
-from helpers.workspaces import DEPLOYMENT, Done, Running, Workspace, copy_project, edit, free_ports, wait_for
-
-EPOCHS = 12
-_NOT_TRIED = "not tried here: "
+from chaos import EPOCHS, PROMISED_SECONDS, clean, gone, hashes, start
+from helpers.workspaces import (
+    START_DEPLOYMENT,
+    Done,
+    Running,
+    Workspace,
+    copy_project,
+    edit,
+    free_ports,
+    wait_for,
+)
 
 
 class NotTried(Exception):
@@ -34,23 +39,17 @@ class NotTried(Exception):
 
 
 def said(output: str, *words: str) -> str:
-    """The first line that holds one of these words, without what Prefect's log puts before it."""
+    """The first line that has one of these words, without what Prefect's log puts before it."""
     for line in output.splitlines():
         if any(word in line for word in words):
-            return line.split(" | ")[-1].removeprefix(f"Task run '{_stage(line)}' - ").strip()
-    raise AssertionError(f"none of {words} was said in:\n{output[-3000:]}")
+            return re.sub(r"^(.* \| )?((Task|Flow) run '[^']*' - )?", "", line).strip()
+    raise AssertionError(f"none of {words} in:\n{output[-3000:]}")
 
 
-def _stage(line: str) -> str:
-    return line.partition("Task run '")[2].partition("'")[0]
-
-
-def gone(place: Workspace) -> float:
-    """Seconds until no process works for a run any more."""
-    begin = time.monotonic()
-    wait_for(lambda: not workers(place), 60, "the processes to end")
-    seconds = time.monotonic() - begin
-    assert seconds <= PROMISED_SECONDS, f"a process lived on for {seconds:.1f} s"
+def ends(place: Workspace) -> float:
+    """Seconds until no process works for a run any more; as many as promised at most."""
+    seconds = gone(place)
+    assert seconds <= PROMISED_SECONDS, f"a process survived for {seconds:.1f} s"
     return seconds
 
 
@@ -64,7 +63,7 @@ def training(place: Workspace, way: str = "flow", **environment: str) -> Running
 
 @contextlib.contextmanager
 def mounted(folder: Path, *options: str) -> Iterator[None]:
-    """A small or read-only disk in the place of a folder, what was there copied onto it."""
+    """A small or read-only disk in place of a folder, with the bundled data if the folder has them."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = (
         shutil.copytree(folder / "bundled", Path(tempfile.mkdtemp()) / "bundled")
@@ -87,7 +86,7 @@ def mounted(folder: Path, *options: str) -> Iterator[None]:
 
 
 def flow_with(place: Workspace, folder: str, *options: str) -> Done:
-    """The flow from nothing, with such a disk in the place of a folder."""
+    """The flow from nothing, with such a disk in place of a folder."""
     clean(place)
     with mounted(place.folder / folder, *options):
         return start(place, "flow").ended()
@@ -164,13 +163,10 @@ def mlflow_down_at_the_start(place: Workspace) -> str:
     address = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
     done = start(place, "flow", **address).ended()
     assert done.code == 0, done.output
-    told = said(done.output, "WARNING: MLflow")
+    told = said(done.output, "MLflow at")
     server = _mlflow_server(place, port)
     try:
-        repro = place.start(
-            "-m", "dvc", "repro", "--force", "--single-item", "evaluate", **_with_path(address)
-        ).ended()
-        assert repro.code == 0, repro.output
+        _evaluate_again(place, address)
         (run,) = _runs(port)
         assert run.info.status == "FINISHED" and run.data.metrics["valid/kl"] > 0
         assert "test/elbo" in run.data.metrics and run.data.params["train.epochs"] == str(EPOCHS)
@@ -179,8 +175,9 @@ def mlflow_down_at_the_start(place: Workspace) -> str:
     return told
 
 
-def _with_path(address: dict[str, str]) -> dict[str, str]:
-    return {**address, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+def _evaluate_again(place: Workspace, address: dict[str, str]) -> None:
+    done = place.start_dvc("repro", "--force", "--single-item", "evaluate", **address).ended()
+    assert done.code == 0, done.output
 
 
 def mlflow_down_in_the_middle(place: Workspace) -> str:
@@ -188,17 +185,14 @@ def mlflow_down_in_the_middle(place: Workspace) -> str:
     (port,) = free_ports(1)
     (place.folder / "other.db").unlink(missing_ok=True)  # of the fault before
     server = _mlflow_server(place, port)
-    running = training(place, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
+    address = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+    running = training(place, **address)
     _stop(server)
     done = running.ended()
     assert done.code == 0, done.output
     server = _mlflow_server(place, port)
     try:
-        address = _with_path({"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"})
-        assert (
-            place.start("-m", "dvc", "repro", "--force", "--single-item", "evaluate", **address).ended().code
-            == 0
-        )
+        _evaluate_again(place, address)
         (run,) = _runs(port)
         assert run.info.status == "FINISHED" and "test/elbo" in run.data.metrics
         from mlflow import MlflowClient
@@ -207,7 +201,7 @@ def mlflow_down_in_the_middle(place: Workspace) -> str:
         assert sorted(m.step for m in history) == list(range(1, EPOCHS + 1)), "an epoch is lost"
     finally:
         _stop(server)
-    return said(done.output, "WARNING: MLflow")
+    return said(done.output, "MLflow at")
 
 
 def prefect_down_in_the_middle(place: Workspace) -> str:
@@ -220,7 +214,7 @@ def prefect_down_in_the_middle(place: Workspace) -> str:
     try:
         done = running.ended(seconds=300)
     finally:
-        gone(place)
+        ends(place)
         place.python("-m", "flows.servers", "up")
     last = [line for line in done.output.splitlines() if line.strip()][-1]
     return f"exit code {done.code}: {last[:200]}"
@@ -233,15 +227,14 @@ def dvc_busy(place: Workspace) -> str:
     told = said(done.output, "busy", "in use")
     os.killpg(running.process.pid, signal.SIGINT)
     running.ended(seconds=30)
-    gone(place)
+    ends(place)
     return told
 
 
 def two_flow_runs(place: Workspace) -> str:
     """Two deployment runs at once"""
     clean(place)
-    run = [word for word in DEPLOYMENT if word != "--watch"]
-    both = [place.python(*run) for _ in range(2)]
+    both = [place.python(*START_DEPLOYMENT) for _ in range(2)]
     ids = [done.flow_run for done in both]
     seen: set[tuple[str, ...]] = set()
 
@@ -260,24 +253,20 @@ def two_flow_runs(place: Workspace) -> str:
 
 def flow_killed_in_silence(place: Workspace) -> str:
     """The flow is killed while the trainer says nothing"""
-    edit(place, train={"epochs": 2, "batch_size": 2})
+    edit(place, {"train.epochs": 2, "train.batch_size": 2})
     try:
         clean(place)
         running = start(place, "flow")
         running.wait_to_say(r"training on", seconds=200)
         running.process.kill()
-        seconds = gone(place)
+        seconds = ends(place)
         running.ended()
     finally:
-        edit(place, train={"epochs": EPOCHS, "batch_size": 64})
-    assert "RUNNING" not in _statuses(place)
-    return f"nothing; no process is left after {seconds:.1f} s"
-
-
-def _statuses(place: Workspace) -> dict[str, int]:
-    """As the next run finds them: whoever connects ends the runs of dead processes."""
+        edit(place, {"train.epochs": EPOCHS, "train.batch_size": 64})
+    # As the next run finds them: whoever connects ends the runs of dead processes.
     place.python("-c", "from tasks.tracking import store; store.connect()")
-    return statuses(place)
+    assert "RUNNING" not in place.mlflow_statuses()
+    return f"nothing; no process is left after {seconds:.1f} s"
 
 
 def orphaned_trainer(place: Workspace) -> str:
@@ -365,7 +354,7 @@ def clock_moved(place: Workspace) -> str:
         raise NotTried("libfaketime is not installed")
     running = training(place)
     running.process.kill()
-    gone(place)
+    ends(place)
     running.ended()
     done = start(
         place, "flow", LD_PRELOAD=str(library), FAKETIME="-2d", FAKETIME_DONT_FAKE_MONOTONIC="1"
@@ -384,7 +373,7 @@ def out_of_memory(place: Workspace) -> str:
         raise NotTried("making a memory cgroup needs root and cgroups v1") from None
     running = training(place)
     try:
-        (trainer,) = workers(place)["stage"]
+        (trainer,) = place.workers()["stage"]
         (group / "cgroup.procs").write_text(str(trainer.pid))
         (group / "memory.force_empty").write_text("0")
         (group / "memory.limit_in_bytes").write_text(str(2**20))
@@ -402,23 +391,23 @@ def killed_by_a_user(place: Workspace) -> str:
     running = training(place)
     for attempt in range(3):
         if attempt:
-            wait_for(lambda: workers(place).get("stage"), 60, "the next try")
+            wait_for(lambda: place.workers().get("stage"), 60, "the next try")
             running.wait_to_say(rf"(?s)(resumed after.*){{{attempt}}}", seconds=90)
-        (trainer,) = workers(place)["stage"]
+        (trainer,) = place.workers()["stage"]
         trainer.kill()
         wait_for(lambda t=trainer: not t.is_running(), 10, "its end")
     done = running.ended()
     assert done.code == 1, done.output
-    assert "RUNNING" not in statuses(place), "a killed run stands as running for ever"
+    assert "RUNNING" not in place.mlflow_statuses(), "a killed run stays RUNNING"
     return said(done.output, "not by the kernel")
 
 
 def _ended_by(place: Workspace, number: signal.Signals) -> str:
     running = training(place)
     running.process.send_signal(number)
-    seconds = gone(place)
+    seconds = ends(place)
     done = running.ended(seconds=30)
-    assert "RUNNING" not in statuses(place)
+    assert "RUNNING" not in place.mlflow_statuses()
     assert "Traceback" not in done.output, done.output
     state = place.flow_run(done.flow_run)["state"]["type"]
     assert state in ("CRASHED", "CANCELLED"), state
@@ -438,9 +427,9 @@ def terminated(place: Workspace) -> str:
 
 def _deployed(place: Workspace) -> str:
     clean(place)
-    started = place.python(*[word for word in DEPLOYMENT if word != "--watch"])
+    started = place.python(*START_DEPLOYMENT)
     assert started.code == 0, started.output
-    wait_for(lambda: workers(place).get("stage"), 120, "the worker to run a stage")
+    wait_for(lambda: place.workers().get("stage"), 120, "the worker to run a stage")
     wait_for(lambda: (place.folder / "reports" / "timing.csv").exists(), 120, "the training")
     return started.flow_run
 
@@ -450,9 +439,9 @@ def cancelled(place: Workspace) -> str:
     run = _deployed(place)
     cancel = place.python("-m", "prefect", "flow-run", "cancel", run)
     assert cancel.code == 0, cancel.output
-    seconds = gone(place)
+    seconds = ends(place)
     wait_for(lambda: place.flow_run(run)["state"]["type"] == "CANCELLED", 30, "Cancelled")
-    assert "RUNNING" not in statuses(place)
+    assert "RUNNING" not in place.mlflow_statuses()
     return f"flow run CANCELLED, gone within {seconds:.1f} s, MLflow run KILLED"
 
 
@@ -462,7 +451,7 @@ def worker_dies(place: Workspace) -> str:
     psutil.Process(int((place.folder / ".run" / "prefect-worker.pid").read_text())).kill()
     down = place.python("-m", "flows.servers", "down")
     assert down.code == 0, down.output
-    seconds = gone(place)
+    seconds = ends(place)
     place.up()
     state = place.flow_run(run)["state"]["type"]
     assert state in ("CRASHED", "CANCELLED"), state
@@ -484,7 +473,7 @@ def main(only: str = "") -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
         place = copy_project(Path(temporary) / "vae-train")
-        edit(place, train={"epochs": EPOCHS})
+        edit(place, {"train.epochs": EPOCHS})
         try:
             place.up()
             first = start(place, "dvc").ended()
@@ -495,17 +484,16 @@ def main(only: str = "") -> None:
                     continue
                 try:
                     seen = fault(place)
-                    again = _again(place)
+                    again = start(place, "flow").ended(seconds=300)
                     after = "identical" if hashes(place) == expected else "DIFFERS"
                     after = after if again.code == 0 else f"exit code {again.code}: {again.output[-300:]}"
                 except NotTried as reason:
-                    seen, after = f"{_NOT_TRIED}{reason}", "–"
+                    seen, after = f"not tried here: {reason}", "–"
                 except (Exception, pytest.fail.Exception) as error:
                     seen, after = f"NOT AS EXPECTED: {str(error)[-3000:]}", "?"
-                    for parts in workers(place).values():
-                        for process in parts:
-                            with contextlib.suppress(psutil.NoSuchProcess):
-                                process.kill()
+                    for process in itertools.chain(*place.workers().values()):
+                        with contextlib.suppress(psutil.NoSuchProcess):
+                            process.kill()
                 lost += after not in ("identical", "–")
                 seen = " ".join(seen.replace(str(place.folder) + "/", "").replace("|", "/").split())
                 rows.append(f"| {fault.__doc__} | {seen} | {after} |")
@@ -515,10 +503,6 @@ def main(only: str = "") -> None:
     print("\n" + "\n".join(rows) + f"\n\n{len(rows) - 2} faults, {lost} not as promised")
     if lost:
         raise typer.Exit(1)
-
-
-def _again(place: Workspace) -> Done:
-    return start(place, "flow").ended(seconds=300)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,16 @@
-"""Whatever ends the flow ends its trainer, and the next run goes on from the last checkpoint."""
+"""Whatever ends the flow ends its trainer, and the next run resumes from the last checkpoint."""
 
 import os
 import signal
-from typing import Any
 
-import psutil
 import pytest
-from helpers.workspaces import Done, Running, Workspace, wait_for
-from mlflow import MlflowClient
+from helpers.workspaces import START_DEPLOYMENT, Done, Running, Workspace, wait_for
 
-pytestmark = pytest.mark.timeout(
-    600
-)  # the first test waits for both ways to end; on a busy machine that is long
+# The first test waits for both ways to end, which is long on a busy machine.
+pytestmark = pytest.mark.timeout(600)
 
 LONG, SHORT = 2000, 30  # epochs: never finished; stopped in the middle and then finished
-
-
-def workers(place: Workspace) -> list[psutil.Process]:
-    """What works for a run: flow, supervisor, DVC, stage. The servers are none of them."""
-    marks = ("flows.vae_train", "tasks.processes.supervisor", "dvc", "tasks.")
-    found = []
-    for process in place.processes():
-        try:
-            modules = [word for word in process.cmdline()[1:] if word.startswith(marks)]
-        except psutil.NoSuchProcess:
-            continue
-        if modules:
-            found.append(process)
-    return found
-
-
-def trainer(place: Workspace) -> psutil.Process:
-    return next(p for p in workers(place) if "tasks.train" in p.cmdline())
-
-
-def statuses(place: Workspace, seed: int) -> list[str]:
-    """The status of every MLflow run of this seed."""
-    store = MlflowClient(tracking_uri=f"sqlite:///{place.folder / 'mlflow.db'}")
-    experiment: Any = store.get_experiment_by_name("vae-train")
-    return [r.info.status for r in store.search_runs([experiment.experiment_id], f"params.seed = '{seed}'")]
+PROMISED_SECONDS = 10  # until no process of a run is left
 
 
 @pytest.fixture
@@ -51,26 +23,29 @@ def training(served: Workspace, request: pytest.FixtureRequest) -> Running:
 
 
 @pytest.mark.parametrize("training", [(101, LONG)], indirect=True)
-def test_a_second_run_is_refused_a_killed_trainer_is_tried_again_and_ctrl_c_ends_everything(
+def test_a_second_run_is_refused_a_killed_trainer_or_dvc_is_tried_again_and_ctrl_c_ends_everything(
     served: Workspace, training: Running
 ) -> None:
     refused = served.flow("train.epochs=1")
     assert refused.code == 1
     name = served.flow_run(Done(0, training.output).flow_run)["name"]
-    said = f"in use by flow run {name} (process {training.process.pid})"
-    assert said in refused.output.splitlines()[-1], refused.output
+    line = f"in use by flow run {name} (process {training.process.pid})"
+    assert line in refused.output.splitlines()[-1], refused.output
     assert "seed: 101" in (served.folder / "params.yaml").read_text(), "nothing was written"
 
-    trainer(served).kill()
-    training.wait_to_say(rf"(?s)resumed after epoch \d+.*epoch \d+/{LONG} ", seconds=60)
+    for number, victim in enumerate(("stage", "dvc"), start=1):
+        for process in served.workers()[victim]:
+            process.kill()
+        resumed = rf"(?s)(resumed after epoch \d+.*epoch \d+/{LONG} .*){{{number}}}"
+        training.wait_to_say(resumed, seconds=90)
 
     os.killpg(training.process.pid, signal.SIGINT)  # as a terminal does
     done = training.ended(seconds=30)
     assert done.code == 130, done.output
     assert "Traceback" not in done.output, done.output
     assert done.output.splitlines()[-1].startswith("interrupted; ")
-    assert workers(served) == []
-    assert statuses(served, 101) == ["KILLED"], "one run for one training, however often it was tried"
+    assert served.workers() == {}
+    assert served.mlflow_statuses("params.seed = '101'") == ["KILLED"], "one run for all tries of a training"
     assert served.flow_run(done.flow_run)["state"]["type"] in ("CRASHED", "CANCELLED")
 
 
@@ -79,17 +54,30 @@ def test_a_killed_flow_takes_its_trainer_along_and_the_next_run_resumes(
     served: Workspace, training: Running
 ) -> None:
     training.process.kill()
-    wait_for(lambda: not workers(served), 10, "the trainer to end")
+    wait_for(lambda: not served.workers(), PROMISED_SECONDS, "the trainer and DVC to end")
     killed = training.ended().flow_run
-    assert statuses(served, 102) == ["KILLED"]
-    assert served.flow_run(killed)["state"]["type"] == "RUNNING", "nobody could tell Prefect"
+    assert served.mlflow_statuses("params.seed = '102'") == ["KILLED"]
+    assert served.flow_run(killed)["state"]["type"] == "RUNNING", "nobody was left to set it"
 
     resumed = served.start_flow(f"seed=102 train.epochs={SHORT}")
     resumed.wait_to_say(r"resumed after epoch \d+", seconds=60)
     assert served.flow_run(killed)["state"]["type"] == "CRASHED", "the next start has swept it"
     resumed.wait_to_say(r"Task run 'train' - Finished in state Completed", seconds=60)
     assert f"epoch {SHORT}/{SHORT}" in resumed.output and "epoch 1/" not in resumed.output
-    assert statuses(served, 102) == ["FINISHED"], "one run for one training"
-    os.killpg(resumed.process.pid, signal.SIGINT)  # monitor and evaluate are not the point here
-    assert resumed.ended(seconds=30).code == 130
-    assert workers(served) == []
+    assert served.mlflow_statuses("params.seed = '102'") == ["FINISHED"], "one run for one training"
+    resumed.process.terminate()  # as `docker stop` does; monitor and evaluate are not the point here
+    assert resumed.ended(seconds=30).code != 0
+    assert served.workers() == {}
+
+
+def test_a_run_that_is_cancelled_in_prefect_ends_its_trainer(served: Workspace) -> None:
+    started = served.python(
+        *START_DEPLOYMENT, "--param", f'overrides={{"train.epochs": {LONG}, "seed": 103}}'
+    )
+    assert started.code == 0, started.output
+    wait_for(lambda: served.mlflow_statuses("params.seed = '103'"), 90, "the worker to train")
+    cancel = served.python("-m", "prefect", "flow-run", "cancel", started.flow_run)
+    assert cancel.code == 0, cancel.output
+    wait_for(lambda: not served.workers(), PROMISED_SECONDS, "the trainer and DVC to end")
+    assert served.mlflow_statuses("params.seed = '103'") == ["KILLED"]
+    wait_for(lambda: served.flow_run(started.flow_run)["state"]["type"] == "CANCELLED", 30, "Cancelled")

@@ -17,9 +17,8 @@ from PIL import Image
 
 from flows.vae_train import STAGES
 
-pytestmark = pytest.mark.timeout(
-    600
-)  # the first test waits for both ways to end; on a busy machine that is long
+# The first test waits for both ways to end, which is long on a busy machine.
+pytestmark = pytest.mark.timeout(600)
 
 
 def assert_calm(output: str) -> None:
@@ -82,7 +81,7 @@ def test_a_flow_run_is_kept_as_an_experiment_of_its_name_and_a_cached_one_is_not
     by_flow: ByFlow, served: Workspace
 ) -> None:
     name = served.flow_run(by_flow.first.flow_run)["name"]
-    assert f"kept as the DVC experiment {name}; `dvc exp apply {name}` brings it back" in by_flow.first.output
+    assert f"kept as the DVC experiment {name}; `dvc exp apply {name}` restores it" in by_flow.first.output
     logs = served.ask_prefect("logs/filter", logs={"flow_run_id": {"any_": [by_flow.deployment.flow_run]}})
     assert f"these results are kept as the DVC experiment {name}" in [log["message"] for log in logs]
 

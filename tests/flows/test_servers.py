@@ -2,15 +2,20 @@
 
 import re
 import shutil
+import socket
 import sqlite3
+from pathlib import Path
 
+import httpx
 import psutil
 import pytest
-from helpers.workspaces import DEPLOYMENT, Workspace, wait_for
+from helpers.workspaces import DEPLOYMENT, START_DEPLOYMENT, Workspace, wait_for
 
-pytestmark = pytest.mark.timeout(
-    600
-)  # the first test waits for both ways to end; on a busy machine that is long
+from flows import servers
+from vae.config.errors import InputError
+
+# The first test waits for both ways to end, which is long on a busy machine.
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_a_deployment_takes_overrides_and_without_them_the_file_before_comes_back(served: Workspace) -> None:
@@ -56,20 +61,32 @@ def test_up_twice_and_down_in_mid_training_leaves_no_process(served: Workspace) 
     up = served.python("-m", "flows.servers", "up")
     assert up.code == 0 and up.output.count("was up already") == 3, up.output
 
-    run = [word for word in DEPLOYMENT if word != "--watch"]
-    started = served.python(*run, "--param", 'overrides={"train.epochs": 5000, "seed": 104}')
+    started = served.python(*START_DEPLOYMENT, "--param", 'overrides={"train.epochs": 5000, "seed": 104}')
     assert started.code == 0, started.output
-
-    def trains() -> bool:
-        return any("tasks.train" in process.cmdline() for process in served.processes())
-
-    wait_for(trains, 60, "the worker to train")
+    wait_for(lambda: served.mlflow_statuses("params.seed = '104'"), 90, "the worker to train")
     down = served.python("-m", "flows.servers", "down")
     assert down.code == 0 and "Traceback" not in down.output, down.output
     assert down.output.count("is down") == 3, down.output
     wait_for(lambda: not served.processes(), 5, f"no process in {served.folder}")
     assert not list((served.folder / ".run").glob("*.pid"))
+    assert served.mlflow_statuses("params.seed = '104'") == ["KILLED"]
 
     with sqlite3.connect(served.folder / ".prefect" / "prefect.db") as database:
         states = dict(database.execute("select replace(id, '-', ''), state_type from flow_run"))
     assert states[started.flow_run.replace("-", "")] in ("CANCELLED", "CRASHED")
+
+
+def test_a_taken_port_is_named_and_so_is_a_log_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        service = servers.Service("mlflow-server", ("-c", ""), httpx.URL(f"http://127.0.0.1:{port}/health"))
+        with pytest.raises(
+            InputError, match=rf"mlflow-server: another program answers at 127\.0\.0\.1:{port}; "
+        ):
+            service.start()
+    ends_at_once = servers.Service("prefect-worker", ("-c", "print('why'); raise SystemExit(3)"))
+    with pytest.raises(InputError, match=r"prefect-worker ended with exit code 3; see .*prefect-worker\.log"):
+        ends_at_once.start()
+    assert (tmp_path / ".run" / "prefect-worker.log").read_text() == "why\n"
+    assert not ends_at_once.stop()

@@ -1,25 +1,35 @@
-"""Parameters of a stage that takes a second."""
+"""Stages called in this process, in a workspace where each takes a second."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 
+from tasks import overlay, train, workspace
+from tasks.train import Job
 from vae.compute.devices import Compute
 
 CPU = Compute(torch.device("cpu"), "fp32")
 
-
 EPOCHS, LATENTS = 4, 3
 
-
-PARAMETERS = {
-    "seed": 0,
-    "data": {
-        "source": "npy", "path": "x", "image_size": 8, "channels": 1, "valid_fraction": 0.1,
-        "test_fraction": 0.1, "max_bad_fraction": 0.0,
-    },
-    "model": {"architecture": "mlp", "latent_dim": LATENTS, "widths": [8], "batch_norm": False},
-    "objective": {"likelihood": "gaussian", "sigma": 0.3, "reduction": "sum"},
-    "kl": {"schedule": "constant", "max_weight": 1.0, "annealing_epochs": 0},
-    "train": {"epochs": EPOCHS, "batch_size": 16, "learning_rate": 3e-3, "select": "last", "on_collapse": "continue"},
-    "monitor": {},
-    "evaluate": {"importance_samples": 2, "register_as": "vae"},
+PARAMETERS: dict[str, Any] = {
+    "data.source": "npy", "data.path": "x", "data.image_size": 8,
+    "model.architecture": "mlp", "model.latent_dim": LATENTS, "model.widths": [8], "model.batch_norm": False,
+    "objective.sigma": 0.3, "kl.schedule": "constant", "kl.annealing_epochs": 0,
+    "train.epochs": EPOCHS, "train.batch_size": 16, "train.learning_rate": 3e-3, "train.select": "last",
+    "train.gradient_clip": None, "train.on_collapse": "continue", "evaluate.importance_samples": 2,
 }  # fmt: skip
+
+
+def write_params(changes: Mapping[str, Any] | None = None) -> None:
+    """The working folder's params.yaml; what is not here has its default."""
+    workspace.PARAMS.write_text(overlay.lay_over("", PARAMETERS | dict(changes or {})))
+
+
+def run_train() -> None:
+    """The stage without its locks, with checkpoints in the working folder."""
+    images = [np.load(workspace.images(split)) for split in ("train", "valid")]
+    train.run(Job(workspace.load_parameters(), *images, CPU), Path("checkpoints").absolute())

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,29 +20,29 @@ from typing import Any
 import psutil
 import pytest
 from helpers.project import PROJECT
-from ruamel.yaml import YAML
 
-DEPLOYMENT = ("-m", "prefect", "deployment", "run", "vae-train/vae-train", "--watch")
+from tasks import overlay
+from tasks.processes.owner import with_interpreter
 
+START_DEPLOYMENT = ("-m", "prefect", "deployment", "run", "vae-train/vae-train")
+DEPLOYMENT = (*START_DEPLOYMENT, "--watch")
 
-# A whole run within seconds. So short a training proves nothing of the model, so no verdict fails a run.
+# A whole run within seconds. So short a training proves nothing about the model: no verdict fails a run.
 SMALL = {
-    "epochs: 60": "epochs: 3",
-    "annealing_epochs: 5 ": "annealing_epochs: 1 ",
-    "importance_samples: 100": "importance_samples: 5",
-    "on_unhealthy: fail": "on_unhealthy: warn",
+    "train.epochs": 3,
+    "kl.annealing_epochs": 1,
+    "evaluate.importance_samples": 5,
+    "monitor.on_unhealthy": "warn",
 }
 
-
-# Nothing that the person who runs the tests has set may reach the copies, and the other way round.
+# What the person who runs the tests has set in the environment must not reach the copies.
 _OF_THE_TOOLS = ("PREFECT_", "MLFLOW_", "DVC_", "VAE_TRAIN_", "GIT_", "OMP_", "MKL_", "MAKE")
-
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
 def browser_path() -> str | None:
-    """A Chromium or Chrome of this machine: VAE_TRAIN_BROWSER, or the first on the PATH."""
+    """A Chromium or Chrome on this machine: VAE_TRAIN_BROWSER, or the first on the PATH."""
     return os.environ.get("VAE_TRAIN_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
@@ -61,7 +62,7 @@ class Workspace:
             "PYTHONPATH": str(self.folder),
             "PYTHONDONTWRITEBYTECODE": "1",
             "VAE_TRAIN_MLFLOW_PORT": str(self.mlflow_port),
-            "OMP_NUM_THREADS": "1",  # a tiny network is faster so, and threads are part of what is reproduced
+            "OMP_NUM_THREADS": "1",  # faster for a tiny network, and the number of threads decides bits
             "MPLCONFIGDIR": str(self.folder / ".run" / "matplotlib"),
             "NO_COLOR": "1",
         }
@@ -99,10 +100,11 @@ class Workspace:
     def flow(self, settings: str = "", experiment: str = "") -> "Done":
         return self.start_flow(settings, experiment).ended()
 
-    def start_dvc(self, *arguments: str) -> "Running":
-        """What `dvc ARGUMENTS…` does where .venv is active. Without that, only the flow finds its way."""
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        return self.start("-m", "dvc", *arguments, PATH=path)
+    def start_dvc(self, *arguments: str, **additions: str) -> "Running":
+        """What `dvc ARGUMENTS…` does where .venv is active; the flow alone does not need that."""
+        return self.start(
+            "-m", "dvc", *arguments, **with_interpreter(additions | {"PATH": os.environ["PATH"]})
+        )
 
     def dvc(self, *arguments: str) -> "Done":
         return self.start_dvc(*arguments).ended()
@@ -136,12 +138,36 @@ class Workspace:
         """Whatever runs in this folder or for it."""
         return [process for process in psutil.process_iter() if self._owns(process)]
 
+    def workers(self) -> dict[str, list[psutil.Process]]:
+        """What works for a run, by its part in it: flow, dvc, stage. The servers are none of them."""
+        found: dict[str, list[psutil.Process]] = {}
+        for process in self.processes():
+            with suppress(psutil.Error):
+                modules = [
+                    word
+                    for word in process.cmdline()
+                    if word.startswith(("flows.vae_train", "tasks.", "dvc"))
+                ]
+                part = {"flows": "flow", "tasks": "stage", "dvc": "dvc"}.get(
+                    "".join(modules[:1]).partition(".")[0]
+                )
+                if part:
+                    found.setdefault(part, []).append(process)
+        return found
+
+    def mlflow_statuses(self, filtered: str = "") -> list[str]:
+        """The status of every MLflow run, or of those that the filter finds."""
+        from mlflow import MlflowClient  # takes seconds to load, and every test run loads this module
+
+        store = MlflowClient(tracking_uri=f"sqlite:///{self.folder / 'mlflow.db'}")
+        experiment: Any = store.get_experiment_by_name("vae-train")
+        return [run.info.status for run in store.search_runs([experiment.experiment_id], filtered)]
+
     def _owns(self, process: psutil.Process) -> bool:
-        try:
+        with suppress(psutil.Error):
             places = [process.cwd(), *process.cmdline()]
             return process.status() != psutil.STATUS_ZOMBIE and any(str(self.folder) in p for p in places)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            return False
+        return False
 
     def kill(self) -> None:
         for process in self.processes():
@@ -155,22 +181,22 @@ class Done:
 
     @property
     def flow_run(self) -> str:
-        """The id that Prefect's log names."""
+        """The id in Prefect's log."""
         found = re.search(r"flow-run/([0-9a-f-]{36})", self.output)
         assert found, self.output
         return found[1]
 
     def states(self) -> dict[str, str]:
-        """Stage → how Prefect's log says that its task finished."""
+        """Stage → the state in which its task finished, by Prefect's log."""
         return dict(re.findall(r"Task run '(\w+)' - Finished in state (\w+)", self.output))
 
     def ran(self) -> list[str]:
-        """The stages that DVC says it ran."""
+        """The stages that ran, by DVC's log."""
         return re.findall(r"Running stage '(\w+)'", self.output)
 
 
 class Running:
-    """A program that runs, and what it has said so far."""
+    """A running program, and what it has printed so far."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
@@ -211,7 +237,7 @@ class Running:
 
 
 def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The first true value of condition(), asked ten times a second."""
+    """The first true value of condition(), polled ten times a second."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():
@@ -244,15 +270,9 @@ def copy_project(folder: Path) -> Workspace:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(PROJECT / name, folder / name)
 
-    # params.yaml may stand edited in the project: the defaults are what an experiment starts from.
-    text = (folder / "experiments" / "default.yaml").read_text(encoding="utf-8")
-    for default, small in SMALL.items():
-        assert default in text, f"experiments/default.yaml has no {default!r}"
-        text = text.replace(default, small)
-    for name in ("params.yaml", "experiments/default.yaml"):
-        (folder / name).write_text(text, encoding="utf-8")
-
     prefect_port, mlflow_port = free_ports(2)
+    place = Workspace(folder, prefect_port, mlflow_port)
+    edit(place, overlay.defaults() | SMALL)  # the project's own params.yaml may have been edited
     settings = folder / "prefect.toml"
     settings.write_text(settings.read_text().replace("4200", str(prefect_port)))
 
@@ -263,21 +283,18 @@ def copy_project(folder: Path) -> Workspace:
         ["-c", "user.name=t", "-c", "user.email=t@example.invalid", "commit", "--quiet", "-m", "copy"],
     ):
         subprocess.run(["git", *arguments], cwd=folder, check=True)
-    return Workspace(folder, prefect_port, mlflow_port)
+    return place
 
 
-def edit(place: Workspace, **sections: Any) -> None:
-    """Edits params.yaml, as a person does."""
-    yaml = YAML()
-    values = yaml.load(place.folder / "params.yaml")
-    for name, value in sections.items():
-        values[name].update(value)
-    yaml.dump(values, place.folder / "params.yaml")
+def edit(place: Workspace, values: dict[str, Any]) -> None:
+    """Edits params.yaml, as a person does: nothing is checked."""
+    params = place.folder / "params.yaml"
+    params.write_text(overlay.lay_over(params.read_text(encoding="utf-8"), values), encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class ByDVC:
-    """What plain `dvc repro` did: with the defaults, after train.epochs = 2, and with bad parameters."""
+    """What plain `dvc repro` did: with small parameters, after train.epochs = 2, and with bad parameters."""
 
     place: Workspace
     repro: Done
@@ -289,7 +306,7 @@ class ByDVC:
 
 @dataclass(frozen=True)
 class ByFlow:
-    """What the flow did with the defaults: run here, and then once more by the worker."""
+    """What the flow did with small parameters: run here, and then once more by the worker."""
 
     place: Workspace
     first: Done
@@ -302,11 +319,11 @@ class ByFlow:
 def run_by_dvc(place: Workspace) -> ByDVC:
     repro = place.dvc("repro")
     lock = (place.folder / "dvc.lock").read_text()
-    edit(place, train={"epochs": 2})
+    edit(place, {"train.epochs": 2})
     edited = place.dvc("repro")
     monitor = place.folder / "reports" / "monitor.json"
     epochs = place.json("reports/monitor.json")["epochs"] if monitor.exists() else 0
-    edit(place, model={"latent_dim": 0}, train={"epochs": float("nan"), "epoch": 3})
+    edit(place, {"model.latent_dim": 0, "train.epochs": float("nan"), "train.epoch": 3})
     return ByDVC(place, repro, lock, edited, epochs, place.dvc("repro"))
 
 

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.stages import CPU, EPOCHS, LATENTS, PARAMETERS
+from helpers.stages import CPU, EPOCHS, LATENTS, run_train, write_params
 from ruamel.yaml import YAML
 
-from tasks import PROJECT, train, workspace
-from tasks.tracking import training_run
-from vae.config import parameters
+from tasks import PROJECT, workspace
+from tasks.processes import checkpoint_folder, events
+from tasks.processes.events import Follower
+from tasks.tracking.training_run import TrainingRun
+from vae.config import loading
 from vae.config.constants import SPLITS
 from vae.metrics.measurement import measure
 from vae.models import saved
@@ -19,18 +21,14 @@ from vae.training import checkpoint
 
 
 @pytest.fixture
-def place(empty_workspace: Path) -> Path:
-    YAML().dump(PARAMETERS, workspace.PARAMS)
+def place(empty_workspace: Path, new_store: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
+    Path("mlflow.db").write_bytes(new_store)
+    write_params()
+    monkeypatch.setenv(events.FILE, str(empty_workspace / "events.jsonl"))
     for seed, split in enumerate(SPLITS):
         grey = np.random.default_rng(seed).integers(0, 256, (48, 1, 1, 1))
         np.save(workspace.images(split), np.broadcast_to(grey, (48, 8, 8, 1)).astype(np.uint8))
     return empty_workspace
-
-
-def run() -> None:
-    p = parameters.load(workspace.PARAMS)
-    arrays = [np.load(workspace.images(split)) for split in ("train", "valid")]
-    train.run(p, *arrays, CPU, None, Path("checkpoints").absolute())
 
 
 def tables() -> list[bytes]:
@@ -40,7 +38,7 @@ def tables() -> list[bytes]:
 def test_the_tables_of_epochs_are_whole_after_an_interruption(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run()
+    run_train()
     whole = tables()
     latents, history = pd.read_csv(workspace.KL_PER_LATENT), pd.read_csv(workspace.HISTORY)
     assert list(latents) == ["epoch", *(f"z{j}" for j in range(LATENTS))]
@@ -49,49 +47,68 @@ def test_the_tables_of_epochs_are_whole_after_an_interruption(
     model = saved.load(workspace.MODEL)
     last = measure(model.model, np.load(workspace.images("valid")), model.likelihood, CPU, seed=0)
     np.testing.assert_allclose(latents.iloc[-1, 1:], last.kl_per_latent, rtol=1e-12)
+    *epochs, kept = Follower(place / "events.jsonl").new()
+    assert [(e["epoch"], e["epochs"], e["attempt"]) for e in epochs] == [
+        (n, EPOCHS, None) for n in (1, 2, 3, 4)
+    ]
+    assert kept == {"event": "kept", "epoch": EPOCHS, "epochs": EPOCHS}
 
     checkpoint.remove_finished(Path())  # as monitor does
-    real = training_run.log_epoch
+    real = TrainingRun.log_epoch
 
-    def cut_off(row: Any, *rest: Any) -> None:
+    def cut_off(self: TrainingRun, row: Any, *rest: Any) -> None:
         if row["epoch"] == 2:
             raise KeyboardInterrupt
-        real(row, *rest)
+        real(self, row, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training_run, "log_epoch", cut_off)
-        run()
-    so_far = tables()
-    assert all(
-        part == table[: len(part)] and part.count(b"\n") == 3
-        for part, table in zip(so_far, whole, strict=True)
-    )
+        patch.setattr(TrainingRun, "log_epoch", cut_off)
+        run_train()
+    for part, table in zip(tables(), whole, strict=True):
+        assert part == table[: len(part)] and part.count(b"\n") == 3
     for path in (workspace.HISTORY, workspace.KL_PER_LATENT):
         path.unlink()  # as DVC does before a stage
-    run()
+    run_train()
     assert tables() == whole
 
 
-def test_checkpoints_are_named_by_all_that_dvc_yaml_names(place: Path) -> None:
-    """Another file of a folder among the deps is another training; what Python keeps beside it is not."""
+@pytest.fixture
+def stage(place: Path) -> Path:
+    """A dvc.yaml that names a folder and a file, with something of Python's own in the folder."""
     stage = {"deps": ["data/images", "code", "one.py"], "params": ["seed", "train.epochs", "model"]}
     YAML().dump({"stages": {"train": stage}}, Path("dvc.yaml"))
     for name in ("code/inner/loop.py", "one.py", "code/__pycache__/loop.pyc"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("1")
-    p = parameters.load(workspace.PARAMS)
-    key = train.run_key(p)
+    return place
+
+
+def test_checkpoints_are_named_by_all_that_dvc_yaml_names(stage: Path) -> None:
+    """Another file of a folder among the deps is another training; what Python keeps beside it is not."""
+    p = loading.load(workspace.PARAMS)
+    key = checkpoint_folder.key_of(p)
 
     Path("code/__pycache__/loop.pyc").write_text("2")
     Path("reports").mkdir(exist_ok=True)
     Path("reports/other.json").write_text("2")
-    assert train.run_key(p) == key
+    assert checkpoint_folder.key_of(p) == key
 
     seen = {key}
     for name in ("code/inner/loop.py", "code/inner/new.py", "one.py", "data/images/train.npy"):
         Path(name).write_text("2")
-        seen.add(train.run_key(p))
+        seen.add(checkpoint_folder.key_of(p))
     assert len(seen) == 5
+
+
+def test_under_other_conditions_a_training_starts_from_scratch_and_says_what_differs(
+    stage: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    p = loading.load(workspace.PARAMS)
+    with checkpoint_folder.held(p, {"threads": "1", "torch": "2"}) as one:
+        assert workspace.read_note(one / checkpoint_folder.CONDITIONS)["threads"] == "1"
+    assert not caplog.records
+    with checkpoint_folder.held(p, {"threads": "2", "torch": "2"}) as other:
+        assert other != one and "made with threads 1 (here 2): this one starts from scratch" in caplog.text
 
 
 def test_dvc_counts_no_file_of_pythons_caches() -> None:

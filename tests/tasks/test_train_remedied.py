@@ -1,6 +1,5 @@
 """Train, monitor and evaluate with `train.on_collapse: remedy`, in a workspace of their own: a weight far too high."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +7,30 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.stages import CPU, PARAMETERS
+from helpers.stages import CPU, run_train, write_params
 from mlflow import MlflowClient
-from ruamel.yaml import YAML
 
-from tasks import monitor, preflight, train, workspace
-from tasks.tracking import store, training_run
+from tasks import monitor, preflight, workspace
+from tasks.tracking import store
+from tasks.tracking.training_run import TrainingRun
 from vae.collapse import linear_theory as theory
-from vae.config import parameters
+from vae.config import resolved
 from vae.config.constants import SPLITS
 from vae.metrics.measurement import encode, measure
 from vae.models import mixture_prior, saved
+from vae.models.saved import Attempted
 from vae.training import checkpoint
 
-EPOCHS, STOPPED = 24, 4  # of a training; of one that collapses, 30 steps an epoch: the alarm comes past 100
+EPOCHS, STOPPED = (
+    24,
+    4,
+)  # of a training; of one that collapses: with 30 steps per epoch the alarm comes past 100
+TOO_HIGH = {
+    "kl.max_weight": 1e5,
+    "train.epochs": EPOCHS,
+    "train.on_collapse": "remedy",
+    "train.select": "best",
+}
 FILES = (
     workspace.HISTORY,
     workspace.KL_PER_LATENT,
@@ -31,12 +40,9 @@ FILES = (
 
 
 @pytest.fixture
-def place(empty_workspace: Path) -> Path:
-    workspace.REPORTS.mkdir()
-    values: dict[str, Any] = copy.deepcopy(PARAMETERS)
-    values["kl"]["max_weight"] = 1e5
-    values["train"] |= {"epochs": EPOCHS, "on_collapse": "remedy", "select": "best"}
-    YAML().dump(values, workspace.PARAMS)
+def place(empty_workspace: Path, new_store: bytes) -> Path:
+    Path("mlflow.db").write_bytes(new_store)
+    write_params(TOO_HIGH)
     for seed, split in enumerate(SPLITS):
         random = np.random.default_rng(seed)
         halves = np.repeat(random.integers(0, 256, (480, 1, 2, 1)), 4, axis=2)
@@ -46,29 +52,23 @@ def place(empty_workspace: Path) -> Path:
     return empty_workspace
 
 
-def run() -> None:
-    p = workspace.load_parameters()
-    arrays = [np.load(workspace.images(split)) for split in ("train", "valid")]
-    train.run(p, *arrays, CPU, None, Path("checkpoints").absolute())
-
-
 def contents() -> list[bytes]:
     return [path.read_bytes() for path in FILES]
 
 
 def test_a_training_that_collapsed_is_started_again_and_all_of_it_is_told(place: Path) -> None:
     written = workspace.PARAMS.read_bytes()
-    run()
+    run_train()
     assert workspace.PARAMS.read_bytes() == written, "the recorded parameters stay the user's"
 
     config = saved.read_config(workspace.MODEL)
     changes = {"objective.sigma": "optimal", "kl.max_weight": 1.0}
-    assert config["changes"] == changes
-    before, after = config["remedies"]
-    assert (before["verdict"], before["changes"], before["kept"]) == ("collapsed", {}, False)
-    assert (after["verdict"], after["changes"], after["kept"]) == ("healthy", changes, True)
-    assert not before["fitted_prior"] and not after["fitted_prior"]
-    assert any("kl.max_weight = 100000" in reason for reason in before["reasons"])
+    assert config.changes == changes
+    before, after = config.remedies
+    assert (before.verdict, before.changes, before.kept) == ("collapsed", {}, False)
+    assert (after.verdict, after.changes, after.kept) == ("healthy", changes, True)
+    assert not before.fitted_prior and not after.fitted_prior
+    assert any("kl.max_weight = 100000" in reason for reason in before.reasons)
     history = pd.read_csv(workspace.HISTORY)
     assert history["epoch"].tolist() == list(range(1, EPOCHS + 1)) and history["valid/kl"].iloc[-1] > 1
     assert (history["kl_weight"] == 1).all(), "the history is that of the attempt that was kept"
@@ -99,17 +99,19 @@ def test_a_training_that_collapsed_is_started_again_and_all_of_it_is_told(place:
     monitor.main()
     result = workspace.read_json(workspace.MONITOR)
     assert result["verdict"] == "healthy" and result["changes"] == changes
-    p = parameters.changed(workspace.load_parameters(), changes)
+    p = resolved.changed(workspace.load_parameters(), changes)
     spectrum = theory.spectrum_of(workspace.read_json(workspace.PREFLIGHT), 64)
-    assert result["predicted_kl"] == pytest.approx(theory.expectations(p, spectrum)["predicted_kl"], rel=1e-4)
+    expected = theory.expectations(p, p.kl.max_weight, spectrum)["predicted_kl"]
+    assert result["predicted_kl"] == pytest.approx(expected, rel=1e-4)
     assert result["predicted_kl"] > 1 > workspace.read_json(workspace.PREFLIGHT)["predicted_kl"]
+    assert result["remedy"] == changes
     assert result["recommendations"] == [
         "keep the remedy: set objective.sigma to optimal", "keep the remedy: set kl.max_weight to 1",
     ]  # fmt: skip
     first, second = result["remedies"]
-    assert first.startswith("attempt 0, the parameters as they are: collapsed. KL of ")
+    assert first.startswith("attempt 0, parameters unchanged: collapsed. KL of ")
     assert second.startswith("attempt 1, objective.sigma = optimal, kl.max_weight = 1: healthy. ")
-    assert second.endswith("This one was kept.") and "kept" not in first
+    assert second.endswith("Kept.") and "Kept" not in first
 
 
 def curve(client: MlflowClient, run_id: str) -> list[float]:
@@ -120,22 +122,22 @@ def curve(client: MlflowClient, run_id: str) -> list[float]:
 def test_interrupted_in_the_second_attempt_and_resumed_it_gives_the_same_bits(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run()
+    run_train()
     whole = contents()
-    real, trained_epochs = training_run.log_epoch, 0
+    real, trained_epochs = TrainingRun.log_epoch, 0
 
     checkpoint.remove_finished(Path())  # as monitor does
 
-    def cut_off(row: Any, timing: Any, grid: Any) -> None:
+    def cut_off(self: TrainingRun, row: Any, timing: Any, grid: Any) -> None:
         nonlocal trained_epochs
-        trained_epochs += bool(timing)
+        trained_epochs += 1
         if trained_epochs == STOPPED + 2:
             raise KeyboardInterrupt
-        real(row, timing, grid)
+        real(self, row, timing, grid)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training_run, "log_epoch", cut_off)
-        run()
+        patch.setattr(TrainingRun, "log_epoch", cut_off)
+        run_train()
     assert mlflow.active_run() is None
     client, experiment = store.connect()
     killed = client.search_runs([experiment], "tags.ended = 'KILLED'")
@@ -144,8 +146,8 @@ def test_interrupted_in_the_second_attempt_and_resumed_it_gives_the_same_bits(
         path.unlink(missing_ok=True)  # as DVC does before a stage
     trained_epochs = -100
     with monkeypatch.context() as patch:
-        patch.setattr(training_run, "log_epoch", cut_off)
-        run()
+        patch.setattr(TrainingRun, "log_epoch", cut_off)
+        run_train()
     assert contents() == whole
     # The first attempt was not trained again, and the second from its third epoch on: its second was whole.
     assert trained_epochs == -100 + EPOCHS - 2
@@ -157,21 +159,12 @@ def test_interrupted_in_the_second_attempt_and_resumed_it_gives_the_same_bits(
     )
 
 
-def edit(**changes: Any) -> None:
-    yaml = YAML()
-    values = yaml.load(workspace.PARAMS)
-    for name, value in changes.items():
-        section, key = name.split("__")
-        values[section][key] = value
-    yaml.dump(values, workspace.PARAMS)
-
-
 def test_a_fitted_prior_is_saved_judged_and_told(place: Path) -> None:
-    edit(kl__max_weight=2.0, kl__capacity=30.0, train__epochs=60)
-    run()
+    write_params(TOO_HIGH | {"kl.max_weight": 2.0, "kl.capacity": 30.0, "train.epochs": 60})
+    run_train()
     monitor.main()
     model, result = saved.load(workspace.MODEL), workspace.read_json(workspace.MONITOR)
-    assert model.prior is not None and model.changes == {}
+    assert model.prior is not None and model.config.changes == {}
     assert result["fitted_prior"] is True and result["changes"] == {}
     assert result["verdict"] == "healthy", result
     assert result["fitted_prior_gap"] < 0.5 * result["prior_gap"]
@@ -180,29 +173,32 @@ def test_a_fitted_prior_is_saved_judged_and_told(place: Path) -> None:
     gap = mixture_prior.gap(measured.prior_gap, *encode(model.model, valid, CPU), model.prior, 0)
     assert result["fitted_prior_gap"] == pytest.approx(gap, rel=1e-4)
     first, second = result["remedies"]
-    assert first.startswith("attempt 0, the parameters as they are: under_regularised. ")
+    assert first.startswith("attempt 0, parameters unchanged: under_regularised. ")
     assert second.startswith("attempt 1, a Gaussian mixture fitted to the latents as the prior: healthy. ")
     client, experiment = store.connect()
     attempts = [r for r in client.search_runs([experiment]) if "mlflow.parentRunId" in r.data.tags]
     assert len(attempts) == 1, "nothing was trained again"
     once = [(workspace.MODEL / name).read_bytes() for name in (saved.PRIOR_FILE, saved.CONFIG_FILE)]
-    run()
+    run_train()
     assert [(workspace.MODEL / name).read_bytes() for name in (saved.PRIOR_FILE, saved.CONFIG_FILE)] == once
 
 
 def test_remedies_in_words() -> None:
-    collapsed = {"verdict": "collapsed", "reasons": ["a", "b"], "fitted_prior": False}
     changes = {"kl.max_weight": 1.0, "kl.capacity": None}
-    lines = monitor.in_words(
-        [
-            {**collapsed, "changes": {}, "kept": False},
-            {**collapsed, "changes": changes, "kept": False},
-            {"verdict": "healthy", "reasons": ["c"], "fitted_prior": True, "changes": {}, "kept": True},
-        ]
-    )
-    assert lines == [
-        "attempt 0, the parameters as they are: collapsed. a; b.",
+
+    def tried(
+        verdict: str, *reasons: str, changes: dict[str, Any], prior: bool = False, kept: bool = False
+    ) -> Any:
+        return Attempted(verdict=verdict, reasons=[*reasons], changes=changes, fitted_prior=prior, kept=kept)
+
+    attempts = [
+        tried("collapsed", "a", "b", changes={}),
+        tried("collapsed", "a", "b", changes=changes),
+        tried("healthy", "c", changes={}, prior=True, kept=True),
+    ]
+    assert monitor.in_words(attempts) == [
+        "attempt 0, parameters unchanged: collapsed. a; b.",
         "attempt 1, kl.max_weight = 1, kl.capacity = null: collapsed. a; b.",
-        "attempt 2, a Gaussian mixture fitted to the latents as the prior: healthy. c. This one was kept.",
+        "attempt 2, a Gaussian mixture fitted to the latents as the prior: healthy. c. Kept.",
     ]
     assert monitor.in_words([]) == []

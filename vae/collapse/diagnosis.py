@@ -1,4 +1,4 @@
-"""Is this VAE healthy? The first rule that holds names the verdict; each brings its numbers and a remedy."""
+"""The verdict on a VAE: the first rule that applies names it, with its numbers and a remedy."""
 
 import math
 from collections.abc import Mapping
@@ -34,11 +34,11 @@ RUNAWAY_NATS = 1e5
 
 @dataclass(frozen=True)
 class Verdict:
-    """A name, one sentence, the numbers that led to it, and what to do.
+    """A name, one sentence, the numbers behind it, and what to do.
 
     Attributes:
-        remedy: parameters to change, by name, with their values: what `train.on_collapse: remedy` restarts with.
-        advice: what no parameter can do.
+        remedy: parameters to change, by name, with their values; `train.on_collapse: remedy` restarts with them.
+        advice: what to do besides.
     """
 
     verdict: str
@@ -49,7 +49,7 @@ class Verdict:
 
     @property
     def recommendations(self) -> list[str]:
-        """Remedy and advice in words."""
+        """Remedy and advice as sentences."""
         return [
             f"set {name} to {remedies.written(value)}" for name, value in self.remedy.items()
         ] + self.advice
@@ -57,14 +57,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a verdict rests on.
+    """What a verdict is based on.
 
     Attributes:
         valid: the kept model on the whole validation split.
         mean_image_mse: of the validation split.
-        history: a row an epoch.
+        history: one row per epoch.
         predicted: `reports/preflight.json`.
-        train: the training split as the kept model sees it: elbo, mean_image_elbo, ….
+        train: the training split, measured with the kept model: elbo, mean_image_elbo, ….
         kept_epoch: 0 where no epoch was finite.
         fitted_gap: how far the aggregate posterior is from a prior fitted after training, in nats; None without one.
     """
@@ -79,7 +79,7 @@ class Evidence:
 
     @property
     def prior_gap(self) -> float:
-        """Between the aggregate posterior and the prior that samples come from."""
+        """Between the aggregate posterior and the prior that is sampled from."""
         return self.valid.prior_gap if self.fitted_gap is None else self.fitted_gap
 
 
@@ -157,7 +157,7 @@ def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     steps = steps_at_final_weight(e.history, p)
     if collapse_weight == 0:
         reasons.append("linear theory expects less than 1 nat of these images at any KL weight")
-        advice = ["give other images in data.path: these are all the same"]
+        advice = ["use other images in data.path: these are all the same"]
         return Verdict("collapsed", summary, reasons, advice=advice)
     if p.kl.control != "schedule" and _expected(e) < COLLAPSED_BELOW_NATS:
         reasons.append(f"the control (kl.{p.kl.control}) was asked for a rate of {_expected(e):.2g} nats")
@@ -169,11 +169,12 @@ def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         )
         return Verdict("collapsed", summary, reasons, remedies.elbo(p, e.predicted) | remedies.normalised(p))
     if p.model.architecture == "autoregressive":
-        reasons.append("an autoregressive decoder can do without latents: it sees the pixels before each one")
+        reasons.append("an autoregressive decoder can ignore the latents: it sees the pixels before each one")
         return Verdict("collapsed", summary, reasons, remedies.of_autoregressive(p, e.predicted))
     if steps < ALARM_STEPS:
         reasons.append(
-            f"only {steps:.0f} steps were trained at the final KL weight, too few to tell a collapse from a slow start"
+            f"only {steps:.0f} steps were trained at the final KL weight, "
+            "too few to distinguish a collapse from a slow start"
         )
         ramp_end = first_final_epoch(p.kl, p.train.epochs)
         if ramp_end >= p.train.epochs and p.kl.schedule != "cyclical":
@@ -183,7 +184,7 @@ def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         return Verdict("collapsed", summary, reasons, remedy)
     reasons.append(
         f"linear theory expected {_expected(e):.3g} nats at this weight, "
-        "so the optimisation is at fault rather than the weight"
+        "so the optimisation is at fault, not the weight"
     )
     return Verdict("collapsed", summary, reasons, remedies.gentler(p, int(e.train["images"])))
 
@@ -200,7 +201,7 @@ def _not_learning(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         remedy: dict[str, Any] = {"train.learning_rate": remedies.USUAL_LEARNING_RATE}
     else:
         remedy = {"train.epochs": 4 * p.train.epochs}
-        if _settled(p, e):  # a loss that still falls wants time, not smaller steps
+        if _settled(p, e):  # a loss that still falls needs time, not smaller steps
             remedy["train.learning_rate"] = remedies.short(rate / 4)
     return Verdict("not_learning", "The model does no better than the mean image.", [reason], remedy)
 
@@ -208,7 +209,7 @@ def _not_learning(p: ResolvedParameters, e: Evidence) -> Verdict | None:
 def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     expected = _expected(e)
     if not math.isfinite(expected) or p.model.architecture == "autoregressive":
-        return None  # no KL term to fall short of; a decoder that linear theory says nothing of
+        return None  # no KL term to fall short of, or a decoder that linear theory does not cover
     past_ramp = e.kept_epoch - first_final_epoch(p.kl, p.train.epochs)
     if e.valid.rate >= PARTLY_COLLAPSED_SHARE * expected or past_ramp < PARTLY_COLLAPSED_EPOCHS:
         return None
@@ -224,8 +225,8 @@ def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     )
     images = int(e.train["images"])
     doubt = (
-        f"{p.model.latent_dim} latents for {images} training images: that expectation is too high there, and all of "
-        "this may be want of images; keep what is recommended only if its test ELBO is the better one"
+        f"{p.model.latent_dim} latents for {images} training images: that expectation is too high there, and too few "
+        "images may be the whole cause; keep the recommended change only if its test ELBO is better"
     )
     return Verdict(
         "partly_collapsed",
@@ -253,11 +254,11 @@ def _under_regularised(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     if beta < SMALLEST_BETA <= beta / reached and p.kl.schedule != "cyclical":
         reasons.append(
             f"the ramp ends after epoch {first_final_epoch(p.kl, p.train.epochs):g}, the training after "
-            f"{len(e.history)}: the weight got to {reached:.2g} of its final value"
+            f"{len(e.history)}: the weight reached {reached:.2g} of its final value"
         )
         return Verdict("under_regularised", summary, reasons, remedies.ramp_within(p))
     if beta >= SMALLEST_BETA and not _settled(p, e):
-        # The aggregate posterior of a young model is far from the prior, and comes nearer.
+        # Early in training the aggregate posterior is far from the prior; it gets closer.
         reasons.append("the training loss had not been flat for ten epochs at the final weight")
         summary = "Training ended before the latents had settled: samples from the prior will be poor."
         longer = remedies.longer_training(p, 4 * p.train.epochs, len(e.history))
@@ -283,7 +284,7 @@ def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     advice = "add images" + (" or set data.augment to flip" if p.data.augment == "none" else "")
     return Verdict(
         "overfitted",
-        "The model knows its training images far better than others.",
+        "The model fits its training images far better than others.",
         [
             f"ELBO of {e.train['elbo']:.4g} nats in training, {e.valid.elbo:.4g} in validation: the difference "
             f"is {gap / learnt:.2f} of what was learnt over the mean image (more than {OVERFITTED_SHARE:g})"
@@ -294,14 +295,14 @@ def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
 
 
 def _ended_collapsed(p: ResolvedParameters, e: Evidence) -> bool:
-    """Whether the last epochs carried nothing, as the alarm has it, though an earlier one was kept."""
+    """Whether the last epochs meet the rule of the collapse alarm, though an earlier epoch was kept."""
     final = [row for row in e.history if at_final_weight(row, p)][-ALARM_EPOCHS:]
     enough = len(final) == ALARM_EPOCHS and steps_at_final_weight(e.history, p) >= ALARM_STEPS
     return enough and is_collapse(final)
 
 
 def _reached_share(p: ResolvedParameters, e: Evidence) -> float:
-    """Of the final KL weight, what the kept epoch had: 1 unless the ramp outlasted the training."""
+    """The share of the final KL weight that the kept epoch had: 1 unless the ramp outlasted the training."""
     if p.kl.control not in ("schedule", "capacity") or not p.kl.max_weight:
         return 1.0
     kept = next((row for row in e.history if row["epoch"] == e.kept_epoch), None)
@@ -311,7 +312,7 @@ def _reached_share(p: ResolvedParameters, e: Evidence) -> float:
 
 
 def _expected(e: Evidence) -> float:
-    """The KL that linear theory expects: infinite where the KL term has no weight."""
+    """The KL that linear theory predicts; infinite where the KL term has no weight."""
     expected = e.predicted["predicted_kl"]
     return math.inf if expected is None else expected
 
@@ -323,14 +324,14 @@ def _settled(p: ResolvedParameters, e: Evidence) -> bool:
 
 
 def _grows_no_more(final: list[float], epochs: int = PARTLY_COLLAPSED_EPOCHS) -> bool:
-    """Whether the last epochs, all at the final weight, have no more KL than those before them."""
+    """Whether the KL of the last epochs, all at the final weight, no longer exceeds that of the epochs before."""
     if len(final) < 2 * epochs:
         return False
     return sum(final[-epochs:]) <= KL_GROWS * sum(final[-2 * epochs : -epochs])
 
 
 def _flat(final: list[float], losses: list[float], epochs: int = PARTLY_COLLAPSED_EPOCHS) -> bool:
-    """Whether the last epochs, all at the final weight, fell by little of what the training fell in all."""
+    """Whether the loss fell, over the last epochs at the final weight, by a small share of its whole fall."""
     if len(final) < 2 * epochs:
         return False
     recent = sum(final[-2 * epochs : -epochs]) / epochs - sum(final[-epochs:]) / epochs

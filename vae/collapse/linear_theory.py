@@ -1,9 +1,9 @@
-"""What linear theory says of a data set before anything is trained.
+"""What linear theory predicts for a data set before training.
 
 A linear VAE is probabilistic PCA (Lucas 2019; Tipping & Bishop 1999). With λ_j the eigenvalues of the
 training images' covariance, largest first, latent j is active where λ_j exceeds a threshold s, and its
 KL is then ½ ln(λ_j/s). The threshold is the noise variance times β, so the KL weight decides how
-many latents live. A deep VAE is not linear, but the prediction is close where it matters: near collapse.
+many latents are active. A deep VAE is not linear, but the prediction is close where it matters: near collapse.
 """
 
 import math
@@ -22,22 +22,22 @@ from vae.config.resolved import ResolvedParameters
 from vae.config.text import rounded
 from vae.metrics.moments import pixel_moments
 
-EXACT_UP_TO = 2048  # pixels: beyond that only the leading eigenvalues, by subspace iteration
-MOST_IMAGES = 20_000  # of a larger set, so many, evenly taken: its leading eigenvalues are known well by then
+EXACT_UP_TO = 2048  # pixels; beyond that only the leading eigenvalues, by subspace iteration
+MOST_IMAGES = 20_000  # evenly taken from a larger set: enough for its leading eigenvalues
 EXTRA, ITERATIONS = 16, 6  # of the subspace iteration: vectors beyond those asked for, passes over the data
-BISECTIONS = 64  # of a logarithmic interval: more than float64 can tell apart
-MOST_LATENTS_PER_IMAGE = 0.25  # of the training split; beyond it the prediction is too high
+BISECTIONS = 64  # of a logarithmic interval: finer than float64 resolves
+MOST_LATENTS_PER_IMAGE = 0.25  # of training images; beyond it the prediction is too high
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The training images' covariance, as far as the theory needs it.
+    """The part of the training images' covariance that the theory needs.
 
     Attributes:
         eigenvalues: (min(Z, N),), largest first; of the images in pixels of [0, 1] or, for a Bernoulli
             likelihood, of (x − p)/√(p(1 − p)).
         total: the sum of all N eigenvalues.
-        pixels: N. images: how many the covariance is of.
+        pixels: N. images: how many the covariance was estimated from.
     """
 
     eigenvalues: np.ndarray
@@ -47,13 +47,13 @@ class Spectrum:
 
     @property
     def rest(self) -> float:
-        """Σ_{j>Z} λ_j: what no latent is there for."""
+        """Σ_{j>Z} λ_j: the variance beyond the Z latents."""
         return max(self.total - float(self.eigenvalues.sum()), 0.0)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What linear theory expects of a KL weight. KL in nats per image; no MSE (NaN) of a Bernoulli likelihood."""
+    """The prediction for one objective. KL in nats per image; the MSE is NaN for a Bernoulli likelihood."""
 
     kl_per_latent: np.ndarray
     mse: float
@@ -110,15 +110,15 @@ def spectrum(
 
 
 def spectrum_for(p: Parameters, images: np.ndarray) -> Spectrum:
-    """Of these training images, as these parameters see them."""
+    """Of training images, under these parameters."""
     bernoulli, drawn = p.objective.likelihood == "bernoulli", p.data.binarise == "dynamic"
     return spectrum(images, p.model.latent_dim, bernoulli, drawn, p.seed)
 
 
 def expectations(p: Parameters, weight: float, spectrum: Spectrum) -> dict[str, Any]:
-    """What linear theory says of a training with these parameters: the numbers of `reports/preflight.json`.
+    """The predictions for a training with these parameters: the numbers of `reports/preflight.json`.
 
-    KL in nats per image; `predicted_kl` is None without a KL term, which leaves it no bound. `calibrated_kl` and
+    KL in nats per image; `predicted_kl` is None without a KL term, since it is unbounded then. `calibrated_kl` and
     `calibrated_mse` are those of the calibrated weight, whatever the weight or the control.
 
     Args:
@@ -155,19 +155,19 @@ def expectations(p: Parameters, weight: float, spectrum: Spectrum) -> dict[str, 
 def of_remedied(
     report: Mapping[str, Any], p: ResolvedParameters, changes: Mapping[str, Any], pixels: int
 ) -> dict[str, Any]:
-    """A `reports/preflight.json` as it would have been with the changed parameters p."""
+    """`reports/preflight.json` as it would be for the changed parameters p."""
     if not changes:
         return dict(report)
     return {**report, **expectations(p, p.kl.max_weight, spectrum_of(report, pixels))}
 
 
 def spectrum_of(report: Mapping[str, Any], pixels: int) -> Spectrum:
-    """The spectrum that a `reports/preflight.json` holds."""
+    """The spectrum in a `reports/preflight.json`."""
     return Spectrum(np.array(report["eigenvalues"]), report["eigenvalue_sum"], pixels, report["images"])
 
 
 def predict(spectrum: Spectrum, elbo: BetaELBO) -> Prediction:
-    """What an objective leads to: KL_j = ½ ln(λ_j/s) where λ_j > s, else 0 (Lucas 2019, section 4)."""
+    """The prediction for an objective: KL_j = ½ ln(λ_j/s) where λ_j > s, else 0 (Lucas 2019, section 4)."""
     if elbo.likelihood == "bernoulli":  # the spectrum is of whitened pixels
         return replace(_at_threshold(spectrum, elbo.beta), mse=math.nan)
     variance = _noise_variance(spectrum, elbo)
@@ -175,10 +175,10 @@ def predict(spectrum: Spectrum, elbo: BetaELBO) -> Prediction:
 
 
 def steered(spectrum: Spectrum, kl: KL) -> Prediction:
-    """What a control leads to: the threshold at which its target is met, whatever the weight that takes.
+    """The prediction for a control: at the threshold that meets its target, whatever weight that takes.
 
-    A target for the rate (capacity, target_kl), or for the error (reconstruction_target) where the Z leading
-    eigenvalues suffice for it; where they do not, the prediction is that of a vanishing KL term.
+    The target is a rate (capacity, target_kl) or an error (reconstruction_target). An error that the Z leading
+    eigenvalues cannot reach gives the prediction of a vanishing KL term.
     """
 
     def missed(s: float) -> bool:
@@ -206,12 +206,12 @@ def _at_threshold(spectrum: Spectrum, s: float) -> Prediction:
 
 
 def threshold(spectrum: Spectrum, elbo: BetaELBO) -> float:
-    """s, the eigenvalue below which a latent dies: β·σ², and β for Bernoulli."""
+    """s, the eigenvalue below which a latent is inactive: β·σ², or β for Bernoulli."""
     return elbo.beta if elbo.likelihood == "bernoulli" else elbo.beta * _noise_variance(spectrum, elbo)
 
 
 def _noise_variance(spectrum: Spectrum, elbo: BetaELBO) -> float:
-    """σ² of the decoder: what the parameters fix, or the one that a linear VAE would learn."""
+    """σ² of the decoder: fixed by the parameters, or as a linear VAE would learn it."""
     if elbo.fixed_sigma is not None:
         return elbo.fixed_sigma**2
     return optimal_variance(spectrum, elbo.beta)
@@ -238,14 +238,14 @@ def optimal_variance(spectrum: Spectrum, beta: float) -> float:
 
 
 def weights_of_interest(critical: float, weight: float) -> np.ndarray:
-    """KL weights to draw a prediction over, (120,): from far below collapse to beyond it, this run's among them."""
+    """KL weights to plot a prediction over, (120,): from far below collapse to beyond it, including this run's."""
     critical = critical or weight or 1.0
     weight = weight or critical
     return np.geomspace(min(critical * 1e-4, weight / 2), max(critical, weight) * 2, 120)
 
 
 def critical_weight(p: Parameters, spectrum: Spectrum) -> float:
-    """The KL weight at which the last latent dies: s = λ_1. Where σ is fixed, s is in proportion to the weight."""
+    """The KL weight at which the last latent becomes inactive: s = λ_1. At a fixed σ, s is proportional to it."""
     largest = float(spectrum.eigenvalues[0])
     if _follows_the_error(p):
         return spectrum.pixels * largest / max(spectrum.total, 1e-300)
@@ -272,7 +272,7 @@ def collapse_weight(p: Parameters, spectrum: Spectrum, nats: float = COLLAPSED_B
 
 
 def calibrated_weight(p: Parameters, spectrum: Spectrum) -> float:
-    """The KL weight whose loss is the ELBO of the best σ: a β of 1, whatever the reduction."""
+    """The KL weight whose loss is the ELBO at the best σ: a β of 1, whatever the reduction."""
     if _follows_the_error(p):
         return 1.0
     best = 1.0 if p.objective.likelihood == "bernoulli" else optimal_variance(spectrum, 1.0)
@@ -280,11 +280,11 @@ def calibrated_weight(p: Parameters, spectrum: Spectrum) -> float:
 
 
 def resolved_weight(p: Parameters, spectrum: Spectrum) -> float:
-    """`kl.max_weight` as a number, `calibrated` as `reports/preflight.json` has it."""
+    """`kl.max_weight` as a number; `calibrated` is rounded as in `reports/preflight.json`."""
     return rounded(calibrated_weight(p, spectrum)) if isinstance(p.kl.max_weight, str) else p.kl.max_weight
 
 
 def _follows_the_error(p: Parameters) -> bool:
-    """Whether σ is the network's own to choose."""
+    """Whether σ is optimal or learned, so that it follows the network's error."""
     elbo = BetaELBO.of(p, 1.0)
     return elbo.likelihood == "gaussian" and elbo.fixed_sigma is None

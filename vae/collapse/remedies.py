@@ -1,4 +1,4 @@
-"""Changes of parameters that remedy a diagnosis, by name with their values; `vae.collapse.diagnosis` chooses."""
+"""Remedies: changes of parameters, by name with their values. `vae.collapse.diagnosis` chooses among them."""
 
 import math
 from collections.abc import Mapping
@@ -6,25 +6,25 @@ from typing import Any
 
 from vae.config.resolved import ResolvedParameters
 
-# What a remedy falls back on: values at which trainings of many kinds were healthy.
+# Values at which trainings of many kinds were healthy.
 USUAL_LEARNING_RATE = 2e-3  # with Adam
-SMALL_LEARNING_RATE = 1e-4  # below it a training that has learnt nothing has hardly begun
-LEAST_NORMALISED = 8  # images: batch norm over fewer says more of the batch than of the image
+SMALL_LEARNING_RATE = 1e-4  # below it a training that has learnt nothing is merely slow
+LEAST_NORMALISED = 8  # images in a batch; over fewer, batch norm is too noisy
 USUAL_CLIP = 100.0  # of the norm of the gradient, in nats
 USUAL_BATCH = 32
 USUAL_WIDTH = 256
 WIDEST, HIGHEST_WEIGHT = 8192, 1e6  # as parameters allow
-LOGVAR_CEILING = 2.0  # of a posterior that ran away
-IMAGES_A_LATENT = 2  # with fewer training images than that most latents find nothing that holds for others
+LOGVAR_CEILING = 2.0  # for a posterior that ran away
+IMAGES_PER_LATENT = 2  # of the training split; with fewer, most latents encode nothing that generalises
 
 
 def elbo(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
-    """The objective whose rate counts as much as its distortion: the ELBO, with the sigma that fits best.
+    """The ELBO with the best σ.
 
-    A weight that is calibrated before training comes near to it; a sigma that follows the training gets there.
+    A weight that is calibrated before training is close to it; a σ that follows the training reaches it.
     """
     weight, collapse = predicted["calibrated_kl_weight"], predicted["collapse_kl_weight"]
-    if 0 < collapse <= weight:  # of such images even the ELBO keeps less than 1 nat
+    if 0 < collapse <= weight:  # even the ELBO carries less than 1 nat of such images
         return {"kl.max_weight": short(collapse / 4)}
     if p.objective.likelihood == "bernoulli":
         return {"kl.max_weight": short(weight)}
@@ -32,7 +32,7 @@ def elbo(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
     if p.objective.reduction == "mean":
         changes["objective.reduction"] = "sum"
     if not isinstance(p.objective.sigma, str):
-        # The importance-weighted bound can not take the error of a batch for its sigma.
+        # The importance-weighted bound cannot use the error of a batch as its σ.
         many = p.objective.importance_samples_train > 1
         changes["objective.sigma"] = "learned" if many else "optimal"
     if p.kl.max_weight != 1:
@@ -41,7 +41,7 @@ def elbo(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def higher_weight(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
-    """The ELBO where the weight is below it, else twice the weight; nothing where a control sets it."""
+    """The ELBO if the weight is below its, else twice the weight; nothing if a control sets the weight."""
     if p.kl.control != "schedule":
         return {}
     changes = elbo(p, predicted)
@@ -54,18 +54,18 @@ def higher_weight(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[s
 
 
 def _another_objective(changes: Mapping[str, Any]) -> bool:
-    """Whether the weight before and after are of different losses, and do not compare."""
+    """Whether the weights before and after belong to different losses and cannot be compared."""
     return any(name.startswith("objective.") for name in changes)
 
 
 def without_target(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
-    """A control that was asked for next to nothing, switched off."""
+    """Switches off a control whose target is next to nothing."""
     name = {"capacity": "capacity", "pi": "target_kl", "geco": "reconstruction_target"}[p.kl.control]
     return {f"kl.{name}": None, **elbo(p, predicted)}
 
 
 def of_autoregressive(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes latents worth their cost to a decoder that can do without them: a lower weight, then free bits."""
+    """Makes latents pay off for a decoder that can ignore them: a lower weight, then free bits."""
     if p.kl.control != "schedule":
         return without_target(p, predicted)
     changes = elbo(p, predicted)
@@ -76,26 +76,26 @@ def of_autoregressive(p: ResolvedParameters, predicted: Mapping[str, Any]) -> di
 
 
 def gentler_clip(p: ResolvedParameters) -> dict[str, Any]:
-    """The default's clipping where there is less, else a tenth of what there is."""
+    """The default clipping if there is none or less, else a tenth of the present norm."""
     if p.train.gradient_clip is None or p.train.gradient_clip > USUAL_CLIP:
         return {"train.gradient_clip": USUAL_CLIP}
     return {"train.gradient_clip": short(p.train.gradient_clip / 10)}
 
 
 def normalised(p: ResolvedParameters) -> dict[str, Any]:
-    """Batch norm in a convolutional network without: what else keeps latents from dying in the first steps."""
+    """Batch norm for a convolutional network without it, which keeps latents from dying in the first steps."""
     lacks = p.model.architecture == "conv" and not p.model.batch_norm and not p.train.initial_weights
     return {"model.batch_norm": True} if lacks and p.train.batch_size >= LEAST_NORMALISED else {}
 
 
 def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
-    """Where the images hold more than the latents carry: what keeps them from learning it, the surest cause first."""
+    """Removes what keeps the latents from carrying what the images hold, the likeliest cause first."""
     latents = p.model.latent_dim
     if p.model.batch_norm and p.train.batch_size < LEAST_NORMALISED <= images:
         return {"train.batch_size": min(USUAL_BATCH, images)}
-    if latents * IMAGES_A_LATENT > images:
-        fewer = max(images // IMAGES_A_LATENT, 1)
-        if p.objective.reduction == "mean":  # its weight is a latent's: the same for all of them together
+    if latents * IMAGES_PER_LATENT > images:
+        fewer = max(images // IMAGES_PER_LATENT, 1)
+        if p.objective.reduction == "mean":  # the weight is per latent: keep the total
             return {"model.latent_dim": fewer, "kl.max_weight": short(p.kl.max_weight * fewer / latents)}
         return {"model.latent_dim": fewer}
     if p.model.architecture in ("mlp", "gated_mlp") and min(p.model.widths) < latents:
@@ -115,7 +115,7 @@ def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
 
 
 def free_bits(p: ResolvedParameters) -> dict[str, Any]:
-    """Twice what is free, of each latent or of all; nothing where free bits do not go with the other parameters."""
+    """Doubles the free bits, per latent or in total; nothing where other parameters exclude them."""
     if p.kl.control != "schedule" or p.objective.importance_samples_train > 1:
         return {}
     if p.kl.free_bits_total:
@@ -124,18 +124,18 @@ def free_bits(p: ResolvedParameters) -> dict[str, Any]:
 
 
 def ramp_within(p: ResolvedParameters) -> dict[str, Any]:
-    """A ramp over the first sixth of the training, where it would have outlasted it."""
+    """A ramp over the first sixth of the training, in place of one that outlasts it."""
     return {"kl.annealing_epochs": short(max(p.train.epochs / 6, 0.5))}
 
 
 def longer_training(p: ResolvedParameters, epochs: int, had: int) -> dict[str, Any]:
-    """At most four times as long; without the patience that ended it, if it did."""
+    """At most four times as long, and without the patience that ended the training."""
     changes: dict[str, Any] = {"train.epochs": min(epochs, 4 * p.train.epochs)}
     return changes | ({"train.patience": None} if p.train.patience and had < p.train.epochs else {})
 
 
 def longer_ramp(p: ResolvedParameters) -> dict[str, Any]:
-    """Twice the ramp, of a schedule that has one, in a training that is twice as long at least."""
+    """Doubles the ramp, in a schedule that has one, and makes the training at least twice as long as it."""
     ramp = short(max(2 * p.kl.annealing_epochs, 5))
     changes: dict[str, Any] = {"kl.annealing_epochs": ramp}
     if p.kl.schedule in ("constant", "cyclical"):
@@ -150,12 +150,12 @@ def in_words(changes: Mapping[str, Any]) -> list[str]:
 
 
 def written(value: Any) -> str:
-    """As YAML has it."""
+    """As in YAML."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def short(value: float) -> float:
-    """Two digits: as a person would write it."""
+    """Two significant digits, as a person would write it."""
     return float(f"{value:.2g}")

@@ -1,7 +1,7 @@
-"""`train.on_collapse: remedy`: a training that ends unhealthy starts again with what its diagnosis recommends.
+"""`train.on_collapse: remedy`: restarts an unhealthy training with the remedy of its diagnosis.
 
-Everything follows from the parameters, so the same ones lead to the same attempts and the same bits. Where only the
-prior is at fault, nothing is trained again: a mixture is fitted to the latents, and samples come from it.
+Everything follows from the parameters, so the same parameters lead to the same attempts and the same bits. Where only
+the prior is at fault, nothing is trained again: a mixture is fitted to the latents and sampled from instead.
 """
 
 import logging
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Attempt:
-    """A training and what came of it.
+    """A training and its verdict.
 
     Attributes:
         changes: of the user's parameters, by name, with their values; none in the first attempt.
         parameters: with these changes.
-        prior: fitted to the latents of the attempt before, whose model this is, where only the prior was at fault.
+        prior: fitted to the latents of the previous attempt, whose model this is, where only the prior was at fault.
     """
 
     changes: dict[str, Any]
@@ -54,11 +54,11 @@ def attempts(
     compute: Compute,
     train: Callable[[ResolvedParameters, int, str], Trained],
 ) -> list[Attempt]:
-    """Trains until a model is healthy, nothing is left to change, or `train.remedy_attempts` restarts are used up.
+    """Trains until a model is healthy, no remedy is left, or `train.remedy_attempts` restarts are used up.
 
     Args:
-        spectrum: of the training images, for what linear theory expects of the changed parameters.
-        train: called with the parameters of an attempt, its number from 0, and why there is one.
+        spectrum: of the training images, for the predictions under changed parameters.
+        train: called with the parameters of an attempt, its number from 0, and the reason for it.
     """
     tried: list[Attempt] = []
     changes: dict[str, Any] = {}
@@ -71,7 +71,7 @@ def attempts(
         except InputError as error:
             if not tried:
                 raise
-            log.info(f"the remedied training could not be run: {error}")
+            log.info(f"the training with the remedy could not run: {error}")
             return tried
         evidence = evidence_of(now, trained, spectrum, train_images, valid_images, compute)
         verdict = judge(now, evidence)
@@ -88,7 +88,7 @@ def attempts(
             log.info(f"no further remedy: {error}")
             return tried
         if any(following == attempt.parameters for attempt in tried):
-            log.info("no further remedy: what is left to change was tried already")
+            log.info("no further remedy: every change left was tried already")
             return tried
         changes = changes | verdict.remedy
         reason = f"{verdict.verdict}: {'; '.join(verdict.reasons)}"
@@ -96,7 +96,7 @@ def attempts(
 
 
 def best(tried: list[Attempt]) -> Attempt:
-    """The healthy one, which is the last; else the one whose ELBO, at the σ of its own error, is highest."""
+    """The healthy attempt, which is the last; else the one with the highest ELBO at the σ of its own error."""
 
     def rank(attempt: Attempt) -> tuple[bool, float]:
         elbo = calibrated_elbo(attempt)
@@ -113,7 +113,7 @@ def evidence_of(
     valid_images: np.ndarray,
     compute: Compute,
 ) -> Evidence:
-    """All that the verdict on a training rests on; measures the whole validation split."""
+    """The evidence for a verdict on a training; measures the whole validation split."""
     measured = for_measuring(train_images, p)
     mean_image = MeanImage.of(measured)
     return Evidence(
@@ -131,7 +131,7 @@ def evidence_of(
 
 
 def only_the_prior(p: ResolvedParameters, verdict: Verdict) -> bool:
-    """Whether all that is left to do is to raise a weight that is the ELBO's own already, or that a control sets."""
+    """Whether the only remedy is to raise a weight that is the ELBO's own already, or that a control sets."""
     if verdict.verdict != "under_regularised":
         return False
     as_the_elbo = (
@@ -147,7 +147,7 @@ def only_the_prior(p: ResolvedParameters, verdict: Verdict) -> bool:
 def with_fitted_prior(
     attempt: Attempt, train_images: np.ndarray, valid_images: np.ndarray, compute: Compute
 ) -> Attempt:
-    """The same model with a mixture for its prior, judged again."""
+    """The same model with a mixture as its prior, judged again."""
     p = attempt.parameters
     encoded = measurement.encode(attempt.trained.model, for_measuring(train_images, p), compute)
     prior = mixture_prior.fit(*encoded, p.seed)
@@ -160,6 +160,6 @@ def with_fitted_prior(
 
 
 def calibrated_elbo(attempt: Attempt) -> float:
-    """The ELBO with the σ of the validation split's own error."""
+    """The ELBO at the σ of the validation split's own error."""
     pixels = math.prod(attempt.parameters.data.image_shape)
     return attempt.evidence.valid.elbo_at_own_sigma(attempt.trained.likelihood.kind, pixels)

@@ -1,4 +1,4 @@
-"""What linear theory warns of before a training: collapse ahead, targets out of reach, predictions to distrust."""
+"""Warnings before training, from linear theory: collapse ahead, targets out of reach, unreliable predictions."""
 
 import math
 from typing import Any
@@ -43,7 +43,7 @@ def warnings(p: Parameters, expected: dict[str, Any], spectrum: Spectrum) -> lis
 def schedule_above(kl: KL, weight: float, collapse: float) -> dict[str, float | None]:
     """How much of a cycle lies at or above the collapse weight, and where a ramp to `weight` crosses it.
 
-    None of it needs the length of the training; what does not apply, or never happens, is None.
+    Independent of the length of the training. None where it does not apply or never happens.
     """
     above: dict[str, float | None] = dict.fromkeys(
         ("share_above_collapse", "epoch_of_collapse_weight", "step_of_collapse_weight")
@@ -107,7 +107,7 @@ def _too_long_above(kl: KL, weight: float, collapse: float) -> str:
 
 
 def _controller(p: Parameters, spectrum: Spectrum, weight: float, collapse: float) -> list[str]:
-    """Of a PI controller: whether the weight that its set-point takes lies within its bounds, collapse without."""
+    """For a PI controller: whether the weight that its target needs lies within its bounds and below collapse."""
     kl = p.kl
     if kl.target_kl is None or spectrum.total <= 0:
         return []

@@ -1,7 +1,4 @@
-"""Images as batches: an order and a noise that follow from (seed, progress) alone.
-
-So a training that was interrupted goes on with the very numbers that it would have seen.
-"""
+"""Images as batches, in an order that follows from (seed, epoch) alone: a resumed training sees the same batches."""
 
 import os
 from collections.abc import Iterator
@@ -39,13 +36,13 @@ def open_images(path: Path) -> np.ndarray:
 
 
 def to_pixels(images: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """uint8 (B, H, W, C) → float32 (B, C, H, W) in [0, 1], in the memory order that convolutions like."""
+    """uint8 (B, H, W, C) → float32 (B, C, H, W) in [0, 1], in channels-last memory order."""
     batch = images if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))
     return batch.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div(255)
 
 
 def for_measuring(train_images: np.ndarray, p: Parameters) -> np.ndarray:
-    """The training images as the other splits are: with `binarise: dynamic` drawn once, to 0 and 255, by the seed."""
+    """The training images, binarised like the other splits: with `binarise: dynamic`, drawn once from the seed."""
     if p.data.binarise != "dynamic":
         return train_images
     random = np.random.default_rng(p.seed)
@@ -57,22 +54,22 @@ def for_measuring(train_images: np.ndarray, p: Parameters) -> np.ndarray:
 
 
 def in_order(images: np.ndarray | Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    """The whole of it, once, in order; the last batch may be smaller."""
+    """All images once, in order; the last batch may be smaller."""
     for start in range(0, len(images), batch_size):
         yield to_pixels(images[start : start + batch_size], device)
 
 
 def resident(images: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
-    """A tensor that batches are taken from by indexing, where half of the memory holds it; else the array as it is.
+    """A tensor to index batches from, where half of the memory holds it; else the array itself.
 
-    On a GPU: a copy, in half of what is free. On a CPU: the mapped file, which then stays in the system's cache.
+    On a GPU a copy, if it fits in half of the free memory; on a CPU the mapped file, which the system then caches.
     """
     room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _memory()
     return torch.from_numpy(np.asarray(images)).to(device) if images.nbytes < room / 2 else images
 
 
 def _memory() -> float:
-    """Bytes that this machine has, or this container may use."""
+    """Bytes of this machine, or the limit of this container."""
     limits = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
     with suppress(OSError, ValueError):  # no such file; "max"
         limits.append(float(CONTAINER_LIMIT.read_text()))
@@ -80,7 +77,7 @@ def _memory() -> float:
 
 
 def gather(images: np.ndarray | Tensor, chosen: Tensor, device: torch.device) -> Tensor:
-    """images[chosen]: where the tensor is; of an array, in memory that the device can copy from by itself."""
+    """images[chosen]: on the device of a tensor; from an array, in pinned memory where the device is a GPU."""
     if isinstance(images, Tensor):
         return images[chosen.to(images.device)]
     batch = torch.from_numpy(images[chosen.numpy()])
@@ -90,10 +87,9 @@ def gather(images: np.ndarray | Tensor, chosen: Tensor, device: torch.device) ->
 def full_batches(
     images: np.ndarray | Tensor, order: Tensor, batch_size: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """The batches of an epoch, uint8 (B, H, W, C); what is left over at its end makes none.
+    """The full batches of an epoch, uint8 (B, H, W, C); the remainder is dropped.
 
-    A tensor is indexed where it is. Of an array, for which there is no room, a thread reads the next batch while the
-    device computes on this one.
+    From an array, which did not fit into memory, a thread reads the next batch while the device computes.
     """
     parts = order[: len(order) // batch_size * batch_size].view(-1, batch_size)
     if isinstance(images, Tensor):

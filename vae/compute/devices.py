@@ -1,7 +1,7 @@
-"""Which device, which precision, compiled or not: decided by rule, so that one machine gives one answer.
+"""Device, precision and compilation: chosen by rule, so that one machine always makes the same choice.
 
-Each of these decides the last bits of the weights, as the number of threads does; `Compute.describe`
-is recorded with every run.
+Each of these decides the last bits of the weights, as the number of threads does; `Compute.describe` is recorded
+with every run.
 """
 
 import ctypes
@@ -18,17 +18,17 @@ import torch
 from vae.config.errors import InputError
 from vae.config.parameters import Train
 
-# Compiling costs 10 to 25 seconds and saves what lies around convolutions and products. A CPU without matrix units
-# spends so little there that it made 0.8 to 1.1 times the speed (docs/benchmarks.md); with them some five minutes of
-# training are to repay it.
+# Compiling costs 10 to 25 seconds and speeds up what lies between convolutions and products. A CPU without matrix units
+# spends so little there that compiled training was 0.8 to 1.1 times as fast (docs/benchmarks.md); with matrix units,
+# about five minutes of training repay it.
 COMPILE_FROM_FLOPS = {"cpu": math.inf, "cpu with matrix units": 3e13, "cuda": 3e15}
 
 Precision = Literal["fp32", "bf16"]
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
-# A CPU with bf16 instructions trains larger networks some 1.5 to 2 times as fast with them; of small ones the
-# conversions eat what is won (docs/benchmarks.md).
+# A CPU with bf16 instructions trains larger networks 1.5 to 2 times as fast with them; in small ones the conversions
+# cost what is gained (docs/benchmarks.md).
 BF16_FROM_IMAGE_FLOPS = 2e7
 
 
@@ -46,7 +46,7 @@ class Compute:
         return nullcontext()
 
     def describe(self) -> dict[str, str]:
-        """All that decides the bits besides data, parameters and code."""
+        """What decides the last bits besides data, parameters and code."""
         hardware = platform.machine()
         if self.device.type == "cuda":
             hardware = torch.cuda.get_device_name(self.device)
@@ -65,7 +65,7 @@ class Compute:
 
 
 def choose(train: Train, image_flops: float = 0.0, images: int = 0) -> Compute:
-    """The device, precision, kernels and compilation that `train` asks for.
+    """The device, precision and compilation that `train` asks for.
 
     Args:
         image_flops: floating-point operations of one image, forward and backward, for `precision: auto`.
@@ -89,27 +89,31 @@ def choose(train: Train, image_flops: float = 0.0, images: int = 0) -> Compute:
         if kind == "cpu" and precision == "bf16" and torch.cpu._is_amx_tile_supported():
             kind = "cpu with matrix units"
         compiled = image_flops * images * train.epochs >= COMPILE_FROM_FLOPS[kind] and compiler is not None
-    if device.type == "cuda":
-        use_kernels(train.deterministic)
-    else:
-        keep_freed_memory()
     return Compute(device, precision, compiled)
 
 
+def set_up(device: torch.device, deterministic: bool) -> None:
+    """Sets, for the whole process, which kernels a GPU uses, and that freed CPU memory is kept."""
+    if device.type == "cuda":
+        use_kernels(deterministic)
+    else:
+        keep_freed_memory()
+
+
 def use_kernels(deterministic: bool) -> None:
-    """Of a GPU, for the whole process: only those that give the same bits each time, or whichever is fastest."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits only with this
+    """On a GPU: only deterministic kernels, or whichever are fastest."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     torch.use_deterministic_algorithms(deterministic)
-    # Else every new tensor is filled first, for programs that read what they never wrote.
+    # By default every new tensor is filled in this mode, for programs that read uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
-    torch.set_float32_matmul_precision("high")  # TF32, which cuDNN's convolutions take by themselves
+    torch.set_float32_matmul_precision("high")  # TF32, which cuDNN's convolutions use anyway
 
 
 def keep_freed_memory() -> None:
-    """For the whole process: what a step frees, the next step gets, rather than the system and back as new pages.
+    """What a step frees, the next step reuses, instead of returning it to the system and getting new pages.
 
-    glibc's mallopt; elsewhere nothing happens. New pages cost a tenth of the time at 224×224×3.
+    By glibc's mallopt; elsewhere nothing happens. New pages cost a tenth of the time at 224×224×3.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -1,4 +1,4 @@
-"""Randomness that follows from (seed, purpose, progress): no generator lives through a training."""
+"""Randomness that follows from (seed, purpose, progress): no generator state outlives a step."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""What the parameters minimise, as numbers: the negative ELBO with its rate weighted by β.
+"""The objective that the parameters amount to: the negative ELBO with its rate weighted by β.
 
 With N pixels (C·H·W), Z latents, distortion D and rate R in nats per image (`vae.losses.elbo`), the loss is D + β·R
 (Higgins 2017), and β = 1 is the ELBO. `objective.reduction: mean` writes its loss with a KL weight w of its own:
@@ -40,7 +40,7 @@ class BetaELBO:
 
     @classmethod
     def of(cls, p: Parameters, weight: float) -> "BetaELBO":
-        """At this KL weight, whatever `kl.max_weight` is."""
+        """At a given KL weight, whatever `kl.max_weight` is."""
         likelihood, sigma = p.objective.likelihood, p.objective.sigma
         pixels, latents = math.prod(p.data.image_shape), p.model.latent_dim
         beta, scale = float(weight), 1.0
@@ -52,11 +52,11 @@ class BetaELBO:
 
     @property
     def fixed_sigma(self) -> float | None:
-        """σ where it is a number from the start."""
+        """σ, where it is a number from the start."""
         return None if self.likelihood == "bernoulli" or isinstance(self.sigma, str) else self.sigma
 
     def effective_beta(self, mse_sampled: float) -> float:
-        """The β, of a VAE with the optimal σ, that this amounts to at an error: β·σ²/MSE where σ is fixed."""
+        """The β of a VAE with optimal σ that is equivalent at this error: β·σ²/MSE where σ is fixed."""
         if self.fixed_sigma is None:
             return self.beta
         return self.beta * self.fixed_sigma**2 / max(mse_sampled, SMALLEST_SIGMA**2)

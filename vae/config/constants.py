@@ -1,4 +1,4 @@
-"""Numbers and names that more than one room goes by."""
+"""Constants that more than one package uses."""
 
 import math
 
@@ -7,4 +7,4 @@ SPLITS = ("train", "valid", "test")
 # A decoder cannot be surer of a pixel than the rounding to 256 grey levels allows (uniform error of 1/255).
 SMALLEST_SIGMA = 1 / (255 * math.sqrt(12))
 
-COLLAPSED_BELOW_NATS = 1.0  # of KL per image, over all latents: what carries less carries nothing
+COLLAPSED_BELOW_NATS = 1.0  # of KL per image, over all latents: below it the latents carry nothing of use

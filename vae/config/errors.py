@@ -1,8 +1,8 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""User-facing errors."""
 
 
 class InputError(Exception):
-    """Something that the user can put right: it says what was wrong, its value, and what to do.
+    """An error that the user can fix; the message says what was wrong, its value, and what to do.
 
-    Programs show its text as one line, without a traceback, and exit with a non-zero code.
+    Programs print the message without a traceback and exit with code 2.
     """

@@ -1,4 +1,4 @@
-"""Parameters from YAML: read, checked, and refused in words that say what to change."""
+"""Reads parameters from YAML and checks them; an error says what to change."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ def load(path: Path = Path("params.yaml")) -> Parameters:
 
 
 def read_text(path: Path) -> str:
-    """Raises: InputError: it is missing, or not text."""
+    """Raises: InputError: the file is missing or not text."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -42,12 +42,12 @@ def read_yaml(text: str, origin: str) -> Any:
     """
     try:
         return YAML(typ="safe").load(text)
-    except (YAMLError, ValueError) as error:  # ValueError: 2024-13-45 looks like a date
+    except (YAMLError, ValueError, LookupError) as error:  # ValueError: 2024-13-45; LookupError: !!bool foo
         raise InputError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def read_mapping(text: str, origin: str) -> dict[str, Any]:
-    """Raises: InputError: it is not YAML, or not a mapping; an empty text is an empty one."""
+    """An empty text is an empty mapping. Raises: InputError: it is not YAML, or not a mapping."""
     values = read_yaml(text, origin)
     if not isinstance(values, dict | None):
         raise InputError(f"{origin} holds {type(values).__name__} where a mapping of sections is expected")
@@ -55,7 +55,7 @@ def read_mapping(text: str, origin: str) -> dict[str, Any]:
 
 
 def parse(values: Mapping[str, Any], origin: str = "params.yaml") -> Parameters:
-    """Checks plain values, as YAML gives them; what is missing has its default.
+    """Checks plain values, as read from YAML; a missing one takes its default.
 
     Raises:
         InputError: naming every key that is unknown or out of range, with its value.
@@ -67,7 +67,7 @@ def parse(values: Mapping[str, Any], origin: str = "params.yaml") -> Parameters:
 
 
 def complaints(error: ValidationError, origin: str) -> str:
-    """A line for each key that is wrong."""
+    """One line for each wrong key."""
     lines = [f"{origin}: {_describe(e)}" for e in _merge(error.errors())]
     if len(lines) > MOST_COMPLAINTS:
         lines[MOST_COMPLAINTS:] = [f"{origin}: and {len(lines) - MOST_COMPLAINTS:,} more"]
@@ -75,7 +75,7 @@ def complaints(error: ValidationError, origin: str) -> str:
 
 
 def _merge(errors: list[Any]) -> list[Any]:
-    """A union reports each of its branches, named below (section, key): one line for each key is enough."""
+    """Joins the errors of one key: a union reports each of its branches."""
     merged: dict[tuple[Any, ...], Any] = {}
     for error in errors:
         key = tuple(part for depth, part in enumerate(error["loc"]) if depth < 2 or isinstance(part, int))

@@ -147,7 +147,7 @@ class Train(_Section):
     remedy_attempts: int = Field(ge=0, default=2)
 
     def steps_per_epoch(self, images: int) -> int:
-        """Full batches only: a rest of one or two images makes batch norm's statistics meaningless."""
+        """Full batches only: a last batch of one or two images makes the statistics of batch norm meaningless."""
         return images // self.batch_size
 
 
@@ -178,7 +178,7 @@ class Parameters(_Section):
     promote: Promote = Promote()
 
     @model_validator(mode="after")
-    def _parts_go_together(self) -> "Parameters":
+    def _network_fits_the_images(self) -> "Parameters":
         height, width = self.data.image_size
         depth = len(self.model.widths)
         if self.model.architecture in ("conv", "autoregressive") and min(height, width) < 2**depth:
@@ -187,16 +187,32 @@ class Parameters(_Section):
                 f"data.image_size = {height}×{width}; "
                 f"give at most {min(height, width).bit_length() - 1} widths"
             )
+        if self.data.binarise != "none" and self.data.channels != 1:
+            raise ValueError(f"data.binarise = {self.data.binarise} needs data.channels = 1")
+        return self
+
+    @model_validator(mode="after")
+    def _sigma_has_a_meaning(self) -> "Parameters":
         objective = self.objective
-        if objective.sigma != "optimal" and (
-            objective.likelihood == "bernoulli" or objective.reduction == "mean"
-        ):
-            why = (
-                "a Bernoulli likelihood has no sigma"
-                if objective.likelihood == "bernoulli"
-                else "with objective.reduction = mean the sigma follows from kl.max_weight"
+        if objective.sigma != "optimal" and objective.likelihood == "bernoulli":
+            raise ValueError(
+                f"objective.sigma = {objective.sigma}: a Bernoulli likelihood has no sigma; leave it at optimal"
             )
-            raise ValueError(f"objective.sigma = {objective.sigma}: {why}; leave it at optimal")
+        if objective.sigma != "optimal" and objective.reduction == "mean":
+            raise ValueError(
+                f"objective.sigma = {objective.sigma}: with objective.reduction = mean the sigma follows from "
+                "kl.max_weight; leave it at optimal"
+            )
+        if objective.reduction == "mean" and self.kl.max_weight == 0 and objective.likelihood == "gaussian":
+            raise ValueError(
+                "kl.max_weight = 0 with objective.reduction = mean is an autoencoder: its likelihood has no "
+                "noise and its ELBO no value; give a weight above 0, for example 0.001"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _control_fits_the_objective(self) -> "Parameters":
+        objective = self.objective
         if self.kl.control != "schedule" and objective.reduction == "mean":
             raise ValueError(
                 "kl.capacity, kl.target_kl and kl.reconstruction_target are in nats per image: "
@@ -207,34 +223,31 @@ class Parameters(_Section):
                 f"kl.reconstruction_target = {self.kl.reconstruction_target:g} (GECO) needs a Gaussian likelihood "
                 f"whose objective.sigma is learned or a number; it is {objective.likelihood}, {objective.sigma}"
             )
-        if objective.importance_samples_train > 1:
-            if objective.sigma == "optimal" and objective.likelihood == "gaussian":
-                raise ValueError(
-                    f"objective.importance_samples_train = {objective.importance_samples_train} needs an "
-                    "objective.sigma that is learned or a number, or a Bernoulli likelihood"
-                )
-            if self.kl.control != "schedule" or self.kl.free_bits or self.kl.free_bits_total:
-                raise ValueError(
-                    f"objective.importance_samples_train = {objective.importance_samples_train} goes with a "
-                    "schedule alone: its bound has no rate for a control or free bits to act on"
-                )
-        if self.train.aggressive_encoder and objective.importance_samples_train > 1:
-            raise ValueError(
-                "train.aggressive_encoder = true with objective.importance_samples_train = "
-                f"{objective.importance_samples_train}: the more samples, the less the bound asks of the encoder; "
-                "set one of them to its default"
-            )
         if self.train.aggressive_encoder and self.kl.control in ("pi", "geco"):
             target = "target_kl" if self.kl.control == "pi" else "reconstruction_target"
             raise ValueError(
                 f"train.aggressive_encoder = true with kl.{target} = {getattr(self.kl, target):g}: the encoder cannot "
                 f"converge on an objective that a controller moves; set kl.{target} to null"
             )
-        if objective.reduction == "mean" and self.kl.max_weight == 0 and objective.likelihood == "gaussian":
+        return self
+
+    @model_validator(mode="after")
+    def _importance_samples_fit_the_objective(self) -> "Parameters":
+        samples = self.objective.importance_samples_train
+        if samples == 1:
+            return self
+        name = f"objective.importance_samples_train = {samples}"
+        if self.objective.sigma == "optimal" and self.objective.likelihood == "gaussian":
             raise ValueError(
-                "kl.max_weight = 0 with objective.reduction = mean is an autoencoder: its likelihood has no "
-                "noise and its ELBO no value; give a weight above 0, for example 0.001"
+                f"{name} needs an objective.sigma that is learned or a number, or a Bernoulli likelihood"
             )
-        if self.data.binarise != "none" and self.data.channels != 1:
-            raise ValueError(f"data.binarise = {self.data.binarise} needs data.channels = 1")
+        if self.kl.control != "schedule" or self.kl.free_bits or self.kl.free_bits_total:
+            raise ValueError(
+                f"{name} needs a schedule alone: its bound has no rate for a control or free bits to act on"
+            )
+        if self.train.aggressive_encoder:
+            raise ValueError(
+                f"train.aggressive_encoder = true with {name}: the more samples, the less the bound asks of the "
+                "encoder; set one of them to its default"
+            )
         return self

@@ -1,4 +1,4 @@
-"""What is done to an image before a model sees it (`vae.data.images` does it)."""
+"""How an image is prepared for a model; `vae.data.images` applies it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from vae.config.parameters import Parameters
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Part of a model's `config.json`, so that new images are treated as the training images were."""
+    """Part of a model's `config.json`, so that new images are prepared like the training images."""
 
     height: int
     width: int
@@ -25,6 +25,11 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
         return cls(**values)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C), as arrays of images have it."""
+        return self.height, self.width, self.channels
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

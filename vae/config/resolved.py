@@ -1,4 +1,4 @@
-"""Parameters as a training takes them: every number is known."""
+"""Parameters ready for training: every value is a number."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -30,14 +30,14 @@ class ResolvedParameters(Parameters):
 
     @property
     def elbo(self) -> BetaELBO:
-        """What is minimised once the ramp has ended."""
+        """What is minimised after the ramp."""
         return BetaELBO.of(self, self.kl.final_weight)
 
 
 def resolve(
     p: Parameters, steps_per_epoch: int, calibrated_weight: float | None = None
 ) -> ResolvedParameters:
-    """A weight that is `calibrated` as the number that preflight found, a ramp in steps as one in epochs.
+    """Replaces a `calibrated` weight by preflight's number, and a ramp in steps by one in epochs.
 
     Progress is step / steps_per_epoch, so the ramp ends at exactly its last step.
     """
@@ -52,7 +52,7 @@ def resolve(
 
 
 def changed(p: P, changes: Mapping[str, Any]) -> P:
-    """The parameters with some of them changed, by name.
+    """The parameters with some values changed, by name.
 
     Raises:
         InputError: they do not go together.

@@ -1,9 +1,9 @@
-"""Numbers and names as text: rounded for files, short for people, one printable line."""
+"""Numbers and names as text: rounded for files, short for people, printable on one line."""
 
 import math
 from typing import Any
 
-DIGITS = 6  # significant ones; the last bits of a sum depend on nothing that a reader could act on
+DIGITS = 6  # significant digits; further ones vary with the machine and say nothing
 
 
 def rounded(value: Any) -> Any:
@@ -18,7 +18,7 @@ def rounded(value: Any) -> Any:
 
 
 def number(value: Any) -> str:
-    """About four significant digits, a real minus sign, and a dash for what does not exist."""
+    """About four significant digits, a real minus sign, and a dash for a missing value."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, int):
@@ -31,5 +31,10 @@ def number(value: Any) -> str:
 
 
 def printable(text: Any) -> str:
-    """One line, without what would turn or hide the text around it."""
+    """On one line, without characters that would reorder or hide the text around it."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def one_line(error: Any) -> str:
+    """An error's text with its line breaks as spaces."""
+    return printable(" ".join(str(error).split()))

@@ -1,30 +1,37 @@
-"""What ingest has decoded so far, kept on disk: an interrupted ingest goes on after it.
+"""What ingest has decoded, kept on disk in chunks, so that an interrupted ingest resumes after it.
 
-Two files grow together: the prepared pixels of the usable items, one image after another, and the journal, which has a
-line for each item. Lines are written only once their pixels are safe, so that the journal never promises too much. A
-line holds for a file that has the name, size and times that it had when it was read; from the first item on for which
-that fails, all are decoded anew. A file that the machine could not read is tried again; a row of an array never holds.
+A finished chunk is one file, named by a hash of the path, size, times and inode of each of its items: a chunk in
+which a file was changed, replaced, added or removed is not found again. Neither is a chunk with rows of an array, or
+with an item that was refused for a reason of the machine's, such as too little memory.
+Files appear whole, by renaming; the checksums of the zip format reveal one that a power cut has damaged.
 """
 
+import hashlib
 import json
-import os
-import time
+import math
+import shutil
+import uuid
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from threading import Event
+from typing import NamedTuple
 
-from vae.config.errors import InputError
-from vae.data.images import UnusableImage, UnusableNow
-from vae.data.sources import File, Item, Refused
+import numpy as np
+import PIL
+from numpy.typing import NDArray
 
-SECONDS_BETWEEN_SYNCS = 5.0  # of decoding, which an interruption costs at most
+from vae.config.preprocessing import Preprocessing
+from vae.data.images import UnusableImage, UnusableNow, prepare
+from vae.data.item import File, Item, Refused
+
+CHUNK_ITEMS, CHUNK_BYTES = 64, 2**23  # at most; an interruption costs a chunk of each worker
 
 
-@dataclass(frozen=True, slots=True)
-class Examined:
-    """What was learnt of an item; a reason means that it cannot be used."""
+class Examined(NamedTuple):
+    """What was learnt of an item; one with a reason cannot be used."""
 
     width: int | None = None
     height: int | None = None
@@ -32,134 +39,98 @@ class Examined:
     bytes: int | None = None
     sha256: str | None = None
     reason: str | None = None
+    transient: bool = False  # the reason is the machine's, not the image's
 
 
-class Decoded:
-    """The items that were decoded, by this run and by one before it; open while used in a `with`.
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    examined: list[Examined]
+    file: Path  # of the prepared pixels of the usable items
+    resumed: bool  # decoded by an earlier run
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """(usable items, H, W, C)"""
+        with np.load(self.file) as arrays:
+            return arrays["pixels"]
+
+
+class DecodeCache:
+    """Chunks that may be found again are under `folder`, the others in `scratch`.
 
     Attributes:
-        pixels: the file of the prepared images.
-        examined: one entry for each of the first items.
-        kept: how many of them the journal holds.
+        stop: once it is set, no further image is decoded.
     """
 
-    def __init__(self, folder: Path, key: str, items: Sequence[Item], image_bytes: int) -> None:
-        """`key`: a text that is the same as long as the same items give the same pixels."""
-        self.pixels, self._journal = folder / "pixels.bin", folder / "journal.jsonl"
-        self._key, self._items, self._image_bytes = key, items, image_bytes
-        self.examined: list[Examined] = []
-        self._lines: list[str] = []  # not yet in the journal
-        self.kept, self._open = 0, ExitStack()
-        self._can_hold = True  # what comes next
+    def __init__(self, folder: Path, scratch: Path, preprocessing: Preprocessing) -> None:
+        self._preprocessing, self._scratch, self.stop = preprocessing, scratch, Event()
+        code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+        key = hashlib.sha256(f"{preprocessing.shape}, Pillow {PIL.__version__}\n".encode() + code).hexdigest()
+        self.folder = folder / key
+        for other in set(folder.glob("*")) - {self.folder}:
+            shutil.rmtree(other, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
-    def __enter__(self) -> Self:
-        good = self._read()
-        self._journal_file = self._open.enter_context(self._journal.open("a", encoding="utf-8"))
-        # It goes first, and safely: never may it promise what is not there.
-        if self._journal_file.tell() > good:
-            self._journal_file.truncate(good)
-            os.fsync(self._journal_file.fileno())
-        self._pixels_file = self._open.enter_context(self.pixels.open("ab"))
-        self._pixels_file.truncate(self._usable() * self._image_bytes)
-        self.kept, self._synced = len(self.examined), time.monotonic()
-        return self
+    def split(self, items: Sequence[Item]) -> list[Sequence[Item]]:
+        """The same chunks whenever the items and the size of the images are the same."""
+        size = max(min(CHUNK_ITEMS, CHUNK_BYTES // math.prod(self._preprocessing.shape)), 1)
+        return [items[start : start + size] for start in range(0, len(items), size)]
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._open:
-            # A short ingest has nothing to keep, be it good or refused; an interrupted one keeps all.
-            if self.kept or not (kind is None or issubclass(kind, InputError)):
-                with suppress(OSError):
-                    self._sync()
-
-    def add(self, found: Sequence[Examined], stamps: Sequence[str | None], pixels: bytes) -> None:
-        """The next items, and the pixels of those that can be used."""
-        self._pixels_file.write(pixels)
-        for stamped, one in zip(stamps, found, strict=True):
-            self._can_hold &= stamped is not None or one.reason is not None
-            if self._can_hold:
-                learnt = (one.width, one.height, one.mode, one.bytes, one.sha256, one.reason)
-                self._lines.append(json.dumps((stamped, *learnt)) + "\n")
-        self.examined += found
-        if time.monotonic() - self._synced >= SECONDS_BETWEEN_SYNCS:
-            self._sync()
-
-    def is_worth_keeping(self) -> bool:
-        """Whether a journal is there: this run's, or that of the one before, should it not be read yet."""
-        with suppress(OSError):
-            return self._journal.stat().st_size > 0
-        return False
-
-    def flush(self) -> None:
-        """All pixels are in the file, though perhaps not yet safe.
+    def decode(self, items: Sequence[Item]) -> Chunk:
+        """Finds a chunk or decodes it; safe to call from several threads.
 
         Raises:
-            RuntimeError: the file holds something else; nothing here can bring that about.
+            CancelledError: `stop` was set.
         """
-        self._pixels_file.flush()
-        usable = self._usable()
-        if (size := self.pixels.stat().st_size) != usable * self._image_bytes:
-            raise RuntimeError(f"{self.pixels} has {size:,} bytes, not those of {usable:,} images")
-
-    def _usable(self) -> int:
-        return sum(found.reason is None for found in self.examined)
-
-    def _sync(self) -> None:
-        if self._lines:
-            self._pixels_file.flush()
-            os.fsync(self._pixels_file.fileno())
-            if not self.kept:
-                self._journal_file.write(json.dumps(self._key) + "\n")
-            self._journal_file.writelines(self._lines)
-            self._journal_file.flush()
-            os.fsync(self._journal_file.fileno())
-        self.kept, self._lines, self._synced = self.kept + len(self._lines), [], time.monotonic()
-
-    def _read(self) -> int:
-        """Fills `examined` with what still holds. Returns the bytes of the journal that say so."""
-        good, room = 0, 0
-        with suppress(OSError, ValueError, TypeError, StopIteration), self._journal.open("rb") as lines:
-            # The line that an interruption left half written is no JSON, or has no end.
-            first = next(lines)
-            if json.loads(first) != self._key:
-                return 0
-            good, room = len(first), self.pixels.stat().st_size
-            for line, item in zip(lines, self._items, strict=False):
-                stamped, *learnt = json.loads(line)
-                found = Examined(*learnt)
-                room -= self._image_bytes * (found.reason is None)
-                same = stamped == stamp(item) if stamped is not None else found == _unreadable(item)
-                if not same or room < 0 or not line.endswith(b"\n"):
-                    break
-                self.examined.append(found)
-                good += len(line)
-        return good if self.examined else 0
+        stamps = [_stamp(item) for item in items]
+        file = self.folder / f"{hashlib.sha256(repr(stamps).encode()).hexdigest()}.npz"
+        if None not in stamps and (found := _read(file)):
+            return Chunk(found, file, resumed=True)
+        examined, pixels = [], [np.empty((0, *self._preprocessing.shape), np.uint8)]
+        for item in items:
+            if self.stop.is_set():
+                raise CancelledError
+            learnt, image = _examine(item, self._preprocessing)
+            examined.append(learnt)
+            pixels += [] if image is None else [image[None]]
+        if None in stamps or any(learnt.transient for learnt in examined):
+            file = self._scratch / f"{uuid.uuid4()}.npz"
+        aside = file.with_suffix(".partial")
+        with aside.open("wb") as output:
+            text = np.frombuffer(json.dumps(examined).encode(), np.uint8)
+            np.savez(output, pixels=np.concatenate(pixels), examined=text)
+        aside.replace(file)
+        return Chunk(examined, file, resumed=False)
 
 
-def _unreadable(item: Item) -> Examined | None:
-    """What is learnt of an item that the machine cannot read now either."""
-    try:
-        item.load()
-    except UnusableNow as refusal:
-        return Examined(reason=str(refusal))
-    except UnusableImage:
-        return None
-    return None
-
-
-def stamp(item: Item) -> str | None:
-    """What changes when a file does, taken before it is read; None for what is no file."""
+def _stamp(item: Item) -> tuple[str | int, ...] | None:
+    """What changes when a file does, taken before it is read; None for what is not a file."""
     match item.load:
         case File():
             with suppress(OSError):
-                status = Path(item.load.path).stat()
-                numbers = (
-                    status.st_size,
-                    status.st_mtime_ns,
-                    status.st_ctime_ns,
-                    status.st_ino,
-                    status.st_dev,
-                )
-                return f"{item.path} {numbers}"
+                s = Path(item.load.path).stat()
+                return (item.path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev)
         case Refused(reason):
-            return f"{item.path} {reason}"
+            return (item.path, reason)
     return None
+
+
+def _read(file: Path) -> list[Examined] | None:
+    try:
+        with np.load(file) as arrays:
+            arrays["pixels"]  # compares the checksum
+            return [Examined(*learnt) for learnt in json.loads(arrays["examined"].tobytes())]
+    except Exception:  # no such file, or a damaged one, which raises anything
+        return None
+
+
+def _examine(item: Item, preprocessing: Preprocessing) -> tuple[Examined, NDArray[np.uint8] | None]:
+    size, digest = None, None
+    try:
+        content = item.load()
+        raw = content if isinstance(content, bytes) else content.tobytes()
+        size, digest = len(raw), hashlib.sha256(raw).hexdigest()
+        prepared = prepare(content, preprocessing)
+    except UnusableImage as refusal:
+        transient = isinstance(refusal, UnusableNow)
+        return Examined(bytes=size, sha256=digest, reason=str(refusal), transient=transient), None
+    return Examined(prepared.width, prepared.height, prepared.mode, size, digest), prepared.pixels

@@ -15,20 +15,20 @@ from vae.config.errors import InputError
 
 
 def expect_regular(path: Path) -> None:
-    """Raises: InputError: it is no regular file: opening a pipe, for one, would wait for ever."""
+    """Raises: InputError: it is not a regular file: opening a pipe, for example, would wait for ever."""
     if path.exists() and not path.is_file():
-        raise InputError(f"{str(path)!r} is no regular file; put one there")
+        raise InputError(f"{str(path)!r} is not a regular file; replace it by one")
 
 
 def idx_array(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """The array of an idx file of unsigned bytes, mapped and not read.
+    """The array of an idx file of unsigned bytes, memory-mapped.
 
     The format (http://yann.lecun.com/exdb/mnist): 00 00 08 for unsigned bytes, the number of dimensions, each
-    size as 4 bytes, high byte first, then the data. A gzipped file is unpacked into a temporary one that has
-    no name, since it cannot be read from the middle.
+    size as 4 bytes, high byte first, then the data. A gzipped file is unpacked into a temporary one without a
+    name, since it cannot be memory-mapped.
 
     Raises:
-        InputError: it cannot be read, is broken, holds something else, or more or less than its header says.
+        InputError: it cannot be read, is broken, is another kind of file, or its size contradicts its header.
     """
     try:
         expect_regular(path)
@@ -40,13 +40,13 @@ def idx_array(path: Path, dimensions: int) -> NDArray[np.uint8]:
             unpacked.seek(0)
             return _mapped(unpacked, path, dimensions)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{str(path)!r} is a broken gzip file: {error}; fetch it again") from None
+        raise InputError(f"{str(path)!r} is a broken gzip file: {error}; download it again") from None
     except OSError as error:
         raise InputError(f"{str(path)!r} cannot be read: {error.strerror}") from None
 
 
 def _unpack(packed: gzip.GzipFile, unpacked: IO[bytes], dimensions: int) -> None:
-    """As much as the header promises, and a byte more to show it where there is more: a bomb fills no disk."""
+    """As much as the header promises, and one byte to detect more: a gzip bomb does not fill the disk."""
     head = packed.read(4 + 4 * dimensions)
     unpacked.write(head)
     left = math.prod(_shape(head)) + 1
@@ -71,8 +71,8 @@ def _mapped(file: IO[bytes], path: Path, dimensions: int) -> NDArray[np.uint8]:
     if len(shape) != dimensions or size != promised:
         raise InputError(
             f"{str(path)!r} holds {size:,} bytes where its header {shape} promises {promised:,}; "
-            "fetch it again"
+            "download it again"
         )
     if 0 in shape:
-        raise InputError(f"{str(path)!r} holds no image: its header says {shape}")
+        raise InputError(f"{str(path)!r} holds no images: its header says {shape}")
     return np.memmap(file, np.uint8, "r", len(head), shape)

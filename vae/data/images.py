@@ -1,22 +1,22 @@
 """One image, from a file or from memory, becomes a uint8 array (H, W, C).
 
-Ingest and the encoding of a new photo both come through here, so that they agree to the bit. The rule:
+Ingest and the encoding of new photos both use this module, so that they agree to the bit. The rules:
 
 - The first frame of an animation or a multi-picture file is the image.
 - EXIF orientation is applied; EXIF data that cannot be read are ignored. Colour profiles are not applied.
-- JPEGs much larger than what is asked are decoded at 1/2, 1/4 or 1/8 of their size, never below twice
-  the size asked.
-- Whatever is transparent (alpha, a palette's alpha, a colour key) shows white.
+- JPEGs much larger than the requested size are decoded at 1/2, 1/4 or 1/8 of their size, never below twice
+  the requested size.
+- Whatever is transparent (alpha, a palette's alpha, a colour key) becomes white.
 - 16-bit grey is divided by 257 and rounded; a 32-bit integer image within 0..65535 counts as 16-bit.
   16-bit colour is cut to its high byte, by Pillow. Integers out of that range, and floats, have no known
   range and are refused.
-- Everything else (1-bit, palette, CMYK, YCbCr, HSV) is converted by Pillow; grey or RGB, as `channels` asks.
+- Everything else (1-bit, palette, CMYK, YCbCr, HSV) is converted by Pillow, to grey or RGB as `channels` says.
 - The whole image is resized to (height, width), each axis on its own, nothing cropped: bicubic, antialiased.
-- `binarise` comes last; `binarised` says how.
+- `binarise` comes last; see `binarised`.
 
-What cannot be used raises `UnusableImage` and nothing else, whatever the file holds. Decoding is bounded by
-`MAX_BYTES` and, from the header, before any pixel is decoded, by `MAX_PIXELS`, `MAX_SIDE` and `MAX_SCANS`; of
-what is large once decoded, one at a time is in memory. A truncated image is refused.
+An image that cannot be used raises `UnusableImage` and nothing else, whatever the file holds. Decoding is bounded
+by `MAX_BYTES` and, from the header, before any pixel is decoded, by `MAX_PIXELS`, `MAX_SIDE` and `MAX_SCANS`. Only
+one large image at a time is in memory decoded. A truncated image is refused.
 Only the formats of `FORMATS` are tried: Pillow knows others, one of which starts another program (EPS).
 """
 
@@ -35,54 +35,38 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vae.config.preprocessing import Preprocessing
+from vae.config.text import one_line
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 100_000  # pixels; resizing needs memory and time in proportion to the longer side alone
-MAX_SCANS = 100  # of a JPEG, as libtiff has it: each costs a pass over all pixels, and few bytes
-LARGE = 25_000_000  # pixels, decoded: from here on one at a time, since one can take 20 bytes a pixel
-_large_one = threading.Lock()
+MAX_SCANS = 100  # of a JPEG, libtiff's limit: each costs a pass over all pixels, and few bytes
+LARGE = 25_000_000  # pixels: such images are decoded one at a time, since each can take 20 bytes per pixel
+_large_image = threading.Lock()
 Image.init()  # registers all formats now: left to the first image, it would be a race between threads
-FORMATS = sorted(
-    {
-        "AVIF",
-        "BMP",
-        "GIF",
-        "ICO",
-        "JPEG",
-        "JPEG2000",
-        "MPO",
-        "PNG",
-        "PPM",
-        "QOI",
-        "SGI",
-        "TGA",
-        "TIFF",
-        "WEBP",
-    }
-    & Image.OPEN.keys()
-)
+_FORMATS = "AVIF BMP GIF ICO JPEG JPEG2000 MPO PNG PPM QOI SGI TGA TIFF WEBP"
+FORMATS = sorted(set(_FORMATS.split()) & Image.OPEN.keys())
 
-# Pillow warns of odd metadata, by warnings and by logging. What matters about a file stands in the manifest.
+# Pillow warns about odd metadata, by warnings and by logging. What matters about a file is in the manifest.
 # Set once, here: `warnings.catch_warnings` is not safe where several threads decode.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class UnusableImage(Exception):
-    """This image cannot be used; the text is the reason, in one line without the image's name."""
+    """This image cannot be used; the text is the reason, one line without the image's name."""
 
 
 class UnusableNow(UnusableImage):
-    """For a reason of the machine's, not of the image's: another time it may be good."""
+    """The reason is the machine's, not the image's: a later attempt may succeed."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image as asked, before binarisation, and what its source was."""
+    """An image of the requested size, before binarisation, and what its source was."""
 
     pixels: NDArray[np.uint8]  # (H, W, C)
     width: int  # of the source, in pixels, as its header says
@@ -91,7 +75,7 @@ class Prepared:
 
 
 def load(source: Path | bytes | NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """(H, W, C): a new image, just as ingest stores one of the validation or test split.
+    """(H, W, C): a new image, exactly as ingest stores one of the validation or test split.
 
     Args:
         source: a file; a file's bytes; or pixels, uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with alpha.
@@ -111,13 +95,13 @@ def read_file(path: str | Path) -> bytes:
     """
     try:
         _check_readable(Path(path).stat())
-        # O_NONBLOCK: should a pipe have taken the file's place since, opening it must not wait for a writer.
+        # O_NONBLOCK: if a pipe has taken the file's place since, opening it must not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             _check_readable(status := os.fstat(file.fileno()))
-            content = file.read(status.st_size)  # room is made for as much as is asked
+            content = file.read(status.st_size)  # with a size, so that a growing file stays bounded
             while len(content) < status.st_size and (more := file.read(status.st_size - len(content))):
-                content += more  # some network file systems give less at once
+                content += more  # some network file systems return less at once
             return content
     except OSError as error:
         raise UnusableNow(f"cannot be read: {error.strerror}") from None
@@ -133,7 +117,7 @@ def _check_readable(status: os.stat_result) -> None:
 
 
 def prepare(content: bytes | NDArray[np.uint8], preprocessing: Preprocessing) -> Prepared:
-    """Decodes, turns upright, flattens and resizes, by this module's rule; `binarised` does the rest.
+    """Decodes, turns upright, flattens and resizes, by this module's rules; `binarised` does the rest.
 
     Raises:
         UnusableImage: it cannot be decoded, is too large, or has no known range.
@@ -145,28 +129,27 @@ def prepare(content: bytes | NDArray[np.uint8], preprocessing: Preprocessing) ->
         if width * height > MAX_PIXELS:
             raise UnusableImage(f"too large: {width}×{height} pixels, at most {MAX_PIXELS:,} are decoded")
         if max(width, height) > MAX_SIDE:
-            raise UnusableImage(
-                f"too large: {width}×{height} pixels, at most {MAX_SIDE:,} a side are decoded"
-            )
+            raise UnusableImage(f"too large: {width}×{height} pixels, at most {MAX_SIDE:,} per side")
         if image.format in ("JPEG", "MPO") and isinstance(content, bytes) and _scans(content) > MAX_SCANS:
             raise UnusableImage(f"broken image: a JPEG of more than {MAX_SCANS} scans")
         # The longer side for both, since width and height may change places when the image is turned upright.
         image.draft(None, (2 * max(size), 2 * max(size)))
-        with _large_one if image.width * image.height > LARGE else nullcontext():
+        with _large_image if image.width * image.height > LARGE else nullcontext():
             image.load()
-            flat = _flattened(_upright(image)).convert("L" if preprocessing.channels == 1 else "RGB")
+            _turn_upright(image)
+            flat = _flattened(image).convert("L" if preprocessing.channels == 1 else "RGB")
             pixels = np.asarray(flat.resize(size, Image.Resampling.BICUBIC))
             image.close()  # before the next large one begins
             del flat
-        return Prepared(pixels.reshape(*size[::-1], preprocessing.channels), width, height, mode)
+        return Prepared(pixels.reshape(preprocessing.shape), width, height, mode)
 
 
 def binarised(
     pixels: NDArray[np.uint8], preprocessing: Preprocessing, training: bool = False
 ) -> NDArray[np.uint8]:
-    """The one rule for `data.binarise`; grey (H, W, 1) in, 0 or 255 out.
+    """Applies `data.binarise`: grey (H, W, 1) in, 0 or 255 out.
 
-    - `none`: as it is.
+    - `none`: unchanged.
     - `threshold`: 255 where the pixel is 128 or more.
     - `static`: 255 with probability pixel/255 (Salakhutdinov & Murray 2008), drawn once, from the seed and
       the image itself, so that neither order nor neighbours matter.
@@ -192,7 +175,7 @@ def _opened(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
-# Of a JPEG: what begins a segment or ends the image; not restarts (D0..D7), which stand within a scan's data.
+# Of a JPEG: what begins a segment or ends the image; not restarts (D0..D7), which are part of a scan's data.
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 _END, _SCAN = 0xD9, 0xDA
 
@@ -208,28 +191,17 @@ def _scans(jpeg: bytes) -> int:
 
 def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or 0 in pixels.shape:
-        raise UnusableImage(f"an array of {pixels.dtype} {pixels.shape} is no image")
+        raise UnusableImage(f"an array of {pixels.dtype} {pixels.shape} is not an image")
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
-_TURNED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _upright(image: Image.Image) -> Image.Image:
+def _turn_upright(image: Image.Image) -> None:
     try:
-        orientation = image.getexif().get(0x0112)
-    except Exception:  # whatever the EXIF parser trips over, the pixels are good
-        return image
-    turn = _TURNED.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # whatever the EXIF parser stumbles over, the pixels are good
+        pass
 
 
 def _flattened(image: Image.Image) -> Image.Image:
@@ -265,17 +237,16 @@ def _pillow_errors_as_refusals() -> Iterator[None]:
     except UnusableImage:
         raise
     except UnidentifiedImageError:
-        raise UnusableImage("not an image in a format that is read here, or its header is damaged") from None
+        raise UnusableImage("not an image in a supported format, or its header is damaged") from None
     except Image.DecompressionBombError:
         raise UnusableImage(f"too large: at most {MAX_PIXELS:,} pixels are decoded") from None
     except MemoryError:
         raise UnusableNow("broken image: not enough memory to decode it") from None
     except Exception as error:  # a decoder raises anything: OSError, SyntaxError, struct.error, EOFError, …
-        raise UnusableImage(f"broken image: {_one_line(error)}") from None
+        raise UnusableImage(f"broken image: {_describe(error)}") from None
 
 
-def _one_line(error: Exception) -> str:
-    """The error's text as one printable line, without memory addresses, which differ from run to run."""
+def _describe(error: Exception) -> str:
     text = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-    text = re.sub(r" ?<[^<>]* at 0x[0-9a-f]+>", "", " ".join(text.split()))
-    return "".join(c if c.isprintable() else "?" for c in text)[:200]
+    # Without memory addresses, which differ from run to run.
+    return re.sub(r" ?<[^<>]* at 0x[0-9a-f]+>", "", one_line(text))[:200]

@@ -1,4 +1,4 @@
-"""Which split an image belongs to, where its source does not say."""
+"""The split of each image whose source does not assign one."""
 
 import hashlib
 from collections import defaultdict
@@ -20,13 +20,13 @@ def assign(
     neither on file names nor on the order of the images, and an added image moves few others. A label with
     enough distinct images (one for each split, `train` included) has at least one in each.
 
-    Labels too small to fill a split are cut as if all images had one label.
+    If the labels are too small to fill every split, the images are cut as if all had the same label.
 
     Args:
-        given, labels, contents: one entry an image; a content is a hash of the image's bytes.
-        fractions: of the distinct images to cut, how many go to each split to be made, e.g.
+        given, labels, contents: one entry per image; a content is a hash of the image's bytes.
+        fractions: the share of the distinct images that goes to each new split, e.g.
             `{"test": 0.1, "valid": 0.1}`; the rest is `train`.
-        seed: another seed, another cut.
+        seed: another seed gives another cut.
     """
     pool = [i for i, split in enumerate(given) if split in (None, "train")]
     label_of = _label_of_each_content([(contents[i], labels[i] or "") for i in pool])
@@ -38,7 +38,7 @@ def assign(
 
 
 def _label_of_each_content(images: list[tuple[str, str]]) -> dict[str, str]:
-    """Where the same image carries several labels, the first in the alphabet stands for it."""
+    """Where the same image has several labels, the alphabetically first counts."""
     label_of: dict[str, str] = {}
     for content, label in images:
         label_of[content] = min(label, label_of.get(content, label))
@@ -61,7 +61,7 @@ def _carve(label_of: Mapping[str, str], fractions: Mapping[str, float], seed: in
 
 
 def _sizes(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
-    """How many of `total` each split gets: its fraction, rounded; one is always left for each after it."""
+    """How many of `total` each split gets: its fraction, rounded, but at least one is left for each split after it."""
     least = 1 if total > len(fractions) else 0
     sizes: dict[str, int] = {}
     free = total - 1 - least * len(fractions)  # beyond the one of train and the least of each

@@ -1,4 +1,4 @@
-"""How good a saved model is on a split: bounds on the likelihood, reconstructions, latents, a linear probe.
+"""The evaluation of a saved model: likelihood bounds, reconstructions, latents, a linear probe.
 
 Quantities of information are in nats per image; errors are of pixels in [0, 1].
 """
@@ -8,28 +8,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from vae.compute.batches import for_measuring, in_order
+from vae.compute.batches import for_measuring
 from vae.compute.devices import Compute
-from vae.compute.random import generator
 from vae.config.parameters import Parameters
 from vae.config.text import rounded
+from vae.evaluation.image_quality import central_quality, psnr
+from vae.evaluation.importance_weighted import importance_weighted_bound, is_binary
 from vae.evaluation.mmd import mmd_to_prior
 from vae.evaluation.probe import Probe
 from vae.metrics.mean_image import MeanImage
-from vae.metrics.measurement import BATCH, Measurement, encode, measure
+from vae.metrics.measurement import Measurement, encode, measure
 from vae.metrics.mutual_information import MutualInformation, mutual_information
 from vae.models import mixture_prior
 from vae.models.likelihood import Likelihood, optimal_sigma
 from vae.models.mixture_prior import Mixture
 from vae.models.saved import Saved
-from vae.models.vae import VAE
 
-PROBE_IMAGES = 20_000  # a linear classifier on a few latents gains nothing from more
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # of Wang 2004; both shrink together for images smaller than the window
+PROBE_IMAGES = 20_000  # enough for a linear classifier on a few latents
 
 Images = Mapping[str, NDArray[np.uint8]]
 Labels = Mapping[str, NDArray[np.object_]]
@@ -42,10 +39,10 @@ class Evaluation:
 
     Attributes:
         metrics: rounded for JSON; None where a number does not exist.
-        measurement: the pass behind rate, distortion and units.
+        measurement: the source of rate, distortion and units.
         mu: (N, Z), the posterior means.
         errors: (N,), each image's mean squared error with z = μ.
-        guesses: (N,), the class that the linear probe reads off each image's latents; None where there is no probe.
+        guesses: (N,), the class that the linear probe predicts from each image's latents; None without a probe.
     """
 
     metrics: Metrics
@@ -64,31 +61,46 @@ def evaluate(
         images: uint8 (N, H, W, C) of `train`, `valid` and `test`.
         labels: each image's class name, or None, for the same splits.
     """
-    train_images = for_measuring(images["train"], p)
-    chosen = _sample(len(train_images), PROBE_IMAGES, p.seed)
-    train_mu, _ = encode(saved.model, np.asarray(train_images[chosen]), compute)
-    probe = Probe.fit(train_mu, labels["train"][chosen], p.seed)
     measured = {
         split: measure(saved.model, images[split], saved.likelihood, compute, p.seed)
         for split in ("valid", "test")
     }
-    calibrated = _calibrated(saved.likelihood, measured["valid"])
-    mean_image = MeanImage.of(train_images)
+    references = _references(saved, images["train"], labels["train"], measured["valid"], p, compute)
     return {
         split: _evaluate_split(
-            saved,
-            images[split],
-            labels[split],
-            measurement,
-            calibrated,
-            mean_image,
-            probe,
-            p,
-            compute,
-            prune=split == "test",
+            saved, images[split], labels[split], found, references, p, compute, split == "test"
         )
-        for split, measurement in measured.items()
+        for split, found in measured.items()
     }
+
+
+@dataclass(frozen=True)
+class _References:
+    """What a split is compared with.
+
+    calibrated: the Gaussian whose σ² is the validation split's error, for comparing models of different σ.
+    """
+
+    mean_image: MeanImage
+    probe: Probe | None
+    calibrated: Likelihood | None
+
+
+def _references(
+    saved: Saved,
+    train_images: NDArray[np.uint8],
+    labels: NDArray[np.object_],
+    valid: Measurement,
+    p: Parameters,
+    compute: Compute,
+) -> _References:
+    train_images = for_measuring(train_images, p)
+    chosen = _sample(len(train_images), PROBE_IMAGES, p.seed)
+    mu, _ = encode(saved.model, np.asarray(train_images[chosen]), compute)
+    calibrated = None
+    if saved.likelihood.kind == "gaussian" and math.isfinite(valid.mse_sampled):
+        calibrated = Likelihood("gaussian", optimal_sigma(valid.mse_sampled))
+    return _References(MeanImage.of(train_images), Probe.fit(mu, labels[chosen], p.seed), calibrated)
 
 
 def _evaluate_split(
@@ -96,14 +108,13 @@ def _evaluate_split(
     images: NDArray[np.uint8],
     labels: NDArray[np.object_],
     measurement: Measurement,
-    calibrated: Likelihood | None,
-    mean_image: MeanImage,
-    probe: Probe | None,
+    references: _References,
     p: Parameters,
     compute: Compute,
     prune: bool,
 ) -> Evaluation:
-    likelihood = saved.likelihood
+    likelihood, probe = saved.likelihood, references.probe
+    calibrated, mean_image = references.calibrated, references.mean_image
     mu, logvar = encode(saved.model, images, compute)
     errors, similarity = central_quality(saved.model, images, likelihood, compute)
     finite = bool(np.isfinite(mu).all() and np.isfinite(logvar).all())
@@ -144,7 +155,7 @@ def _with_fitted_prior(
     measurement: Measurement,
     seed: int,
 ) -> Metrics:
-    """What the fitted prior makes of KL, ELBO and MMD, beside those of N(0, I); nothing where there is none."""
+    """KL, ELBO and MMD with the fitted prior in place of N(0, I), where there is one."""
     if prior is None:
         return {}
     rate = mixture_prior.rate(mu, logvar, prior, seed)
@@ -180,116 +191,9 @@ def _nll(
     return metrics
 
 
-@torch.no_grad()
-def importance_weighted_bound(
-    model: VAE,
-    images: NDArray[np.uint8] | Tensor,
-    likelihood: Likelihood,
-    compute: Compute,
-    samples: int,
-    seed: int,
-    active: NDArray[np.bool_] | None = None,
-) -> float:
-    """L_k = E ln (1/k) Σ_i p(x, z_i)/q(z_i|x), z_i ~ q(z|x) (Burda 2016, equation 8), averaged over images.
-
-    It is at least the ELBO, at most ln p(x), and grows with k in expectation. The k terms of a batch are
-    summed one after another, in float64, so that memory does not grow with k. The noise follows the seed.
-
-    images: uint8 (N, H, W, C). samples: k. active: (Z,), or None for all; the other latents are set to their
-    prior mean 0 and left out of the weights, which gives the bound of the model without them.
-    """
-    model.eval()
-    kept = torch.ones(model.latent_dim, device=compute.device)
-    if active is not None:
-        kept = torch.from_numpy(active).to(kept)
-    total = 0.0
-    for index, x in enumerate(in_order(images, BATCH, compute.device)):
-        random = generator(seed, "importance", index, compute.device)
-        with compute.autocast():
-            mu, logvar = model.encode(x)
-        # μ = 0, ln σ² = 0 and ε = 0 make z 0 and its term of the log ratio 0
-        mu, logvar = mu * kept, logvar * kept
-        std = torch.exp(0.5 * logvar)
-        log_sum = torch.full((len(x),), -math.inf, dtype=torch.float64, device=compute.device)
-        for _ in range(samples):
-            noise = kept * torch.randn(mu.shape, generator=random, device=compute.device)
-            z = mu + std * noise
-            with compute.autocast():
-                output = model.decode(z, x)
-            # ln p(z) − ln q(z|x): the normalisers cancel but for ln σ
-            log_ratio = 0.5 * (noise.double().square() + logvar.double() - z.double().square()).sum(1)
-            log_sum = torch.logaddexp(log_sum, likelihood.log_prob(x, output).double() + log_ratio)
-        total += float((log_sum - math.log(samples)).sum())
-    return total / len(images)
-
-
-@torch.no_grad()
-def central_quality(
-    model: VAE, images: NDArray[np.uint8] | Tensor, likelihood: Likelihood, compute: Compute
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean squared error and SSIM of every image with z = μ: (N,) each.
-
-    Of an autoregressive decoder, as `Measurement.mse`: each pixel is predicted from those before it in the image.
-    """
-    model.eval()
-    errors, similarities = [], []
-    for x in in_order(images, BATCH, compute.device):
-        with compute.autocast():
-            mean = likelihood.mean(model.decode(model.encode(x)[0], x))
-        errors.append((x - mean).double().square().flatten(1).mean(1).cpu())
-        similarities.append(ssim(mean, x).double().cpu())
-    return torch.cat(errors).numpy(), torch.cat(similarities).numpy()
-
-
-def ssim(images: Tensor, others: Tensor) -> Tensor:
-    """Structural similarity (Wang 2004), with a range of 1, averaged over a picture's pixels and channels.
-
-    Its Gaussian window is 11 pixels wide, or the largest odd number that the shorter side allows.
-    images, others: float32 (B, C, H, W) → (B,), 1 for equal pictures.
-    """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    window = ssim_window(*images.shape[2:])
-    similarity = structural_similarity_index_measure(
-        images,
-        others,
-        # torchmetrics takes 2·⌊3.5σ + ½⌋ + 1 pixels and does not look at kernel_size
-        sigma=SSIM_SIGMA if window == SSIM_WINDOW else (window - 1) / 7,
-        kernel_size=window,
-        data_range=1.0,
-        reduction="none",
-    )
-    assert isinstance(similarity, Tensor)
-    return similarity.reshape(len(images))
-
-
-def ssim_window(height: int, width: int) -> int:
-    shorter = min(height, width)
-    return min(SSIM_WINDOW, shorter - 1 + shorter % 2)
-
-
-def psnr(mse: float) -> float:
-    """10·log₁₀(1/MSE) in dB, of the split's mean error: an image without error does not make it infinite."""
-    return -10 * math.log10(mse) if mse > 0 else math.inf
-
-
-def is_binary(images: NDArray[np.uint8]) -> bool:
-    """Whether all pixels are 0 or 255: only then is a Bernoulli likelihood a probability."""
-    return all(
-        bool(np.isin(images[start : start + BATCH], (0, 255)).all()) for start in range(0, len(images), BATCH)
-    )
-
-
 def _probed(probe: Probe | None, mu: NDArray[np.float32], labels: NDArray[np.object_]) -> Metrics:
     accuracy, majority = (probe.score(mu, labels) if probe else None) or (None, None)
     return {"probe_accuracy": accuracy, "probe_majority": majority}
-
-
-def _calibrated(likelihood: Likelihood, valid: Measurement) -> Likelihood | None:
-    """The Gaussian whose σ² is the validation split's error: for comparing models of different σ."""
-    if likelihood.kind != "gaussian" or not math.isfinite(valid.mse_sampled):
-        return None
-    return Likelihood("gaussian", optimal_sigma(valid.mse_sampled))
 
 
 def _sample(count: int, most: int, seed: int) -> NDArray[np.int64]:

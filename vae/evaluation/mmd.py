@@ -1,4 +1,4 @@
-"""Maximum mean discrepancy: how far samples of q(z) are from samples of the prior, in one number without unit."""
+"""Maximum mean discrepancy between samples of q(z) and of the prior: one number without a unit."""
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ Points = NDArray[np.float64]
 def mmd_to_prior(
     mu: NDArray[np.float32], logvar: NDArray[np.float32], seed: int, prior: Mixture | None = None
 ) -> float | None:
-    """Unbiased MMD² between z ~ q(z), one of each image, and as many of the prior; None of fewer than 2 images.
+    """Unbiased MMD² between z ~ q(z), one per image, and as many samples of the prior; None for fewer than 2 images.
 
-    Around 0, and as often below it, where q(z) is the prior (Tolstikhin 2018 train with it).
+    If q(z) is the prior it is around 0, and as often below as above (Tolstikhin 2018 train with it).
 
-    prior: one that was fitted after training; None is N(0, I).
+    prior: fitted after training; None is N(0, I).
     mu, logvar: (N, Z), finite; of more than 10,000 images a seeded sample is taken.
     """
     if len(mu) < 2:
@@ -50,8 +50,8 @@ def kernel(x: Points, y: Points) -> Points:
     """k(x, y) = Σ_s C_s / (C_s + ‖x − y‖²), C_s = 2Z·s, seven scales s from 0.1 to 10: (N, M), each from 0 to 7.
 
     Inverse multiquadratics as WAE has them (Tolstikhin 2018). Two draws of N(0, I) are 2Z apart in mean
-    square, so the kernel is as sharp at 2 latents as at 256; its tails are heavy, so that a q(z) far from
-    the prior is still told from one farther, where a Gaussian kernel is 0 for both.
+    square, so the kernel is as sharp at 2 latents as at 256. Its heavy tails still distinguish a q(z) far from
+    the prior from one farther away, where a Gaussian kernel is 0 for both.
     """
     distance = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T
     np.maximum(distance, 0, out=distance)

@@ -1,4 +1,4 @@
-"""A linear probe: what of an image's class can be read off its latents by a classifier that draws straight lines."""
+"""A linear probe: how well a linear classifier reads an image's class from its latents."""
 
 import warnings
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear classifier of posterior means: what of the class can be read off the latents."""
+    """A linear classifier of posterior means."""
 
     classifier: Any
     majority: str  # the most frequent class of the training split
@@ -32,7 +32,7 @@ class Probe:
             return None
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=seed))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # of no weight here: the score is what it is
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the score is valid either way
             classifier.fit(mu.astype(np.float64)[known], labels[known].astype(str))
         return cls(classifier, str(classes[counts.argmax()]))
 
@@ -43,7 +43,7 @@ class Probe:
         return np.asarray(self.classifier.predict(mu.astype(np.float64)), dtype=object)
 
     def score(self, mu: NDArray[np.float32], labels: NDArray[np.object_]) -> tuple[float, float] | None:
-        """Accuracy, and that of always saying the majority class; None where no image has a class."""
+        """Accuracy, and that of always predicting the majority class; None where no image has a class."""
         known = np.array([label is not None for label in labels], dtype=bool)
         guesses = self.guess(mu)
         if not known.any() or guesses is None:
@@ -54,7 +54,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class ClassRead:
-    """How often the images of a class were taken for it, and for which other one most often (None: for no other)."""
+    """How often images of a class were predicted right, and the most frequent wrong prediction (None: none)."""
 
     name: str
     images: int
@@ -64,7 +64,7 @@ class ClassRead:
 
 
 def classes_read(labels: NDArray[np.object_], guesses: NDArray[np.object_] | None) -> list[ClassRead]:
-    """A row a class, by name; images without a class are left out. labels, guesses: (N,)."""
+    """One row per class, by name; images without a class are left out. labels, guesses: (N,)."""
     if guesses is None:
         return []
     rows = []

@@ -1,4 +1,4 @@
-"""What a model draws: reconstructions, samples from the prior, and walks along its latents.
+"""Images from a model: reconstructions, samples from the prior, traversals of its latents.
 
 All are means of p(x|z): float32 (…, H, W, C), about [0, 1].
 """
@@ -25,7 +25,7 @@ def reconstruct(
 ) -> np.ndarray:
     """The mean of p(x|z = μ): uint8 (N, H, W, C) → uint8 of the same shape.
 
-    An autoregressive decoder draws it from μ alone, without a look at the image.
+    An autoregressive decoder generates it from μ alone, without the image.
     """
     parts = []
     for x in evaluation_batches(model, images, compute.device):
@@ -37,7 +37,7 @@ def reconstruct(
 
 @torch.no_grad()
 def samples(saved: Saved, count: int, compute: Compute, seed: int) -> Pictures:
-    """With z from the prior N(0, I), or from the one that was fitted to the latents."""
+    """With z from N(0, I), or from the prior fitted to the latents."""
     random = generator(seed, "prior", 0)
     if saved.prior is not None:
         return _drawn(saved, saved.prior.sample(count, random), compute)
@@ -52,7 +52,7 @@ def traversals(
     values: NDArray[np.float64],
     compute: Compute,
 ) -> Pictures:
-    """One latent at a time set to each of the values, the others staying at the image's own μ.
+    """One latent at a time set to each of the values, the others at the image's own μ.
 
     image: uint8 (H, W, C). latents: which ones, (L,). values: (V,). → (L·V, H, W, C), latent by latent.
     """
@@ -67,7 +67,7 @@ def traversals(
 
 
 def _drawn(saved: Saved, z: Tensor, compute: Compute) -> Pictures:
-    """A batch at a time, so that memory holds the pictures and no more."""
+    """Decodes in batches, so that memory holds little more than the pictures."""
     parts = []
     for part in z.split(BATCH):
         with compute.autocast():

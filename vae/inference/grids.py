@@ -1,4 +1,4 @@
-"""Images side by side in one picture, enlarged where they are tiny."""
+"""Grids of images in one picture, enlarged where the images are tiny."""
 
 import base64
 import io
@@ -10,17 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 PIXELS = 800  # a grid is enlarged, by a whole factor, to at most this width
-BIG, SCREEN = (
-    100_000,
-    1200,
-)  # bytes of a PNG, pixels: a page holds a bigger picture as a JPEG of this width at most
+BIG, SCREEN = 100_000, 1200  # a page embeds a PNG of more bytes as a JPEG of at most this width
 GAP = 1  # pixels between images, before enlarging
 
 
 def reconstruction_grid(
     originals: NDArray[Any], reconstructions: NDArray[Any], columns: int = 8
 ) -> NDArray[np.uint8]:
-    """Pairs of rows, each original above its reconstruction: uint8 (H, W, 3), enlarged to be looked at.
+    """Pairs of rows, each original above its reconstruction: uint8 (H, W, 3), enlarged for viewing.
 
     originals, reconstructions: (N, H, W, C) each, uint8, or floats in [0, 1].
     """
@@ -34,13 +31,13 @@ def reconstruction_grid(
 
 
 def grid(images: NDArray[Any], columns: int) -> NDArray[np.uint8]:
-    """Images row by row: uint8 (H, W, 3), enlarged to be looked at. images: (N, H, W, C), as above."""
+    """Images row by row: uint8 (H, W, 3), enlarged for viewing. images: (N, H, W, C), as above."""
     rows = [_row(images[start : start + columns], columns) for start in range(0, len(images), columns)]
     return enlarged(_stacked(rows))
 
 
 def enlarged(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """By the largest whole factor that keeps it within `PIXELS`: tiny images stay made of squares."""
+    """By the largest integer factor that keeps it within `PIXELS`: pixels of tiny images remain squares."""
     factor = max(1, PIXELS // picture.shape[1])
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
@@ -55,7 +52,7 @@ def png(picture: NDArray[np.uint8]) -> bytes:
 def embedded(picture: bytes) -> tuple[str, int, int]:
     """A PNG for a page, as a data URI with its width and height in pixels; a big one as a JPEG no wider than a screen.
 
-    So photos of 256 pixels a side do not make a page of many megabytes, and small scans keep their sharp pixels.
+    So photos of 256×256 pixels do not make a page of many megabytes, and small scans keep sharp pixels.
     """
     image: Image.Image = Image.open(io.BytesIO(picture))
     if len(picture) <= BIG:
@@ -68,7 +65,7 @@ def embedded(picture: bytes) -> tuple[str, int, int]:
 
 
 def _row(images: NDArray[Any], columns: int) -> NDArray[np.uint8]:
-    """One row of images with white between them, filled up with white: uint8 (H, W, 3)."""
+    """One row of images with white gaps, padded with white: uint8 (H, W, 3)."""
     pixels = _as_rgb(images)
     count, height, width, _ = pixels.shape
     row = np.full((height, columns * (width + GAP) - GAP, 3), 255, dtype=np.uint8)
@@ -79,7 +76,7 @@ def _row(images: NDArray[Any], columns: int) -> NDArray[np.uint8]:
 
 
 def _stacked(rows: list[NDArray[np.uint8]], space_after_every: int = 1) -> NDArray[np.uint8]:
-    """Rows below one another; with `space_after_every` 2, pairs stand closer than their neighbours."""
+    """Rows below one another; with `space_after_every` 2, pairs are closer together."""
     wide = GAP if space_after_every == 1 else max(3 * GAP, math.ceil(rows[0].shape[0] / 8))
     parts: list[NDArray[np.uint8]] = []
     for number, row in enumerate(rows):

@@ -1,9 +1,9 @@
 """How unusual an image is to a model: its score is −ELBO, in nats.
 
-A score by itself says little, since images differ in how hard they are to draw. So a model keeps the percentiles
-of its validation images' scores: an image beyond the 99th is more unusual than 99 in 100 of images that are like
-those of the training and were not trained on. (The likelihood of a generative model can be high for images of quite
-another kind, smooth ones above all: Nalisnick 2019. The area under the ROC curve says how far to trust it.)
+A score by itself says little, since images differ in how hard they are to encode. So a model keeps the percentiles of
+its validation images' scores: an image beyond the 99th is more unusual than 99 in 100 images of the same kind that
+were not trained on. (A generative model can give a high likelihood to images of another kind, above all to smooth
+ones: Nalisnick 2019. The area under the ROC curve shows how far to trust it.)
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from vae.models.likelihood import Likelihood
 from vae.models.saved import Saved
 from vae.models.vae import VAE
 
-MOST_IMAGES = 10_000  # of the validation split, evenly taken: a percentile gains nothing from more
+MOST_IMAGES = 10_000  # evenly taken from the validation split: enough for percentiles
 PERCENT = np.arange(101)
 
 Floats = npt.NDArray[np.float64]
@@ -32,7 +32,7 @@ def elbo_per_image(
 ) -> np.ndarray:
     """The ELBO of each image in nats, its distortion averaged over samples of z: (N,) float64.
 
-    The noise follows from the image's own pixels: neither its neighbours nor its place changes its ELBO.
+    The noise follows from the image's own pixels, so its ELBO depends neither on its batch nor on its position.
     images: uint8 (N, H, W, C).
     """
     parts = []
@@ -49,7 +49,7 @@ def elbo_per_image(
 
 
 def _noise_of(images: np.ndarray | Tensor, samples: int, latents: int) -> Tensor:
-    """Standard normal, drawn for each image on its own: uint8 (B, H, W, C) → (samples, B, latents), on the CPU."""
+    """Standard normal noise, drawn for each image by itself: uint8 (B, H, W, C) → (samples, B, latents), on the CPU."""
     drawn = []
     for image in images.cpu().numpy() if isinstance(images, Tensor) else images:
         digest = hashlib.sha256(image.tobytes()).digest()
@@ -66,26 +66,26 @@ def scores(saved: Saved, images: npt.NDArray[np.uint8], compute: Compute) -> Flo
 def percentiles(
     model: VAE, images: npt.NDArray[np.uint8], likelihood: Likelihood, compute: Compute
 ) -> list[float] | None:
-    """The scores that 0, 1, … 100 percent of these images do not exceed; None where a score is no number."""
+    """The 0th to 100th percentiles of these images' scores; None where a score is not finite."""
     step = -(-len(images) // MOST_IMAGES)
     found = -elbo_per_image(model, np.asarray(images[::step]), likelihood, compute)
     return np.percentile(found, PERCENT).tolist() if np.isfinite(found).all() else None
 
 
 def threshold(saved: Saved, percent: float) -> float | None:
-    """The score that `percent` of the validation images do not exceed, in nats; None where the model has none."""
+    """A percentile of the validation images' scores, in nats; None where the model has none."""
     known = saved.config.valid.score_percentiles
     return float(np.interp(percent, PERCENT, known)) if known else None
 
 
 def ranks(saved: Saved, scores: Floats) -> Floats:
-    """How many percent of the validation images score lower, 0 to 100; NaN where the model has none."""
+    """The percentage of validation images that score lower, 0 to 100; NaN where the model has no percentiles."""
     known = saved.config.valid.score_percentiles
     return np.interp(scores, known, PERCENT) if known else np.full(len(scores), np.nan)
 
 
 def auroc(usual: Floats, unusual: Floats) -> float:
-    """The chance that an unusual image scores above a usual one, ties counted half: the area under the ROC curve."""
+    """Area under the ROC curve: the probability that an unusual image scores above a usual one, ties counted half."""
     from scipy.stats import mannwhitneyu
 
     return float(mannwhitneyu(unusual, usual).statistic) / (len(usual) * len(unusual))

@@ -1,7 +1,7 @@
-"""What the loss adds to the distortion: a weighted rate, or a rate that is steered to a target.
+"""The rate's part of the loss: weighted by β, or steered to a target.
 
-The schedule (`vae.schedules.kl`) gives β. The controls beside it have a state of two numbers that changes with every
-step; it stays on the device, so that no step waits for it, and goes into the checkpoint.
+The schedule (`vae.schedules.kl`) gives β. Each control has a state of two numbers that changes with every step; it
+stays on the device, so that no step waits for it, and is part of the checkpoint.
 """
 
 import torch
@@ -17,7 +17,7 @@ GECO_RANGE = 20.0  # of |ln λ|, so that a constraint that cannot be met ends in
 
 
 class KLControl:
-    """The loss of a step, and what the control remembers from step to step.
+    """Computes the loss of a step, and holds the state of the control.
 
     Controls (`KL.control`):
         schedule: D + β·R (Higgins 2017).
@@ -34,7 +34,7 @@ class KLControl:
         self.state = torch.zeros(2, dtype=torch.float64, device=device)
 
     def update(self, rate: Tensor, mse: Tensor) -> None:
-        """After a step's rate (nats per image) and error (per pixel); never differentiated."""
+        """Updates the state with a step's rate (nats per image) and error (per pixel), without gradients."""
         match self.kl.control:
             case "pi":
                 self.state.copy_(_proportional_integral(self.kl, self.state, rate.detach().double()))
@@ -61,7 +61,7 @@ class KLControl:
         return distortion + beta * rate
 
     def effective_weight(self, scheduled: float, sigma: float | None) -> float:
-        """The KL weight that a step's loss amounts to, for the history. GECO: 1/(2σ²λ), with the likelihood's σ."""
+        """The KL weight equivalent to a step's loss, for the history. GECO: 1/(2σ²λ), with the likelihood's σ."""
         match self.kl.control:
             case "capacity":
                 return self.kl.max_weight

@@ -1,4 +1,4 @@
-"""The mean image: what a model gives that has learnt nothing but the average."""
+"""The mean image as a baseline: the output of a model that has learnt nothing but the average."""
 
 from dataclasses import dataclass
 
@@ -23,12 +23,12 @@ class MeanImage:
         return cls(*pixel_moments(train_images))
 
     def mse(self, images: np.ndarray) -> float:
-        """The error of answering each of these images with the mean of the training images."""
+        """The error of reconstructing each of these images as the mean of the training images."""
         mean, variance = pixel_moments(images)
         return float((variance + (mean - self.mean).square()).mean())
 
     def elbo(self, images: np.ndarray, kind: str) -> float:
-        """The ELBO of doing so, in nats per image, with a rate of 0: the floor that learning is counted from.
+        """The ELBO of that reconstruction, in nats per image, at a rate of 0: the floor that learning starts from.
 
         Gaussian: with the σ that fits the training images, not below that of any model. Bernoulli: each
         pixel's mean as its probability.

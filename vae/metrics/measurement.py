@@ -1,4 +1,4 @@
-"""What a VAE does to a whole split: rate, distortion and the health of its latents, in nats per image."""
+"""A VAE measured on a whole split: rate, distortion and the state of its latents, in nats per image."""
 
 import math
 from collections.abc import Iterator
@@ -59,15 +59,15 @@ class Measurement:
         return int(self.active(threshold).sum())
 
     def informative_units(self, nats: float = 0.1) -> int:
-        """Latents that cost more than `nats`: of a young model, fewer than are active."""
+        """Latents whose KL exceeds `nats`; early in training fewer than are active."""
         return int((self.kl_per_latent > nats).sum())
 
     @property
     def posterior_share(self) -> np.ndarray:
-        """E_x[σ_j²(x)] / s_j²: (Z,), what of the variance of q(z_j) is the posteriors' own and not the images'.
+        """E_x[σ_j²(x)] / s_j²: (Z,), the share of the variance of q(z_j) that is the posteriors' own.
 
-        1 for a latent that says nothing, near 0 for one that is told exactly: by the law of total variance
-        1 less the share of Var_x(E_q[z_j|x]).
+        1 for a latent that carries nothing, near 0 for one that the image determines: by the law of total variance,
+        1 minus the share of Var_x(E_q[z_j|x]).
         """
         return 1 - self.mean_variance / self.aggregate_variance
 
@@ -90,13 +90,13 @@ class Measurement:
         return float(0.5 * (np.trace(s) + m @ m - len(m) - log_determinant))
 
     def elbo_at_own_sigma(self, kind: str, pixels: int) -> float:
-        """The ELBO at the σ of this split's own error, so that models of different σ compare; Bernoulli: the ELBO."""
+        """The ELBO at the σ of this split's own error, to compare models of different σ; Bernoulli: the ELBO."""
         if kind == "bernoulli":
             return self.elbo
         return self.with_likelihood(Likelihood("gaussian", optimal_sigma(self.mse_sampled)), pixels)
 
     def with_likelihood(self, likelihood: Likelihood, pixels: int) -> float:
-        """The ELBO that another Gaussian σ would have given, from the same pass."""
+        """The ELBO at another Gaussian σ, from the same pass."""
         error = torch.tensor(self.mse_sampled * pixels, dtype=torch.float64)
         return float(gaussian_log_prob(error, pixels, likelihood.variance)) - self.rate
 
@@ -152,7 +152,7 @@ def measure(
 def fitted_sigma(model: VAE, images: np.ndarray | Tensor, compute: Compute, seed: int) -> float:
     """The optimal σ: from the mean squared error over these images, z sampled (Rybkin 2021).
 
-    To be called with images of the training split, never with those that the σ then judges.
+    Call it with images of the training split, never with those that are then measured with this σ.
     """
     error = torch.zeros((), dtype=torch.float64, device=compute.device)
     for index, x in enumerate(evaluation_batches(model, images, compute.device)):
@@ -181,7 +181,7 @@ def encode(model: VAE, images: np.ndarray | Tensor, compute: Compute) -> tuple[n
 
 
 def evaluation_batches(model: VAE, images: np.ndarray | Tensor, device: torch.device) -> Iterator[Tensor]:
-    """The split in order, the model in evaluation mode meanwhile."""
+    """The split in order, with the model in evaluation mode."""
     training = model.training
     model.eval()
     try:

@@ -15,7 +15,7 @@ MOST_IMAGES = 10_000  # the estimate is quadratic in time
 class MutualInformation:
     """I_q(x; z) = R − KL(q(z) ‖ p(z)) (Hoffman & Johnson 2016).
 
-    It can never exceed ln n of its sample (He 2019): where R comes within 2 nats of that, `value` and
+    The estimate cannot exceed ln n of its sample (He 2019): where R comes within 2 nats of that, `value` and
     `aggregate_kl` are None and `saturated_at` is ln n.
     """
 

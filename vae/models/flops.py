@@ -1,4 +1,4 @@
-"""Floating-point operations of a training, for the rules that choose precision and compilation."""
+"""Floating-point operations of a training step, for choosing precision and compilation."""
 
 from typing import cast
 
@@ -10,7 +10,7 @@ from vae.models.vae import build
 
 
 def training_flops(p: Parameters) -> float:
-    """Of one image: forward, and twice that backward."""
+    """For one image: forward, and twice that backward."""
     per_image = 0.0
 
     def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -13,7 +13,7 @@ from vae.config.constants import SMALLEST_SIGMA
 
 @dataclass(frozen=True)
 class Likelihood:
-    """p(x|z) with everything fixed: what a saved model is judged by.
+    """p(x|z) with everything fixed, as a saved model is judged.
 
     Attributes:
         sigma: the Gaussian's standard deviation, in pixels of [0, 1]; None for Bernoulli.
@@ -29,7 +29,7 @@ class Likelihood:
         return gaussian_log_prob(squared_error(x, output), x[0].numel(), self.variance)
 
     def mean(self, output: Tensor) -> Tensor:
-        """E[x|z] from the decoder's output: pixels, in [0, 1] where the model has learnt so."""
+        """E[x|z] from the decoder's output: pixels, about [0, 1]."""
         return output.sigmoid() if self.kind == "bernoulli" else output
 
     @property
@@ -60,7 +60,7 @@ def optimal_sigma(mse: float) -> float:
 
 
 def known_likelihood(elbo: BetaELBO, log_sigma: Tensor | None = None) -> Likelihood | None:
-    """p(x|z) where nothing of it has to be measured; None for an optimal σ.
+    """p(x|z) where nothing has to be measured for it; None for an optimal σ.
 
     log_sigma: of the model, where σ is learned.
     """

@@ -2,7 +2,7 @@
 
 Where a model encodes and decodes well but its aggregate posterior q(z) is not N(0, I), samples from N(0, I) are of
 places that no image was encoded to. A Gaussian mixture, fitted to q(z) of the training split, is a prior without
-those holes; encoder and decoder stay as they are.
+those holes; encoder and decoder are unchanged.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 COMPONENTS = 10
-IMAGES_A_ROW = 10  # of a full covariance, which has one for each latent
-SMALLEST_VARIANCE = 1e-4  # added to each: a component must not shrink onto a single image
+IMAGES_PER_LATENT = 10  # for a full covariance
+SMALLEST_VARIANCE = 1e-4  # added to each, so that no component shrinks onto a single image
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Mixture:
         return {"weights": self.weights, "means": self.means, "scales": self.scales}
 
     def is_valid(self, latents: int) -> bool:
-        """Whether the tensors, which may come from anyone's file, are a mixture over so many latents."""
+        """Whether the tensors, which may come from a stranger's file, are a mixture over this many latents."""
         components = len(self.weights)
         fits = self.means.shape == (components, latents) and self.scales.shape == (
             components,
@@ -66,15 +66,15 @@ class Mixture:
 def fit(mu: np.ndarray, logvar: np.ndarray, seed: int) -> Mixture:
     """Fitted to one z ~ q(z|x) of each image. mu, logvar: (N, Z), of the training split.
 
-    Ten full covariances, as Ghosh 2020 has it, where there are ten images for each latent of each; fewer of them,
-    or diagonal ones, where there are not: a covariance of fewer images than latents is of the images, not of q(z).
+    Ten components with full covariances (Ghosh 2020), if there are ten images per latent and component; else fewer
+    components, or diagonal covariances: one of fewer images than latents describes the images, not q(z).
     """
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # has no stubs
 
     z = draw(mu, logvar, seed)
     images, latents = z.shape
-    full = min(images // (IMAGES_A_ROW * latents), COMPONENTS)
+    full = min(images // (IMAGES_PER_LATENT * latents), COMPONENTS)
     kind, components = ("full", full) if full else ("diag", int(np.clip(images // 100, 1, COMPONENTS)))
     with threadpool_limits(1):  # the number of threads would decide the last bits
         model = GaussianMixture(

@@ -19,7 +19,7 @@ def convolutional(
     batch_norm: bool,
     decoded: int | None = None,
 ) -> tuple[nn.Module, int, nn.Module]:
-    """decoded: channels of what the decoder gives, where it is not an image."""
+    """decoded: the decoder's output channels, where its output is not an image."""
     channels, height, width = image_shape
     sizes = [(height, width)]  # a 4×4 convolution of stride 2, padding 1, halves and rounds down
     for _ in widths:
@@ -40,7 +40,7 @@ def convolutional(
     ]
     for level in range(len(widths), 0, -1):
         last = level == 1
-        odd = (sizes[level - 1][0] % 2, sizes[level - 1][1] % 2)  # a row or column that the halving lost
+        odd = (sizes[level - 1][0] % 2, sizes[level - 1][1] % 2)  # a row or column lost in halving
         up.append(
             nn.ConvTranspose2d(
                 mirrored[level], mirrored[level - 1], 4, stride=2, padding=1, output_padding=odd,
@@ -49,12 +49,14 @@ def convolutional(
         )  # fmt: skip
         if not last:
             up += _normalised_silu(nn.BatchNorm2d(mirrored[level - 1]) if batch_norm else None)
-    *down, silu = down  # comes after the change of memory order, so that its gradient meets no other order
+    *down, silu = (
+        down  # moved behind the change of memory order, so that its gradient has the order of its input
+    )
     return nn.Sequential(*down, nn.Flatten(), silu), features, nn.Sequential(*up)
 
 
 class _Unflatten(nn.Unflatten):
-    """In the memory order of the convolutions that follow: what lies between two orders is slow, backward above all."""
+    """Unflatten into channels-last memory, the order of the convolutions that follow (mixed orders are slow)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""A decoder that sees the pixels before the one it predicts: p(x|z) = Π_i p(x_i | x_<i, z), in raster order.
+"""An autoregressive decoder: p(x|z) = Π_i p(x_i | x_<i, z), in raster order.
 
 A PixelCNN (van den Oord 2016a, "Pixel recurrent neural networks", section 3.3) conditioned at every pixel on a map
 decoded from z (van den Oord 2016b, "Conditional image generation with PixelCNN decoders", equation 5; Gulrajani
@@ -16,15 +16,13 @@ from torch.nn import functional
 
 FIRST, HIDDEN = 7, 3  # sides of the kernels: of the layer that sees the image, and of those after it
 LAYERS = 4  # after the first one
-REACH = FIRST // 2 + LAYERS * (
-    HIDDEN // 2
-)  # how many rows up, and columns to either side, a pixel is seen from
+REACH = FIRST // 2 + LAYERS * (HIDDEN // 2)  # rows up, and columns to either side, that a pixel depends on
 
 
 class MaskedConv2d(nn.Conv2d):
-    """A convolution that sees the pixels above, and those to the left in the same row; `B` also the pixel itself.
+    """A convolution over the pixels above, and to the left in the same row; type B includes the pixel itself.
 
-    Type A looks at the image, where the pixel itself is what is to be predicted; type B at layers above A.
+    Type A comes first, on the image, where the pixel itself is to be predicted; type B on the layers above it.
     """
 
     mask: Tensor
@@ -38,7 +36,7 @@ class MaskedConv2d(nn.Conv2d):
 
     @property
     def seen(self) -> int:
-        """Of how many inputs each output is a sum."""
+        """How many inputs each output sums."""
         return self.in_channels * int(self.mask.sum())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +46,7 @@ class MaskedConv2d(nn.Conv2d):
 class PixelCNN(nn.Module):
     """The decoder: teacher forcing with an image, generation without one.
 
-    There is no batch norm among its masked layers: in training its statistics would tell a pixel of those after it.
+    Its masked layers have no batch norm, whose statistics would leak later pixels into earlier ones in training.
 
     Args:
         conditions: z (B, Z) → a map (B, F, H, W).
@@ -67,18 +65,18 @@ class PixelCNN(nn.Module):
 
     @torch.no_grad()
     def shrink_branches(self) -> None:
-        """Once, after the usual initialisation: the sum of what the layers add begins at the scale of one of them."""
+        """Called once, after the usual initialisation: the sum of all branches starts at the scale of one."""
         for layer in (*self.hidden, *self.condition):
             assert isinstance(layer, nn.Conv2d)
             layer.weight.div_(math.sqrt(LAYERS + len(self.condition)))
 
     def forward(self, z: Tensor, x: Tensor | None) -> Tensor:
-        """z: (B, Z); x: (B, C, H, W), pixels in [0, 1] → (B, C, H, W): of each pixel given z and those before it."""
+        """z: (B, Z); x: (B, C, H, W), pixels in [0, 1] → (B, C, H, W): each pixel given z and those before it."""
         conditions = self.conditions(z)
         return self.predict(self.generate(conditions) if x is None else x, conditions)
 
     def predict(self, x: Tensor, conditions: Tensor) -> Tensor:
-        """All pixels at once, each from x before it. conditions: (B, F, H, W)."""
+        """All pixels in parallel, each from those before it in x. conditions: (B, F, H, W)."""
         h = self.first(x) + self.condition[0](conditions)
         for layer, condition in zip(self.hidden, self.condition[1:], strict=True):
             h = h + layer(functional.silu(h)) + condition(conditions)
@@ -96,6 +94,6 @@ class PixelCNN(nn.Module):
                 top, left = max(row - REACH, 0), max(column - REACH, 0)
                 window = (..., slice(top, row + 1), slice(left, column + REACH + 1))
                 output = self.predict(x[window], conditions[window])[..., row - top, column - left].float()
-                # In training it has seen nothing but pixels in [0, 1].
+                # It was trained on pixels in [0, 1] only.
                 x[..., row, column] = torch.sigmoid(output) if self.bernoulli else output.clamp(0, 1)
         return x

@@ -1,6 +1,6 @@
 """A model on disk: `weights.safetensors` and a readable `config.json`. Loading runs no code from either.
 
-Both are checked before anything is made of them: a `config.json` from elsewhere may ask for any amount of memory.
+Both are checked before a model is built: a `config.json` from elsewhere may ask for any amount of memory.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class _Checked(BaseModel):
 
 
 class Attempted(_Checked):
-    """A training that was tried: what it changed of the parameters, how it was judged, and whether it was kept."""
+    """One attempt of a training with remedies: its changes of parameters, its verdict, and whether it was kept."""
 
     changes: dict[str, Any]
     fitted_prior: bool
@@ -50,7 +50,7 @@ class Attempted(_Checked):
 
 
 class Validation(_Checked):
-    """Of the validation split; empty for models that were saved before scores were kept."""
+    """Of the validation split; empty in models saved before scores were kept."""
 
     images: int | None = None
     score_percentiles: Annotated[list[float], Field(min_length=101, max_length=101)] | None = None
@@ -63,7 +63,7 @@ class Validation(_Checked):
 
 
 class ModelConfig(_Checked):
-    """`config.json`: what it takes, beside the weights, to judge a model and to give it new images.
+    """`config.json`: all that is needed, beside the weights, to judge a model and to give it new images.
 
     Attributes:
         likelihood: frozen when training ended.
@@ -91,7 +91,7 @@ class ModelConfig(_Checked):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "ModelConfig":
-        """What would give wrong numbers rather than an error."""
+        """Refuses what would otherwise give wrong numbers instead of an error."""
         made = self.preprocessing
         if (made.channels, made.height, made.width) != self.image_shape:
             raise ValueError(f"preprocessing does not give images of image_shape = {list(self.image_shape)}")
@@ -126,7 +126,7 @@ class Saved:
         return math.prod(self.config.image_shape)
 
     def compute(self, device: torch.device | None = None) -> Compute:
-        """The CPU, or the device given, in the precision of the training where it is the same kind."""
+        """On the CPU, or the given device, in the precision of the training."""
         return Compute(device or torch.device("cpu"), self.config.precision)
 
 
@@ -139,7 +139,7 @@ def save(folder: Path, model: VAE, config: ModelConfig, prior: Mixture | None = 
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     (folder / WEIGHTS_FILE).write_bytes(to_bytes(weights))
-    (folder / PRIOR_FILE).unlink(missing_ok=True)  # of the model that was here before
+    (folder / PRIOR_FILE).unlink(missing_ok=True)  # of the previous model
     if prior is not None:
         (folder / PRIOR_FILE).write_bytes(to_bytes(prior.tensors()))
     text = json.dumps(config.model_dump(mode="json"), indent=2, allow_nan=False)
@@ -170,7 +170,7 @@ def load(folder: Path, device: torch.device | None = None) -> Saved:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """Raises: InputError: it is missing, damaged, or holds what no model has."""
+    """Raises: InputError: it is missing, damaged, or has values that no model has."""
     try:
         return ModelConfig.model_validate_json((folder / CONFIG_FILE).read_bytes())
     except FileNotFoundError:
@@ -213,9 +213,10 @@ def _misfit(folder: Path, reason: str) -> InputError:
 
 
 def _check_size(config: ModelConfig, weights: dict[str, Tensor]) -> None:
-    """Raises: ValueError: the file holds fewer weights than the fewest that such a network has.
+    """Keeps the network within a few times the size of its weights file.
 
-    So a network is never larger than a few times the file that is to fill it.
+    Raises:
+        ValueError: the file holds fewer weights than the smallest such network.
     """
     channels, height, width = config.image_shape
     widths = config.model.widths
@@ -225,9 +226,7 @@ def _check_size(config: ModelConfig, weights: dict[str, Tensor]) -> None:
     fewest = 2 * last * config.model.latent_dim
     fewest += sum(before * after for before, after in itertools.pairwise((first, *widths)))
     if fewest > sum(tensor.numel() for tensor in weights.values()):
-        raise ValueError(
-            f"{WEIGHTS_FILE} holds fewer weights than such a model has, which is {fewest:,} or more"
-        )
+        raise ValueError(f"{WEIGHTS_FILE} holds fewer weights than the {fewest:,} or more of such a model")
 
 
 def _read_prior(path: Path, latents: int) -> Mixture | None:

@@ -42,7 +42,7 @@ class VAE(nn.Module):
         widths: list[int],
         batch_norm: bool,
         mean_batch_norm: float | None = None,
-        logvar_max: float = 10.0,  # also of models that were saved before it could be set
+        logvar_max: float = 10.0,  # the value of models saved before it could be set
         learned_sigma: bool = False,
         likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
     ) -> None:
@@ -100,7 +100,7 @@ class VAE(nn.Module):
                 if module in (self.posterior, output):
                     nn.init.xavier_uniform_(module.weight)
                 elif isinstance(module, nn.ConvTranspose2d):
-                    # Each output pixel of a stride-2 transposed convolution sees a quarter of the kernel.
+                    # An output pixel of a stride-2 transposed convolution depends on a quarter of the kernel.
                     kernel = math.prod(module.kernel_size) / math.prod(module.stride)
                     nn.init.normal_(module.weight, std=math.sqrt(2 / (module.in_channels * kernel)))
                 elif isinstance(module, MaskedConv2d):
@@ -126,7 +126,7 @@ def build(p: Parameters) -> VAE:
 
 
 def to_device(model: VAE, device: torch.device) -> VAE:
-    """Moves a model, its convolutions in the memory order that is fastest on CPU and GPU alike."""
+    """Moves a model, with its convolutions channels last in memory, the fastest order on CPU and GPU."""
     for parameter in model.to(device).parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

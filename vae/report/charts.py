@@ -1,6 +1,6 @@
-"""The figures of an evaluation. They repeat to the bit: no pyplot, no user style, no date in a file.
+"""The charts of an evaluation. The same data gives the same bytes: no pyplot, no user style, no date.
 
-Each is as wide as a phone can show with its letters readable; a page puts two of them side by side.
+Each is narrow enough for a phone to show it with readable text; a wide page shows two side by side.
 """
 
 import io
@@ -26,9 +26,9 @@ BLUE, ORANGE, GREEN, RED, INK, GREY, LIGHT = (
 CLASSES = (
     "#2f6db3", "#d9822b", "#3c8d5a", "#c0392b", "#7d5ba6", "#8c5a3c", "#d069a8", "#a3a72f", "#2fa7b3", "#5b6470",
 )  # fmt: skip
-LONGEST_NAME = 30  # characters of a class in a legend
+LONGEST_NAME = 30  # characters of a class name in a legend
 WIDTH = 5.6  # inches
-# In a page the colours are its own, so that light, dark and paper each have theirs.
+# The page replaces these colours by its own variables: light, dark and print differ.
 PAGE_COLOURS = {
     BLUE: "blue", ORANGE: "orange", GREEN: "green", RED: "red", INK: "ink", GREY: "quiet", LIGHT: "line",
 }  # fmt: skip
@@ -57,9 +57,9 @@ _STYLE = {
 
 
 def training_curves(history: pd.DataFrame, ramp_epochs: float, kept_epoch: int) -> Figure:
-    """Reconstruction, KL and KL weight over epochs; the ramp is shaded, the kept epoch marked.
+    """Reconstruction, KL and KL weight over epochs, with the ramp shaded and the kept epoch marked.
 
-    history: the columns of `vae.training.history.COLUMNS`. kept_epoch: counted from 1; 0 where there is none.
+    history: the columns of `vae.training.history.COLUMNS`. kept_epoch: from 1, or 0 for none.
     """
     with _style():
         figure = Figure(figsize=(WIDTH, 6), layout="constrained")
@@ -67,13 +67,13 @@ def training_curves(history: pd.DataFrame, ramp_epochs: float, kept_epoch: int) 
         epochs = history["epoch"].to_numpy()
         for ax, name, title in (
             (axes[0], "reconstruction", "Reconstruction: −ln p(x|z), nats per image"),
-            (axes[1], "kl", "KL: what the latents carry, nats per image"),
+            (axes[1], "kl", "KL: information in the latents, nats per image"),
         ):
             for split, colour in (("train", BLUE), ("valid", ORANGE)):
                 ax.plot(epochs, history[f"{split}/{name}"], color=colour, label=split, **_dots(len(epochs)))
             ax.set_title(title)
             values = history[[f"train/{name}", f"valid/{name}"]].to_numpy()
-            _without_the_first_fall(ax, values, from_zero=name == "kl")
+            _limit_to_later_epochs(ax, values, from_zero=name == "kl")
         axes[2].plot(epochs, history["kl_weight"], color=GREEN, **_dots(len(epochs)))
         axes[2].set_title("KL weight at the end of the epoch")
         axes[2].set_ylim(bottom=0)
@@ -96,9 +96,9 @@ def kl_per_latent(
     predicted: Sequence[float] | None,
     informative: float,
 ) -> Figure:
-    """Each latent's KL, largest first, with what linear theory expected and the line of `informative` nats.
+    """KL of each latent, largest first, with the prediction of linear theory and the threshold `informative`.
 
-    kl: (Z,), nats per image. posterior_share: (Z,), in [0, 1], drawn below in the order of the KL.
+    kl: (Z,), nats per image. posterior_share: (Z,), in [0, 1], plotted below in the same order.
     """
     with _style():
         figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
@@ -117,7 +117,9 @@ def kl_per_latent(
         if predicted is not None and len(predicted):
             expected = np.sort(np.asarray(predicted, dtype=np.float64))[::-1]
             steps = np.arange(len(expected) + 1) + 0.5
-            ax.stairs(expected, steps, baseline=None, color=ORANGE, lw=1.6, label="expected by linear theory")
+            ax.stairs(
+                expected, steps, baseline=None, color=ORANGE, lw=1.6, label="predicted by linear theory"
+            )
         ax.axhline(informative, color=RED, lw=1, ls="--")
         ax.set(ylabel="KL, nats per image", xlim=(0.4, len(order) + 0.6))
         below.set(xlabel="latent, sorted", ylabel="posterior's share\nof variance", ylim=(0, 1))
@@ -128,10 +130,10 @@ def kl_per_latent(
 
 
 def kl_over_time(epochs: pd.DataFrame, kept_epoch: int) -> Figure:
-    """A heat map of KL, in nats per image: epochs to the right, latents from the top by their last KL.
+    """Heat map of KL in nats per image: epochs on x, latents on y, sorted by their last KL.
 
-    epochs: the column `epoch`, and one for each latent. The colour goes by the root, so that a latent of
-    0.1 nats is told from one of none beside others of several nats. kept_epoch: as above.
+    epochs: the column `epoch` and one column per latent. The colour scale is a square root, so that 0.1 nats differ
+    visibly from 0 beside latents of several nats. kept_epoch: as above.
     """
     with _style():
         kl = np.nan_to_num(epochs.drop(columns="epoch").to_numpy(np.float64), nan=0, posinf=0)
@@ -163,17 +165,22 @@ def expected_kl(
     weight: float,
     measured: float | None,
 ) -> Figure:
-    """What linear theory expected of each KL weight, with the weight that was taken and what came of it.
+    """Predicted KL over KL weights, with the weight of this run and its measured KL.
 
-    weights, kl: (K,), kl in nats per image. collapse: the weight from which on collapse is expected.
+    weights, kl: (K,), kl in nats per image. collapse: collapse is predicted above this weight.
     """
     with _style():
         figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
         ax = figure.subplots()
-        ax.semilogx(weights, kl, color=ORANGE, label="expected by linear theory")
+        ax.semilogx(weights, kl, color=ORANGE, label="predicted by linear theory")
         if collapse is not None and collapse < weights[-1]:
             ax.axvspan(
-                max(collapse, weights[0]), weights[-1], color=RED, alpha=0.12, lw=0, label="collapse expected"
+                max(collapse, weights[0]),
+                weights[-1],
+                color=RED,
+                alpha=0.12,
+                lw=0,
+                label="collapse predicted",
             )
         if weight > 0:
             ax.axvline(weight, color=INK, lw=1, ls=":", label=f"weight of this run: {weight:g}")
@@ -187,9 +194,9 @@ def expected_kl(
 
 
 def latent_map(mu: NDArray[np.float32], labels: NDArray[np.object_]) -> Figure:
-    """The posterior means' first two principal components, coloured by class; the rare classes share a grey.
+    """The first two principal components of the posterior means, coloured by class; rare classes share a grey.
 
-    mu: (N, Z). labels: (N,), None where an image has no class.
+    mu: (N, Z). labels: (N,), None for an image without a class.
     """
     with _style():
         figure = Figure(figsize=(8, 5.6), layout="constrained")
@@ -207,14 +214,14 @@ def latent_map(mu: NDArray[np.float32], labels: NDArray[np.object_]) -> Figure:
             legend = ax.legend(
                 loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2 if len(mu) < 3000 else 3
             )
-            _plain(legend)
+            _without_formulas(legend)
         return figure
 
 
 def principal_components(mu: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(N, 2) coordinates and the share of the variance of each; zeros where the latents hold nothing.
+    """(N, 2) coordinates and the share of the variance of each axis; zeros where the latents do not vary.
 
-    The larger entry of each direction is positive, so that the picture does not flip between machines.
+    The largest entry of each direction is positive, so that the picture does not flip between machines.
     """
     centred = np.nan_to_num(mu.astype(np.float64), posinf=0, neginf=0)
     centred = centred - centred.mean(0)
@@ -229,7 +236,7 @@ def principal_components(mu: NDArray[np.float32]) -> tuple[NDArray[np.float64], 
 
 
 def groups(labels: NDArray[np.object_]) -> list[tuple[str, NDArray[np.bool_], str]]:
-    """(name, members, colour): the most frequent classes by name, then all others together, then no class."""
+    """(name, members, colour) of the most frequent classes, of all others together, and of images without a class."""
     known = np.array([label is not None for label in labels], dtype=bool)
     texts = np.array([str(label) for label in labels])
     names, counts = np.unique(texts[known], return_counts=True)
@@ -245,7 +252,7 @@ def groups(labels: NDArray[np.object_]) -> list[tuple[str, NDArray[np.bool_], st
 
 
 def png(figure: Figure) -> bytes:
-    """The same bytes for the same figure."""
+    """The figure as PNG, without a date: the same bytes each time."""
     buffer = io.BytesIO()
     with _style():
         figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
@@ -253,9 +260,9 @@ def png(figure: Figure) -> bytes:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The same figure as an <svg> for a page: its letters are text, its colours the page's (`PAGE_COLOURS`).
+    """The figure as an `<svg>` element with text as text and the page's colours (`PAGE_COLOURS`).
 
-    name: apart from those of the other figures on the page, since what the drawing refers to is named by it.
+    name: unique on the page; it seeds the ids inside the element.
     """
     buffer = io.StringIO()
     with _style(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
@@ -263,7 +270,7 @@ def svg(figure: Figure, name: str) -> str:
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<(metadata|style).*?</\1>\s*|<!--.*?-->\s*", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # figure_1, axes_1: the same names in each figure
+    drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # figure_1, axes_1: not unique on the page
     drawing = re.sub(r' (?:width|height)="[\d.]+pt"', "", drawing, count=2)
     drawing = re.sub(r"font-family: [^;\"]*;? ?", "", drawing)
     drawing = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", drawing)
@@ -275,19 +282,19 @@ def svg(figure: Figure, name: str) -> str:
 @contextmanager
 def _style() -> Iterator[None]:
     with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a class may be named in any script
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # class names may be in any script
         yield
 
 
 def _dots(epochs: int) -> dict[str, Any]:
-    """A line of one point would not be seen."""
+    """Markers for short histories: a line of one point would be invisible."""
     return {"marker": "o", "ms": 3} if epochs <= 20 else {}
 
 
-def _without_the_first_fall(ax: Axes, values: NDArray[np.float64], from_zero: bool) -> None:
-    """The first epochs are often many times worse than the rest: the axis leaves them out where they squeeze it.
+def _limit_to_later_epochs(ax: Axes, values: NDArray[np.float64], from_zero: bool) -> None:
+    """Cut the y axis to the later epochs where the first ones, often many times worse, would flatten the rest.
 
-    A fall to next to nothing, as a collapse is, stays in sight.
+    A KL that falls to nearly 0, as in a collapse, stays in view.
     """
     finite = values[np.isfinite(values).all(1)]
     if from_zero:
@@ -304,10 +311,10 @@ def _without_the_first_fall(ax: Axes, values: NDArray[np.float64], from_zero: bo
 def _short(name: str) -> str:
     text = "".join(c if c.isprintable() else "?" for c in " ".join(name.split()))
     text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
-    return f" {text}" if text.startswith("_") else text  # matplotlib leaves labels with a leading _ out
+    return f" {text}" if text.startswith("_") else text  # matplotlib omits labels with a leading _
 
 
-def _plain(legend: Legend) -> None:
-    """A class may be called `$x^`, which is no formula."""
+def _without_formulas(legend: Legend) -> None:
+    """A class name such as `$x^` is not a formula."""
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -1,4 +1,4 @@
-"""What a report tells: plain data, gathered by the stage evaluate and laid out by `vae.report.page`."""
+"""The content of a report as plain data: gathered by the stage evaluate, laid out by `vae.report.page`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from vae.report.latent_map import LatentMap
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture with what is seen on it. Pictures of one section stand together.
+    """A picture, its caption and its section of the report.
 
     Attributes:
-        file: its name, without folder. png: as DVC and MLflow show it.
-        alt: for who can not see it; the caption stands below it in any case.
-        svg: a chart as a drawing in the page's own colours; the page then shows this.
-        rows, columns: what stands beside and above a grid of images.
+        file: File name without folder. png: What DVC and MLflow show.
+        alt: Text for screen readers.
+        svg: A chart in the page's colours, which the page shows instead of the PNG.
+        rows, columns: Labels beside and above a grid of images.
     """
 
     section: str
@@ -34,21 +34,22 @@ class Picture:
 
     @property
     def drawing(self) -> Markup:
-        """The SVG, made by this program: markup, not text."""
+        """The SVG as markup: this program generated it, so it needs no escaping."""
         return Markup(self.svg)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a report tells.
+    """The content of a report.
 
     Attributes:
-        metrics: `reports/metrics.json`; monitor, preflight, validation: the reports of these names. A key
-            that is missing or null shows as a dash.
-        manifest: a row a source file.
-        pictures: in the order of the report.
-        latent_map: of the test images. classes_read: what the linear probe made of each class; empty without one.
-        hashes: what was read, by name: SHA-256.
+        metrics, monitor, preflight, validation: The JSON reports of these names. A key that is missing or null
+            shows as a dash.
+        manifest: One row per source file.
+        pictures: In the order of the report.
+        latent_map: Of the test images.
+        classes_read: The linear probe's results by class; empty where there is no probe.
+        hashes: SHA-256 of the inputs, by name.
     """
 
     parameters: ResolvedParameters
@@ -65,12 +66,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a run comes from and what it stands against: for a copy that may hold what differs from run to run.
+    """What differs from run to run, for the report's copy in MLflow.
 
     Attributes:
-        links: (what, text, URL; None where there is none).
-        promotion: one sentence: would this model replace the champion, and why; None where nobody asked.
-        champion: its name and its metrics on the test split; None without one.
+        links: (name, text, URL or None).
+        promotion: One sentence: would this model replace the champion, and why. None where the gate did not run.
+        champion: Its name and its metrics on the test split, or None.
     """
 
     links: Sequence[tuple[str, str, str | None]]

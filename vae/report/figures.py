@@ -1,4 +1,4 @@
-"""Every picture of the report: what the model draws, and what was measured of it."""
+"""The pictures of the report: images that the model generates, and charts of its measurements."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from vae.report import charts
 from vae.report.facts import Picture
 from vae.schedules.kl import first_final_epoch
 
-FARTHEST = 3  # where a traversal begins and ends, in the prior's standard deviations
+FARTHEST = 3  # a traversal goes from −3 to 3 standard deviations of the prior
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How many pictures are drawn: pairs of each of best, median and worst, samples, latents, steps along each."""
+    """How many images: pairs for each of best, median and worst, samples, traversed latents and their steps."""
 
     pairs: int
     samples: int
@@ -35,10 +35,12 @@ class Amount:
 
 
 MANY = Amount(pairs=8, samples=48, latents=8, steps=7)
-FEW = Amount(pairs=4, samples=12, latents=3, steps=5)  # of a decoder that draws pixel by pixel
+FEW = Amount(
+    pairs=4, samples=12, latents=3, steps=5
+)  # an autoregressive decoder is slow: it samples pixel by pixel
 
 
-def drawn(
+def generated(
     p: ResolvedParameters,
     model: Saved,
     compute: Compute,
@@ -46,15 +48,29 @@ def drawn(
     result: Evaluation,
     verdict: str,
 ) -> Iterator[Picture]:
-    """What the model draws; images and result are of the test split."""
+    """Images that the model generates; `images` and `result` are of the test split."""
     amount = FEW if p.model.architecture == "autoregressive" else MANY
     errors = np.nan_to_num(result.errors, nan=np.inf)
     by_error = np.argsort(errors, kind="stable")
-    middle = max(0, (len(by_error) - amount.pairs) // 2)
+    yield from _reconstructions(model, compute, images, errors, by_error, amount.pairs)
+    yield _samples(model, compute, amount.samples, verdict, p.seed)
+    kl = np.nan_to_num(result.measurement.kl_per_latent)
+    yield _traversals(model, compute, np.array(images[by_error[len(by_error) // 2]]), kl, amount)
+
+
+def _reconstructions(
+    model: Saved,
+    compute: Compute,
+    images: NDArray[np.uint8],
+    errors: NDArray[np.float64],
+    by_error: NDArray[np.int64],
+    pairs: int,
+) -> Iterator[Picture]:
+    middle = max(0, (len(by_error) - pairs) // 2)
     for name, chosen, what in (
-        ("best", by_error[: amount.pairs], "The images with the smallest errors"),
-        ("median", by_error[middle : middle + amount.pairs], "Images in the middle: what to expect"),
-        ("worst", by_error[::-1][: amount.pairs], "The images with the largest errors, the worst first"),
+        ("best", by_error[:pairs], "The images with the smallest errors"),
+        ("median", by_error[middle : middle + pairs], "Images with the median error"),
+        ("worst", by_error[::-1][:pairs], "The images with the largest errors, worst first"),
     ):
         originals = np.array(images[chosen])
         copies = generate.reconstruct(model.model, originals, model.likelihood, compute)
@@ -62,28 +78,32 @@ def drawn(
         yield Picture(
             "Reconstructions",
             f"reconstructions_{name}.png",
-            f"{what}. Mean squared error {span}, z at its mean.",
+            f"{what}. Mean squared error {span}, with z = μ.",
             f"{len(chosen)} test images above, their reconstructions below: {name}",
-            grids.png(grids.reconstruction_grid(originals, copies, amount.pairs)),
+            grids.png(grids.reconstruction_grid(originals, copies, pairs)),
             rows=("original", "decoded"),
         )
 
-    yield Picture(
+
+def _samples(model: Saved, compute: Compute, count: int, verdict: str, seed: int) -> Picture:
+    prior = "the prior N(0, 1)" if model.prior is None else "the mixture fitted to the latents after training"
+    return Picture(
         "Samples",
         "samples.png",
-        f"{amount.samples} images decoded from z drawn from "
-        + ("the prior N(0, 1)" if model.prior is None else "the mixture fitted to the latents after training")
-        + ": what the model takes images to be. "
+        f"{count} images decoded from z drawn from {prior}: the model's idea of an image. "
         + _about_samples(verdict),
-        f"{amount.samples} images that the model made up",
-        grids.png(grids.grid(generate.samples(model, amount.samples, compute, p.seed), columns=8)),
+        f"{count} images that the model generated",
+        grids.png(grids.grid(generate.samples(model, count, compute, seed), columns=8)),
     )
 
-    kl = np.nan_to_num(result.measurement.kl_per_latent)
+
+def _traversals(
+    model: Saved, compute: Compute, start: NDArray[np.uint8], kl: NDArray[np.float64], amount: Amount
+) -> Picture:
+    """The latents with the highest KL, from one image, (H, W, C)."""
     latents = np.argsort(-kl, kind="stable")[: amount.latents]
     steps = np.linspace(-FARTHEST, FARTHEST, amount.steps)
-    start = np.array(images[by_error[len(by_error) // 2]])
-    yield Picture(
+    return Picture(
         "Traversals",
         "traversals.png",
         "One test image, decoded with one latent at a time set to the value above the column while the others stay. "
@@ -104,67 +124,67 @@ def charted(
     latent_history: pd.DataFrame,
     preflight: Mapping[str, Any],
 ) -> Iterator[Picture]:
-    """What was measured, over epochs, latents and KL weights; result and labels are of the test split.
+    """Charts over epochs, latents and KL weights; `result` and `labels` are of the test split.
 
-    history, latent_history: a row an epoch. preflight: `reports/preflight.json`.
+    history, latent_history: one row per epoch. preflight: `reports/preflight.json`.
     """
     ended = f" Training ended early: {model.config.stopped}." if model.config.stopped else ""
+    kept = model.config.kept_epoch
     yield _chart(
         "Training",
         "training_curves",
-        "Reconstruction and KL of each epoch; the validation split is measured whole, at the final KL weight. "
-        f"Kept: epoch {model.config.kept_epoch} of {len(history)}.{ended}",
+        "Reconstruction and KL of each epoch. The whole validation split is measured, at the final KL weight. "
+        f"Kept: epoch {kept} of {len(history)}.{ended}",
         "Line charts over epochs: reconstruction, KL and KL weight, the ramp shaded and the kept epoch marked",
-        charts.training_curves(history, first_final_epoch(p.kl, p.train.epochs), model.config.kept_epoch),
+        charts.training_curves(history, first_final_epoch(p.kl, p.train.epochs), kept),
     )
     yield _chart(
         "Training",
         "kl_over_time",
-        "The validation split's KL of each latent in each epoch, a row a latent, the largest at the end on top. "
-        "A row that turns dark and stays so is a latent lost; one that never lit up was never used.",
+        "The KL of each latent on the validation split, one row per latent, sorted by the last epoch. "
+        "A row that turns dark and stays dark is a latent that collapsed; one that was always dark was never used.",
         "Heat map: the KL of each latent in each epoch",
-        charts.kl_over_time(latent_history, model.config.kept_epoch),
+        charts.kl_over_time(latent_history, kept),
     )
-
     if p.kl.control == "schedule" and preflight["eigenvalue_sum"] > 0:
-        spectrum = spectrum_of(preflight, model.pixels)
-        weights = weights_of_interest(preflight["critical_kl_weight"], p.kl.max_weight)
-        yield _chart(
-            "Expected and measured",
-            "expected_kl",
-            "What linear theory expected of every KL weight, the weight of this run, and the KL that it has on the "
-            "test split.",
-            "Line chart: expected KL over KL weights, with this run's weight and KL marked",
-            charts.expected_kl(
-                weights,
-                np.array([predict(spectrum, BetaELBO.of(p, weight)).kl for weight in weights]),
-                preflight["collapse_kl_weight"],
-                p.kl.max_weight,
-                result.metrics["kl"],
-            ),
-        )
-    line = p.monitor.informative_unit_nats
-    yield _chart(
-        "Expected and measured",
-        "kl_per_latent",
-        f"The test split's KL of each latent, largest first. Below the dashed line, {line:g} nats, "
-        "a latent says next to nothing. Below, in the same order, the share of each latent's variance that is "
-        "its posterior's own: 1 says nothing of the image, 0 tells it exactly.",
-        "Bar chart: KL of each latent beside what linear theory expected, and the posterior's share of variance",
-        charts.kl_per_latent(
-            result.measurement.kl_per_latent,
-            result.measurement.posterior_share,
-            preflight.get("kl_per_latent"),
-            line,
-        ),
-    )
-
+        yield _expected_kl(p, model, preflight, result.metrics["kl"])
+    yield _kl_per_latent(result, preflight, p.monitor.informative_unit_nats)
     yield Picture(
-        "Latent map",  # which the page draws itself
+        "Latent map",  # the page draws its own, interactive one
         "latent_map.png",
-        "The posterior means of the test images along their two main directions.",
+        "The posterior means of the test images along their first two principal components.",
         "Scatter plot of the test images, coloured by class",
         charts.png(charts.latent_map(result.mu, labels)),
+    )
+
+
+def _expected_kl(
+    p: ResolvedParameters, model: Saved, preflight: Mapping[str, Any], measured: float | None
+) -> Picture:
+    spectrum = spectrum_of(preflight, model.pixels)
+    weights = weights_of_interest(preflight["critical_kl_weight"], p.kl.max_weight)
+    kl = np.array([predict(spectrum, BetaELBO.of(p, weight)).kl for weight in weights])
+    return _chart(
+        "Predicted and measured",
+        "expected_kl",
+        "The KL that linear theory predicts for each KL weight, the weight of this run, and its KL on the test split.",
+        "Line chart: predicted KL over KL weights, with the weight and KL of this run marked",
+        charts.expected_kl(weights, kl, preflight["collapse_kl_weight"], p.kl.max_weight, measured),
+    )
+
+
+def _kl_per_latent(result: Evaluation, preflight: Mapping[str, Any], informative: float) -> Picture:
+    found = result.measurement
+    return _chart(
+        "Predicted and measured",
+        "kl_per_latent",
+        f"The KL of each latent on the test split, largest first. Under the dashed line, {informative:g} nats, "
+        "a latent carries almost nothing. Lower panel, in the same order: the posterior's share of each latent's "
+        "variance; 1 means independent of the image, 0 means determined by it.",
+        "Bar chart: KL of each latent beside the prediction, and the posterior's share of variance",
+        charts.kl_per_latent(
+            found.kl_per_latent, found.posterior_share, preflight.get("kl_per_latent"), informative
+        ),
     )
 
 
@@ -174,10 +194,10 @@ def _chart(section: str, name: str, caption: str, alt: str, figure: Figure) -> P
 
 def _about_samples(verdict: str) -> str:
     if verdict == "collapsed":
-        return "They are all alike because the latents are not used."
+        return "They are all alike: the decoder ignores the latents."
     if verdict == "under_regularised":
-        return "Most of the prior lies where no image was encoded, so most of these are of nothing seen."
+        return "Most of the prior's mass lies where no image was encoded, so most of these resemble no image."
     return (
-        "With few images or many latents they can be blurred or mixed even where reconstructions are good: "
-        "the verdict judges the latents, not these."
+        "With few images or many latents they can be blurred or mixed even where reconstructions are good. "
+        "The verdict judges the latents, not the samples."
     )

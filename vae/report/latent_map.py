@@ -1,6 +1,6 @@
-"""A map of the latents that shows an image wherever one points: a drawing's coordinates and a sheet of thumbnails.
+"""The interactive latent map: dot coordinates and a sprite sheet of thumbnails.
 
-Its size is bounded whatever the number of images: so many dots at most, and small pictures.
+Its size is bounded whatever the number of images: `MOST_DOTS` dots, thumbnails of at most `MOST_TILE` pixels.
 """
 
 import io
@@ -16,13 +16,13 @@ from vae.report import charts
 
 MOST_DOTS = 800
 MOST_TILE = 40  # pixels of the longer side of a thumbnail
-BLOCK = 8  # pixels: JPEG's; a thumbnail of whole ones does not run into its neighbours
-WIDTH, HEIGHT, MARGIN = 640, 440, 14  # of the drawing
+BLOCK = 8  # pixels of a JPEG block; thumbnails of whole blocks do not bleed into each other
+WIDTH, HEIGHT, MARGIN = 640, 440, 14  # of the SVG
 
 
 @dataclass(frozen=True)
 class Dot:
-    """An image: its place in the drawing, its group, what it is, and its tile on the sheet."""
+    """An image: position in the SVG, group, description, and tile on the sheet."""
 
     x: float
     y: float
@@ -34,13 +34,13 @@ class Dot:
 
 @dataclass(frozen=True)
 class LatentMap:
-    """Dots and the sheet that their images stand on.
+    """Dots and the sheet of their thumbnails.
 
     Attributes:
-        groups: (name, index of its colour; None for those that share a grey).
-        shares: of the variance, along the two axes.
-        images: how many there are; the dots are a sample where they are more.
-        sheet: a JPEG of columns × rows tiles; a tile is (height, width) pixels.
+        groups: (name, index of the colour, or None for grey).
+        shares: Share of the variance along each axis.
+        images: Number of images; the dots are a sample where there are more than `MOST_DOTS`.
+        sheet: A JPEG of columns × rows tiles of (height, width) pixels each.
     """
 
     dots: Sequence[Dot]
@@ -60,7 +60,7 @@ def draw(
     texts: Sequence[str],
     seed: int,
 ) -> LatentMap:
-    """mu: (N, Z). images: uint8 (N, H, W, C). labels: (N,), None where an image has no class. texts: N."""
+    """mu: (N, Z). images: uint8 (N, H, W, C). labels: (N,), None for no class. texts: N."""
     chosen = np.arange(len(mu))
     if len(mu) > MOST_DOTS:
         chosen = np.sort(np.random.default_rng(seed).choice(len(mu), MOST_DOTS, replace=False))
@@ -89,16 +89,16 @@ def draw(
 
 
 def _placed(points: NDArray[np.float64]) -> list[tuple[float, float]]:
-    """In the drawing, each axis filled, one decimal; in its middle where all are the same."""
+    """Positions in the SVG, each axis filled, with one decimal; centred where all points are equal."""
     low, span = points.min(0), np.ptp(points, axis=0)
     share = np.where(span > 0, (points - low) / np.where(span > 0, span, 1), 0.5)
-    share[:, 1] = 1 - share[:, 1]  # downwards is more, in a drawing
+    share[:, 1] = 1 - share[:, 1]  # SVG y points down
     places = MARGIN + share * (np.array([WIDTH, HEIGHT]) - 2 * MARGIN)
     return [(round(float(x), 1), round(float(y), 1)) for x, y in places]
 
 
 def _sheet(images: NDArray[np.uint8], columns: int) -> tuple[bytes, tuple[int, int], int]:
-    """Row by row, each image's longer side at most `MOST_TILE`; JPEG, the size of a tile, and the rows."""
+    """Tiles row by row, the longer side at most `MOST_TILE`. Returns the JPEG, the size of a tile, and the rows."""
     height, width = images.shape[1:3]
     shrunk = min(1.0, MOST_TILE / max(height, width))
     tile = tuple(max(BLOCK, round(side * shrunk / BLOCK) * BLOCK) for side in (height, width))

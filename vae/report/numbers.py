@@ -1,4 +1,4 @@
-"""The numbers that matter, once: what summaries, comparisons, cards and closing lines show of a model."""
+"""The key numbers of a model: the one list behind summaries, comparisons, model cards and closing lines."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ class KeyNumber:
     """A number of `reports/metrics.json`.
 
     Attributes:
-        better: 1 where more is better, −1 where less is, 0 where neither.
-        headline: among the few that stand in a line.
+        better: 1 where higher is better, −1 where lower is, 0 where neither.
+        headline: Shown in one-line summaries.
     """
 
     key: str

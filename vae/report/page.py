@@ -1,7 +1,7 @@
-"""The report: one HTML file that needs nothing but itself, and repeats to the bit.
+"""The report: one self-contained HTML file, the same to the bit for the same inputs.
 
-No time, host, run or absolute path is in it. Whatever a user named (classes, files, parameters) is escaped,
-and the page's policy lets a browser run the one script that it came with, and load nothing.
+It holds no time, host, run or absolute path. Names from users (classes, files, parameters) are escaped, and the
+page's content security policy allows its one script and loads nothing.
 """
 
 import base64
@@ -26,7 +26,7 @@ from vae.report.numbers import KEY_NUMBERS
 QUARANTINED_SHOWN = 50
 EXAMPLES_SHOWN = 5
 
-# How bad, and a sign that does not rely on colour.
+# A sign for each level, so that the page does not rely on colour.
 LEVELS = {"good": "✓", "poor": "!", "bad": "✕"}
 LEVEL_OF = {
     "healthy": "good",
@@ -47,7 +47,7 @@ class Number:
 
 
 def html(facts: Facts, origin: Origin | None = None) -> str:
-    """The report; with an origin, the copy that tells of its run."""
+    """The report. With an origin: the copy for MLflow, with links to its run and a comparison with the champion."""
     folder = Path(__file__).parent / "templates"
     environment = Environment(
         loader=FileSystemLoader(folder),
@@ -74,7 +74,7 @@ def html(facts: Facts, origin: Origin | None = None) -> str:
         verdict=verdict.replace("_", " "),
         level=level,
         sign=LEVELS[level],
-        to_do=_first(recommendations) if recommendations else _nothing_to_do(verdict),
+        to_do=_summarised(recommendations) if recommendations else _without_recommendation(verdict),
         recommendations=recommendations,
         numbers=list(_key_numbers(facts)),
         sections=sections,
@@ -93,7 +93,7 @@ def html(facts: Facts, origin: Origin | None = None) -> str:
 
 
 def _subject(p: Parameters) -> str:
-    """What was learnt from, and by how many latents: `leaves, 64×64 pixels in colour, 64 latents`."""
+    """The data and the number of latents: `leaves, 64×64 pixels in colour, 64 latents`."""
     name = PurePath(p.data.path).name if p.data.source in ("folder", "idx", "npy") else p.data.source
     height, width = p.data.image_size
     latents = p.model.latent_dim
@@ -103,14 +103,14 @@ def _subject(p: Parameters) -> str:
     )
 
 
-def _first(recommendations: list[str]) -> str:
+def _summarised(recommendations: list[str]) -> str:
     more = len(recommendations) - 1
     return recommendations[0] + (f", and {more} more below" if more else "")
 
 
-def _nothing_to_do(verdict: str) -> str:
+def _without_recommendation(verdict: str) -> str:
     if verdict == "healthy":
-        return "Nothing has to change. Look at the reconstructions and samples below, then use the model."
+        return "Nothing needs to change. Look at the reconstructions and samples below, then use the model."
     return "Look at the training curves below."
 
 
@@ -121,21 +121,23 @@ def _key_numbers(facts: Facts) -> Iterator[Number]:
     yield Number(
         "ELBO" if bound else "Cross-entropy bound",
         number(test["elbo"]),
-        f"nats per image; the mean image alone, at its own noise, has {number(test.get('mean_image_elbo'))}. "
+        f"nats per image; predicting the mean image gives {number(test.get('mean_image_elbo'))}. "
         + (
             "Comparable only within one likelihood and image size."
             if bound
-            else "A Bernoulli likelihood on grey pixels is not normalised: no likelihood, only a loss."
+            else "A Bernoulli likelihood of grey pixels is not normalised: a loss, not a likelihood."
         ),
     )
     yield Number(
         "Negative log-likelihood",
         number(test["nll"]),
-        f"nats per image at most, by {p.evaluate.importance_samples:,} importance samples."
+        f"nats per image, an upper bound from {p.evaluate.importance_samples:,} importance samples."
         if test["nll"] is not None
-        else "There is none for this likelihood and these images.",
+        else "Not defined for this likelihood and these images.",
     )
-    yield Number("KL", number(test["kl"]), "nats per image: what the latents carry. Near 0 is collapse.")
+    yield Number(
+        "KL", number(test["kl"]), "nats per image: the information in the latents. Near 0 is collapse."
+    )
     yield Number(
         "Active units",
         f"{number(test['active_units'])} of {latents}",
@@ -149,18 +151,18 @@ def _key_numbers(facts: Facts) -> Iterator[Number]:
     yield Number(
         "MSE",
         number(test["mse"]),
-        f"of a pixel in [0, 1], z at its mean; {number(test['mse_sampled'])} with z sampled, "
+        f"per pixel in [0, 1], with z = μ; {number(test['mse_sampled'])} with z sampled, "
         f"{mean_error} for the mean image.",
     )
-    yield Number("PSNR", f"{number(test['psnr'])} dB", "the same error in decibels: higher is closer.")
-    yield Number("SSIM", number(test["ssim"]), "likeness of structure: 1 is the same picture.")
+    yield Number("PSNR", f"{number(test['psnr'])} dB", "the same error in decibels; higher is better.")
+    yield Number("SSIM", number(test["ssim"]), "structural similarity; 1 is an identical image.")
     accuracy = test["probe_accuracy"]
     yield Number(
         "Linear probe",
         "–" if accuracy is None else f"{accuracy:.1%}",
-        "There is none: it needs two classes or more."
+        "Not available: it needs two or more classes."
         if accuracy is None
-        else f"of classes right, read off the latents; always the most frequent one: {test['probe_majority']:.1%}.",
+        else f"of classes predicted from the latents; the most frequent class alone: {test['probe_majority']:.1%}.",
     )
 
 
@@ -169,7 +171,7 @@ def _normalised(facts: Facts) -> bool:
 
 
 def _compared(facts: Facts, origin: Origin | None) -> Iterator[tuple[str, str, str, str]]:
-    """(quantity, the champion's, this model's, the difference and which of the two is better)"""
+    """Yields (quantity, champion, this model, difference with `better` or `worse`)."""
     if origin is None or origin.champion is None:
         return
     for n in KEY_NUMBERS:
@@ -184,11 +186,11 @@ def _compared(facts: Facts, origin: Origin | None) -> Iterator[tuple[str, str, s
 
 
 def _predictions(facts: Facts) -> Iterator[tuple[str, str, str, str]]:
-    """(quantity, predicted, on the validation split, on the test split)"""
+    """Yields (quantity, predicted, validation split, test split)."""
     valid, test, expected = facts.metrics["valid"], facts.metrics["test"], facts.preflight
     for name, predicted, measured in (
         ("KL, nats per image", "predicted_kl", "kl"),
-        ("latents in use (informative units)", "predicted_active_units", "informative_units"),
+        ("informative units", "predicted_active_units", "informative_units"),
         ("active units", "predicted_active_units", "active_units"),
         ("mean squared error, z sampled", "predicted_mse", "mse_sampled"),
     ):
@@ -197,31 +199,27 @@ def _predictions(facts: Facts) -> Iterator[tuple[str, str, str, str]]:
 
 def _weights(facts: Facts) -> Iterator[Number]:
     p, expected = facts.parameters, facts.preflight
-    yield Number("KL weight of this run", number(p.kl.max_weight), "kl.max_weight, where the ramp ends")
+    yield Number("KL weight of this run", number(p.kl.max_weight), "kl.max_weight, after the ramp")
     for name, key, meaning in (
-        ("critical", "critical_kl_weight", "from here on no latent is active"),
-        ("collapse", "collapse_kl_weight", "from here on the latents carry less than 1 nat in all"),
-        ("calibrated", "calibrated_kl_weight", "here the loss is the ELBO of the best noise level"),
+        ("critical", "critical_kl_weight", "no latent is active above this"),
+        ("collapse", "collapse_kl_weight", "the latents carry less than 1 nat in total above this"),
+        ("calibrated", "calibrated_kl_weight", "the loss is the ELBO at the optimal σ"),
     ):
         yield Number(f"{name} weight", number(expected.get(key)), meaning)
-    yield Number(
-        "noise σ, expected", number(expected.get("equivalent_sigma")), "of a pixel, by linear theory"
-    )
+    yield Number("σ, predicted", number(expected.get("equivalent_sigma")), "of a pixel, by linear theory")
     error = facts.metrics["valid"]["mse_sampled"]
     if p.objective.likelihood == "gaussian" and error is not None:
-        yield Number(
-            "noise σ, measured", number(error**0.5), "the root of the error with sampled z, validation split"
-        )
+        yield Number("σ, measured", number(error**0.5), "root of the MSE with z sampled, validation split")
     beta = facts.monitor.get("effective_beta")
     yield Number(
         "effective β",
         number(expected.get("effective_beta") if beta is None else beta),
-        "weight of the KL in a VAE with the best noise level; 1 is the ELBO",
+        "the KL weight of the equivalent β-VAE at the optimal σ; 1 is the ELBO",
     )
 
 
 def _data(manifest: pd.DataFrame) -> dict[str, Any]:
-    """Images of each split and class, and the files that could not be used."""
+    """Images of each split and class, and the quarantined files."""
     used = manifest[manifest["status"] == "ok"]
     bad = manifest[manifest["status"] != "ok"].sort_values("path", kind="stable")
     labels = used["label"].astype(object).where(used["label"].notna(), None)
@@ -243,7 +241,7 @@ def _data(manifest: pd.DataFrame) -> dict[str, Any]:
 
 
 def _parameters(p: Parameters) -> list[tuple[str, list[tuple[str, str]]]]:
-    """By section, each parameter's full name and its value."""
+    """Full names and values, by section."""
     sections: dict[str, list[tuple[str, str]]] = {}
     for section, values in p.model_dump().items():
         for name, value in values.items() if isinstance(values, dict) else [("", values)]:
@@ -253,7 +251,7 @@ def _parameters(p: Parameters) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _value(value: Any) -> str:
-    """As it stands in params.yaml; of an absolute path only the end, since the rest is the machine's."""
+    """As in params.yaml. An absolute path keeps its last part only: the rest differs between machines."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):

@@ -37,7 +37,7 @@ def ramp(kl: KL, epoch: float, epochs: int) -> float:
 
 
 def first_final_epoch(kl: KL, epochs: int) -> float:
-    """Progress, in epochs, from which on the weight stays at its final value; may lie beyond the training.
+    """Progress, in epochs, after which the weight stays at its final value; may exceed the training.
 
     0 where a controller sets the weight: it has no ramp.
     """
@@ -49,7 +49,7 @@ def first_final_epoch(kl: KL, epochs: int) -> float:
 
 
 def ramp_time(kl: KL, share: float) -> float | None:
-    """The inverse of a ramp: the t, 0 to 1, from which on at least this share is reached; None where it never is."""
+    """The inverse of a ramp: the t, 0 to 1, at which this share is reached; None where it never is."""
     if share > 1:
         return None
     if kl.schedule == "constant" or share <= 0:

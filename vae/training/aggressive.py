@@ -1,7 +1,7 @@
 """The aggressive encoder phase (He 2019, "Lagging inference networks and posterior collapse in VAEs", algorithm 1).
 
-Early in training the posterior lags behind the model, which then learns to do without the latents. While the phase
-is on, the encoder is therefore brought close to its optimum before each step of the decoder:
+Early in training the approximate posterior lags behind the true one, and the decoder learns to ignore the latents.
+While the phase is on, the encoder is therefore trained close to its optimum before each step of the decoder:
 
     repeat
         repeat  φ ← φ − η ∂loss/∂φ on a random batch   until the loss stops improving
@@ -33,7 +33,7 @@ class Phase:
     information: float | None = None
 
     def after(self, found: MutualInformation) -> "Phase":
-        """The phase after an epoch. A saturated estimate means that the latents carry plenty: it ends."""
+        """The phase after an epoch. A saturated estimate means that the latents carry enough: the phase ends."""
         climbs = found.value is not None and found.value > (
             -math.inf if self.information is None else self.information
         )
@@ -42,7 +42,7 @@ class Phase:
 
 @contextmanager
 def frozen(weights: list[nn.Parameter]) -> Iterator[None]:
-    """What is computed meanwhile is not differentiated by these weights, and so a step leaves them as they are."""
+    """Excludes these weights from differentiation, so that a step leaves them unchanged."""
     for weight in weights:
         weight.requires_grad_(False)
     try:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def resume(state: TrainState, path: Path, device: torch.device) -> bool:
-    """Brings a training to where its newest whole checkpoint left it; False where there is none."""
+    """Restores a training from its newest intact checkpoint; False where there is none."""
     found, problems = load(path, device)
     for problem in problems:
         log.warning(problem)
@@ -30,13 +30,13 @@ def resume(state: TrainState, path: Path, device: torch.device) -> bool:
 
 
 def save_or_warn(path: Path, state: TrainState) -> None:
-    """Without room for a new checkpoint the one before still stands, and training may end well without it."""
+    """A checkpoint that cannot be written is not fatal: the previous one remains, and training may finish."""
     try:
         save(path, state.state_dict())
     except OSError as error:
         log.warning(
-            "no checkpoint of epoch %d: %s; free some space for %s. The training goes on; an interruption would cost "
-            "the epochs since the last one",
+            "no checkpoint of epoch %d: %s; free some space for %s. Training continues; an interruption would lose "
+            "the epochs since the last checkpoint",
             len(state.history),
             error.strerror or error,
             path.parent,
@@ -44,7 +44,7 @@ def save_or_warn(path: Path, state: TrainState) -> None:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes aside, syncs, renames: at every moment `path` or its previous one is whole.
+    """Writes a temporary file, syncs it, renames it: at any moment `path` or the previous checkpoint is intact.
 
     Raises:
         OSError: the disk is full or may not be written to; what was there before is untouched.
@@ -58,7 +58,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
         aside.unlink(missing_ok=True)
-        # What the file raised stands behind an error of torch's own archive, which says nothing of a disk.
+        # torch's archive raises an error of its own, which hides the file system's.
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
     if path.exists():
         path.replace(_previous(path))
@@ -67,7 +67,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path, device: torch.device) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest checkpoint that is whole, and what was wrong with those that are not.
+    """The newest intact checkpoint, and what was wrong with the damaged ones.
 
     Loads without running any code from the file (`weights_only`). A damaged one is removed.
 
@@ -83,9 +83,9 @@ def load(path: Path, device: torch.device) -> tuple[dict[str, Any] | None, list[
             return torch.load(candidate, map_location=device, weights_only=True), problems
         except (OSError, torch.cuda.OutOfMemoryError):
             raise  # the file may well be whole
-        except Exception as error:  # a damaged archive raises whatever its first bad byte leads to
+        except Exception as error:  # a damaged archive can raise anything
             problems.append(f"checkpoint {candidate.name} is damaged and skipped: {error}".splitlines()[0])
-            # Out of the way: the next one that is saved would take it for the previous one, and that away.
+            # Removed: the next save would rename it over the intact previous one.
             candidate.unlink()
     return None, problems
 
@@ -97,7 +97,7 @@ def finish(folder: Path) -> None:
 
 
 def remove_finished(root: Path, but: Path | None = None) -> None:
-    """Removes the folders of complete trainings, except one."""
+    """Removes the folders of finished trainings, except one."""
     for mark in root.glob(f"*/{FINISHED}"):
         if mark.parent != but:
             shutil.rmtree(mark.parent, ignore_errors=True)

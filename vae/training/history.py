@@ -1,4 +1,4 @@
-"""A training's history, a row an epoch: which epoch to keep, and when to stop, are functions of it alone."""
+"""A training's history, one row per epoch: which epoch to keep and when to stop follow from it alone."""
 
 import math
 
@@ -22,7 +22,7 @@ Row = dict[str, float]
 def chosen_epoch(history: list[Row], p: Parameters) -> int:
     """The epoch to keep, counted from 1: by the validation loss at the final weight, never inside the ramp.
 
-    Before any epoch at the final weight, or with `select: last`, the last finite one; 0 if there is none.
+    With `select: last`, or before any epoch at the final weight, the last finite one; 0 if there is none.
     """
     finite = [row for row in history if is_finite(row)]
     final = [row for row in finite if at_final_weight(row, p)]
@@ -32,7 +32,7 @@ def chosen_epoch(history: list[Row], p: Parameters) -> int:
 
 
 def at_final_weight(row: Row, p: Parameters) -> bool:
-    """Whether the whole of this epoch was trained at the final KL weight."""
+    """Whether all of this epoch was trained at the final KL weight."""
     return row["epoch"] - 1 >= first_final_epoch(p.kl, p.train.epochs)
 
 
@@ -60,7 +60,7 @@ def why_stop(history: list[Row], p: Parameters) -> str | None:
 
 
 def is_collapse(rows: list[Row]) -> bool:
-    """Whether these epochs carry nothing, and the KL does not grow: a slow starter has as little at first."""
+    """Whether the latents carry nothing in these epochs and the KL does not grow, as it does after a slow start."""
     grows = rows[-1]["valid/kl"] > GROWING * rows[0]["valid/kl"] and rows[-1]["valid/active_units"] > 0
     return all(is_collapsed(row) for row in rows) and not grows
 

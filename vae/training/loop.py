@@ -1,7 +1,7 @@
 """The training loop.
 
-Everything random follows from (seed, epoch or step), so a training that resumes from a checkpoint ends with the same
-bits as one that was never interrupted.
+All randomness follows from (seed, epoch or step), so a training that resumes from a checkpoint ends with the same bits
+as one that was never interrupted.
 """
 
 import logging
@@ -15,20 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae.compute import devices
 from vae.compute.batches import epoch_order, for_measuring, full_batches, resident
 from vae.compute.devices import Compute
 from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters
-from vae.metrics.measurement import Measurement, encode, fitted_sigma, measure
+from vae.metrics.measurement import Measurement, encode, measure
 from vae.metrics.mutual_information import mutual_information
-from vae.models.likelihood import Likelihood, known_likelihood
+from vae.models.likelihood import Likelihood
 from vae.models.vae import VAE
 from vae.schedules.kl import ramp
 from vae.schedules.learning_rate import learning_rate
 from vae.training import checkpoint
 from vae.training.history import Row, why_stop
 from vae.training.state import TrainState
-from vae.training.step import Step, memory_errors_explained
+from vae.training.step import Step
+from vae.training.validation import likelihood_of, validate
 
 SIGMA_IMAGES = 2048  # of the training split, for the σ of each epoch's validation
 
@@ -37,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave: the row of the history, what varies from run to run, and the weights behind it."""
+    """The result of one epoch: its row of the history, its timing, and the model that would be kept."""
 
     row: Row
     seconds: float
@@ -49,7 +51,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Trained:
-    """The kept model and how training came to its end.
+    """The kept model and how training ended.
 
     Attributes:
         kept_epoch: the epoch of the model, counted from 1; 0 where the first one diverged already.
@@ -83,15 +85,16 @@ def train(
     Args:
         train_images, valid_images: uint8 (N, H, W, C).
         checkpoint_path: resumed from if it exists, written after every epoch.
-        on_step: called with the number of steps done. on_epoch: after each new epoch. on_resume: where training goes
-            on from a checkpoint.
+        on_step: called with the number of steps done. on_epoch: after each new epoch. on_resume: before training
+            continues from a checkpoint.
 
     Raises:
         InputError: fewer training images than a batch, weights that do not fit, no memory on the GPU.
     """
     check_images(p, len(train_images), len(valid_images))
+    devices.set_up(compute.device, p.train.deterministic)
     steps, measured = p.train.steps_per_epoch(len(train_images)), for_measuring(train_images, p)
-    sigma_sample = measured[:: math.ceil(len(measured) / SIGMA_IMAGES)]
+    sample = measured[:: math.ceil(len(measured) / SIGMA_IMAGES)]
     stored = resident(train_images, compute.device)
     state = TrainState(p, measured, compute.device, initial_weights)
     step = Step(p, state, stored, compute)
@@ -101,76 +104,49 @@ def train(
     while (stopped := why_stop(state.history, p)) is None and len(state.history) < p.train.epochs:
         # Train for an epoch of full batches.
         epoch, started = len(state.history), time.perf_counter()
+        order = epoch_order(p.seed, epoch, len(train_images))
         sums = torch.zeros(3, dtype=torch.float64, device=compute.device)
         state.model.train()
-        batches = full_batches(
-            stored, epoch_order(p.seed, epoch, len(train_images)), p.train.batch_size, compute.device
-        )
-        for number, images in enumerate(batches, start=epoch * steps):
+        for batch, images in enumerate(full_batches(stored, order, p.train.batch_size, compute.device)):
+            number = epoch * steps + batch
             progress = number / steps
+            share = ramp(p.kl, progress, p.train.epochs)
             state.set_learning_rate(learning_rate(p.train, progress))
-            beta = p.elbo.beta * ramp(p.kl, progress, p.train.epochs)
-            logs = step(state, images, number, beta)
+            logs = step(state, images, number, beta=p.elbo.beta * share)
             sums += torch.stack([logs["loss"], logs["reconstruction"], logs["kl"]])
             on_step(number + 1)
         loss, distortion, rate = (sums / steps).tolist()
-        trained_seconds = time.perf_counter() - started
+        trained = time.perf_counter()
 
-        # Judge it on the whole validation split, at the final KL weight; keep it if it is the best.
-        with memory_errors_explained(p.train):
-            likelihood = likelihood_of(p, state.judged, sigma_sample, compute)
-            valid = measure(state.judged, valid_images, likelihood, compute, p.seed)
-        weight = p.kl.max_weight * ramp(p.kl, progress, p.train.epochs)
+        # Judge it on the whole validation split, and keep it if it is the best so far.
+        valid = validate(p, state.judged, valid_images, sample, compute)
         row: Row = {
             "epoch": epoch + 1,
             "step": (epoch + 1) * steps,
-            "kl_weight": state.control.effective_weight(weight, likelihood.sigma),
+            "kl_weight": state.control.effective_weight(p.kl.max_weight * share, valid.likelihood.sigma),
             "train/loss": loss,
             "train/reconstruction": distortion,
             "train/kl": rate,
-            **validation(valid, p.elbo.beta),
+            **valid.row(p),
         }
-        state.record(row, valid.kl_per_latent.tolist())
+        state.record(row, valid.measured.kl_per_latent.tolist())
         end_aggressive_phase(state, valid_images, compute)
         if checkpoint_path is not None:
             checkpoint.save_or_warn(checkpoint_path, state)
-        speed = steps * p.train.batch_size / trained_seconds
+        speed = steps * p.train.batch_size / (trained - started)
         seconds = time.perf_counter() - started
-        on_epoch(Epoch(row, seconds, speed, state.judged, likelihood, state.kl_per_latent[-1]))
+        on_epoch(Epoch(row, seconds, speed, state.judged, valid.likelihood, state.kl_per_latent[-1]))
 
     # Freeze the kept model with the likelihood that everything reported will use.
     state.judged.load_state_dict(state.kept_weights)
     likelihood = likelihood_of(p, state.judged, measured, compute)
     result = measure(state.judged, measured, likelihood, compute, p.seed)
-    return Trained(
-        state.judged, likelihood, state.history, state.kept_epoch, stopped, result, state.kl_per_latent
-    )
-
-
-def validation(valid: Measurement, beta: float) -> Row:
-    """The validation split's part of a row; its loss is at the final β, whatever the ramp or a control does."""
-    return {
-        "valid/loss": valid.distortion + beta * valid.rate,
-        "valid/reconstruction": valid.distortion,
-        "valid/kl": valid.rate,
-        "valid/elbo": valid.elbo,
-        "valid/mse": valid.mse,
-        "valid/mse_sampled": valid.mse_sampled,
-        "valid/active_units": valid.active_units(),
-        "valid/informative_units": valid.informative_units(),
-    }
-
-
-def likelihood_of(
-    p: ResolvedParameters, model: VAE, train_images: np.ndarray, compute: Compute
-) -> Likelihood:
-    """p(x|z) with its σ: known from the parameters, learned, or fitted to training images."""
-    known = known_likelihood(p.elbo, model.log_sigma)
-    return known or Likelihood("gaussian", fitted_sigma(model, train_images, compute, p.seed))
+    kept, history = state.kept_epoch, state.history
+    return Trained(state.judged, likelihood, history, kept, stopped, result, state.kl_per_latent)
 
 
 def end_aggressive_phase(state: TrainState, valid_images: np.ndarray, compute: Compute) -> None:
-    """Where the mutual information has stopped climbing."""
+    """Ends the phase once the mutual information has stopped rising."""
     if state.phase.on:
         found = mutual_information(*encode(state.model, valid_images, compute), state.p.seed)
         state.phase = state.phase.after(found)

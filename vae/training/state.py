@@ -1,4 +1,4 @@
-"""All that a training is between two steps: what a checkpoint holds, and what a resumed training goes on with."""
+"""The state of a training between two steps: what a checkpoint holds and a resumed training restores."""
 
 import copy
 import dataclasses
@@ -42,7 +42,7 @@ class TrainState:
         if initial_weights is not None:
             load_weights(self.model, initial_weights, "train.initial_weights")
         elif self.model.log_sigma is not None:
-            # From the mean image's error: at σ = 1 the latents would die before σ has come down.
+            # Start at the mean image's error: from σ = 1 the latents would die before σ has fallen.
             error = MeanImage.of(train_images).mse(train_images)
             self.model.log_sigma.data.fill_(math.log(optimal_sigma(error)))
         self.optimiser = optimiser_of(self.model, p.train)
@@ -66,7 +66,7 @@ class TrainState:
     def update_average(self, first: bool) -> None:
         """a ← a + (1 − decay)·(w − a), of weights and buffers; after the first step a is w itself.
 
-        AveragedModel's own `update_parameters` asks at every step how many there were, and waits for the GPU's answer.
+        `AveragedModel.update_parameters` reads a counter on the GPU, and so waits for it, at every step.
         """
         if self.average is None or self.p.train.ema is None:
             return
@@ -82,7 +82,7 @@ class TrainState:
             a.copy_(a * self.p.train.ema + w * (1 - self.p.train.ema))
 
     def record(self, row: Row, kl_per_latent: list[float]) -> None:
-        """An epoch has ended; its weights are kept if they are the best so far."""
+        """Adds an epoch; keeps its weights if they are the best so far."""
         self.history.append(row)
         self.kl_per_latent.append(kl_per_latent)
         if chosen_epoch(self.history, self.p) == len(self.history):
@@ -116,7 +116,7 @@ class TrainState:
 
 
 def optimiser_of(model: VAE, train: Train) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), as one pass over the weights; a learned σ does not decay."""
+    """AdamW (Loshchilov & Hutter 2019), fused; a learned σ does not decay."""
     sigma = [weight for weight in model.parameters() if weight is model.log_sigma]
     others = [weight for weight in model.parameters() if weight is not model.log_sigma]
     groups = [{"params": others, "weight_decay": train.weight_decay}]

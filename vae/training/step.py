@@ -1,4 +1,4 @@
-"""A step of a training: a batch and its noise, which follow from (seed, step), the loss, and the descent."""
+"""A training step: pixels and noise drawn from (seed, step), the loss, and the update of the weights."""
 
 import functools
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ class Step:
     """`logs = step(state, images, number, beta)`; nothing here waits for the device.
 
     Args:
-        stored: the training images, which the aggressive phase takes batches of its own from.
+        stored: the training images, from which the aggressive phase draws batches of its own.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Step:
         return logs
 
     def _descend(self, state: TrainState, x: Tensor, noise: Tensor, beta: float, steer: bool = True) -> Logs:
-        """One step of the optimiser, of all weights that are not frozen."""
+        """One optimiser step on all weights that are not frozen."""
         with self.compute.autocast():
             loss, logs = self.loss(state.model, x, noise, beta, steer)
         state.optimiser.zero_grad(set_to_none=True)
@@ -63,7 +63,7 @@ class Step:
         return logs
 
     def _encoder_step(self, state: TrainState, number: int, beta: float, sub_step: int) -> Tensor:
-        """One sub-step of the aggressive phase, on a batch of its own, with the control as it stands."""
+        """One sub-step of the aggressive phase, on a batch of its own; the control does not change."""
         device, train = self.compute.device, self.p.train
         chosen = aggressive.random_batch(self.p.seed, number, sub_step, len(self.stored), train.batch_size)
         images = gather(self.stored, chosen, device)
@@ -77,7 +77,7 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """Pixels (B, C, H, W), augmented and binarised as the parameters say, and a step's noise (k, B, Z).
 
-    images: uint8 (B, H, W, C). purpose: sets the random draws apart from those of the step itself.
+    images: uint8 (B, H, W, C). purpose: keeps the random draws apart from those of the step itself.
     """
 
     def random(what: str) -> torch.Generator:
@@ -95,7 +95,7 @@ def draw(
 
 @contextmanager
 def memory_errors_explained(train: Train) -> Iterator[None]:
-    """Names the parameter to change where the GPU's memory does not suffice."""
+    """Turns an out-of-memory error of the GPU into one that names the parameter to change."""
     try:
         yield
     except torch.cuda.OutOfMemoryError:

@@ -1,7 +1,7 @@
 """What identifies an image: its statistics, its exact pixels, and its perceptual hash.
 
 Sums are integer sums, so that every number here is the same on every machine. Memory is bounded by a
-chunk, so that the arrays may be memory-mapped and larger than the machine.
+chunk, so that the arrays may be memory-mapped and larger than memory.
 """
 
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-CHUNK_PIXELS = 1 << 22  # at most so many pixel values are widened to 4 or 8 bytes at once
+CHUNK_PIXELS = 1 << 22  # pixel values that are widened to 4 or 8 bytes at once, at most
 CHUNK_PAIRS = 1 << 21
 
 BITS_APART = 3  # two hashes this close are candidates; with four bands of 16 bits, one band must agree
-CROWD = 2048  # of the hashes that share a band with one hash, so many are compared: more tell nothing
-CANDIDATES = 8  # of one image, the closest by hash, are compared pixel by pixel
+CROWD = 2048  # hashes compared with one hash, of those that share a band with it, at most
+CANDIDATES = 8  # images compared with one image pixel by pixel, the closest by hash
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """One entry an image."""
+    """One entry per image."""
 
     mean: NDArray[np.float64]  # of the pixels, in [0, 1]
     std: NDArray[np.float64]  # of the pixels, in [0, 1]
@@ -43,8 +43,8 @@ def fingerprint(images: NDArray[np.uint8]) -> Fingerprints:
 def perceptual_hash(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """A hash that hardly changes when a picture is saved again, resized or brightened (pHash, Zauner 2010).
 
-    Of the 8×8 lowest cosine frequencies of the brightness, all but the constant one: which are above
-    their median. A Hamming distance over the 63 bits tells how much two pictures differ.
+    Of the 8×8 lowest cosine frequencies of the brightness, except the constant one: which are above
+    their median. The Hamming distance over the 63 bits measures how much two pictures differ.
 
     images: (N, H, W, C) with H and W at least 8. Returns (N,).
     """
@@ -52,7 +52,7 @@ def perceptual_hash(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
     brightness = images.sum(axis=3, dtype=np.float64)
     low = dct(dct(brightness, axis=1)[:, :8], axis=2)[:, :, :8].reshape(len(images), 64)[:, 1:]
-    low = low.round(3)  # what is zero but for rounding errors must not decide a bit
+    low = low.round(3)  # rounding errors around zero must not decide a bit
     bits = low > np.median(low, axis=1, keepdims=True)
     return (bits.astype(np.uint64) << np.arange(63, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
 
@@ -68,12 +68,12 @@ def near_duplicates(
     """The images that look like one of the others without being equal to it.
 
     Perceptual hashes propose, pixels decide: hashes of pictures with little detail (digits on black)
-    collide by chance. A correlation is blind to brightness and contrast, so that a lightened copy counts;
-    for an image of one colour it does not exist.
+    collide by chance. Correlation ignores brightness and contrast, so that a lightened copy counts; it is
+    undefined for an image of one colour.
 
     images, others: (N, H, W, C) and (M, H, W, C), with their fingerprints.
-    Returns the rows of the images, ascending, of the other most like each, and the correlation of the
-    pixels, at least `correlation`.
+    Returns the rows of the images, ascending, the row of the most similar other image for each, and the
+    correlation of their pixels, at least `correlation`.
     """
     here, there = (np.flatnonzero(p.contrast > 0) for p in (prints, other_prints))
     rows, other_rows = _candidates(prints.perceptual[here], other_prints.perceptual[there])
@@ -81,7 +81,7 @@ def near_duplicates(
     differ = prints.pixels[rows] != other_prints.pixels[other_rows]
     rows, other_rows = rows[differ], other_rows[differ]
     r = np.empty(len(rows))
-    step = _images_in_a_chunk(images)
+    step = _images_per_chunk(images)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         r[part] = _correlation(images[rows[part]], others[other_rows[part]])
@@ -91,12 +91,12 @@ def near_duplicates(
     return rows[best], other_rows[best], r[best]
 
 
-def _images_in_a_chunk(images: NDArray[np.uint8]) -> int:
+def _images_per_chunk(images: NDArray[np.uint8]) -> int:
     return max(1, CHUNK_PIXELS // max(1, int(np.prod(images.shape[1:]))))
 
 
 def _chunks(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    step = _images_in_a_chunk(images)
+    step = _images_per_chunk(images)
     for start in range(0, len(images), step):
         yield images[start : start + step]
 

@@ -1,4 +1,4 @@
-"""Finds what breaks the rules: the manifest and the arrays, all of it, in one go."""
+"""Applies every rule to the manifest and the arrays, and lists all that break one."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vae.config.constants import SPLITS
 from vae.config.parameters import Data
-from vae.data.sources import LITTER
+from vae.data.folder import LITTER
 from vae.validation import rules, schema
 from vae.validation.fingerprints import Fingerprints, fingerprint, near_duplicates
 from vae.validation.rules import Finding
@@ -21,82 +21,87 @@ Images = Mapping[str, NDArray[np.uint8]]
 @dataclass(frozen=True)
 class Inspection:
     findings: list[Finding]  # in the order of the rules, then of split, file and value
-    skipped: dict[str, str]  # rule → why it could not be judged, or not everywhere
+    skipped: dict[str, str]  # rule → why it was not checked, or not everywhere
     prints: dict[str, Fingerprints]  # of each split whose array is sound
 
 
 def inspect(manifest: pd.DataFrame, arrays: Mapping[str, NDArray | str], data: Data) -> Inspection:
-    """Every rule on everything that is sound enough to be judged.
+    """Checks every rule on everything that is sound enough.
 
-    manifest: a row a source file. arrays: for each split uint8 (N, H, W, C), pixels in 0..255, or in
-    words why there is none.
+    manifest: one row per source file. arrays: for each split uint8 (N, H, W, C), or the reason why there is none.
     """
     findings = list(_arrays(arrays, data))
-    unsound = {finding.split for finding in findings}
+    unsound = [split for split in SPLITS if any(finding.split == split for finding in findings)]
     images = {s: array for s, array in arrays.items() if s not in unsound and not isinstance(array, str)}
     prints = {split: fingerprint(array) for split, array in images.items()}
-    skipped: dict[str, str] = {}
-    if unsound:
-        reason = f"no sound array for {', '.join(s for s in SPLITS if s in unsound)}"
-        skipped |= dict.fromkeys(_WITH_PIXELS, reason)
-
     manifest = schema.typed(manifest)
-    failures = schema.failures(manifest, {split: len(array) for split, array in images.items()})
-    if (failures["rule"] == "manifest_columns").any():
-        findings += [Finding("manifest_columns", value) for value in failures["value"]]
-        reason = "the manifest's columns are broken"
-        skipped |= {r.name: reason for r in rules.catalogue(data) if r.name not in _WITHOUT_MANIFEST}
+    faults = schema.column_faults(manifest)
+    if faults:
+        findings += [Finding("manifest_columns", fault) for fault in faults]
         manifest = schema.typed(pd.DataFrame(columns=schema.COLUMNS))
     else:
-        ok = manifest[manifest["status"] == "ok"]
-        findings += _rows(failures, manifest)
-        findings += [*_row_counts(ok, images), *_bad_files(manifest, data), *_labels(ok), *_same_files(ok)]
-
+        findings += _manifest(manifest, images, data)
     if prints:
-        rows = _images(prints, manifest)
-        findings += [*_statistics(rows), *_blank(rows), *_same_pixels(rows)]
-        if data.binarise in ("threshold", "static"):
-            grey = rows[~rows["binary"]]
-            findings += _each("binarised", grey, ["other values than 0 and 255"] * len(grey))
-        if min(data.image_size) >= rules.SMALLEST_COMPARED:
-            findings += _near_duplicates(rows, images, prints)
-    if data.binarise not in ("threshold", "static"):
-        skipped["binarised"] = f"not asked: data.binarise = {data.binarise}"
-    if min(data.image_size) < (side := rules.SMALLEST_COMPARED):
-        skipped["near_duplicate_across_splits"] = f"below {side}×{side} pixels pictures are alike by chance"
-
+        findings += _pixels(manifest, images, prints, data)
     place = {rule.name: number for number, rule in enumerate(rules.catalogue(data))}
     findings.sort(key=lambda f: (place[f.rule], _PLACE.get(f.split, len(SPLITS)), f.file, f.value))
-    return Inspection(findings, skipped, prints)
+    return Inspection(findings, _skipped(data, unsound, bool(faults)), prints)
 
 
 _PLACE = {split: number for number, split in enumerate(SPLITS)}
 
-# Rules that are judged though the manifest is broken, and rules that need each split's pixels.
-_WITHOUT_MANIFEST = {
-    "manifest_columns",
-    "array_file",
-    "array_shape",
+_OF_PIXELS = {
     "binarised",
     "mostly_blank",
     "same_pixels_across_splits",
     "near_duplicate_across_splits",
-    "duplicate_in_split",
     "blank_image",
 }
-_WITH_PIXELS = (
-    "array_rows",
-    "array_statistics",
-    "binarised",
-    "mostly_blank",
-    "same_pixels_across_splits",
-    "near_duplicate_across_splits",
-    "blank_image",
-)
+_WITH_PIXELS = _OF_PIXELS | {"array_rows", "array_statistics"}  # need a valid array for each split
+_WITHOUT_MANIFEST = _OF_PIXELS | {"manifest_columns", "array_file", "array_shape", "duplicate_in_split"}
+
+
+def _skipped(data: Data, unsound: list[str], no_manifest: bool) -> dict[str, str]:
+    skipped: dict[str, str] = {}
+    if unsound:
+        skipped |= dict.fromkeys(_WITH_PIXELS, f"no valid array for {', '.join(unsound)}")
+    if no_manifest:
+        others = {rule.name for rule in rules.catalogue(data)} - _WITHOUT_MANIFEST
+        skipped |= dict.fromkeys(others, "the manifest's columns are broken")
+    if data.binarise not in ("threshold", "static"):
+        skipped["binarised"] = f"does not apply: data.binarise = {data.binarise}"
+    if min(data.image_size) < (side := rules.SMALLEST_COMPARED):
+        skipped["near_duplicate_across_splits"] = f"below {side}×{side} pixels, pictures look alike by chance"
+    return skipped
+
+
+def _manifest(manifest: pd.DataFrame, images: Images, data: Data) -> Iterator[Finding]:
+    failures = schema.failures(manifest, {split: len(array) for split, array in images.items()})
+    for rule, row, value in zip(failures["rule"], failures["row"], failures["value"], strict=True):
+        yield Finding(rule, value, _text(manifest.at[row, "path"]), _text(manifest.at[row, "split"]))
+    ok = manifest[manifest["status"] == "ok"]
+    yield from _row_counts(ok, images)
+    yield from _bad_files(manifest, data)
+    yield from _labels(ok)
+    yield from _same_files(ok)
+
+
+def _pixels(
+    manifest: pd.DataFrame, images: Images, prints: Mapping[str, Fingerprints], data: Data
+) -> Iterator[Finding]:
+    rows = _images(prints, manifest)
+    yield from _statistics(rows)
+    yield from _blank(rows)
+    yield from _same_pixels(rows)
+    if data.binarise in ("threshold", "static"):
+        grey = rows[~rows["binary"]]
+        yield from _each("binarised", grey, ["values other than 0 and 255"] * len(grey))
+    if min(data.image_size) >= rules.SMALLEST_COMPARED:
+        yield from _near_duplicates(rows, images, prints)
 
 
 def _each(rule: str, rows: pd.DataFrame, values: Iterable[str]) -> Iterator[Finding]:
-    """One finding a row; rows: the columns `file` and `split`."""
+    """One finding per row; rows: the columns `file` and `split`."""
     for value, file, split in zip(values, rows["file"], rows["split"], strict=True):
         yield Finding(rule, value, _text(file), _text(split))
 
@@ -113,12 +118,7 @@ def _arrays(arrays: Mapping[str, NDArray | str], data: Data) -> Iterator[Finding
         elif array.dtype != np.uint8 or array.shape[1:] != (*data.image_size, data.channels):
             yield Finding("array_shape", f"{array.dtype} {array.shape}", file, split)
         elif len(array) == 0:
-            yield Finding("array_file", "no image", file, split)
-
-
-def _rows(failures: pd.DataFrame, manifest: pd.DataFrame) -> Iterator[Finding]:
-    for rule, row, value in zip(failures["rule"], failures["row"], failures["value"], strict=True):
-        yield Finding(rule, value, _text(manifest.at[row, "path"]), _text(manifest.at[row, "split"]))
+            yield Finding("array_file", "no images", file, split)
 
 
 def _row_counts(ok: pd.DataFrame, images: Images) -> Iterator[Finding]:
@@ -130,7 +130,7 @@ def _row_counts(ok: pd.DataFrame, images: Images) -> Iterator[Finding]:
 
 def _bad_files(manifest: pd.DataFrame, data: Data) -> Iterator[Finding]:
     bad = manifest[manifest["status"] == "quarantined"]
-    litter = bad["reason"].str.startswith(LITTER, na=False).sum()  # told, but no fault of the images
+    litter = bad["reason"].str.startswith(LITTER, na=False).sum()  # listed, but not a fault of the images
     share = (len(bad) - litter) / max(1, len(manifest) - litter)
     rule = "too_many_bad_files" if share > data.max_bad_fraction else "bad_file"
     return _each(rule, bad.rename(columns={"path": "file"}), bad["reason"].fillna("no reason given"))
@@ -140,7 +140,7 @@ def _labels(ok: pd.DataFrame) -> Iterator[Finding]:
     classes = {s: ok["label"][ok["split"] == s].value_counts().sort_index() for s in SPLITS}
     every = sorted(ok["label"].dropna().unique())
     if len(every) < 2:
-        yield Finding("few_classes", f"one class: {every[0]}" if every else "no class")
+        yield Finding("few_classes", f"one class: {every[0]}" if every else "no classes")
     if every:
         unlabelled = ok[ok["label"].isna()].rename(columns={"path": "file"})
         yield from _each("unlabelled", unlabelled, ["no class"] * len(unlabelled))
@@ -162,14 +162,14 @@ def _same_files(ok: pd.DataFrame) -> Iterator[Finding]:
 
 
 def _same_pixels(rows: pd.DataFrame) -> Iterator[Finding]:
-    """Equal files are found by their bytes, and blank images have a rule of their own."""
+    """Apart from equal files, which `_same_files` finds, and blank images, which have their own rule."""
     known = rows["sha256"].notna() & rows.duplicated("sha256")
     rows = rows[~known & (rows["contrast"] >= rules.BLANK)]
     return _repeats("same_pixels_across_splits", rows, "pixels", "same pixels as")
 
 
 def _repeats(across: str, rows: pd.DataFrame, key: str, what: str) -> Iterator[Finding]:
-    """Rows, ordered by split, whose key stood in an earlier split (`across`) or before in their own."""
+    """Rows, ordered by split, whose key occurs in an earlier split (`across`) or earlier in their own."""
     rows = rows[rows[key].notna() & rows["split"].isin(SPLITS)]
     first = rows.groupby(key)[["file", "split"]].transform("first")
     leaked = rows["split"] != first["split"]
@@ -181,7 +181,7 @@ def _repeats(across: str, rows: pd.DataFrame, key: str, what: str) -> Iterator[F
 
 
 def _images(prints: Mapping[str, Fingerprints], manifest: pd.DataFrame) -> pd.DataFrame:
-    """A row an image, by split and row of its array, beside what the manifest says of it."""
+    """One row per image, by split and row of its array, joined with the manifest's."""
     images = pd.concat(
         pd.DataFrame(vars(print_)).assign(split=split, index=range(len(print_.mean)))
         for split, print_ in prints.items()

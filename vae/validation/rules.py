@@ -1,6 +1,6 @@
-"""What a data set must fulfil before anything is trained on it, and what its owner should know of it.
+"""The rules for a data set: what it must satisfy before training, and what its owner should know about it.
 
-An error is a fault that makes results wrong or the training fail; a warning may be meant.
+An error makes results wrong or the training fail; a warning may be intended.
 """
 
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from typing import Literal
 from vae.config.parameters import Data
 from vae.validation.schema import COLUMNS
 
-SAME_PICTURE = (
-    0.99  # correlation of the pixels: JPEG at quality 30 keeps 0.995, two of MNIST's ones reach 0.98
-)
-SMALLEST_COMPARED = 24  # pixels: MNIST's test digits that look like a training digit: 2 at 24×24, 33 at 16×16
-BLANK = 1 / 255  # contrast: less than one grey level
+# Correlation of the pixels: JPEG at quality 30 keeps 0.995; two of MNIST's ones reach 0.98.
+SAME_PICTURE = 0.99
+# Pixels: at 16×16, 33 of MNIST's test digits look like a training digit; at 24×24, 2.
+SMALLEST_COMPARED = 24
+BLANK = 1 / 255  # contrast below one grey level
 LARGEST_RATIO = 10  # of the largest class to the smallest
 STATISTICS_TOLERANCE = 1e-4  # the manifest's may have been summed in single precision
 
@@ -28,7 +28,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Finding:
-    """One breach of a rule; `file` and `split` are empty where no single one is meant."""
+    """One violation of a rule; `file` and `split` are empty where it concerns no single one."""
 
     rule: str
     value: str
@@ -40,7 +40,7 @@ def catalogue(data: Data) -> tuple[Rule, ...]:
     """Every rule, errors first, with what these parameters allow."""
     (height, width), channels = data.image_size, data.channels
     again = "delete data/manifest.parquet and data/images, and run ingest again"
-    ingest = f"the manifest is not what ingest writes: {again}"
+    ingest = f"ingest did not write this manifest: {again}"
 
     def error(name: str, allowed: str, what_to_do: str) -> Rule:
         return Rule(name, "error", allowed, what_to_do)
@@ -50,14 +50,14 @@ def catalogue(data: Data) -> tuple[Rule, ...]:
 
     return (
         error("manifest_columns", f"exactly the columns {', '.join(COLUMNS)}, of their types", ingest),
-        error("path_unique", "one row a file", ingest),
-        error("known_split", "train, valid, test or nothing", ingest),
+        error("path_unique", "one row per file", ingest),
+        error("known_split", "train, valid, test or empty", ingest),
         error("known_status", "ok or quarantined", ingest),
         error("size_range", "width and height at least 1, bytes at least 0", ingest),
         error("sha256_format", "64 hexadecimal digits", ingest),
         error("statistics_range", "mean from 0 to 1, std from 0 to 0.5", ingest),
         error(
-            "complete_row", "a usable file has its split, index and statistics; a bad one its reason", ingest
+            "complete_row", "split, index and statistics for a usable file, a reason for a bad one", ingest
         ),
         error("index_is_a_row", "a row of the split's array, used once", ingest),
         error("array_file", "a readable .npy file with at least one image for each split", again),
@@ -72,7 +72,7 @@ def catalogue(data: Data) -> tuple[Rule, ...]:
         error(
             "mostly_blank",
             "at most half of a split's images blank",
-            "look at the images: are these the right files, and data.channels right for them?",
+            "look at the images: are these the right files, and does data.channels fit them?",
         ),
         error(
             "too_many_bad_files",
@@ -81,39 +81,43 @@ def catalogue(data: Data) -> tuple[Rule, ...]:
         ),
         error(
             "unknown_label",
-            "only classes that the training split has",
-            "add images of the class to the training split, or take the class out of this one",
+            "only classes that occur in the training split",
+            "add images of the class to the training split, or remove the class from this one",
         ),
         error("leakage", "no file in two splits", "keep the file in one split only"),
-        warning("bad_file", "no file quarantined", "repair or remove the file; training goes on without it"),
+        warning(
+            "bad_file", "no file quarantined", "repair or remove the file; training continues without it"
+        ),
         warning(
             "same_pixels_across_splits",
             "no image in two splits",
-            "if the files show one and the same picture, keep one of them",
+            "if the files show the same picture, keep one of them",
         ),
         warning(
             "near_duplicate_across_splits",
             f"no two images in different splits that correlate by {SAME_PICTURE} or more",
-            "look at both: if they show one picture, keep them in one split, or the test flatters",
+            "look at both: if they show the same picture, keep them in one split, or test results are too good",
         ),
-        warning("duplicate_in_split", "each image once in a split", "remove one: it counts double"),
+        warning("duplicate_in_split", "each image once per split", "remove one: it counts twice"),
         warning(
             "blank_image",
             f"contrast at least {BLANK:.4f} (one grey level)",
-            "look at the file, and remove it if it is not meant",
+            "look at the file, and remove it unless it is intended",
         ),
         warning(
             "missing_label",
             "every class of the training split in each split",
-            "add images of the class, or know that its quality is not measured",
+            "add images of the class, or accept that its quality is not measured",
         ),
-        warning("unlabelled", "all images with a class, or none", "put the file into its class folder"),
+        warning("unlabelled", "a class for all images, or for none", "put the file into its class folder"),
         warning(
-            "few_classes", "two classes or more", "nothing, if meant: no linear probe, no stratification"
+            "few_classes",
+            "at least two classes",
+            "nothing if this is intended; there will be no linear probe and no stratified split",
         ),
         warning(
             "class_balance",
             f"the largest class at most {LARGEST_RATIO} times the smallest, in training",
-            "know that rare classes are reconstructed worse; add images of them",
+            "add images of rare classes, or expect worse reconstructions of them",
         ),
     )

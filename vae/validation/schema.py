@@ -1,4 +1,4 @@
-"""The manifest's schema: a row a source file, checked by pandera, everything at once."""
+"""The manifest's schema: one row per source file, checked by pandera, everything at once."""
 
 from collections.abc import Callable, Mapping
 
@@ -17,34 +17,41 @@ _ALWAYS = ["path", "status"]
 _OK = ["bytes", "split", "index", "width", "height", "mode", "mean", "std"]
 
 
-def failures(manifest: pd.DataFrame, lengths: Mapping[str, int]) -> pd.DataFrame:
-    """Every row of the manifest that breaks a rule.
+def typed(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Restores the type of columns without a single value, which a file does not keep."""
+    types = dict.fromkeys(_TEXT, "str") | dict.fromkeys(_WHOLE, "Int64") | dict.fromkeys(_REAL, "float64")
+    empty = [column for column in manifest.columns if column in types and manifest[column].isna().all()]
+    return manifest.reset_index(drop=True).astype({column: types[column] for column in empty})
 
-    lengths: how many images each split's array holds; a split without a readable array is left out.
-    Returns the columns rule, row (position in the manifest, null for a whole column) and value (text).
-    Where the rule `manifest_columns` is broken no other is judged: a column of the wrong type has no
-    range worth naming.
+
+def column_faults(manifest: pd.DataFrame) -> list[str]:
+    """Columns that are missing, unknown or of another type than a `typed` manifest's."""
+    faults = [f"column {column}: missing" for column in COLUMNS if column not in manifest]
+    faults += [f"column {column}: unknown" for column in manifest if column not in COLUMNS]
+    for columns, is_right, kind in (
+        (_TEXT, pd.api.types.is_string_dtype, "text"),
+        (_WHOLE, pd.api.types.is_integer_dtype, "whole numbers"),
+        (_REAL, pd.api.types.is_float_dtype, "real numbers"),
+    ):
+        for column in columns:
+            if column in manifest and not is_right(manifest[column]):
+                faults.append(f"column {column}: {manifest[column].dtype}, {kind} expected")
+    return faults
+
+
+def failures(manifest: pd.DataFrame, lengths: Mapping[str, int]) -> pd.DataFrame:
+    """Every row of a manifest without column faults that breaks a rule.
+
+    lengths: the number of images in each split's array; a split without a readable array is absent.
+    Returns the columns rule, row (position in the manifest) and value (text).
     """
-    manifest = typed(manifest)
     try:
         _schema(lengths).validate(manifest, lazy=True)
     except pa.errors.SchemaErrors as error:
         cases = error.failure_cases.astype(object)
     else:
         return pd.DataFrame({"rule": [], "row": [], "value": []})
-    built_in = cases["check"].map({"column_in_dataframe": "missing", "column_in_schema": "unknown"})
-    broken = built_in.notna() | (cases["check"] == "manifest_columns")
-    if broken.any():
-        values = [
-            f"column {case}: {fault}"
-            if isinstance(fault, str)
-            else f"column {column}: {_dtype(manifest, column)}"
-            for column, case, fault in zip(
-                cases["column"][broken], cases["failure_case"][broken], built_in[broken], strict=True
-            )
-        ]
-        return pd.DataFrame({"rule": "manifest_columns", "row": None, "value": values})
-    # pandera names every cell of a row that breaks a rule on whole rows: one is enough.
+    # pandera lists every cell of a row that breaks a rule on whole rows: one is enough.
     whole = cases["schema_context"] == "DataFrameSchema"
     cases = cases[~whole | ~cases.duplicated(["check", "index"])]
     values = [
@@ -58,61 +65,29 @@ def failures(manifest: pd.DataFrame, lengths: Mapping[str, int]) -> pd.DataFrame
     )
 
 
-def typed(manifest: pd.DataFrame) -> pd.DataFrame:
-    """A column without a single value has lost its type on the way through a file: it gets it back."""
-    types = dict.fromkeys(_TEXT, "str") | dict.fromkeys(_WHOLE, "Int64") | dict.fromkeys(_REAL, "float64")
-    empty = [column for column in manifest.columns if column in types and manifest[column].isna().all()]
-    return manifest.reset_index(drop=True).astype({column: types[column] for column in empty})
-
-
-def _dtype(manifest: pd.DataFrame, column: str) -> str:
-    return f"{manifest[column].dtype}, where {'text' if column in _TEXT else 'a number'} belongs"
-
-
 def _schema(lengths: Mapping[str, int]) -> pa.DataFrameSchema:
-    def is_text(column: pd.Series) -> bool:
-        return pd.api.types.is_string_dtype(column)
+    def column(name: str, is_allowed: Callable[[pd.Series], pd.Series]) -> pa.Column:
+        return pa.Column(nullable=True, checks=pa.Check(is_allowed, name=name))
 
-    def is_whole(column: pd.Series) -> bool:
-        return pd.api.types.is_integer_dtype(column)
+    def between(low: float, high: float, name: str) -> pa.Column:
+        return column(name, lambda values: values.between(low, high))
 
-    def is_real(column: pd.Series) -> bool:
-        return pd.api.types.is_float_dtype(column)
-
-    def column(kind: Callable[[pd.Series], bool], *checks: pa.Check) -> pa.Column:
-        return pa.Column(nullable=True, checks=[pa.Check(kind, name="manifest_columns"), *checks])
-
-    def between(low: float, high: float, name: str) -> pa.Check:
-        return pa.Check(lambda values: values.between(low, high), name=name)
-
-    positive = between(1, np.inf, "size_range")
     return pa.DataFrameSchema(
         {
-            "path": column(
-                is_text, pa.Check(lambda paths: ~paths.duplicated(keep=False), name="path_unique")
-            ),
-            "split": column(is_text, pa.Check(lambda splits: splits.isin(SPLITS), name="known_split")),
-            "label": column(is_text),
-            "index": column(is_whole),
-            "width": column(is_whole, positive),
-            "height": column(is_whole, positive),
-            "mode": column(is_text),
-            "bytes": column(is_whole, between(0, np.inf, "size_range")),
-            "sha256": column(
-                is_text, pa.Check(lambda hashes: hashes.str.fullmatch("[0-9a-f]{64}"), name="sha256_format")
-            ),
-            "mean": column(is_real, between(0, 1, "statistics_range")),
-            "std": column(is_real, between(0, 0.5, "statistics_range")),
-            "status": column(
-                is_text, pa.Check(lambda status: status.isin(["ok", "quarantined"]), name="known_status")
-            ),
-            "reason": column(is_text),
+            "path": column("path_unique", lambda paths: ~paths.duplicated(keep=False)),
+            "split": column("known_split", lambda splits: splits.isin(SPLITS)),
+            "width": between(1, np.inf, "size_range"),
+            "height": between(1, np.inf, "size_range"),
+            "bytes": between(0, np.inf, "size_range"),
+            "sha256": column("sha256_format", lambda hashes: hashes.str.fullmatch("[0-9a-f]{64}")),
+            "mean": between(0, 1, "statistics_range"),
+            "std": between(0, 0.5, "statistics_range"),
+            "status": column("known_status", lambda status: status.isin(["ok", "quarantined"])),
         },
         checks=[
             pa.Check(_complete, name="complete_row", ignore_na=False),
             pa.Check(lambda rows: _index_is_a_row(rows, lengths), name="index_is_a_row", ignore_na=False),
         ],
-        strict=True,
     )
 
 
@@ -120,7 +95,7 @@ def _faults(row: pd.Series) -> str:
     ok = row["status"] == "ok"
     faults = [f"no {column}" for column in _ALWAYS + (_OK if ok else ["reason"]) if pd.isna(row[column])]
     if not ok and not pd.isna(row["index"]):
-        faults.append("quarantined, yet it has an index")
+        faults.append("quarantined, but has an index")
     return ", ".join(faults)
 
 

@@ -1,8 +1,8 @@
-import subprocess
 import sys
 import time
 from typing import Any
 
+import psutil
 import pytest
 
 from tasks.processes import contention
@@ -10,7 +10,7 @@ from tasks.processes import contention
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Four cores, so many seconds, of which all programs computed `total` and this one `own`."""
+    """Four cores on which all programs have computed for `total` seconds, and this one for `own`."""
 
     def machine(seconds: float, total: float, own: float) -> contention.Mark:
         monkeypatch.setattr(contention, "_cores", lambda: {0, 1, 2, 3})
@@ -42,26 +42,28 @@ def test_with_one_thread_there_is_no_smaller_number(machine: Any) -> None:
     assert "OMP_NUM_THREADS" not in str(contention.warning(machine(2.0, 10.0, 2.0), 1))
 
 
-def test_a_moment_tells_nothing(machine: Any) -> None:
+def test_a_moment_is_too_short_to_say(machine: Any) -> None:
     assert contention.warning(machine(0.1, 0.4, 0.0), 4) is None
 
 
 def test_a_program_beside_is_counted_and_this_one_is_not() -> None:
-    spin = "while True: sum(range(10000))"
-    began = contention.mark()
-    end = time.monotonic() + 0.6
-    while time.monotonic() < end:
-        pass
-    ended, alone = contention.mark(), contention.cores_taken(began)
-    all_of_it = (ended.all - began.all) / (ended.at - began.at)
-    other = subprocess.Popen([sys.executable, "-c", spin])
+    """Shares of a core, whatever else this machine does meanwhile."""
+    this, other = psutil.Process(), psutil.Popen([sys.executable, "-c", "while True: sum(range(10000))"])
     try:
-        time.sleep(0.3)
-        began = contention.mark()
-        time.sleep(1.0)
-        beside = contention.cores_taken(began)
+        began, before = contention.mark(), [cpu_seconds(process) for process in (this, other)]
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:
+            pass
+        taken, ended = contention.cores_taken(began), contention.mark()
+        seconds = ended.at - began.at
+        own, beside = ((cpu_seconds(p) - was) / seconds for p, was in zip((this, other), before, strict=True))
     finally:
         other.kill()
         other.wait()
-    assert alone is not None and all_of_it - alone > 0.6  # its own loop, a core
-    assert beside is not None and beside > 0.3
+    assert taken is not None and taken > 0.9 * beside - 0.05
+    assert (ended.all - began.all) / seconds - taken == pytest.approx(own, abs=0.1)
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system

@@ -1,4 +1,4 @@
-"""Notes of processes: whose process lives, whose is dead, and what a reused id or a moved clock can not spoil."""
+"""Notes of processes: whose process is alive, whose is dead, and that a reused process id does not mislead."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def worker(folder: Path, name: str) -> "subprocess.Popen[str]":
     return process
 
 
-def test_the_living_are_told_from_the_dead(tmp_path: Path) -> None:
+def test_the_living_are_distinguished_from_the_dead(tmp_path: Path) -> None:
     living, dead = worker(tmp_path, "living"), worker(tmp_path, "dead")
     try:
         assert set(run_notes.living(tmp_path)) == {"living", "dead"}
@@ -35,8 +35,8 @@ def test_the_living_are_told_from_the_dead(tmp_path: Path) -> None:
         dead.wait()
         # Its note names process 1, which lives: the lock decides, not the id.
         assert run_notes.living(tmp_path) == {"living": {"pid": 1}}
-        assert list(run_notes.left_behind(tmp_path)) == ["dead"]
-        assert list(run_notes.left_behind(tmp_path)) == [], "each is told once"
+        assert list(run_notes.left_behind(tmp_path)) == [("dead", {"pid": 1})]
+        assert list(run_notes.left_behind(tmp_path)) == [], "each is reported once"
         assert set(run_notes.living(tmp_path)) == {"living"}, "a look takes nothing from the living"
     finally:
         living.kill()
@@ -58,14 +58,14 @@ def test_a_sweep_that_fails_leaves_the_note_for_the_next(tmp_path: Path) -> None
     with pytest.raises(ConnectionError):
         for _ in run_notes.left_behind(tmp_path):
             raise ConnectionError
-    assert list(run_notes.left_behind(tmp_path)) == ["dead"]
+    assert [name for name, _ in run_notes.left_behind(tmp_path)] == ["dead"]
 
 
-def test_what_ends_properly_during_a_sweep_is_not_told_as_dead(tmp_path: Path) -> None:
+def test_what_ends_properly_during_a_sweep_is_not_reported_as_dead(tmp_path: Path) -> None:
     dead = worker(tmp_path, "a")
     with run_notes.noted(tmp_path, "b", {}):
         dead.kill()
         dead.wait()
         sweep = run_notes.left_behind(tmp_path)
-        assert next(sweep) == "a"
+        assert next(sweep)[0] == "a"
     assert list(sweep) == []

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.project import PROJECT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vae.config.parameters import load as load_parameters
+from vae.config.parameters import Parameters
 from vae.config.preprocessing import Preprocessing
 from vae.data.images import MAX_BYTES, UnusableImage, binarised, load, prepare, read_file
 
@@ -344,11 +343,5 @@ def test_preprocessing_survives_json() -> None:
 
 
 def test_preprocessing_follows_the_parameters() -> None:
-    params = load_parameters(PROJECT / "params.yaml")
-    rule = Preprocessing.of(params)
-    assert (rule.height, rule.width) == params.data.image_size
-    assert (rule.channels, rule.binarise, rule.seed) == (
-        params.data.channels,
-        params.data.binarise,
-        params.seed,
-    )
+    params = Parameters(data={"image_size": [12, 20], "binarise": "static"}, seed=3)
+    assert Preprocessing.of(params) == Preprocessing(12, 20, 1, "static", seed=3)

@@ -1,4 +1,4 @@
-// The latent map: the image under the pointer, or the one that the arrow keys go to; a class alone.
+// Latent map: show the image under the pointer or at the arrow keys; show one class alone.
 const map = document.querySelector(".map");
 const stage = map.querySelector(".stage");
 const dots = [...map.querySelectorAll("circle")];

@@ -1,0 +1,55 @@
+"""What a flow run shows of MLflow, and tells it. Imported late: MLflow and PyTorch take seconds to load.
+
+MLflow may be away: then a warning says what is missing, and the flow continues.
+"""
+
+from prefect.artifacts import create_image_artifact, create_link_artifact
+
+from flows.artifacts import RECONSTRUCTIONS, Links
+from tasks import workspace
+from tasks.cli import trace
+from tasks.tracking import evaluation_run, store
+from vae.models import saved
+
+
+def end_dead_runs() -> None:
+    """A stage that was killed could not end its run in MLflow."""
+    with store.away("a run of the stage may stay RUNNING until the next run starts"):
+        store.connect()
+
+
+def point_candidate(name: str) -> None:
+    """DVC may have restored the results of an earlier run: the registry's `candidate` follows them."""
+    with store.away(f"the alias candidate of {name} stays where it was"):
+        evaluation_run.point_candidate(saved.weights_hash(workspace.MODEL), name)
+
+
+def reconstructions() -> None:
+    """Test images above their reconstructions, at their address in MLflow: Prefect stores no images."""
+    if not RECONSTRUCTIONS.exists():
+        return
+    with store.away("the flow run's artifacts have no picture"):
+        create_image_artifact(
+            store.artifact_url(store.run_here(), RECONSTRUCTIONS.relative_to(workspace.REPORTS).as_posix()),
+            key="reconstructions",
+            description="Test images of median error above their reconstructions",
+        )
+
+
+def origin() -> None:
+    """A link to the MLflow run that made the model, even if this flow run has found it cached."""
+    with store.away("the flow run has no link to its MLflow run"):
+        run = store.run_here()
+        create_link_artifact(
+            store.run_url(run),
+            key="mlflow-run",
+            link_text=f"MLflow run {run.info.run_name}",
+            description="\n".join(f"- {what}: {value}" for what, value in trace.described(run)),
+        )
+
+
+def links() -> Links:
+    """(label, URL) of the model's MLflow run and of what that came from; empty where MLflow does not answer."""
+    with store.away("there are no links to its run"):
+        return store.links(store.run_here())
+    return []

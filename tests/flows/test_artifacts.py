@@ -1,0 +1,113 @@
+"""What a flow run says of its results: the closing lines and the command that they suggest."""
+
+import logging
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import artifacts, vae_train
+from tasks import overlay, workspace
+
+REMEDY = {
+    "model.widths": [16, 32],
+    "kl.max_weight": 0.00066,
+    "kl.annealing_steps": None,
+    "objective.sigma": "optimal",
+}
+SETTINGS = [
+    "",
+    "kl.max_weight=100 train.epochs=7",
+    "data.path='my photos/été' train.batch_size=8",
+    "data.path='a \"b\" $c `d` \\ !e' model.widths='[1, 2]'",
+    'data.path="it\'s here"',
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("remedy", [REMEDY, {"train.epochs": 240}])
+def test_the_suggested_command_keeps_the_settings_and_sets_the_remedy(
+    settings: str, remedy: dict[str, Any]
+) -> None:
+    make, run, experiment, assignment = shlex.split(artifacts.command("leaves", settings, remedy))
+    assert (make, run, experiment) == ("make", "run", "EXPERIMENT=leaves")
+    name, _, value = assignment.partition("=")
+    assert name == "SET"
+    suggested = overlay.parse_settings(value.replace("$$", "$"))  # as make reads it
+    assert suggested == overlay.parse_settings(settings) | remedy
+    assert "EXPERIMENT" not in artifacts.command("", settings, remedy)
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Reports of a collapsed model; returns monitor.json, to change and to write anew."""
+    monkeypatch.chdir(tmp_path)
+    monitor = {
+        "verdict": "collapsed", "summary": "KL of 0.01 nats.", "reasons": ["r"], "warnings": ["few images"],
+        "recommendations": ["set model.widths to [16, 32]"], "remedy": {"model.widths": [16, 32]},
+        "remedies": [], "kept_epoch": 3, "elbo": 1.5, "predicted_kl": None, "fitted_prior": False, "stopped": None,
+    }  # fmt: skip
+    test = {number.key: 1.0 for number in artifacts.KEY_NUMBERS}
+    workspace.write_json(workspace.MONITOR, monitor)
+    workspace.write_json(workspace.METRICS, {"test": test})
+    return monitor
+
+
+def test_the_closing_lines_end_with_what_to_do(results: dict[str, Any]) -> None:
+    lines = artifacts.closing([("MLflow run x", "http://m/1")], "", "seed=3", "http://p/2").splitlines()
+    assert lines[1:5] == [
+        "verdict    collapsed: KL of 0.01 nats.",
+        "           set model.widths to [16, 32]",
+        "           try: make run SET=\"seed=3 'model.widths=[16, 32]'\"",
+        "warning    few images",
+    ]
+    assert lines[5].startswith("test       ELBO 1   KL 1   active units 1")
+    assert lines[6] == f"report     {Path('reports/report.html').absolute()}"
+    assert "http://m/1 (MLflow)" in lines[7] and "http://p/2 (Prefect)" in lines[7]
+
+    results |= {"remedy": {}, "recommendations": [], "remedies": ["attempt 0", "attempt 1"]}
+    workspace.write_json(workspace.MONITOR, results)
+    text = artifacts.closing([], "", "", None)
+    assert "remedied   attempt 0\nremedied   attempt 1\n" in text and "try:" not in text
+
+
+def test_the_tables_hold_verdict_numbers_and_broken_rules(
+    results: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables: dict[str, Any] = {}
+    monkeypatch.setattr(
+        artifacts, "create_table_artifact", lambda rows, key, description: tables.update({key: rows})
+    )
+    artifacts.verdict()
+    rows = [(row["what"], row["value"]) for row in tables["monitor"]]
+    assert ("recommendation", "set model.widths to [16, 32]") in rows
+    assert rows[-2:] == [("kept epoch", "3"), ("elbo", "1.5")]
+
+    artifacts.validation()
+    workspace.VALIDATION_FAILURES.write_text("rule,path\n")
+    artifacts.validation()
+    assert "validation" not in tables
+    workspace.VALIDATION_FAILURES.write_text("rule,path\n" + "r,p\n" * 300)
+    artifacts.validation()
+    assert len(tables["validation"]) == artifacts.MOST_ROWS
+
+
+def test_pictures_are_embedded_only_while_they_are_small(
+    results: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "![" not in artifacts.summary([])
+    artifacts.RECONSTRUCTIONS.parent.mkdir()
+    artifacts.RECONSTRUCTIONS.write_bytes(b"abc")
+    assert "](data:image/png;base64,YWJj)" in artifacts.summary([])
+    monkeypatch.setattr(artifacts, "MOST_BYTES", 2)
+    assert "![" not in artifacts.summary([])
+
+
+def test_a_stage_s_line_is_logged_at_the_level_that_it_begins_with(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for line in ("warning: a: b", "error: c", "verdict: healthy", "warning", ""):
+        vae_train.logged(logging.getLogger("x"), line)
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("WARNING", "a: b"), ("ERROR", "c"), ("INFO", "verdict: healthy"), ("INFO", "warning"), ("INFO", ""),
+    ]  # fmt: skip

@@ -1,0 +1,142 @@
+"""Images that are rows of arrays: scikit-learn's digits, idx files and NumPy files."""
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae.config.errors import InputError
+from vae.config.text import one_line
+from vae.data.idx import expect_regular, idx_array
+from vae.data.images import MAX_PIXELS, UnusableImage
+from vae.data.item import SPLIT_NAMES, Item, expect_folder, row_name
+
+
+def digits() -> list[Item]:
+    """scikit-learn's 1,797 scanned digits: 8×8, grey values 0..16 scaled to 0..255."""
+    from sklearn.datasets import load_digits  # slow to import
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    return _rows(images, "digits", None, [str(label) for label in bunch.target])
+
+
+def idx(path: Path) -> list[Item]:
+    """MNIST's format, plain or gzipped: `*train-images-idx3-ubyte`, `t10k` or `test`, and their labels.
+
+    Where a file exists both plain and gzipped, the plain one is read.
+    """
+    expect_folder(path, "idx")
+    pattern = re.compile(r"(.*?)[-._]?images[-.]idx3-ubyte(\.gz)?", re.IGNORECASE)
+    matches = sorted((m for f in path.iterdir() if (m := pattern.fullmatch(f.name))), key=lambda m: m[0])
+    sets = {match[1]: match[0] for match in reversed(matches)}
+    if not sets:
+        raise InputError(
+            f"data.path = {str(path)!r} holds no file named like train-images-idx3-ubyte or "
+            "t10k-images-idx3-ubyte.gz, which data.source = idx reads"
+        )
+    items: list[Item] = []
+    seen: dict[str | None, str] = {}
+    for prefix, name in sorted(sets.items()):
+        split = _idx_split(prefix)
+        if split in seen:
+            raise InputError(
+                f"{seen[split]} and {name} in {str(path)!r} are both {split or 'without a split'}; keep one"
+            )
+        seen[split] = name
+        images = idx_array(path / name, 3)
+        if images.shape[1] * images.shape[2] > MAX_PIXELS:
+            raise InputError(f"{name} in {str(path)!r} has images of {images.shape[1:]} pixels: too large")
+        labels_file = _idx_labels_file(path / name)
+        labels = None if labels_file is None else [str(label) for label in idx_array(labels_file, 1)]
+        items += _rows(images, name, split, labels)
+    return items
+
+
+def _idx_split(prefix: str) -> str | None:
+    word = re.split(r"[-._]", prefix.lower())[-1]
+    return "test" if word == "t10k" else SPLIT_NAMES.get(word)
+
+
+def _idx_labels_file(images: Path) -> Path | None:
+    plain = re.sub(r"(?i)images([-.])idx3-ubyte(\.gz)?$", r"labels\1idx1-ubyte", images.name)
+    candidates = (images.with_name(plain), images.with_name(plain + ".gz"))
+    return next((file for file in candidates if file.exists()), None)
+
+
+def npy(path: Path) -> list[Item]:
+    """NumPy arrays: N×H×W or N×H×W×C (C of 1, 3, or 4 with alpha), uint8, bool, or floats in [0, 1].
+
+    One file (all images), or a folder with train.npy and optionally valid.npy (or val, validation) and test.npy.
+    Labels, if any, are in NAME_labels.npy beside each: N integers or strings.
+    """
+    if not path.exists():
+        raise InputError(
+            f"data.path = {str(path)!r} does not exist; give a .npy file or a folder with train.npy"
+        )
+    if path.is_file():
+        return _npy_rows(path, None)
+    files = {f: SPLIT_NAMES[f.stem] for f in sorted(path.glob("*.npy")) if f.stem in SPLIT_NAMES}
+    if "train" not in files.values():
+        raise InputError(
+            f"data.path = {str(path)!r} holds no train.npy, which data.source = npy needs in a folder"
+        )
+    if len(set(files.values())) < len(files):
+        names = ", ".join(file.name for file in files)
+        raise InputError(f"{str(path)!r} has two files for the same split among {names}; keep one")
+    return [item for file, split in files.items() for item in _npy_rows(file, split)]
+
+
+def _npy_rows(file: Path, split: str | None) -> list[Item]:
+    images = _npy_array(file)
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
+        hint = "; move the channels last" if images.ndim == 4 and images.shape[1] in (1, 3, 4) else ""
+        raise InputError(f"{str(file)!r} has the shape {images.shape}; N×H×W or N×H×W×C is expected{hint}")
+    if 0 in images.shape or images.shape[1] * images.shape[2] > MAX_PIXELS:
+        raise InputError(f"{str(file)!r} has the shape {images.shape}: no images, or too large")
+    if not (images.dtype in (np.uint8, np.bool_) or np.issubdtype(images.dtype, np.floating)):
+        raise InputError(f"{str(file)!r} is of {images.dtype}; uint8, bool, or floats in [0, 1] are expected")
+    labels_file = file.with_name(f"{file.stem}_labels.npy")
+    labels = _npy_labels(labels_file, len(images)) if labels_file.exists() else None
+    return _rows(images, file.name, split, labels)
+
+
+def _npy_array(file: Path) -> NDArray[Any]:
+    expect_regular(file)
+    try:
+        return np.lib.format.open_memmap(file, mode="r")  # np.load would also accept zip files and pickles
+    except OSError as error:
+        raise InputError(f"{str(file)!r} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # NumPy gives the header to Python's own parser, which raises anything
+        raise InputError(f"{str(file)!r} is not a usable .npy file: {one_line(error)}") from None
+
+
+def _npy_labels(file: Path, count: int) -> list[str]:
+    labels = _npy_array(file)
+    if labels.shape != (count,) or labels.dtype.kind not in "iuU":
+        raise InputError(
+            f"{str(file)!r} is {labels.dtype} of shape {labels.shape}; expected {count} integers or strings"
+        )
+    return [str(label) for label in labels.tolist()]
+
+
+def _rows(images: NDArray[Any], name: str, split: str | None, labels: list[str] | None) -> list[Item]:
+    if labels is not None and len(labels) != len(images):
+        raise InputError(f"{name} holds {len(images)} images and {len(labels)} labels; the counts must match")
+    return [
+        Item(row_name(name, i, len(images)), split, labels[i] if labels else None, partial(_row, images, i))
+        for i in range(len(images))
+    ]
+
+
+def _row(images: NDArray[Any], i: int) -> NDArray[np.uint8]:
+    image = np.asarray(images[i])
+    if image.dtype == np.uint8:
+        return image
+    values = image.astype(np.float64)
+    if not (values.min() >= 0 and values.max() <= 1):  # written so that NaN is refused too
+        raise UnusableImage(f"values from {values.min():g} to {values.max():g}; floats must be in [0, 1]")
+    return np.rint(values * 255).astype(np.uint8)

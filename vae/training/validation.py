@@ -1,0 +1,51 @@
+"""An epoch's validation: on the whole validation split, at the final β, with the likelihood of that epoch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vae.compute.devices import Compute
+from vae.config.resolved import ResolvedParameters
+from vae.metrics.measurement import Measurement, fitted_sigma, measure
+from vae.models.likelihood import Likelihood, known_likelihood
+from vae.models.vae import VAE
+from vae.training.history import Row
+from vae.training.step import memory_errors_explained
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Of the model that would be kept; likelihood: p(x|z) with the σ of this epoch."""
+
+    measured: Measurement
+    likelihood: Likelihood
+
+    def row(self, p: ResolvedParameters) -> Row:
+        """The validation columns of the history. The loss uses the final β, whatever the ramp or a control does."""
+        return {
+            "valid/loss": self.measured.distortion + p.elbo.beta * self.measured.rate,
+            "valid/reconstruction": self.measured.distortion,
+            "valid/kl": self.measured.rate,
+            "valid/elbo": self.measured.elbo,
+            "valid/mse": self.measured.mse,
+            "valid/mse_sampled": self.measured.mse_sampled,
+            "valid/active_units": self.measured.active_units(),
+            "valid/informative_units": self.measured.informative_units(),
+        }
+
+
+def validate(
+    p: ResolvedParameters, model: VAE, valid_images: np.ndarray, train_sample: np.ndarray, compute: Compute
+) -> Validation:
+    """train_sample: images of the training split that an optimal σ is fitted to."""
+    with memory_errors_explained(p.train):
+        likelihood = likelihood_of(p, model, train_sample, compute)
+        return Validation(measure(model, valid_images, likelihood, compute, p.seed), likelihood)
+
+
+def likelihood_of(
+    p: ResolvedParameters, model: VAE, train_images: np.ndarray, compute: Compute
+) -> Likelihood:
+    """p(x|z) with its σ: known from the parameters, learned, or fitted to training images."""
+    known = known_likelihood(p.elbo, model.log_sigma)
+    return known or Likelihood("gaussian", fitted_sigma(model, train_images, compute, p.seed))
