@@ -9,7 +9,7 @@ import pytest
 from helpers.project import PROJECT
 
 from benchmarks import case_images, collapse_cases
-from benchmarks.collapse_cases import COLUMNS, Case, Zoo, read_cases
+from benchmarks.collapse_cases import COLUMNS, Case, CaseRunner, read_cases
 from tasks import overlay
 from vae.collapse import linear_theory
 from vae.config import loading
@@ -106,7 +106,7 @@ def test_cases_are_run(cases: list[Case], tmp_path: Path, monkeypatch: pytest.Mo
     case_images.write(case_images.FOLDER)
     assert np.array_equal(np.load(case_images.FOLDER / "same.npy"), case_images.same(300))
     (tmp_path / "reports").mkdir()
-    runner = Zoo(base)
+    runner = CaseRunner(base)
     named = {case.name: case for case in cases}
     rows = {name: runner.run(named[name], texts[name]) for name in names}
     assert all(set(row) == set(COLUMNS) and row["right"] for row in rows.values()), rows
@@ -136,7 +136,7 @@ def test_cases_are_run(cases: list[Case], tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_an_unknown_case_is_named_with_those_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT)
-    with pytest.raises(InputError, match=r"no such case; known: beta-far-above-critical, "):
+    with pytest.raises(InputError, match=r"no case matches .*; cases: beta-far-above-critical, "):
         collapse_cases.main(case=["no-such-case"])
 
 

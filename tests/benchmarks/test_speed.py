@@ -83,5 +83,5 @@ def test_ratios_are_of_the_same_repeat() -> None:
 
 
 def test_an_unknown_case_or_trainer_is_named() -> None:
-    with pytest.raises(InputError, match="'huge' is none of tiny, whole"):
+    with pytest.raises(InputError, match="'huge' is unknown; expected one of tiny, whole"):
         bench.main(case=["huge"])
