@@ -202,4 +202,4 @@ def test_where_images_are_few_the_expectation_itself_is_doubted(images: int, dou
     train = {"images": images, "elbo": 285.0, "mean_image_elbo": 50.0}
     got = judged(**WRONG["partly_collapsed"], train=train)
     assert got.verdict == "partly_collapsed"
-    assert any("want of images" in reason for reason in got.reasons) is doubted
+    assert any("too few images" in reason for reason in got.reasons) is doubted

@@ -154,7 +154,7 @@ IWAE, AGGRESSIVE = "objective.importance_samples_train", "train.aggressive_encod
         ({"kl.reconstruction_target": 0.1}, ["(GECO) needs a Gaussian likelihood whose objective.sigma"]),
         ({"kl.capacity": 3.0, "objective.reduction": "mean"}, ["they need objective.reduction = sum"]),
         ({IWAE: 5}, ["importance_samples_train = 5 needs an objective.sigma"]),
-        ({IWAE: 5, "objective.sigma": 0.1, "kl.free_bits": 0.1}, ["goes with a schedule alone"]),
+        ({IWAE: 5, "objective.sigma": 0.1, "kl.free_bits": 0.1}, ["needs a schedule alone"]),
         ({IWAE: 5, "objective.sigma": 0.1, AGGRESSIVE: True}, [AGGRESSIVE, f"{IWAE} = 5"]),
         ({"kl.target_kl": 5.0, "kl.max_weight": 2.0, AGGRESSIVE: True}, ["kl.target_kl = 5"]),
         (

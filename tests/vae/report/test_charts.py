@@ -32,7 +32,7 @@ def test_what_was_measured_stands_at_its_weight_on_the_expected_curve() -> None:
     np.testing.assert_array_equal(curve.get_xdata(), weights)
     assert (list(marker.get_xdata()), list(marker.get_ydata())) == ([1.0], [25.0])
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert "collapse expected" in labels and "measured: 25 nats" in labels
+    assert "collapse predicted" in labels and "measured: 25 nats" in labels
     bare = charts.expected_kl(weights, np.zeros(5), collapse=None, weight=0.0, measured=None)
     assert len(bare.axes[0].lines) == 1
 

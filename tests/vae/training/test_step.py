@@ -55,7 +55,7 @@ def test_gradient_clipping_acts() -> None:
     assert moved(1e-12) < 0.1 * moved(None)  # Adam's own epsilon makes tiny gradients tiny steps
 
 
-@pytest.mark.parametrize("where", ["step.ELBOLoss.__call__", "loop.measure"])
+@pytest.mark.parametrize("where", ["step.ELBOLoss.__call__", "validation.measure"])
 def test_a_gpu_without_memory_names_the_parameter(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def exhausted(*arguments: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
