@@ -12,7 +12,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -93,13 +93,16 @@ def _decode(items: Sequence[Item], cache: DecodeCache, workers: int) -> list[Chu
     chunks: list[Chunk] = []
     done = 0
     try:
-        with bar("decoding", len(items), unit="items", seconds_between_lines=SECONDS_BETWEEN_LINES) as show:
-            for chunk in in_order(cache.decode, cache.split(items), workers, stop=cache.stop.set):
+        with (
+            bar("decoding", len(items), unit="items", seconds_between_lines=SECONDS_BETWEEN_LINES) as show,
+            closing(in_order(cache.decode, cache.split(items), workers, stop=cache.stop.set)) as decoded,
+        ):
+            for chunk in decoded:
                 chunks.append(chunk)
                 show(done := done + len(chunk.examined))
     except KeyboardInterrupt:
         if any(cache.folder.iterdir()):
-            log.info("ingest: what is decoded is kept; the same command resumes after it")
+            log.info("ingest: decoded images are kept; run the same command to resume")
         raise
     if resumed := sum(len(chunk.examined) for chunk in chunks if chunk.resumed):
         log.info("ingest: resumed; an earlier run had decoded %s of %s items", f"{resumed:,}", f"{done:,}")
@@ -148,7 +151,8 @@ def _write_arrays(
         for split, file in outputs.items():
             header = {"descr": "|u1", "fortran_order": False, "shape": (counts[split], *preprocessing.shape)}
             np.lib.format.write_array_header_1_0(file, header)
-        for parts, part_moments in in_order(partial(_finish, preprocessing), batches, workers):
+        finished = files.enter_context(closing(in_order(partial(_finish, preprocessing), batches, workers)))
+        for parts, part_moments in finished:
             found.append(part_moments)
             for split, pixels in parts:
                 outputs[split].write(pixels.data)
@@ -229,11 +233,7 @@ def _summary(
 
 def _some_reasons(items: Sequence[Item], examined: Sequence[Examined], most: int = 3) -> str:
     """The first few refusals; `repr`, since a file's name may hold line breaks or terminal escapes."""
-    refused = [
-        f"{item.path!r}: {learnt.reason}"
-        for item, learnt in zip(items, examined, strict=True)
-        if learnt.reason
-    ]
+    refused = [f"{item.path!r}: {learnt.reason}" for item, learnt in zip(items, examined, strict=True) if learnt.reason]
     more = f"; and {len(refused) - most:,} more" if len(refused) > most else ""
     return "; ".join(refused[:most]) + more
 

@@ -160,7 +160,7 @@ def test_a_record_of_another_kind_is_no_record(place: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, "9" * 5000, "\x00"])
-def test_a_damaged_json_between_stages_is_told(tmp_path: Path, text: str) -> None:
+def test_a_damaged_json_between_stages_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "monitor.json").write_text(text)
     with pytest.raises(InputError, match=r"monitor\.json is damaged"):
         workspace.read_json(tmp_path / "monitor.json")
@@ -231,8 +231,8 @@ def test_a_tampered_header_is_refused(model: Path, tamper: str) -> None:
     path = model / saved.WEIGHTS_FILE
     content = path.read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
-    told = json.loads(content[8 : 8 + size])
-    entry = told["posterior.weight"]
+    listed = json.loads(content[8 : 8 + size])
+    entry = listed["posterior.weight"]
     begin, end = entry["data_offsets"]
     match tamper:
         case "overlap":
@@ -243,7 +243,7 @@ def test_a_tampered_header_is_refused(model: Path, tamper: str) -> None:
             entry["data_offsets"] = [-8, end]
         case "another shape":
             entry["shape"] = [2**62, 4]
-    text = json.dumps(told).encode()
+    text = json.dumps(listed).encode()
     length = 2**63 if tamper == "length" else len(text)
     path.write_bytes(struct.pack("<Q", length) + text + content[8 + size :])
     with pytest.raises(InputError, match="not a safetensors file"):

@@ -275,12 +275,5 @@ def main() -> None:
     app()
 
 
-def main_of_old_name(command: str) -> None:
-    """`python -m tasks.COMMAND …`, which is `vae COMMAND …` now."""
-    entry.log_to("stderr")
-    log.warning("`python -m tasks.%s` is deprecated; use `vae %s`", command, command)
-    app(args=[command, *sys.argv[1:]], prog_name="vae")
-
-
 if __name__ == "__main__":
     main()

@@ -68,9 +68,7 @@ class Prediction:
         return int((self.kl_per_latent > 0).sum())
 
 
-def spectrum(
-    images: np.ndarray, latents: int, bernoulli: bool, drawn: bool = False, seed: int = 0
-) -> Spectrum:
+def spectrum(images: np.ndarray, latents: int, bernoulli: bool, drawn: bool = False, seed: int = 0) -> Spectrum:
     """Eigenvalues of the covariance of uint8 images (n, H, W, C), streaming over them.
 
     Exact up to 2048 pixels; larger images by randomised subspace iteration (Halko 2011, algorithm 4.4).

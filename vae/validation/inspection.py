@@ -211,9 +211,7 @@ def _blank(rows: pd.DataFrame) -> Iterator[Finding]:
             yield Finding("mostly_blank", f"{share:.1%} of the images", split=str(split))
 
 
-def _near_duplicates(
-    rows: pd.DataFrame, images: Images, prints: Mapping[str, Fingerprints]
-) -> Iterator[Finding]:
+def _near_duplicates(rows: pd.DataFrame, images: Images, prints: Mapping[str, Fingerprints]) -> Iterator[Finding]:
     files = {split: part["file"].to_numpy() for split, part in rows.groupby("split")}
     for later, earlier in (("valid", "train"), ("test", "train"), ("test", "valid")):
         if later in images and earlier in images:

@@ -56,9 +56,7 @@ def catalogue(data: Data) -> tuple[Rule, ...]:
         error("size_range", "width and height at least 1, bytes at least 0", ingest),
         error("sha256_format", "64 hexadecimal digits", ingest),
         error("statistics_range", "mean from 0 to 1, std from 0 to 0.5", ingest),
-        error(
-            "complete_row", "split, index and statistics for a usable file, a reason for a bad one", ingest
-        ),
+        error("complete_row", "split, index and statistics for a usable file, a reason for a bad one", ingest),
         error("index_is_a_row", "a row of the split's array, used once", ingest),
         error("array_file", "a readable .npy file with at least one image for each split", again),
         error(
@@ -85,9 +83,7 @@ def catalogue(data: Data) -> tuple[Rule, ...]:
             "add images of the class to the training split, or remove the class from this one",
         ),
         error("leakage", "no file in two splits", "keep the file in one split only"),
-        warning(
-            "bad_file", "no file quarantined", "repair or remove the file; training continues without it"
-        ),
+        warning("bad_file", "no file quarantined", "repair or remove the file; training continues without it"),
         warning(
             "same_pixels_across_splits",
             "no image in two splits",

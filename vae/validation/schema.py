@@ -60,9 +60,7 @@ def failures(manifest: pd.DataFrame, lengths: Mapping[str, int]) -> pd.DataFrame
             cases["check"], cases["column"], cases["failure_case"], cases["index"], strict=True
         )
     ]
-    return pd.DataFrame(
-        {"rule": cases["check"].to_numpy(), "row": cases["index"].to_numpy(), "value": values}
-    )
+    return pd.DataFrame({"rule": cases["check"].to_numpy(), "row": cases["index"].to_numpy(), "value": values})
 
 
 def _schema(lengths: Mapping[str, int]) -> pa.DataFrameSchema:

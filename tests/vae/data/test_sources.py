@@ -86,10 +86,10 @@ def test_files_that_do_not_fit_the_layout_are_kept_with_a_reason(tmp_path: Path)
     root = tree(tmp_path, "train/a/1", "train/2", "test/a/3", "notes/4", "readme")
     reasons = {item.path: refusal(item) for item in find(data("folder", root)) if not item.label}
     assert set(reasons) == {"train/2", "notes/4", "readme"}
-    assert "beside the class folders" in reasons["train/2"]
-    assert "beside the split folders (test, train)" in reasons["notes/4"]
+    assert "outside the class folders" in reasons["train/2"]
+    assert "outside the split folders (test, train)" in reasons["notes/4"]
     classes = find(data("folder", tree(tmp_path / "other", "a/1", "2")))
-    assert "beside the class folders" in refusal(classes[0]) and classes[1].load() == b"a/1"
+    assert "outside the class folders" in refusal(classes[0]) and classes[1].load() == b"a/1"
 
 
 def test_litter_is_named_as_such(tmp_path: Path) -> None:

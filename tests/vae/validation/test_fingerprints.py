@@ -111,7 +111,7 @@ def test_near_duplicates_are_found_and_equal_or_blank_images_are_not() -> None:
     assert r[0] == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-5)
 
 
-def test_pictures_with_one_hash_are_told_apart_by_their_pixels() -> None:
+def test_pictures_with_the_same_hash_are_distinguished_by_their_pixels() -> None:
     """The same coarse shape under another fine texture: the hashes agree, the pixels do not."""
     coarse = data_sets.pictures(1, seed=3, height=64, width=64) // 4
     i, j = np.indices((64, 64))[..., None]

@@ -1,6 +1,0 @@
-"""The old name of `vae reproduce`."""
-
-from tasks.cli import app
-
-if __name__ == "__main__":
-    app.main_of_old_name("reproduce")
