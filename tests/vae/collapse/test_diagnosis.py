@@ -5,17 +5,7 @@ from typing import Any
 
 import pytest
 from helpers.parameters import Changes
-from helpers.verdicts import (
-    FALLING,
-    GROWING,
-    LATENTS,
-    WRONG,
-    evidence,
-    history,
-    measurement,
-    params,
-    predicted,
-)
+from helpers.verdicts import FALLING, GROWING, LATENTS, WRONG, evidence, history, measurement, params, predicted
 from ruamel.yaml import YAML
 
 from vae.collapse.diagnosis import Verdict, judge
@@ -45,10 +35,7 @@ JITTER = [(-1) ** (epoch + 1) - 0.01 * epoch for epoch in range(35)]
         ("collapsed", {"valid": measurement(kl=0.99)}),
         ("collapsed", {"valid": measurement(active=0)}),
         # a loss that only jitters after the ramp is flat
-        (
-            "partly_collapsed",
-            WRONG["partly_collapsed"] | {"history": history(losses=[500, 100, 60, 30, 10, *JITTER])},
-        ),
+        ("partly_collapsed", WRONG["partly_collapsed"] | {"history": history(losses=[500, 100, 60, 30, 10, *JITTER])}),
         # just short of a verdict
         ("healthy", {"valid": measurement(kl=1.0), "predicted": predicted(kl=2.4)}),
         ("healthy", {"valid": measurement(mse=0.0759)}),

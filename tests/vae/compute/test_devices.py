@@ -24,11 +24,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    (
-        "has",
-        "work",
-        "chosen",
-    ),  # bf16, matrix units, a compiler; of an image, of an epoch; precision, compiled
+    ("has", "work", "chosen"),  # bf16, matrix units, a compiler; of an image, of an epoch; precision, compiled
     [
         ((False, False, True), (LARGE, LONG), ("fp32", False)),
         ((True, False, True), (LARGE, LONG), ("bf16", False)),

@@ -94,10 +94,7 @@ names = st.sampled_from([(section, key) for section, values in SECTIONS.items() 
         st.dictionaries(st.one_of(st.sampled_from(sorted(DEFAULTS)), keys), anything, max_size=9),
         st.builds(lambda name, value: {name[0]: {name[1]: value}}, names, anything),
         st.builds(
-            lambda section, key, value: {section: {key: value}},
-            st.sampled_from(sorted(SECTIONS)),
-            keys,
-            anything,
+            lambda section, key, value: {section: {key: value}}, st.sampled_from(sorted(SECTIONS)), keys, anything
         ),
     )
 )

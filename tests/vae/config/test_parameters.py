@@ -120,9 +120,7 @@ def test_a_bad_value_is_refused_with_what_is_allowed(name: str, value: object, a
     assert "is not a parameter" in message or repr(value) in message
 
 
-@pytest.mark.parametrize(
-    ("widths", "what"), [([32, 0], "model.widths.1 = 0"), ([32, "x"], "model.widths.1 = 'x'")]
-)
+@pytest.mark.parametrize(("widths", "what"), [([32, 0], "model.widths.1 = 0"), ([32, "x"], "model.widths.1 = 'x'")])
 def test_a_bad_width_is_named_by_its_place(widths: list, what: str) -> None:
     assert what in refusal({"model.widths": widths})
 

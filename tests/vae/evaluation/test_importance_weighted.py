@@ -67,9 +67,7 @@ def test_with_a_wrong_posterior_the_bound_lies_between_elbo_and_evidence() -> No
 
 def test_the_bound_repeats_and_follows_the_seed() -> None:
     model, images = Linear(spread=2.5), blobs(20, 0)
-    first, again, other = (
-        importance_weighted_bound(model, images, LIKELIHOOD, CPU, 3, seed) for seed in (0, 0, 1)
-    )
+    first, again, other = (importance_weighted_bound(model, images, LIKELIHOOD, CPU, 3, seed) for seed in (0, 0, 1))
     assert first == again != other
 
 

@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, distributions
 
 from vae.config.constants import SMALLEST_SIGMA
-from vae.models.likelihood import (
-    Likelihood,
-    gaussian_log_prob,
-    known_likelihood,
-    optimal_sigma,
-    squared_error,
-)
+from vae.models.likelihood import Likelihood, gaussian_log_prob, known_likelihood, optimal_sigma, squared_error
 
 
 def images(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -42,9 +36,7 @@ def test_bernoulli_log_prob_is_that_of_torch(binary: bool) -> None:
     x, output = images()
     x = x.round() if binary else x  # of grey pixels it is the cross-entropy
     bernoulli = distributions.Bernoulli(logits=output, validate_args=binary)
-    torch.testing.assert_close(
-        Likelihood("bernoulli").log_prob(x, output), bernoulli.log_prob(x).flatten(1).sum(1)
-    )
+    torch.testing.assert_close(Likelihood("bernoulli").log_prob(x, output), bernoulli.log_prob(x).flatten(1).sum(1))
     torch.testing.assert_close(Likelihood("bernoulli").mean(output), 1 / (1 + (-output).exp()))
     assert Likelihood("gaussian", 1.0).mean(output) is output
 

@@ -32,9 +32,7 @@ def vae(shape: Shape, **changes: Any) -> VAE:
 
 def drawn(images: int, model: VAE, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
     random = torch.Generator().manual_seed(1)
-    return torch.randn(images, model.latent_dim, generator=random), torch.rand(
-        images, *shape, generator=random
-    )
+    return torch.randn(images, model.latent_dim, generator=random), torch.rand(images, *shape, generator=random)
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 5), (3, 4, 9), (2, 18, 3)])

@@ -137,8 +137,7 @@ def test_when_the_phase_ends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
 
     run(p, on_epoch=look)
     climbing = [information[0] is not None] + [
-        now is not None and before is not None and now > before
-        for before, now in itertools.pairwise(information)
+        now is not None and before is not None and now > before for before, now in itertools.pairwise(information)
     ]
     last = climbing.index(False) + 1  # the epoch in which the phase ends, counted from 1
     assert 1 < last < 12

@@ -32,12 +32,7 @@ from vae.training.step import Step
         {},
         {"model.architecture": "autoregressive", "train.ema": 0.9},
         # the encoder's phase is on in the first epochs, off in the last
-        {
-            "train.aggressive_encoder": True,
-            "kl.schedule": "constant",
-            "kl.max_weight": 12.0,
-            "data.augment": "flip",
-        },
+        {"train.aggressive_encoder": True, "kl.schedule": "constant", "kl.max_weight": 12.0, "data.augment": "flip"},
         {"kl.schedule": "cyclical", "data.binarise": "dynamic", "objective.likelihood": "bernoulli"},
         {"objective.sigma": "learned", "model.architecture": "mlp", "kl.reconstruction_target": 0.1},
         {"kl.target_kl": 5.0, "kl.max_weight": 2.0, "train.learning_rate_schedule": "cosine"},

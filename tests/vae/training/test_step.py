@@ -38,9 +38,7 @@ def test_dynamic_binarisation_draws_anew_at_every_step() -> None:
 
 def test_the_noise_is_of_the_step_the_purpose_and_each_sample() -> None:
     p = params({"objective.importance_samples_train": 2, "objective.sigma": 0.3})
-    noises = [
-        draw(p, IMAGES[:4], *which)[1] for which in ((0, CPU.device), (1, CPU.device), (0, CPU.device, "a."))
-    ]
+    noises = [draw(p, IMAGES[:4], *which)[1] for which in ((0, CPU.device), (1, CPU.device), (0, CPU.device, "a."))]
     assert noises[0].shape == (2, 4, 3)
     assert len({float(sample[0, 0]) for noise in noises for sample in noise}) == 6
 
