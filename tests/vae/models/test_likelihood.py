@@ -54,11 +54,6 @@ def test_the_optimal_sigma_is_the_root_of_the_error_down_to_the_rounding_of_grey
         ({"objective.sigma": 0.3}, None, Likelihood("gaussian", 0.3)),
         ({"objective.sigma": "learned"}, math.log(0.2), Likelihood("gaussian", pytest.approx(0.2))),
         ({"objective.sigma": "learned"}, -50.0, Likelihood("gaussian", SMALLEST_SIGMA)),
-        (
-            {"objective.reduction": "mean", "kl.max_weight": 0.01},
-            None,
-            Likelihood("gaussian", pytest.approx(math.sqrt(0.01 * 64 / (2 * 3)))),
-        ),
     ],
 )
 def test_what_is_known_unmeasured(changes: Changes, log_sigma: float | None, known: object) -> None:
