@@ -61,9 +61,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Images = Annotated[
-    Path, typer.Argument(help="A folder of images, one image, or a .npy file.", metavar="IMAGES")
-]
+Images = Annotated[Path, typer.Argument(help="A folder of images, one image, or a .npy file.", metavar="IMAGES")]
 Pictures = Annotated[Path, typer.Argument(help="A .png with all of them, or a .npy of uint8 pictures.")]
 Model = Annotated[
     str | None,
@@ -117,21 +115,15 @@ def reconstruct(
 def score(
     images: Images,
     model: Model = None,
-    to: Annotated[
-        Path | None, typer.Option(help="A .csv or .parquet file; without it, standard output.")
-    ] = None,
+    to: Annotated[Path | None, typer.Option(help="A .csv or .parquet file; without it, standard output.")] = None,
     percentile: Annotated[
         float,
         typer.Option(min=0, max=100, help="Unusual: above this percentile of the validation images' scores."),
     ] = 99,
-    threshold: Annotated[
-        float | None, typer.Option(help="Unusual: above this score in nats, instead.")
-    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Unusual: above this score in nats, instead.")] = None,
     unseen: Annotated[
         bool,
-        typer.Option(
-            "--unseen", help="Leave out files whose content data/manifest.parquet has in train or valid."
-        ),
+        typer.Option("--unseen", help="Leave out files whose content data/manifest.parquet has in train or valid."),
     ] = False,
     usual: Annotated[
         str | None,
@@ -253,9 +245,7 @@ def _model(name: str | None, device: str) -> "tuple[Saved, Compute, dict[str, st
     return saved, saved.compute(chosen), origin
 
 
-def _end(
-    origin: Mapping[str, str], source: "Reading | None", result: Mapping[str, Any], as_json: bool
-) -> None:
+def _end(origin: Mapping[str, str], source: "Reading | None", result: Mapping[str, Any], as_json: bool) -> None:
     """What was skipped, the JSON document, and the exit code."""
     document = {"model": origin, **result}
     if source is not None:

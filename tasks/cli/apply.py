@@ -56,9 +56,7 @@ def kept_threshold(saved: Saved, percentile: float) -> tuple[float | None, str |
     """A percentile of the scores of the model's validation images, in words too; None where the model has none."""
     limit = scoring.threshold(saved, percentile)
     images = f"{saved.config.valid.images or 0:,} validation images"
-    return (
-        (None, None) if limit is None else (limit, f"the {percentile:g}th percentile of the {images}' scores")
-    )
+    return (None, None) if limit is None else (limit, f"the {percentile:g}th percentile of the {images}' scores")
 
 
 def score(saved: Saved, source: Reading, threshold: float | None, compute: Compute) -> pd.DataFrame:
@@ -96,8 +94,7 @@ def aurocs(table: pd.DataFrame, usual: str) -> dict[str, float]:
     ours = scores[is_usual].to_numpy()
     groups = {name: table["label"] == name for name in others} if len(others) > 1 else {}
     return {
-        name: scoring.auroc(ours, scores[rows].to_numpy())
-        for name, rows in {**groups, "all others": ~is_usual}.items()
+        name: scoring.auroc(ours, scores[rows].to_numpy()) for name, rows in {**groups, "all others": ~is_usual}.items()
     }
 
 
@@ -121,9 +118,7 @@ def latents_of(saved: Saved, image: Pixels, chosen: str, top: int, compute: Comp
     latents = saved.model.latent_dim
     numbers = [int(word) if word.strip().isdecimal() else -1 for word in chosen.split(",")]
     if not all(0 <= number < latents for number in numbers):
-        raise InputError(
-            f"--latents {chosen!r}: expected numbers from 0 to {latents - 1}, separated by commas"
-        )
+        raise InputError(f"--latents {chosen!r}: expected numbers from 0 to {latents - 1}, separated by commas")
     return np.array(numbers)
 
 

@@ -73,9 +73,7 @@ def _downloaded(run: Run) -> Path:
     place = workspace.root() / ".run" / "reports" / run.info.run_id
     try:
         place.mkdir(parents=True, exist_ok=True)
-        return Path(
-            download_artifacts(run_id=run.info.run_id, artifact_path="report.html", dst_path=str(place))
-        )
+        return Path(download_artifacts(run_id=run.info.run_id, artifact_path="report.html", dst_path=str(place)))
     except (MlflowException, OSError) as error:
         raise InputError(
             f"report of run {run.info.run_name} unavailable ({store.reason_of(error)}): its evaluation did not finish, "

@@ -121,9 +121,7 @@ def reading(path: Path, saved: Saved, without: Collection[str] = frozenset()) ->
     """
     path = path.expanduser()
     if not path.exists():
-        raise InputError(
-            f"{storable(str(path))!r} does not exist; give a folder of images, an image or a .npy file"
-        )
+        raise InputError(f"{storable(str(path))!r} does not exist; give a folder of images, an image or a .npy file")
     if path.is_dir():
         items = folder.find(path)
     elif path.suffix == ".npy":
@@ -143,9 +141,7 @@ def trained_on(saved: Saved) -> set[str]:
     """
     manifest, model = here(workspace.MANIFEST), here(workspace.MODEL)
     if not manifest.exists():
-        raise InputError(
-            f"{manifest}, which lists the training images, does not exist; `dvc repro ingest` creates it"
-        )
+        raise InputError(f"{manifest}, which lists the training images, does not exist; `dvc repro ingest` creates it")
     if not (model / WEIGHTS_FILE).exists() or weights_hash(model) != saved.sha256:
         log.warning("--unseen uses %s, which does not belong to this model", manifest)
     rows = pd.read_parquet(manifest, columns=["split", "sha256"])

@@ -182,10 +182,7 @@ def compare(tags: Tags, files: Mapping[Path, bytes], tree: Path) -> tuple[list[D
     found = [
         Difference(str(workspace.IMAGES), tags.get("data.sha256"), lineage.data(tree)["data.sha256"]),
         Difference(str(WEIGHTS), tags[store.WEIGHTS], weights),
-        *(
-            differences.of_files(path, files.get(path), (tree / path).read_bytes())
-            for path in (HISTORY, METRICS)
-        ),
+        *(differences.of_files(path, files.get(path), (tree / path).read_bytes()) for path in (HISTORY, METRICS)),
     ]
     client = MlflowClient(f"sqlite:///{tree / 'mlflow.db'}")  # the repeated training's own store
     experiment = client.get_experiment_by_name(store.EXPERIMENT)

@@ -84,9 +84,7 @@ def _show(outcome: "Outcome", as_json: bool) -> None:
 
 def reproduce(
     run: RunName,
-    ingest: Annotated[
-        bool, typer.Option("--ingest", help="Read the source again, even if DVC has the data.")
-    ] = False,
+    ingest: Annotated[bool, typer.Option("--ingest", help="Read the source again, even if DVC has the data.")] = False,
 ) -> None:
     """Repeat a run outside the workspace and compare the results bit for bit.
 
@@ -120,9 +118,7 @@ def trace(
 
 def doctor(
     as_json: AsJson = False,
-    mend: Annotated[
-        bool, typer.Option("--mend", help="Repair files that a killed DVC left half written.")
-    ] = False,
+    mend: Annotated[bool, typer.Option("--mend", help="Repair files that a killed DVC left half written.")] = False,
 ) -> None:
     """Check installation, versions, GPU, servers, locks, disk and workspace; exit code 3 if there is a problem."""
     from tasks.cli import doctor

@@ -32,15 +32,9 @@ def find(name: str) -> list[Run]:
         *_of_revision(name),
     ):
         if found := client.search_runs([experiment], condition, max_results=_MOST):
-            parents = (
-                run.data.tags.get("mlflow.parentRunId") for run in found
-            )  # of which a run is one attempt
-            return [
-                client.get_run(parent) if parent else run for run, parent in zip(found, parents, strict=True)
-            ]
-    raise InputError(
-        f"no MLflow run found for {name!r}: it is not a known run, flow run, commit or train stage"
-    )
+            parents = (run.data.tags.get("mlflow.parentRunId") for run in found)  # of which a run is one attempt
+            return [client.get_run(parent) if parent else run for run, parent in zip(found, parents, strict=True)]
+    raise InputError(f"no MLflow run found for {name!r}: it is not a known run, flow run, commit or train stage")
 
 
 def described(run: Run) -> list[tuple[str, str]]:

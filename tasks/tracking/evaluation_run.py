@@ -19,9 +19,7 @@ from vae.config.resolved import ResolvedParameters
 from vae.models.saved import Saved
 from vae.report.facts import Origin
 
-EVALUATED = (
-    "evaluated."  # the commit whose code made the final metrics, which may be later than that of the training
-)
+EVALUATED = "evaluated."  # the commit whose code made the final metrics, which may be later than that of the training
 NOTE = "mlflow.note.content"  # the first lines of a run's page
 
 log = logging.getLogger(__name__)

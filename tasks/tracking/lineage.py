@@ -56,9 +56,7 @@ def commit_url(commit: str) -> str | None:
     """The page of a commit on the host of the remote `origin`, if that is a web host."""
     remote = git.says("remote", "get-url", "origin") or ""
     # https://user:secret@host/path.git and git@host:path.git; the credentials are left out
-    found = re.fullmatch(
-        r"(?:https?://(?:[^/@]*@)?|ssh://git@|git@)([\w.-]+)(?::\d+/|[:/])(.+?)(?:\.git)?/?", remote
-    )
+    found = re.fullmatch(r"(?:https?://(?:[^/@]*@)?|ssh://git@|git@)([\w.-]+)(?::\d+/|[:/])(.+?)(?:\.git)?/?", remote)
     return f"https://{found[1]}/{found[2]}/commit/{commit}" if found else None
 
 

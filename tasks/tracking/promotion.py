@@ -30,9 +30,7 @@ from vae.inference.scoring import elbo_per_image
 
 DATA = "evaluated.data.sha256"  # tag of a run: the data that it was evaluated on last
 DECISION, SENTENCE = "promotion.json", "promotion"
-SCORES = (
-    "test_elbo"  # a folder of a run's artifacts, with one file for each data set that it was evaluated on
-)
+SCORES = "test_elbo"  # a folder of a run's artifacts, with one file for each data set that it was evaluated on
 CHAMPIONS, ROLLED_BACK = "champions", "rolled_back_to"
 MOST_CHAMPIONS = 100
 

@@ -97,11 +97,7 @@ def version_at(uri: str) -> ModelVersion:
         raise InputError(f"{uri} is not a registered model; examples: candidate, 3, models:/vae@champion")
     name, alias, number = parts.groups()
     try:
-        return (
-            client.get_model_version_by_alias(name, alias)
-            if alias
-            else client.get_model_version(name, number)
-        )
+        return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except MlflowException as error:
         raise InputError(f"{uri}: {store.reason_of(error)}{_known(client, name)}") from None
 
@@ -122,9 +118,7 @@ def load(uri: str, device: torch.device | None = None) -> Saved:
             raise InputError(f"{uri}: {store.reason_of(error)}{known}") from None
         found = sorted(place.rglob(WEIGHTS_FILE))
         if len(found) != 1:
-            raise InputError(
-                f"{uri} holds {len(found)} files {WEIGHTS_FILE}; a model of this project has one"
-            )
+            raise InputError(f"{uri} holds {len(found)} files {WEIGHTS_FILE}; a model of this project has one")
         return saved_files.load(found[0].parent, device)
 
 

@@ -160,9 +160,7 @@ def _run_from_files(client: MlflowClient, experiment_id: str, weights_sha256: st
 
 def complete_from_files(client: MlflowClient, run_id: str) -> None:
     """Logs what the run of the workspace's model lacks of parameters and epochs, since the store was away."""
-    parameters = (
-        overlay.flat(loading.load(workspace.PARAMS).model_dump()) if workspace.PARAMS.exists() else {}
-    )
+    parameters = overlay.flat(loading.load(workspace.PARAMS).model_dump()) if workspace.PARAMS.exists() else {}
     history = pd.read_csv(workspace.HISTORY).to_dict("records") if workspace.HISTORY.exists() else []
     backfill(client, run_id, parameters, history)  # type: ignore[arg-type]  # keys are str
 

@@ -105,9 +105,7 @@ class TrainingRun:
         self.behind = True
         self.send()
 
-    def log_epoch(
-        self, row: Mapping[str, float], timing: Mapping[str, float], grid: np.ndarray | None
-    ) -> None:
+    def log_epoch(self, row: Mapping[str, float], timing: Mapping[str, float], grid: np.ndarray | None) -> None:
         """The history's row, the timing, and a grid of reconstructions (H, W, 3) uint8 as a step image."""
         metrics = {**row, **timing}
 

@@ -53,12 +53,8 @@ def expected() -> np.ndarray:
 
 def test_help_answers_at_once_because_it_imports_nothing_heavy() -> None:
     heavy = ("torch", "mlflow", "numpy", "pandas", "pydantic")
-    listed = (
-        f"import sys; from tasks.cli import app; print([name for name in {heavy} if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", listed], cwd=PROJECT, capture_output=True, text=True, check=True
-    )
+    listed = f"import sys; from tasks.cli import app; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", listed], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     help_text = vae("--help")
     assert help_text.exit_code == 0 and "Exit codes" in help_text.stdout
@@ -127,9 +123,7 @@ def test_unseen_leaves_out_what_the_manifest_trained_on_and_usual_gives_the_auro
     place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shas = {n: hashlib.sha256(Path(f"photos/good/{n}.png").read_bytes()).hexdigest() for n in range(4)}
-    manifest = pd.DataFrame(
-        {"split": ["train", "valid", "test", None], "sha256": [shas[0], shas[1], shas[2], "0"]}
-    )
+    manifest = pd.DataFrame({"split": ["train", "valid", "test", None], "sha256": [shas[0], shas[1], shas[2], "0"]})
     workspace.MANIFEST.parent.mkdir(exist_ok=True)
     manifest.to_parquet(workspace.MANIFEST)
     done = vae("score", "photos", "--unseen", "--usual", "good", "--json")
@@ -191,17 +185,13 @@ def test_sample_and_traverse_draw_what_they_are_asked_for(place: Path) -> None:
         (("reconstruct", "photos", "params.yaml"), "cannot write"),
     ],
 )
-def test_an_error_of_the_user_is_one_line_and_exit_code_2(
-    place: Path, arguments: tuple[str, ...], told: str
-) -> None:
+def test_an_error_of_the_user_is_one_line_and_exit_code_2(place: Path, arguments: tuple[str, ...], told: str) -> None:
     done = vae(*arguments)
     assert done.exit_code == INPUT_ERROR and not done.stdout
     assert told in done.stderr and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 
-def test_scores_that_are_not_finite_are_unusual_and_reported(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_that_are_not_finite_are_unusual_and_reported(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nan_for_the_first(model: object, images: np.ndarray, *_: object) -> np.ndarray:
         return np.array([np.nan, *np.arange(1.0, len(images))])
 

@@ -18,9 +18,7 @@ from vae.models.saved import Saved
 from vae.report.facts import Origin
 
 
-def evaluated(
-    model: Saved, verdict: str = "healthy", elbo: float = 5.0, told: list[Origin] | None = None
-) -> str:
+def evaluated(model: Saved, verdict: str = "healthy", elbo: float = 5.0, told: list[Origin] | None = None) -> str:
     """Logs an evaluation; what the report is given of the run is added to `told`."""
 
     def report(origin: Origin) -> str:

@@ -12,9 +12,7 @@ LOCK = "stages:\n  train:\n    cmd: python -m tasks.train\n    outs:\n    - {pat
 
 def git(*arguments: str) -> str:
     who = ("-c", "user.name=t", "-c", "user.email=t@example.invalid")
-    return subprocess.run(
-        ["git", *who, *arguments], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    return subprocess.run(["git", *who, *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.fixture
@@ -55,9 +53,7 @@ def test_a_long_list_of_changes_ends_with_an_ellipsis(repository: Path) -> None:
     assert len(names) == lineage.MANY + 1 and names[-1] == "…"
 
 
-def test_outside_a_repository_the_commit_is_that_of_the_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outside_a_repository_the_commit_is_that_of_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.setenv("GIT_COMMIT", "abc")

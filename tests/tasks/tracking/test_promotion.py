@@ -142,9 +142,7 @@ def test_a_champion_that_kept_no_scores_is_loaded_and_scored(client: MlflowClien
     log_evaluation(one, 0)
     version, data = client.get_model_version("vae", "1"), lineage.data()["data.sha256"]
     np.testing.assert_allclose(promotion.scores(client, version, data), scored(0))
-    file = Path(
-        store.run_of(one.sha256).info.artifact_uri.removeprefix("file://"), promotion.scores_file(data)
-    )
+    file = Path(store.run_of(one.sha256).info.artifact_uri.removeprefix("file://"), promotion.scores_file(data))
     file.unlink()
     images = np.load(workspace.images("test"))
     measured = elbo_per_image(one.model, images, one.likelihood, one.compute())

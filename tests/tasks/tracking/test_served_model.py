@@ -102,9 +102,7 @@ def test_it_encodes_reconstructs_and_scores_files_and_arrays_as_the_library_does
         assert status == 200, rows
         np.testing.assert_allclose([row["score"] for row in rows], scores, rtol=1e-6)
         np.testing.assert_allclose([row["elbo"] for row in rows], -scores, rtol=1e-6)
-        np.testing.assert_allclose(
-            [row["percentile"] for row in rows], scoring.ranks(model, scores), atol=0.1
-        )
+        np.testing.assert_allclose([row["percentile"] for row in rows], scoring.ranks(model, scores), atol=0.1)
 
     assert ask(server, inputs=pixels.tolist(), params={"task": "reconstruct"}) == (200, copies.tolist())
     status, drawn = ask(server, inputs=files, params={"task": "reconstruct"})

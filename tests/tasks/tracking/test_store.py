@@ -40,9 +40,7 @@ def test_two_processes_at_once_create_one_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("note", "status"), [("{}", "KILLED"), ('{"tags": {"ended": "FAILED"}}', "FAILED"), ("", "KILLED")]
 )
-def test_the_run_of_a_dead_process_is_ended_by_the_next_process(
-    client: MlflowClient, note: str, status: str
-) -> None:
+def test_the_run_of_a_dead_process_is_ended_by_the_next_process(client: MlflowClient, note: str, status: str) -> None:
     run_id = client.create_run("1").info.run_id
     with run_notes.noted(store.notes(), run_id, {}):
         store.connect()
@@ -70,9 +68,7 @@ def test_a_note_for_another_store_waits_for_it(
     assert (run.info.status, run.data.tags["git.commit"]) == ("FINISHED", "abc")
 
 
-def test_a_wrong_request_is_an_error_and_not_an_outage(
-    client: MlflowClient, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_wrong_request_is_an_error_and_not_an_outage(client: MlflowClient, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(MlflowException), store.away("the work continues"):
         client.get_run("no such run")
     with store.away("the work continues"):

@@ -86,9 +86,7 @@ def test_a_run_ends_as_its_training_ended(
     assert not list(store.notes().iterdir())
 
 
-def test_a_resumed_training_continues_in_its_run_and_logs_parameters_once(
-    backend: Backend, remembered: Path
-) -> None:
+def test_a_resumed_training_continues_in_its_run_and_logs_parameters_once(backend: Backend, remembered: Path) -> None:
     with pytest.raises(KeyboardInterrupt), training_run("n", remembered, {}) as first:
         first.log_inputs(Parameters(), IMAGES, IMAGES)
         first.log_epoch(row(1), TIMING, np.zeros((4, 4, 3), np.uint8))
@@ -125,9 +123,7 @@ def test_attempts_are_runs_within_the_run_and_end_before_it(backend: Backend, tm
     with training_run("n", tmp_path / "id", {}) as outer:
         for number in range(2):
             tags = {"reason": f"why {number}"}
-            with training_run(
-                f"attempt {number}", tmp_path / f"{number}" / "id", tags, parent=outer
-            ) as inner:
+            with training_run(f"attempt {number}", tmp_path / f"{number}" / "id", tags, parent=outer) as inner:
                 inner.log_epoch(row(1), {}, None)
             inner.tag({"verdict": "collapsed"})
             assert backend.runs()[f"attempt {number}"].info.status == "FINISHED"
@@ -213,9 +209,7 @@ def test_a_silent_store_is_not_asked_again_for_a_while(
     assert caplog.text.count("MLflow at ") == 1
 
 
-def test_an_attempt_that_began_during_an_outage_belongs_to_its_training(
-    backend: Backend, tmp_path: Path
-) -> None:
+def test_an_attempt_that_began_during_an_outage_belongs_to_its_training(backend: Backend, tmp_path: Path) -> None:
     backend.leave()
     with training_run("outer", tmp_path / "outer", {}) as outer:
         with training_run("attempt 1", tmp_path / "inner", {"attempt": "1"}, parent=outer) as inner:
@@ -233,9 +227,7 @@ def test_an_attempt_that_began_during_an_outage_belongs_to_its_training(
     assert runs["outer"].data.tags[store.WEIGHTS] == "f" * 64
 
 
-def test_a_training_that_was_killed_during_an_outage_is_killed_in_the_store(
-    backend: Backend, remembered: Path
-) -> None:
+def test_a_training_that_was_killed_during_an_outage_is_killed_in_the_store(backend: Backend, remembered: Path) -> None:
     with pytest.raises(KeyboardInterrupt), training_run("n", remembered, {}) as run:
         run.log_epoch(row(1, **{"valid/elbo": math.nan}), {}, None)
         backend.leave()
