@@ -59,4 +59,4 @@ def test_a_sweep_leaves_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert table["kl_weight"].tolist() == [0.1, 0.5]
     assert table["predicted_kl"][0] > table["predicted_kl"][1] and np.isfinite(table["train_kl"]).all()
     assert table["tolerance"].tolist() == [sweep.TOLERANCE] * 2 and table["images_per_latent"][0] == 16
-    assert sweep.SWEEP_PLOT.stat().st_size > 1000
+    assert sweep.PLOT.stat().st_size > 1000

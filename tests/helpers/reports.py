@@ -39,9 +39,7 @@ def make_workspace(
     YAML().dump(nested(PARAMETERS | {"data.path": path}), folder / "params.yaml")
     rows = []
     for split, count in COUNTS.items():
-        np.save(
-            folder / f"data/images/{split}.npy", random.integers(0, 256, (count, 8, 12, 3), dtype=np.uint8)
-        )
+        np.save(folder / f"data/images/{split}.npy", random.integers(0, 256, (count, 8, 12, 3), dtype=np.uint8))
         rows += [
             {"path": f"{split}/{i}.png", "split": split, "label": (NASTY_CLASS, "$x^ _b")[i % 2] if labelled else None,
              "index": i, "status": "ok", "reason": None}

@@ -21,11 +21,7 @@ def params(changes: dict[str, Any] | None = None) -> ResolvedParameters:
 
 
 def measurement(
-    kl: float = 20.0,
-    mse: float = 0.02,
-    distortion: float = -300.0,
-    active: int = LATENTS,
-    variance: float = 1.0,
+    kl: float = 20.0, mse: float = 0.02, distortion: float = -300.0, active: int = LATENTS, variance: float = 1.0
 ) -> Measurement:
     """`kl` nats spread evenly; q(z_j) over the split has the given variance."""
     mean_variance = np.where(np.arange(LATENTS) < active, 0.9, 0.001)

@@ -11,15 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vae.collapse import linear_theory
-from vae.collapse.linear_theory import (
-    Prediction,
-    Spectrum,
-    calibrated_weight,
-    collapse_weight,
-    critical_weight,
-    expectations,
-    threshold,
-)
+from vae.collapse.linear_theory import Spectrum, calibrated_weight, collapse_weight, critical_weight, expectations
 from vae.config.beta_elbo import BetaELBO
 from vae.config.constants import SMALLEST_SIGMA
 from vae.config.parameters import Parameters
@@ -40,7 +32,7 @@ def params(latents: int = LATENTS, changes: Changes | None = None, **objective: 
     return parse({"data.image_size": 8, "model.latent_dim": latents} | named | (changes or {}))
 
 
-def predict(p: Parameters, weight: float, spectrum: Spectrum) -> Prediction:
+def predict(p: Parameters, weight: float, spectrum: Spectrum) -> linear_theory.Prediction:
     return linear_theory.predict(spectrum, BetaELBO.of(p, weight))
 
 
@@ -135,10 +127,10 @@ def test_known_values_of_a_prediction() -> None:
     np.testing.assert_allclose(got.kl_per_latent, expected)
     assert got.active_units == 3 and got.sigma == 0.5
     assert got.mse == pytest.approx((0.5 + 0.5 + 0.5 + 0.25 + ALL[4:].sum()) / PIXELS)
-    assert threshold(spectrum, BetaELBO.of(fixed, 2.0)) == pytest.approx(0.5)
+    assert linear_theory.threshold(spectrum, BetaELBO.of(fixed, 2.0)) == pytest.approx(0.5)
 
     mean = BetaELBO.of(params(4, reduction="mean"), 0.1)
-    assert threshold(spectrum, mean) == pytest.approx(0.1 * PIXELS / (2 * 4))
+    assert linear_theory.threshold(spectrum, mean) == pytest.approx(0.1 * PIXELS / (2 * 4))
     assert linear_theory.predict(spectrum, mean).sigma == pytest.approx(mean.sigma)
 
     bernoulli = predict(params(4, likelihood="bernoulli"), 0.6, spectrum)
@@ -214,7 +206,7 @@ def test_the_calibrated_weight_is_a_beta_of_one(objective: Changes) -> None:
     assert elbo.effective_beta(prediction.mse) == pytest.approx(1, rel=1e-6)
     if elbo.likelihood == "gaussian":
         best = ALL[4:].sum() / (PIXELS - 4)
-        assert threshold(spectrum, elbo) == pytest.approx(best, rel=1e-6)
+        assert linear_theory.threshold(spectrum, elbo) == pytest.approx(best, rel=1e-6)
         assert prediction.mse == pytest.approx(best, rel=1e-6)
 
 

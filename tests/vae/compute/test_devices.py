@@ -24,11 +24,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    (
-        "has",
-        "work",
-        "chosen",
-    ),  # bf16, matrix units, a compiler; of an image, of an epoch; precision, compiled
+    ("has", "work", "chosen"),  # bf16, matrix units, a compiler; of an image, of an epoch; precision, compiled
     [
         ((False, False, True), (LARGE, LONG), ("fp32", False)),
         ((True, False, True), (LARGE, LONG), ("bf16", False)),
@@ -58,7 +54,7 @@ def test_a_cpus_process_keeps_freed_memory_where_it_can(monkeypatch: pytest.Monk
             self.mallopt = lambda option, value: asked.append((option, value))
 
     monkeypatch.setattr(ctypes, "CDLL", C)
-    devices.choose(Train(device="cpu"))
+    devices.set_up(torch.device("cpu"), deterministic=True)
     assert dict(asked) == {devices.M_MMAP_MAX: 0, devices.M_TRIM_THRESHOLD: -1, devices.M_TOP_PAD: 2**26}
 
     def absent(name: str) -> None:

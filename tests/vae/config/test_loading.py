@@ -55,17 +55,13 @@ def test_what_is_missing_has_its_default(tmp_path: Path) -> None:
     assert loading.load(tmp_path / "params.yaml") == Parameters()
 
 
-def test_all_that_is_wrong_is_named_at_once() -> None:
+def test_all_that_is_wrong_is_named_at_once_up_to_twenty() -> None:
+    with pytest.raises(InputError, match=r"and 80 more$"):
+        loading.parse({f"name{i}": 0 for i in range(100)})
     with pytest.raises(InputError) as error:
         parse({"model.latent_dim": 0, "kl.a\nb": 1, "kl.ratio": 2.0, "train.epochs": "x"})
     lines = [line.removeprefix("params.yaml: ").split()[0] for line in str(error.value).splitlines()]
     assert sorted(lines) == ["kl.'a\\nb'", "kl.ratio", "model.latent_dim", "train.epochs"]
-
-
-def test_a_hundred_wrong_names_are_counted() -> None:
-    with pytest.raises(InputError, match=r"and 80 more$") as error:
-        loading.parse({f"name{i}": 0 for i in range(100)})
-    assert len(str(error.value).splitlines()) == loading.MOST_COMPLAINTS + 1
 
 
 scalars = st.one_of(
@@ -94,10 +90,7 @@ names = st.sampled_from([(section, key) for section, values in SECTIONS.items() 
         st.dictionaries(st.one_of(st.sampled_from(sorted(DEFAULTS)), keys), anything, max_size=9),
         st.builds(lambda name, value: {name[0]: {name[1]: value}}, names, anything),
         st.builds(
-            lambda section, key, value: {section: {key: value}},
-            st.sampled_from(sorted(SECTIONS)),
-            keys,
-            anything,
+            lambda section, key, value: {section: {key: value}}, st.sampled_from(sorted(SECTIONS)), keys, anything
         ),
     )
 )

@@ -53,7 +53,6 @@ def test_what_is_allowed_survives_its_own_dump(changes: Changes) -> None:
         ("objective.sigma", math.inf, "finite"),
         ("kl.max_weight", "0.5", "number"),
         ("kl.max_weight", True, "number"),
-        ("kl.max_weight", None, "number"),
         ("kl.max_weight", -0.1, "greater than or equal to 0"),
         ("kl.ratio", 0, "greater than 0"),
         ("kl.ratio", 1.1, "less than or equal to 1"),
@@ -76,11 +75,9 @@ def test_what_is_allowed_survives_its_own_dump(changes: Changes) -> None:
         ("data.image_size", 7, "8 to 256"),
         ("data.image_size", 257, "8 to 256"),
         ("data.image_size", [16], "8 to 256"),
-        ("data.image_size", [16, 16, 3], "8 to 256"),
         ("data.image_size", [16, 16.5], "8 to 256"),
         ("data.image_size", "16", "8 to 256"),
         ("data.image_size", True, "8 to 256"),
-        ("data.image_size", None, "8 to 256"),
         ("data.channels", 2, "1 or 3"),
         ("data.source", "zip", "'folder'"),
         ("data.path", "", "at least 1 character"),
@@ -120,9 +117,7 @@ def test_a_bad_value_is_refused_with_what_is_allowed(name: str, value: object, a
     assert "is not a parameter" in message or repr(value) in message
 
 
-@pytest.mark.parametrize(
-    ("widths", "what"), [([32, 0], "model.widths.1 = 0"), ([32, "x"], "model.widths.1 = 'x'")]
-)
+@pytest.mark.parametrize(("widths", "what"), [([32, 0], "model.widths.1 = 0"), ([32, "x"], "model.widths.1 = 'x'")])
 def test_a_bad_width_is_named_by_its_place(widths: list, what: str) -> None:
     assert what in refusal({"model.widths": widths})
 
@@ -154,7 +149,7 @@ IWAE, AGGRESSIVE = "objective.importance_samples_train", "train.aggressive_encod
         ({"kl.reconstruction_target": 0.1}, ["(GECO) needs a Gaussian likelihood whose objective.sigma"]),
         ({"kl.capacity": 3.0, "objective.reduction": "mean"}, ["they need objective.reduction = sum"]),
         ({IWAE: 5}, ["importance_samples_train = 5 needs an objective.sigma"]),
-        ({IWAE: 5, "objective.sigma": 0.1, "kl.free_bits": 0.1}, ["goes with a schedule alone"]),
+        ({IWAE: 5, "objective.sigma": 0.1, "kl.free_bits": 0.1}, ["needs a schedule alone"]),
         ({IWAE: 5, "objective.sigma": 0.1, AGGRESSIVE: True}, [AGGRESSIVE, f"{IWAE} = 5"]),
         ({"kl.target_kl": 5.0, "kl.max_weight": 2.0, AGGRESSIVE: True}, ["kl.target_kl = 5"]),
         (

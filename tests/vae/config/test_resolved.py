@@ -38,9 +38,7 @@ def test_a_ramp_in_steps_ends_at_its_step(steps: int, per_epoch: int, schedule: 
 
 
 def test_under_a_control_the_schedule_ends_at_the_elbo() -> None:
-    scheduled, steered = (
-        resolve(parse({"kl.max_weight": 20.0, **more}), 1) for more in ({}, {"kl.capacity": 3.0})
-    )
+    scheduled, steered = (resolve(parse({"kl.max_weight": 20.0, **more}), 1) for more in ({}, {"kl.capacity": 3.0}))
     assert scheduled.elbo.beta == 20 and steered.elbo.beta == 1
 
 

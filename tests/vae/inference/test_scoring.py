@@ -24,10 +24,7 @@ def images(count: int, seed: int = 0) -> np.ndarray:
 
 def saved_model(percentiles: list[float] | None = None) -> Saved:
     made = config(
-        (1, 8, 8),
-        Model(latent_dim=3, widths=[4, 8]),
-        likelihood=NOISE,
-        valid=Validation(score_percentiles=percentiles),
+        (1, 8, 8), Model(latent_dim=3, widths=[4, 8]), likelihood=NOISE, valid=Validation(score_percentiles=percentiles)
     )
     return Saved(network(made).eval(), made, None, "0" * 64)
 

@@ -176,9 +176,7 @@ def test_a_control_sees_a_batch_only_where_it_steers() -> None:
     kl = ResolvedKL(target_kl=5.0, max_weight=2.0, proportional_gain=0.3)
     loss = ELBOLoss(elbo(sigma=0.2), KLControl(kl, PIXELS, torch.device("cpu")))
     unsteered, logs = loss(Network(), X, NOISE, 1.0, steer=False)
-    assert unsteered.item() == pytest.approx(
-        logs["reconstruction"].item()
-    )  # the controller's first weight is 0
+    assert unsteered.item() == pytest.approx(logs["reconstruction"].item())  # the controller's first weight is 0
     assert not loss.control.state.any()
     steered, _ = loss(Network(), X, NOISE, 1.0)
     weight = loss.control.state[1].item()

@@ -26,12 +26,6 @@ def loss(c: KLControl, d: float, r: float, mse: float = 0.0, beta: float = 1.0) 
     return float(c.loss(*(torch.tensor(value, dtype=torch.float64) for value in (d, r, mse)), beta))
 
 
-def test_a_schedule_alone_weighs_the_rate() -> None:
-    c = control()
-    assert loss(c, d=3, r=4, beta=0.5) == 5
-    assert c.effective_weight(0.5, None) == 0.5
-
-
 def test_capacity_is_burgess_equation_8() -> None:
     c = control(max_weight=20.0, capacity=6.0)
     assert loss(c, d=3, r=4, beta=1) == 3 + 20 * abs(4 - 6)

@@ -34,9 +34,7 @@ def test_rate_units_and_prior_gap_by_hand() -> None:
     np.testing.assert_allclose(got.posterior_share, [0.25 / 1.25, 1, 1, 1 / 1.0025], atol=1e-6)
     assert got.active_units() == 1 and got.active_units(0.001) == 2 and got.active_units(1.1) == 0
     assert got.informative_units() == 1 and got.informative_units(0.09) == 2
-    gap = 0.5 * (
-        (1.25 + 1 - 1 - math.log(1.25)) + (0.5 - 1 - math.log(0.5)) + (1.0025 + 0.0025 - 1 - math.log(1.0025))
-    )
+    gap = 0.5 * ((1.25 + 1 - 1 - math.log(1.25)) + (0.5 - 1 - math.log(0.5)) + (1.0025 + 0.0025 - 1 - math.log(1.0025)))
     assert got.prior_gap == pytest.approx(gap, abs=1e-6)
 
 

@@ -22,9 +22,7 @@ def test_information_of_separate_clusters_is_the_log_of_their_number(clusters: i
 
 def test_more_information_than_the_sample_can_show_is_not_reported() -> None:
     mu = np.arange(200.0)[:, None] * 100
-    assert mutual_information(mu, np.zeros_like(mu), 0) == MutualInformation(
-        None, None, pytest.approx(math.log(200))
-    )
+    assert mutual_information(mu, np.zeros_like(mu), 0) == MutualInformation(None, None, pytest.approx(math.log(200)))
     # the limit itself: a rate of ln n − 2
     for excess, saturated in ((-0.01, False), (0.01, True)):
         same = np.full((200, 1), math.sqrt(2 * (math.log(200) - 2 + excess)))

@@ -7,9 +7,7 @@ from vae.models.pixelcnn import FIRST, HIDDEN, LAYERS
 
 
 def flops(architecture: str, width: int) -> float:
-    return training_flops(
-        params({"model.architecture": architecture, "model.widths": [width], "model.latent_dim": 2})
-    )
+    return training_flops(params({"model.architecture": architecture, "model.widths": [width], "model.latent_dim": 2}))
 
 
 def test_of_an_mlp() -> None:

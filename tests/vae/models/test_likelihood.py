@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, distributions
 
 from vae.config.constants import SMALLEST_SIGMA
-from vae.models.likelihood import (
-    Likelihood,
-    gaussian_log_prob,
-    known_likelihood,
-    optimal_sigma,
-    squared_error,
-)
+from vae.models.likelihood import Likelihood, gaussian_log_prob, known_likelihood, optimal_sigma, squared_error
 
 
 def images(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -42,9 +36,7 @@ def test_bernoulli_log_prob_is_that_of_torch(binary: bool) -> None:
     x, output = images()
     x = x.round() if binary else x  # of grey pixels it is the cross-entropy
     bernoulli = distributions.Bernoulli(logits=output, validate_args=binary)
-    torch.testing.assert_close(
-        Likelihood("bernoulli").log_prob(x, output), bernoulli.log_prob(x).flatten(1).sum(1)
-    )
+    torch.testing.assert_close(Likelihood("bernoulli").log_prob(x, output), bernoulli.log_prob(x).flatten(1).sum(1))
     torch.testing.assert_close(Likelihood("bernoulli").mean(output), 1 / (1 + (-output).exp()))
     assert Likelihood("gaussian", 1.0).mean(output) is output
 
@@ -62,11 +54,6 @@ def test_the_optimal_sigma_is_the_root_of_the_error_down_to_the_rounding_of_grey
         ({"objective.sigma": 0.3}, None, Likelihood("gaussian", 0.3)),
         ({"objective.sigma": "learned"}, math.log(0.2), Likelihood("gaussian", pytest.approx(0.2))),
         ({"objective.sigma": "learned"}, -50.0, Likelihood("gaussian", SMALLEST_SIGMA)),
-        (
-            {"objective.reduction": "mean", "kl.max_weight": 0.01},
-            None,
-            Likelihood("gaussian", pytest.approx(math.sqrt(0.01 * 64 / (2 * 3)))),
-        ),
     ],
 )
 def test_what_is_known_unmeasured(changes: Changes, log_sigma: float | None, known: object) -> None:

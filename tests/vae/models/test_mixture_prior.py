@@ -69,9 +69,7 @@ def test_the_gap_falls_by_what_the_rate_falls_by() -> None:
     mu = (2 + np.sqrt(0.5) * random.normal(size=(40_000, LATENTS))).astype(np.float32)
     logvar = np.full_like(mu, np.log(0.5))
     closed = LATENTS * 0.5 * 2.0**2
-    just, standard, worse = (
-        mixture_prior.gap(closed, mu, logvar, gaussian(mean), seed=0) for mean in (2.0, 0.0, -2.0)
-    )
+    just, standard, worse = (mixture_prior.gap(closed, mu, logvar, gaussian(mean), seed=0) for mean in (2.0, 0.0, -2.0))
     assert just == pytest.approx(0, abs=0.05)
     assert standard == pytest.approx(closed, rel=1e-9)
     assert worse == pytest.approx(LATENTS * 0.5 * 4.0**2, rel=0.02)
@@ -82,8 +80,7 @@ def test_the_rate_against_a_standard_normal_is_the_kl() -> None:
     mu, logvar = random.normal(size=(40_000, LATENTS)), random.uniform(-3, 0.5, (40_000, LATENTS))
     closed = 0.5 * (np.exp(logvar) + mu**2 - 1 - logvar).sum(1).mean()
     found, without_mixture, reseeded = (
-        mixture_prior.rate(mu, logvar, prior, seed)
-        for prior, seed in ((gaussian(), 0), (None, 0), (gaussian(), 1))
+        mixture_prior.rate(mu, logvar, prior, seed) for prior, seed in ((gaussian(), 0), (None, 0), (gaussian(), 1))
     )
     assert found == pytest.approx(closed, rel=0.01) and found == pytest.approx(without_mixture, rel=1e-12)
     assert reseeded != found

@@ -10,7 +10,8 @@ import torch
 from helpers.parameters import Changes
 from helpers.trainings import CPU, TRAIN, VALID, params, run
 
-from vae.evaluation import evaluate
+from vae.evaluation.image_quality import central_quality
+from vae.evaluation.importance_weighted import importance_weighted_bound
 from vae.inference import generate, scoring
 from vae.metrics import measurement
 from vae.metrics.mean_image import MeanImage
@@ -31,9 +32,7 @@ def vae(shape: Shape, **changes: Any) -> VAE:
 
 def drawn(images: int, model: VAE, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
     random = torch.Generator().manual_seed(1)
-    return torch.randn(images, model.latent_dim, generator=random), torch.rand(
-        images, *shape, generator=random
-    )
+    return torch.randn(images, model.latent_dim, generator=random), torch.rand(images, *shape, generator=random)
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 5), (3, 4, 9), (2, 18, 3)])
@@ -145,14 +144,14 @@ def test_scores_see_the_image_and_pictures_do_not(trained: Trained) -> None:
         forced, free = model.decode(mu, x), model.decode(mu)
     errors = (x - forced).square().flatten(1).mean(1).numpy()
     assert measured.mse == pytest.approx(errors.mean(), rel=1e-4)
-    quality, _ = evaluate.central_quality(model, VALID, likelihood, CPU)
+    quality, _ = central_quality(model, VALID, likelihood, CPU)
     np.testing.assert_allclose(quality, errors, rtol=1e-3)
     assert float((x - free).square().mean()) > 1.3 * measured.mse  # a picture of its own strays
 
     # the three bounds agree, as they can only if all are of the same p(x|z)
     per_image = scoring.elbo_per_image(model, VALID, likelihood, CPU)
     assert per_image.mean() == pytest.approx(measured.elbo, abs=2)
-    bound = evaluate.importance_weighted_bound(model, VALID, likelihood, CPU, 20, 0)
+    bound = importance_weighted_bound(model, VALID, likelihood, CPU, 20, 0)
     assert measured.elbo - 1 < bound < measured.elbo + 10
     sigma = measurement.fitted_sigma(model, TRAIN, CPU, 0)
     assert sigma == likelihood.sigma == pytest.approx(math.sqrt(trained.train.mse_sampled), rel=0.1)

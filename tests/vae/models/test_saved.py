@@ -53,11 +53,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", ["conv", "mlp", "autoregressive"])
 @pytest.mark.parametrize(
     ("likelihood", "learned"),
-    [
-        (Likelihood("gaussian", 0.123), False),
-        (Likelihood("gaussian", 0.123), True),
-        (Likelihood("bernoulli"), False),
-    ],
+    [(Likelihood("gaussian", 0.123), False), (Likelihood("gaussian", 0.123), True), (Likelihood("bernoulli"), False)],
 )
 def test_a_round_trip_to_the_bit(tmp_path: Path, kind: str, likelihood: Likelihood, learned: bool) -> None:
     changes = {"kl.max_weight": 1.0, "model.widths": [6, 8], "kl.capacity": None}
@@ -68,9 +64,7 @@ def test_a_round_trip_to_the_bit(tmp_path: Path, kind: str, likelihood: Likeliho
         stopped="collapsed: a KL of 0.0000 nats",
         valid=Validation(images=3, score_percentiles=[float(score) for score in range(101)]),
         changes=changes,
-        remedies=[
-            Attempted(changes=changes, fitted_prior=True, verdict="collapsed", reasons=["a"], kept=True)
-        ],
+        remedies=[Attempted(changes=changes, fitted_prior=True, verdict="collapsed", reasons=["a"], kept=True)],
     )
     built = trained(made, learned_sigma=learned)
     sha256 = saved.save(tmp_path, built, made)

@@ -25,14 +25,12 @@ def test_a_drawing_takes_the_colours_of_the_page_and_repeats_to_the_bit() -> Non
 
 def test_what_was_measured_stands_at_its_weight_on_the_expected_curve() -> None:
     weights = np.geomspace(0.01, 100, 5)
-    figure = charts.expected_kl(
-        weights, np.array([40, 30, 20, 5, 0]), collapse=30.0, weight=1.0, measured=25.0
-    )
+    figure = charts.expected_kl(weights, np.array([40, 30, 20, 5, 0]), collapse=30.0, weight=1.0, measured=25.0)
     curve, marker = figure.axes[0].lines[0], figure.axes[0].lines[-1]
     np.testing.assert_array_equal(curve.get_xdata(), weights)
     assert (list(marker.get_xdata()), list(marker.get_ydata())) == ([1.0], [25.0])
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert "collapse expected" in labels and "measured: 25 nats" in labels
+    assert "collapse predicted" in labels and "measured: 25 nats" in labels
     bare = charts.expected_kl(weights, np.zeros(5), collapse=None, weight=0.0, measured=None)
     assert len(bare.axes[0].lines) == 1
 
@@ -57,9 +55,7 @@ def test_the_heat_map_of_latents_is_sorted_by_the_last_epoch() -> None:
 
 
 def test_a_map_of_many_classes_names_the_most_frequent() -> None:
-    labels = np.array(
-        [f"class {i % 38:02}" for i in range(380)] + ["_$\\alpha^ frequent"] * 30 + [None], dtype=object
-    )
+    labels = np.array([f"class {i % 38:02}" for i in range(380)] + ["_$\\alpha^ frequent"] * 30 + [None], dtype=object)
     figure = charts.latent_map(np.random.default_rng(0).normal(size=(len(labels), 4)), labels)
     names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert len(names) == 11 and "30 other classes" in names and "no class" in names

@@ -146,14 +146,7 @@ def test_only_the_copy_of_a_run_shows_its_origin(facts: Facts) -> None:
     )
     page = Page(report.html(facts, origin))
     assert ("a", "href", address) in page.attributes
-    for expected in (
-        "grave-<b>",
-        "abc123",
-        "would be promoted: it is better.",
-        "version 3",
-        "+2 better",
-        "worse",
-    ):
+    for expected in ("grave-<b>", "abc123", "would be promoted: it is better.", "version 3", "+2 better", "worse"):
         assert expected in page.text
     assert "PSNR, dB" not in page.text  # the champion has none
     plain = Page(report.html(facts))

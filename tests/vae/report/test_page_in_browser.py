@@ -15,10 +15,7 @@ from vae.report.facts import Facts, Origin
 pytestmark = pytest.mark.browser
 
 ORIGIN = Origin(
-    [
-        ("MLflow run", "bold-owl-1", "http://127.0.0.1:5000/#/experiments/1/runs/1"),
-        ("Git commit", "abc", None),
-    ],
+    [("MLflow run", "bold-owl-1", "http://127.0.0.1:5000/#/experiments/1/runs/1"), ("Git commit", "abc", None)],
     "would be promoted: test ELBO 2 against 1 of champion version 3",
     ("the champion, version 3", {"elbo": 1.0, "mse": 0.1}),
 )

@@ -8,11 +8,7 @@ from vae.schedules.learning_rate import learning_rate
 
 @pytest.mark.parametrize(
     ("schedule", "at"),
-    [
-        ("constant", [1, 1, 1, 1]),
-        ("linear", [1, 0.75, 0.5, 0]),
-        ("cosine", [1, (1 + math.sqrt(0.5)) / 2, 0.5, 0]),
-    ],
+    [("constant", [1, 1, 1, 1]), ("linear", [1, 0.75, 0.5, 0]), ("cosine", [1, (1 + math.sqrt(0.5)) / 2, 0.5, 0])],
 )
 def test_schedules(schedule: str, at: list[float]) -> None:
     train = Train(epochs=8, learning_rate=0.1, learning_rate_schedule=schedule)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.trainings import CPU, TRAIN, VALID, params, run
+from helpers.trainings import CPU, STEPS, TRAIN, VALID, params, run
 from torch.distributions import Normal, kl_divergence
 
 from vae.compute.batches import epoch_order
@@ -119,28 +119,17 @@ def test_two_steps_are_those_of_algorithm_1() -> None:
 
 def test_when_the_phase_ends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     p = params({**AGGRESSIVE, "kl.max_weight": 12.0, "train.epochs": 12, "train.on_collapse": "continue"})
-    during: list[int] = []
-    original = aggressive.converge
-
-    def counted(sub_step: Any) -> int:
-        during.append(1)
-        return original(sub_step)
-
-    monkeypatch.setattr(aggressive, "converge", counted)
-    information: list[float | None] = []
-    phases: list[int] = []
+    made: list[int] = []
+    monkeypatch.setattr(aggressive, "converge", lambda sub_step: made.append(converge(sub_step)))
+    seen: list[tuple[float | None, int]] = []
 
     def look(epoch: Epoch) -> None:
-        information.append(mutual_information(*encode(epoch.model, VALID, CPU), p.seed).value)
-        phases.append(len(during))
-        during.clear()
+        seen.append((mutual_information(*encode(epoch.model, VALID, CPU), p.seed).value, len(made)))
 
     run(p, on_epoch=look)
-    climbing = [information[0] is not None] + [
-        now is not None and before is not None and now > before
-        for before, now in itertools.pairwise(information)
-    ]
-    last = climbing.index(False) + 1  # the epoch in which the phase ends, counted from 1
+    information, steps = zip(*seen, strict=True)
+    pairs = enumerate(itertools.pairwise(information), 2)
+    last = next(epoch for epoch, (before, now) in pairs if now is None or now <= before)
     assert 1 < last < 12
-    assert phases == [4] * last + [0] * (12 - last)  # 4 steps an epoch, each with its sub-steps
+    assert list(steps) == [STEPS * min(epoch, last) for epoch in range(1, 13)]
     assert caplog.messages == [f"the aggressive encoder phase ends with epoch {last}"]

@@ -20,13 +20,7 @@ def params(kl: dict[str, Any] | None = None, **train: Any) -> Parameters:
 def rows(losses: list[float], steps: int = 50, **columns: list[float]) -> list[Row]:
     return [
         dict.fromkeys(COLUMNS, 1.0)
-        | {
-            "epoch": epoch,
-            "step": epoch * steps,
-            "valid/loss": loss,
-            "valid/kl": 10.0,
-            "valid/active_units": 3,
-        }
+        | {"epoch": epoch, "step": epoch * steps, "valid/loss": loss, "valid/kl": 10.0, "valid/active_units": 3}
         | {name: values[epoch - 1] for name, values in columns.items()}
         for epoch, loss in enumerate(losses, 1)
     ]

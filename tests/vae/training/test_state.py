@@ -26,9 +26,7 @@ def test_initial_weights_are_where_training_begins() -> None:
     assert not torch.equal(state().model.posterior.weight, given["posterior.weight"])
 
 
-@pytest.mark.parametrize(
-    "changes", [{"model.latent_dim": 4}, {"model.widths": [6]}, {"model.batch_norm": False}]
-)
+@pytest.mark.parametrize("changes", [{"model.latent_dim": 4}, {"model.widths": [6]}, {"model.batch_norm": False}])
 def test_initial_weights_of_another_model_are_refused(changes: Changes) -> None:
     with pytest.raises(InputError, match=r"^train\.initial_weights: these weights are of another .+$"):
         state(weights=build(params(changes)).state_dict())

@@ -38,9 +38,7 @@ def test_dynamic_binarisation_draws_anew_at_every_step() -> None:
 
 def test_the_noise_is_of_the_step_the_purpose_and_each_sample() -> None:
     p = params({"objective.importance_samples_train": 2, "objective.sigma": 0.3})
-    noises = [
-        draw(p, IMAGES[:4], *which)[1] for which in ((0, CPU.device), (1, CPU.device), (0, CPU.device, "a."))
-    ]
+    noises = [draw(p, IMAGES[:4], *which)[1] for which in ((0, CPU.device), (1, CPU.device), (0, CPU.device, "a."))]
     assert noises[0].shape == (2, 4, 3)
     assert len({float(sample[0, 0]) for noise in noises for sample in noise}) == 6
 
@@ -55,7 +53,7 @@ def test_gradient_clipping_acts() -> None:
     assert moved(1e-12) < 0.1 * moved(None)  # Adam's own epsilon makes tiny gradients tiny steps
 
 
-@pytest.mark.parametrize("where", ["step.ELBOLoss.__call__", "loop.measure"])
+@pytest.mark.parametrize("where", ["step.ELBOLoss.__call__", "validation.measure"])
 def test_a_gpu_without_memory_names_the_parameter(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def exhausted(*arguments: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
