@@ -99,9 +99,7 @@ JSON = st.recursive(
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.dictionaries(st.sampled_from([*NAMES, "seed", "data", "kl"]) | st.text(max_size=5), JSON, max_size=3)
-)
+@given(st.dictionaries(st.sampled_from([*NAMES, "seed", "data", "kl"]) | st.text(max_size=5), JSON, max_size=3))
 @example({"data.path": "a\x00b"})
 @example({"data.path": "\ud800"})
 @example({"model.widths": [[1]]})
@@ -209,9 +207,7 @@ def model(tmp_path: Path) -> Path:
         ("remedies", "collapsed"),
     ],
 )
-def test_a_tampered_configuration_takes_no_memory_and_is_refused(
-    model: Path, key: str, value: object
-) -> None:
+def test_a_tampered_configuration_takes_no_memory_and_is_refused(model: Path, key: str, value: object) -> None:
     config = json.loads((model / saved.CONFIG_FILE).read_text())
     (model / saved.CONFIG_FILE).write_text(json.dumps({**config, key: value}))
     with pytest.raises(InputError, match="do not fit together") as error:
@@ -273,9 +269,7 @@ def test_a_checkpoint_that_would_unpack_to_any_size_is_passed_over(tmp_path: Pat
     checkpoint.save(path, {"weights": torch.zeros(1000)})
     with zipfile.ZipFile(path) as whole, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
         for record in whole.infolist():
-            packed.writestr(
-                record.filename, whole.read(record) + bytes(10**7) * record.filename.endswith("data/0")
-            )
+            packed.writestr(record.filename, whole.read(record) + bytes(10**7) * record.filename.endswith("data/0"))
     found, problems = checkpoint.load(bomb, torch.device("cpu"))
     assert found is None and "compressed" in problems[0]
 

@@ -24,9 +24,7 @@ def test_a_folder_and_a_file_pass(tmp_path: Path) -> None:
     check(tmp_path / "images.npy")
 
 
-def test_a_missing_path_is_named_as_written_and_in_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_path_is_named_as_written_and_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"data\.path = no such photos does not exist") as error:
         check("no such photos")

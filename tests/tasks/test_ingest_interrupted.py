@@ -132,9 +132,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_chunk_is_decoded_again(
-    here: Path, whole: list[bytes], damage: Callable[[Path], Any]
-) -> None:
+def test_a_damaged_chunk_is_decoded_again(here: Path, whole: list[bytes], damage: Callable[[Path], Any]) -> None:
     interrupt(2)
     damage(kept()[0])
     ingest.main(workers=2)

@@ -71,9 +71,7 @@ def test_only_the_scans_of_the_image_itself_count() -> None:
 
 
 def test_large_images_are_in_memory_one_at_a_time(tmp_path: Path) -> None:
-    (tmp_path / "large.png").write_bytes(
-        png(5001, 5001, 4)
-    )  # 25 million pixels: 400 MB once decoded and flattened
+    (tmp_path / "large.png").write_bytes(png(5001, 5001, 4))  # 25 million pixels: 400 MB once decoded and flattened
     program = """
 import re, resource, sys, threading
 from pathlib import Path

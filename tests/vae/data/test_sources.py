@@ -274,9 +274,7 @@ def test_a_truncated_npy_and_wrong_labels_are_refused(tmp_path: Path) -> None:
 def saved_dataset(path: Path) -> Path:
     import datasets
 
-    features = datasets.Features(
-        {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])}
-    )
+    features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])})
     photos = [Image.fromarray(image) for image in IMAGES]
     part = {"picture": photos, "kind": [0, 1, 1, 0, -1]}
     datasets.disable_progress_bars()

@@ -103,9 +103,7 @@ def test_near_duplicates_are_found_and_equal_or_blank_images_are_not() -> None:
     images[5] = others[5] = 90
     images[6] = others[6] = 91
     others[6] = 40
-    rows, other_rows, r = near_duplicates(
-        images, fingerprint(images), others, fingerprint(others), correlation=0.99
-    )
+    rows, other_rows, r = near_duplicates(images, fingerprint(images), others, fingerprint(others), correlation=0.99)
     assert (rows.tolist(), other_rows.tolist()) == ([3], [17])
     a, b = images[3].ravel(), others[17].ravel()
     assert r[0] == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-5)

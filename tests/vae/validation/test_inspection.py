@@ -267,9 +267,7 @@ def test_bad_files_up_to_the_limit_are_a_warning_and_each_is_named(sound: DataSe
     quarantine(sound)
     share = 1 / len(sound.manifest)
     sound.data = data(max_bad_fraction=share)
-    assert [(f.rule, f.file, f.value) for f in sound.inspect().findings] == [
-        ("bad_file", "broken.png", "truncated")
-    ]
+    assert [(f.rule, f.file, f.value) for f in sound.inspect().findings] == [("bad_file", "broken.png", "truncated")]
     sound.data = data(max_bad_fraction=share * 0.99)
     assert [f.rule for f in sound.inspect().findings] == ["too_many_bad_files"]
 
