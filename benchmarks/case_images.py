@@ -50,9 +50,7 @@ def factors(latents: int, count: int, noise: float = 0.02) -> Images:
     random = np.random.default_rng(1)
     y, x = np.mgrid[0:16, 0:16] / 16
     waves = sorted(((a * a + b * b, a, b) for a in range(8) for b in range(8) if a + b), key=lambda w: w[0])
-    patterns = np.stack(
-        [np.cos(np.pi * a * (y + 1 / 32)) * np.cos(np.pi * b * (x + 1 / 32)) for _, a, b in waves]
-    )
+    patterns = np.stack([np.cos(np.pi * a * (y + 1 / 32)) * np.cos(np.pi * b * (x + 1 / 32)) for _, a, b in waves])
     patterns = patterns[:latents] / np.sqrt((patterns[:latents] ** 2).mean((1, 2), keepdims=True))
     values = 0.5 + 0.02 * np.tensordot(random.standard_normal((count, latents)), patterns, 1)
     values = values + noise * random.standard_normal(values.shape)

@@ -154,9 +154,7 @@ class CaseRunner:
         if key not in self.best:
             p, train_images, valid_images, spectrum = self._prepared(values)
             p = changed(p, {"train.remedy_attempts": 0})
-            self.best[key] = restarts.calibrated_elbo(
-                self._attempts(p, spectrum, train_images, valid_images)[0]
-            )
+            self.best[key] = restarts.calibrated_elbo(self._attempts(p, spectrum, train_images, valid_images)[0])
         return self.best[key]
 
     def _attempts(
@@ -244,9 +242,7 @@ def _temporary_folder() -> Iterator[None]:
 
 def _line(row: dict[str, Any]) -> str:
     mark = "" if row["right"] else "  ← WRONG"
-    skill = (
-        f" (skill {row['skill']:.3f}: {row['final_verdict']}, {row['remedies']})" if row["rescued"] else ""
-    )
+    skill = f" (skill {row['skill']:.3f}: {row['final_verdict']}, {row['remedies']})" if row["rescued"] else ""
     return (
         f"{row['case']:36} {_short(row['predicted_kl']):>10} {_short(row['kl']):>9}  {row['verdict']:22} "
         f"{row['expected']:22} {row['rescued'] or '–'}{skill}{mark}  {row['seconds']:.0f} s"

@@ -80,12 +80,8 @@ def main(
     case: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join(CASES)} (default: all); repeat for several")
     ] = None,
-    trainer: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(TRAINERS)}; repeat for several")
-    ] = None,
-    repeats: Annotated[
-        int, typer.Option(min=1, help="repeats of each training; the end-to-end case runs once")
-    ] = 3,
+    trainer: Annotated[list[str] | None, typer.Option(help=f"{', '.join(TRAINERS)}; repeat for several")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="repeats of each training; the end-to-end case runs once")] = 3,
 ) -> None:
     """Train the same network with each trainer in turn; compare speed, memory and skill."""
     rows, rate = [], 0.0  # the best rate of all cases: other programs may slow the machine
@@ -200,9 +196,7 @@ def compute_of(p: ResolvedParameters, trainer: str, images: int) -> Compute:
     return devices.choose(p.train.model_copy(update=asked.get(trainer)), training_flops(p), images)
 
 
-def alone(
-    p: ResolvedParameters, train: np.ndarray, valid: np.ndarray, compute: Compute
-) -> tuple[VAE, list[float]]:
+def alone(p: ResolvedParameters, train: np.ndarray, valid: np.ndarray, compute: Compute) -> tuple[VAE, list[float]]:
     """Returns the model and the images per second of each epoch."""
     speeds: list[float] = []
     trained = loop.train(p, train, valid, compute, on_epoch=lambda e: speeds.append(e.images_per_second))
@@ -277,9 +271,7 @@ def _in_own_process(name: str, trainer: str, seed: int, folder: str) -> dict[str
 def last_words(done: "subprocess.CompletedProcess[str]") -> str:
     """Why a process ended: its last line of output, or its exit code where it printed nothing."""
     lines = (done.stderr or done.stdout).strip().splitlines()
-    return (
-        lines[-1] if lines else f"exit code {done.returncode} without output; −9 usually means out of memory"
-    )
+    return lines[-1] if lines else f"exit code {done.returncode} without output; −9 usually means out of memory"
 
 
 def markdown(table: pd.DataFrame) -> list[str]:

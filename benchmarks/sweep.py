@@ -38,9 +38,7 @@ def main(
     weight: Annotated[list[float] | None, typer.Option(help="a KL weight; repeat for several")] = None,
     count: Annotated[
         int,
-        typer.Option(
-            min=6, help="number of weights, from calibrated/10 to beyond collapse, unless --weight is given"
-        ),
+        typer.Option(min=6, help="number of weights, from calibrated/10 to beyond collapse, unless --weight is given"),
     ] = 8,
     show: Annotated[
         list[Path] | None,
@@ -138,9 +136,7 @@ def report(table: pd.DataFrame) -> list[str]:
         )
     expected = float(table["collapse_kl_weight"][0])
     found = crossing(table["kl_weight"].to_numpy(), table["kl"].to_numpy())
-    outcome = (
-        "not in the sweep" if found is None else f"found at {found:.3g}, a factor of {found / expected:.2f}"
-    )
+    outcome = "not in the sweep" if found is None else f"found at {found:.3g}, a factor of {found / expected:.2f}"
     return [
         *lines,
         "",

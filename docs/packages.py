@@ -98,17 +98,19 @@ def draw(graph: Graph) -> Figure:
     for edge in edges:
         points = edge.view._pts  # grandalf offers no other way to read a route
         axes.plot(*zip(*points, strict=True), color="#7a828c", lw=0.9, zorder=0)
-        axes.annotate(
-            "", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "color": "#7a828c", "lw": 0.9}
-        )
+        axes.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "color": "#7a828c", "lw": 0.9})
     return figure
 
 
+def arrows(graph: Graph) -> str:
+    """The imports as text: the drawing holds it too, so that a test can compare the two."""
+    return "; ".join(f"{package}: {', '.join(sorted(others))}" for package, others in sorted(graph.items()))
+
+
 def svg(graph: Graph) -> str:
-    """The drawing, the same bytes for the same imports."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "packages", "svg.fonttype": "none"}):
-        draw(graph).savefig(buffer, format="svg", metadata={"Date": None})
+        draw(graph).savefig(buffer, format="svg", metadata={"Date": None, "Description": arrows(graph)})
     return buffer.getvalue()
 
 

@@ -37,9 +37,7 @@ def main() -> None:
         save(page, "mlflow")
         page.goto(f"{mlflow}/model-metrics")
         page.wait_for_timeout(5000)
-        page.get_by_placeholder("Search metric charts").fill(
-            "^valid/(loss|reconstruction|kl|elbo)$|^kl_weight"
-        )
+        page.get_by_placeholder("Search metric charts").fill("^valid/(loss|reconstruction|kl|elbo)$|^kl_weight")
         page.wait_for_timeout(5000)
         save(page, "mlflow-curves")
 

@@ -98,11 +98,7 @@ def closing(links: Links, experiment: str, settings: str, flow_run_page: str | N
         f"verdict    {monitor['verdict']}: {monitor['summary']}",
         *[f"remedied   {line}" for line in remedied],
         *[f"           {line}" for line in monitor["recommendations"]],
-        *(
-            [f"           try: {command(experiment, settings, monitor['remedy'])}"]
-            if monitor["remedy"]
-            else []
-        ),
+        *([f"           try: {command(experiment, settings, monitor['remedy'])}"] if monitor["remedy"] else []),
         *[f"warning    {line}" for line in monitor["warnings"]],
         f"test       {'   '.join(numbers)}",
         f"report     {Path.cwd() / workspace.REPORT}",

@@ -72,9 +72,7 @@ def _save(commit: str, name: str) -> None:
                     environment.setdefault(f"GIT_{role}_{what}", value)
 
         def run(*arguments: str) -> str:
-            done = subprocess.run(
-                ["git", *arguments], env=environment, capture_output=True, text=True, check=True
-            )
+            done = subprocess.run(["git", *arguments], env=environment, capture_output=True, text=True, check=True)
             return done.stdout.strip()
 
         run("read-tree", commit)

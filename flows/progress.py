@@ -37,9 +37,7 @@ class Artifact:
                 self.answers = True
             except httpx.TransportError:
                 if self.answers:
-                    self.warn(
-                        "Prefect's server does not answer; the training continues, its progress is not shown"
-                    )
+                    self.warn("Prefect's server does not answer; the training continues, its progress is not shown")
                 self.answers = False
 
     def _show(self, share: float, description: str) -> None:

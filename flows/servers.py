@@ -99,9 +99,7 @@ def _is_taken(url: httpx.URL) -> bool:
 def prefect_service() -> Service:
     api = get_current_settings().api.url
     if not api:
-        raise InputError(
-            "no Prefect server is configured; run this from the project's folder, where prefect.toml is"
-        )
+        raise InputError("no Prefect server is configured; run this from the project's folder, where prefect.toml is")
     url = httpx.URL(f"{api}/health")
     address = ("--host", url.host, "--port", str(url.port or 4200))
     return Service(services.PREFECT, ("-m", "prefect", "server", "start", *address), url)

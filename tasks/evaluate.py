@@ -55,9 +55,7 @@ def main() -> None:
     with store.away(
         "evaluation and model not recorded; to record them later: dvc repro --force --single-item evaluate"
     ):
-        evaluation_run.log_evaluation(
-            model, facts.metrics, monitor, lambda origin: page.html(facts, origin), p, elbos
-        )
+        evaluation_run.log_evaluation(model, facts.metrics, monitor, lambda origin: page.html(facts, origin), p, elbos)
 
 
 def gather(

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -93,13 +93,16 @@ def _decode(items: Sequence[Item], cache: DecodeCache, workers: int) -> list[Chu
     chunks: list[Chunk] = []
     done = 0
     try:
-        with bar("decoding", len(items), unit="items", seconds_between_lines=SECONDS_BETWEEN_LINES) as show:
-            for chunk in in_order(cache.decode, cache.split(items), workers, stop=cache.stop.set):
+        with (
+            bar("decoding", len(items), unit="items", seconds_between_lines=SECONDS_BETWEEN_LINES) as show,
+            closing(in_order(cache.decode, cache.split(items), workers, stop=cache.stop.set)) as decoded,
+        ):
+            for chunk in decoded:
                 chunks.append(chunk)
                 show(done := done + len(chunk.examined))
     except KeyboardInterrupt:
         if any(cache.folder.iterdir()):
-            log.info("ingest: what is decoded is kept; the same command resumes after it")
+            log.info("ingest: decoded images are kept; run the same command to resume")
         raise
     if resumed := sum(len(chunk.examined) for chunk in chunks if chunk.resumed):
         log.info("ingest: resumed; an earlier run had decoded %s of %s items", f"{resumed:,}", f"{done:,}")
@@ -148,10 +151,11 @@ def _write_arrays(
         for split, file in outputs.items():
             header = {"descr": "|u1", "fortran_order": False, "shape": (counts[split], *preprocessing.shape)}
             np.lib.format.write_array_header_1_0(file, header)
-        for parts, part_moments in in_order(partial(_finish, preprocessing), batches, workers):
-            found.append(part_moments)
-            for split, pixels in parts:
-                outputs[split].write(pixels.data)
+        finished = files.enter_context(closing(in_order(partial(_finish, preprocessing), batches, workers)))
+        for (_, assigned), (pixels, chunk_moments) in zip(batches, finished, strict=True):
+            found.append(chunk_moments)
+            for split, file in outputs.items():
+                file.write(pixels[np.array(assigned, str) == split].data)
     moments = np.zeros((2, len(split_of)))
     moments[:, [split is not None for split in split_of]] = np.concatenate(found, axis=1)
     return moments
@@ -159,13 +163,13 @@ def _write_arrays(
 
 def _finish(
     preprocessing: Preprocessing, batch: tuple[Chunk, Sequence[str]]
-) -> tuple[list[tuple[str, NDArray[np.uint8]]], NDArray[np.float64]]:
-    """The images of a chunk as they are stored, by split, and their moments in the chunk's order."""
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """The images of a chunk as they are stored, and their moments."""
     chunk, assigned = batch
     pixels = chunk.pixels()
     for row, split in enumerate(assigned):
         pixels[row] = binarised(pixels[row], preprocessing, training=split == "train")
-    return [(split, pixels[np.array(assigned, str) == split]) for split in SPLITS], _moments(pixels)
+    return pixels, _moments(pixels)
 
 
 def _moments(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -229,11 +233,7 @@ def _summary(
 
 def _some_reasons(items: Sequence[Item], examined: Sequence[Examined], most: int = 3) -> str:
     """The first few refusals; `repr`, since a file's name may hold line breaks or terminal escapes."""
-    refused = [
-        f"{item.path!r}: {learnt.reason}"
-        for item, learnt in zip(items, examined, strict=True)
-        if learnt.reason
-    ]
+    refused = [f"{item.path!r}: {learnt.reason}" for item, learnt in zip(items, examined, strict=True) if learnt.reason]
     more = f"; and {len(refused) - most:,} more" if len(refused) > most else ""
     return "; ".join(refused[:most]) + more
 

@@ -58,9 +58,7 @@ def main() -> None:
         kept_epoch=model.config.kept_epoch,
         fitted_gap=fitted_gap(model, valid, valid_images, compute, p.seed),
     )
-    result = report(
-        p, model, evidence, in_steps=loading.load(workspace.PARAMS).kl.annealing_steps is not None
-    )
+    result = report(p, model, evidence, in_steps=loading.load(workspace.PARAMS).kl.annealing_steps is not None)
     workspace.write_json(workspace.MONITOR, rounded(result))
 
     log.info(f"verdict: {result['verdict']}. {result['summary']}")
@@ -71,9 +69,7 @@ def main() -> None:
         log.info(f"  remedied: {line}")
 
 
-def fitted_gap(
-    model: Saved, valid: Measurement, valid_images: np.ndarray, compute: Compute, seed: int
-) -> float | None:
+def fitted_gap(model: Saved, valid: Measurement, valid_images: np.ndarray, compute: Compute, seed: int) -> float | None:
     if model.prior is None:
         return None
     mu, logvar = encode(model.model, valid_images, compute)
@@ -138,9 +134,7 @@ def warnings(p: ResolvedParameters, e: Evidence) -> list[str]:
             f"training after {e.history[-1]['epoch']:.0f}; the last epoch was kept"
         )
     if e.valid.images < FEW_IMAGES:
-        found.append(
-            f"the verdict rests on only {e.valid.images} validation images; use {FEW_IMAGES} or more"
-        )
+        found.append(f"the verdict rests on only {e.valid.images} validation images; use {FEW_IMAGES} or more")
     return found
 
 

@@ -61,9 +61,7 @@ def apply(
         _record().unlink(missing_ok=True)
     changes = _changes(current, text)
     if own is not None and overrides and not experiment:
-        changes.insert(
-            0, "params.yaml: EXPERIMENT and SET of the last run no longer apply; repeat those to keep"
-        )
+        changes.insert(0, "params.yaml: EXPERIMENT and SET of the last run no longer apply; repeat those to keep")
     return changes
 
 
@@ -106,9 +104,7 @@ def experiment_values(name: str) -> dict[str, Any]:
     """What an experiment changes of the defaults. Raises: InputError: it does not exist, or is not YAML."""
     if name == DEFAULT:
         return {}
-    known = {
-        file.relative_to(EXPERIMENTS).with_suffix("").as_posix(): file for file in EXPERIMENTS.rglob("*.yaml")
-    }
+    known = {file.relative_to(EXPERIMENTS).with_suffix("").as_posix(): file for file in EXPERIMENTS.rglob("*.yaml")}
     if name not in known:
         close = difflib.get_close_matches(name[:200], known, n=3, cutoff=0.5)
         advice = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
@@ -179,7 +175,5 @@ def _yaml() -> YAML:
     yaml.width = 4096
     yaml.preserve_quotes = True
     # ruamel writes null as nothing at all, which looks like a mistake.
-    yaml.representer.add_representer(
-        type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     return yaml

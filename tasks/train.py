@@ -170,17 +170,13 @@ def remedied(job: Job, tracked: TrainingRun, checkpoints: Path) -> list[Attempt]
     def attempt(p: ResolvedParameters, number: int, reason: str) -> Trained:
         place = checkpoints / f"attempt-{number}"
         if job.initial is not None and p.model != job.p.model:
-            log.info(
-                "train.initial_weights do not fit the network of this attempt: it starts from random weights"
-            )
+            log.info("train.initial_weights do not fit the network of this attempt: it starts from random weights")
         tags = {"attempt": str(number), "reason": reason}
         with training_run(f"attempt {number}", place / "mlflow_run_id", tags, parent=tracked) as run:
             runs.append(run)
             return job.train(p, run, place, attempt=number)
 
-    spectrum = linear_theory.spectrum_of(
-        workspace.read_json(workspace.PREFLIGHT), math.prod(job.p.data.image_shape)
-    )
+    spectrum = linear_theory.spectrum_of(workspace.read_json(workspace.PREFLIGHT), math.prod(job.p.data.image_shape))
     p = job.p.model_copy(update={"monitor": Monitor()})
     tried = restarts.attempts(p, spectrum, job.train_images, job.valid_images, job.compute, attempt)
     kept = restarts.best(tried)

@@ -68,9 +68,7 @@ def read_manifest() -> pd.DataFrame:
     except FileNotFoundError:
         raise InputError(f"{workspace.MANIFEST} does not exist; `dvc repro` makes it") from None
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{workspace.MANIFEST} is not a Parquet file ({one_line(error)}); run ingest again"
-        ) from None
+        raise InputError(f"{workspace.MANIFEST} is not a Parquet file ({one_line(error)}); run ingest again") from None
 
 
 def _read_images(split: str) -> NDArray[np.generic] | str:
@@ -131,9 +129,7 @@ def _summary(prints: Mapping[str, Fingerprints], manifest: pd.DataFrame) -> dict
 
 def _write_failures(rules: tuple[Rule, ...], inspection: Inspection) -> None:
     by_name = {rule.name: rule for rule in rules}
-    with workspace.VALIDATION_FAILURES.open(
-        "w", encoding="utf-8", errors="backslashreplace", newline=""
-    ) as file:
+    with workspace.VALIDATION_FAILURES.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(FAILURE_COLUMNS)
         for f in inspection.findings:

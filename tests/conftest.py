@@ -1,5 +1,6 @@
 """Whole workspaces for the tests: copies of the project with ports, stores and a DVC cache of their own."""
 
+import logging
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             "PATH. Install one, or name it in VAE_TRAIN_BROWSER.",
             yellow=True,
         )
+
+
+@pytest.fixture(autouse=True)
+def _fresh_logging() -> Iterator[None]:
+    """What the project logs reaches `caplog`; `entry.log_to`, which sets the handlers for good, is undone."""
+    loggers = [logging.getLogger(name) for name in ("flows", "tasks", "vae", "benchmarks")]
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+    yield
+    for logger in loggers:
+        logger.handlers, logger.propagate = [], True
 
 
 @pytest.fixture(scope="session")

@@ -264,12 +264,7 @@ def test_what_is_not_tried_stands_in_a_page() -> None:
 
 
 def snippets() -> list[tuple[str, str]]:
-    return [
-        (pages.name(p), text)
-        for p in pages.PAGES
-        for language, text in pages.blocks(p)
-        if language == "python"
-    ]
+    return [(pages.name(p), text) for p in pages.PAGES for language, text in pages.blocks(p) if language == "python"]
 
 
 @pytest.mark.parametrize(("page", "code"), snippets())

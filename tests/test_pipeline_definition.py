@@ -139,9 +139,7 @@ def test_a_stage_names_every_section_that_its_own_module_reads(stage: str) -> No
 
 
 def test_the_committed_params_name_every_parameter_with_its_default() -> None:
-    tracked = subprocess.run(
-        ["git", "show", "HEAD:params.yaml"], cwd=PROJECT, capture_output=True, check=False
-    )
+    tracked = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=PROJECT, capture_output=True, check=False)
     if tracked.returncode != 0:  # an archive without history
         tracked.stdout = (PROJECT / "params.yaml").read_bytes()
     values = loading.read_mapping(tracked.stdout.decode(), "params.yaml")

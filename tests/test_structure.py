@@ -34,7 +34,7 @@ def test_the_packages_import_each_other_without_a_circle() -> None:
     graph = packages.imports()
     order = list(TopologicalSorter(graph).static_order())  # raises CycleError
     assert {"vae.losses", "tasks.tracking", "flows"} <= set(order)
-    assert packages.PICTURE.read_text(encoding="utf-8") == packages.svg(graph), "run `make graph`"
+    assert packages.arrows(graph) in packages.PICTURE.read_text(encoding="utf-8"), "run `make graph`"
 
 
 def test_no_package_has_too_many_modules() -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vae.config.errors import InputError
+from vae.config.files import writing, written_aside
 from vae.models.saved import Saved
 from vae.models.vae import VAE
 
@@ -77,18 +78,11 @@ def export(saved: Saved, output: Path) -> float:
             "weights.sha256": saved.sha256,
         }
     )
-    aside = output.with_name(f".{output.name}.new")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+    with writing(output), written_aside(output) as aside:
         program.save(aside)
         difference = _difference(aside, encoder, images)
         if not difference <= TOLERANCE:  # written so that NaN is refused too
             raise InputError(f"{output} was not written: onnxruntime and PyTorch differ by {difference:.2g}")
-        aside.replace(output)
-    except OSError as error:
-        raise InputError(f"cannot write {str(output)!r}: {error.strerror or error}") from None
-    finally:
-        aside.unlink(missing_ok=True)
     return difference
 
 

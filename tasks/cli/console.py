@@ -1,4 +1,4 @@
-"""How the commands of `vae` talk: data go to standard output, talk to standard error."""
+"""The output of the commands of `vae`: data on standard output, messages on standard error."""
 
 import json
 from collections.abc import Mapping
@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-INPUT_ERROR, LOOK = 2, 3
+LOOK = 3  # exit code
 CODES = (
-    "Exit codes: 0 all done · 1 a fault of this program · 2 something to put right first, told in one line · "
-    "3 done, but look: files were skipped, the gate refused, the doctor found something · 130 interrupted."
+    "Exit codes: 0 success · 1 internal error · 2 user error (see message) · 3 completed with warnings: files were "
+    "skipped, the gate rejected the model, the doctor found a problem · 130 interrupted."
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
 
 
 def say(text: str) -> None:

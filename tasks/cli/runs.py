@@ -1,46 +1,50 @@
-"""The commands of `vae` that look after runs; `tasks.cli.app` registers them."""
+"""The commands of `vae` about runs; `tasks.cli.app` registers them.
 
+Heavy imports are in the commands that need them, so that `vae --help` answers at once.
+"""
+
+import signal
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tasks.cli.console import LOOK, AsJson, print_json, say
 
+if TYPE_CHECKING:
+    from tasks.tracking.promotion import Outcome
 
-def compare(
-    first: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run's id or name, or a model as --model takes it.")
-    ],
-    second: Annotated[str, typer.Argument(metavar="RUN")],
-    as_json: AsJson = False,
-) -> None:
-    """Two runs side by side: verdicts, metrics of the test split, and the parameters that differ."""
-    from tasks.cli import run_lookup
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's id or name, or a model as for --model.")]
 
-    table = run_lookup.compare(run_lookup.find(first), run_lookup.find(second))
+
+def compare(first: RunName, second: RunName, as_json: AsJson = False) -> None:
+    """Compare two runs: verdicts, metrics of the test split, and the parameters that differ."""
+    from tasks.cli import comparison, named_run
+
+    found = comparison.compare(named_run.find(first), named_run.find(second))
     if as_json:
-        print_json(table.to_dict())
+        print_json(asdict(found))
     else:
-        typer.echo(str(table))
+        typer.echo(str(found))
 
 
 def report(
     run: Annotated[
         str | None,
-        typer.Argument(help="A run's id or name, or a model as --model takes it; without it, the last one."),
+        typer.Argument(help="A run's id or name, or a model as for --model; without it, the latest run."),
     ] = None,
     to: Annotated[Path | None, typer.Option(help="Copy it there.")] = None,
     show: Annotated[
         bool | None,
-        typer.Option("--open/--no-open", help="In the browser; by default where a person watches."),
+        typer.Option("--open/--no-open", help="Open it in the browser; by default in a terminal only."),
     ] = None,
 ) -> None:
-    """The report of a run: opened where a person watches, or copied; its path is printed."""
-    from tasks.cli import run_lookup
+    """Open the report of a run, or copy it; print its path."""
+    from tasks.cli import named_run
 
-    file = run_lookup.report(run, to)
+    file = named_run.report(run, to)
     typer.echo(file)
     if to is None and (sys.stdout.isatty() if show is None else show):
         typer.launch(str(file))
@@ -48,44 +52,87 @@ def report(
 
 def promote(
     version: Annotated[str, typer.Argument(help="An alias, or the number of a version.")] = "candidate",
-    force: Annotated[bool, typer.Option("--force", help="Whatever the gate says.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote even if the gate rejects it.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Makes a registered model the champion, if the gate lets it through."""
-    from tasks.cli import run_lookup
+    """Make a registered model the champion, if the gate accepts it."""
+    from tasks.cli import named_model
+    from tasks.tracking import promotion, registry, store
 
-    outcome = run_lookup.promote(version, force)
-    say(outcome.sentence)
-    if as_json:
-        print_json(outcome.to_dict())
-    raise typer.Exit(0 if outcome.champion == outcome.version else LOOK)
+    client, _ = store.connect()
+    found = registry.version_at(named_model.uri_of(version))
+    outcome = promotion.consider(client, found, "forced" if force else "by hand")
+    promoted = outcome.champion == outcome.version
+    advice = "" if promoted else "; --force promotes it anyway"
+    _show(replace(outcome, sentence=f"version {outcome.version} {outcome.sentence}{advice}"), as_json)
+    raise typer.Exit(0 if promoted else LOOK)
 
 
 def rollback(as_json: AsJson = False) -> None:
-    """Gives the alias `champion` back to the model that had it before."""
-    from tasks.cli import run_lookup
+    """Give the alias `champion` back to the previous champion."""
+    from tasks.cli import named_model
+    from tasks.tracking import promotion
 
-    outcome = run_lookup.rollback()
+    _show(promotion.roll_back(named_model.registered_name()), as_json)
+
+
+def _show(outcome: "Outcome", as_json: bool) -> None:
     say(outcome.sentence)
     if as_json:
-        print_json(outcome.to_dict())
+        print_json(asdict(outcome))
+
+
+def reproduce(
+    run: RunName,
+    ingest: Annotated[bool, typer.Option("--ingest", help="Read the source again, even if DVC has the data.")] = False,
+) -> None:
+    """Repeat a run outside the workspace and compare the results bit for bit.
+
+    Exit code 1 means that data, weights, history or metrics differ, 2 that the run cannot be repeated.
+    """
+    from tasks.cli import reproduce
+
+    # The worktree is removed whatever ends this, also where a shell's & had SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    raise typer.Exit(reproduce.reproduce(run, ingest))
+
+
+def trace(
+    anything: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="ANY",
+            help="An MLflow run or a flow run (id or name), a commit, a DVC experiment, or the hash of the train stage "
+            "in dvc.lock; without it, the model in this workspace.",
+        ),
+    ] = None,
+) -> None:
+    """Show where a model came from: its MLflow run, commit, train stage and flow run, from any one of them."""
+    from tasks.cli import trace
+    from tasks.tracking import store
+
+    for run in [store.run_here()] if anything is None else trace.find(anything):
+        typer.echo("\n".join(f"{what:<12}{value}" for what, value in trace.described(run)) + "\n")
 
 
 def doctor(
     as_json: AsJson = False,
-    mend: Annotated[
-        bool, typer.Option("--mend", help="put right what a killed DVC left half written")
-    ] = False,
+    mend: Annotated[bool, typer.Option("--mend", help="Repair files that a killed DVC left half written.")] = False,
 ) -> None:
-    """Checks installation, versions, GPU, servers, locks, disk, workspace; exit code 3 if something is to be done."""
+    """Check installation, versions, GPU, servers, locks, disk and workspace; exit code 3 if there is a problem."""
     from tasks.cli import doctor
 
-    for what in doctor.mend() if mend else []:
-        say(what)
+    for line in doctor.mend() if mend else []:
+        say(line)
     checks = doctor.examine()
+    healthy = all(check.state != "problem" for check in checks)
     if as_json:
-        print_json({"healthy": doctor.healthy(checks), "checks": [check.to_dict() for check in checks]})
+        print_json({"healthy": healthy, "checks": [asdict(check) for check in checks]})
     else:
         for check in checks:
             typer.echo(str(check))
-    raise typer.Exit(0 if doctor.healthy(checks) else LOOK)
+    raise typer.Exit(0 if healthy else LOOK)
+
+
+COMMANDS = (compare, report, promote, rollback, reproduce, trace, doctor)

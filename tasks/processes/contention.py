@@ -27,9 +27,7 @@ def mark() -> Mark:
     times = psutil.cpu_times(percpu=True)
     here = [core for number, core in enumerate(times) if number in cores]
     # user includes the guests' time; iowait is idle
-    return Mark(
-        time.monotonic(), sum(core.user + getattr(core, "nice", 0.0) + core.system for core in here), own
-    )
+    return Mark(time.monotonic(), sum(core.user + getattr(core, "nice", 0.0) + core.system for core in here), own)
 
 
 def cores_taken(since: Mark) -> float | None:

@@ -19,8 +19,8 @@ from vae.config.resolved import ResolvedParameters
 from vae.models.saved import Saved
 from vae.report.facts import Origin
 
-EVALUATED = "evaluated."  # the commit whose code made the final metrics, which may be a later one
-NOTE = "mlflow.note.content"  # what the page of a run begins with
+EVALUATED = "evaluated."  # the commit whose code made the final metrics, which may be later than that of the training
+NOTE = "mlflow.note.content"  # the first lines of a run's page
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def log_evaluation(
 ) -> str:
     """Metrics, plots, report and model into the run of these weights; returns the model's URI.
 
-    make_report gives the report as HTML with what the tracked one cannot have: links, and the champion.
+    make_report: gives the report as HTML, with the links and the champion that only the tracked copy has.
     test_elbos: (N,), the ELBO of each test image in nats, by which `tasks.tracking.promotion` compares models.
     """
     run = store.run_of(saved.sha256)
@@ -47,16 +47,15 @@ def log_evaluation(
     with _reopened(client, run), mlflow.start_run(run_id=run_id, log_system_metrics=False):
         store.complete_from_files(client, run_id)
         _log_files(metrics)
-        data = lineage.data()["data.sha256"]
+        data, test = lineage.data()["data.sha256"], metrics["test"]
         promotion.keep_scores(client, run_id, test_elbos, data)
         version = registry.register(client, saved, run_id, name, monitor["verdict"])
         model_uri, champion = f"models:/{name}/{version.version}", champion_of(client, name)
         sentence = None
         if p.promote.mode != "disabled":
-            sentence = promotion.consider(client, version, p.promote.mode)
+            sentence = promotion.consider(client, version, p.promote.mode).sentence
             dry = " (dry run)" if p.promote.mode == "dry_run" else ""
             log.info("promotion%s: version %s %s", dry, version.version, sentence)
-        test = metrics["test"]
         client.set_tag(run_id, NOTE, pages.of_run(run_id, monitor, test, sentence, model_uri))
         card = pages.of_version(name, version.version, saved, p, monitor, test, data, sentence)
         client.update_model_version(name, version.version, card)
@@ -70,9 +69,9 @@ def _log_files(metrics: Mapping[str, Mapping[str, float | None]]) -> None:
         f"{split}/{metric}": value
         for split, values in metrics.items()
         for metric, value in values.items()
-        if isinstance(value, int | float)
+        if value is not None
     }
-    # Validation's curves keep their epochs; a final number stands under a name of its own.
+    # `valid/…` are the curves of the training, by epoch; the final numbers have names of their own.
     mlflow.log_metrics({key.replace("valid/", "final_valid/"): value for key, value in numbers.items()})
     mlflow.log_artifacts(str(workspace.PLOTS), "plots")
     for report in (*workspace.JSON_REPORTS, *workspace.TABLES, workspace.PARAMS, lineage.LOCK):
@@ -84,20 +83,24 @@ def _log_files(metrics: Mapping[str, Mapping[str, float | None]]) -> None:
 def _reopened(client: MlflowClient, run: Run) -> Iterator[None]:
     """Whatever ends an evaluation, its run keeps the status that the training ended with."""
     run_id = run.info.run_id
-    with run_notes.noted(store.notes(), run_id, {"pid": os.getpid()}):
-        try:
-            yield
-        finally:
-            client.set_terminated(run_id, run.data.tags.get(ENDED, "FINISHED"))
+    try:
+        with run_notes.noted(store.notes(), run_id, {"pid": os.getpid()}):
+            try:
+                yield
+            finally:
+                client.set_terminated(run_id, run.data.tags.get(ENDED, "FINISHED"))
+    except BaseException:
+        store.leave_note(run_id, {})  # in case the store is away: the next process ends the run by its tag
+        raise
 
 
 def _with_verdict(run: Run, verdict: str) -> str:
-    """The run's name, ended by the verdict; that of an earlier evaluation goes."""
+    """The run's name, with the verdict in place of that of an earlier evaluation."""
     return f"{str(run.info.run_name).removesuffix('-' + run.data.tags.get(VERDICT, verdict))}-{verdict}"
 
 
 def point_candidate(weights_sha256: str, name: str) -> None:
-    """Moves the alias `candidate` to the version with these weights, where the registry has one."""
+    """Moves the alias `candidate` to the version with these weights, if they are registered."""
     client, _ = store.connect()
     number = registry.version_with(client, name, weights_sha256, registry.prior_hash())
     if number is not None:
@@ -111,10 +114,8 @@ def origin(run: Run, promotion_sentence: str | None, champion: tuple[str, Run] |
     if commit := tags.get("git.commit"):
         changed = ", with uncommitted changes" if tags.get("git.dirty") == "true" else ""
         rows.append(("Git commit", commit[:12] + changed, lineage.commit_url(commit)))
-    rows += [
-        ("Prefect flow run", name.removeprefix("Prefect flow run "), url)
-        for name, url in store.links(run)[1:]
-    ]
+    flow_runs = store.links(run)[1:]
+    rows += [("Prefect flow run", name.removeprefix("Prefect flow run "), url) for name, url in flow_runs]
     if stage := tags.get("dvc.train"):
         rows.append(("Entry of train in dvc.lock", f"SHA-256 {stage[:12]}…", None))
     if champion is None:
@@ -128,7 +129,7 @@ def origin(run: Run, promotion_sentence: str | None, champion: tuple[str, Run] |
 
 
 def champion_of(client: MlflowClient, name: str) -> tuple[str, Run] | None:
-    """The version that bears the alias `champion`, and the run that evaluated it."""
+    """The number of the champion's version, and the run that evaluated it."""
     version = registry.champion(client, name)
     run = None if version is None else registry.run_behind(client, version)
     return None if version is None or run is None else (str(version.version), run)

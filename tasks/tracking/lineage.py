@@ -1,4 +1,4 @@
-"""What a run was made of: commit, data, stage, flow run, machine. Tags for MLflow, links for the report."""
+"""What a run was made from: commit, data, stage, flow run, machine. Tags for MLflow, links for the report."""
 
 import hashlib
 import json
@@ -18,59 +18,50 @@ from vae.config.parameters import Parameters
 
 LOCK = workspace.LOCK
 
-# The flow gives these to the stages that it runs.
-FLOW_RUN_ID, FLOW_RUN_NAME, FLOW_RUN_URL = (
-    "VAE_TRAIN_FLOW_RUN_ID",
-    "VAE_TRAIN_FLOW_RUN_NAME",
-    "VAE_TRAIN_FLOW_RUN_URL",
-)
-OVERLAY = "VAE_TRAIN_EXPERIMENT"  # the file of experiments/ that lies over the defaults
-EXPERIMENT_NAME = "DVC_EXP_NAME"  # DVC gives it to the stages of an experiment
+# Set by the flow for the stages that it runs.
+FLOW_RUN_ID = "VAE_TRAIN_FLOW_RUN_ID"
+FLOW_RUN_NAME = "VAE_TRAIN_FLOW_RUN_NAME"
+FLOW_RUN_URL = "VAE_TRAIN_FLOW_RUN_URL"
+OVERLAY = "VAE_TRAIN_EXPERIMENT"  # the file of experiments/ that is laid over the defaults
+EXPERIMENT_NAME = "DVC_EXP_NAME"  # set by DVC for the stages of an experiment
 
-
-# Libraries that pixels, numbers or tables pass through; torch stands among `compute.*`.
+# Libraries that pixels, numbers or tables pass through; torch is among `compute.*`.
 _SHAPING = ("numpy", "pandas", "pillow", "scikit-learn", "scipy", "torchmetrics")
 
-# What a person may have set that decides which instructions a library takes.
+# Environment variables by which libraries choose their instructions.
 SWITCHES = (
     "ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "NVIDIA_TF32_OVERRIDE",
     "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE",
 )  # fmt: skip
 
-MANY = 100  # changed files that a tag names; "…" stands for the others
+MANY = 100  # changed files that a tag names; "…" is for the others
 
 
 def commit() -> dict[str, str]:
-    """`git.commit`, `git.dirty` and `git.changed`: the files that differ from the commit, a line each.
+    """`git.commit`, `git.dirty` and `git.changed`: the files that differ from the commit, one per line.
 
-    Outside a repository the commit that a container image was built from.
+    Outside a repository, the commit that the container image was built from.
     """
     head = git.says("rev-parse", "HEAD")
     if head is None:
         return {"git.commit": os.environ["GIT_COMMIT"]} if os.environ.get("GIT_COMMIT") else {}
     changed = (git.says("diff", "--name-only", "--relative", "-z", "HEAD") or "").split("\0")
-    # dvc.lock changes while the pipeline runs: it records results, it does not shape them.
+    # dvc.lock changes while the pipeline runs: it records results and does not affect them.
     changed = [name for name in changed if name and name != str(LOCK)]
     named = [*changed[:MANY], *(["…"] if len(changed) > MANY else [])]
-    return {
-        "git.commit": head,
-        "git.dirty": str(bool(changed)).lower(),
-        "git.changed": "\n".join(named),
-    }
+    return {"git.commit": head, "git.dirty": str(bool(changed)).lower(), "git.changed": "\n".join(named)}
 
 
 def commit_url(commit: str) -> str | None:
-    """Where the commit can be looked at: on the host of the remote `origin`, where that is a web host."""
+    """The page of a commit on the host of the remote `origin`, if that is a web host."""
     remote = git.says("remote", "get-url", "origin") or ""
-    # https://user:secret@host/path.git and git@host:path.git; who logs in there, and how, is left out
-    found = re.fullmatch(
-        r"(?:https?://(?:[^/@]*@)?|ssh://git@|git@)([\w.-]+)(?::\d+/|[:/])(.+?)(?:\.git)?/?", remote
-    )
+    # https://user:secret@host/path.git and git@host:path.git; the credentials are left out
+    found = re.fullmatch(r"(?:https?://(?:[^/@]*@)?|ssh://git@|git@)([\w.-]+)(?::\d+/|[:/])(.+?)(?:\.git)?/?", remote)
     return f"https://{found[1]}/{found[2]}/commit/{commit}" if found else None
 
 
 def flow() -> dict[str, str]:
-    """The Prefect flow run, or the `dvc exp run`, that this process works for; empty outside both."""
+    """The Prefect flow run, or the `dvc exp run`, that this process belongs to; empty outside both."""
     names = {
         "prefect.flow_run_id": FLOW_RUN_ID,
         "prefect.flow_run_name": FLOW_RUN_NAME,
@@ -83,10 +74,8 @@ def flow() -> dict[str, str]:
 
 def data(folder: Path = Path()) -> dict[str, str]:
     """`data.sha256`: one hash over the three arrays of a workspace."""
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        digest.update(workspace.sha256(folder / workspace.images(split)).encode())
-    return {"data.sha256": digest.hexdigest()}
+    hashes = "".join(workspace.sha256(folder / workspace.images(split)) for split in SPLITS)
+    return {"data.sha256": hashlib.sha256(hashes.encode()).hexdigest()}
 
 
 def subject(p: Parameters) -> dict[str, str]:
@@ -95,7 +84,7 @@ def subject(p: Parameters) -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """`machine.*` and `version.*`: what besides `vae.compute.devices.Compute.describe` may decide the last bits."""
+    """`machine.*` and `version.*`: what may decide the last bits beside `vae.compute.devices.Compute.describe`."""
     switches = [f"{name}={os.environ[name]}" for name in SWITCHES if name in os.environ]
     return {
         "machine.cpu": _cpu(),
@@ -107,13 +96,13 @@ def machine() -> dict[str, str]:
 
 
 def stage(name: str) -> dict[str, str]:
-    """`dvc.STAGE`: the hash of a stage's entry in dvc.lock, so of its code, data, parameters and results."""
+    """`dvc.STAGE`: the hash of a stage's entry in dvc.lock, that is, of its code, data, parameters and results."""
     hashed = stage_hash(LOCK.read_text(encoding="utf-8"), name) if LOCK.exists() else None
     return {} if hashed is None else {f"dvc.{name}": hashed}
 
 
 def stage_hash(lock: str, name: str) -> str | None:
-    """Of a stage's entry in the text of a dvc.lock; None where it has none."""
+    """The hash of a stage's entry in the text of a dvc.lock; None where it has none."""
     stages: dict[str, Any] = (YAML(typ="safe").load(lock) or {}).get("stages", {})
     if name not in stages:
         return None
@@ -121,7 +110,7 @@ def stage_hash(lock: str, name: str) -> str | None:
 
 
 def _cpu() -> str:
-    """The processor's own name, where the system tells it."""
+    """The processor's model name, where the system reports it."""
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))

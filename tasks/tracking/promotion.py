@@ -1,12 +1,13 @@
-"""Who is champion: the rule of `tasks.tracking.promotion_rule` on what MLflow knows, the alias, and the way back.
+"""Which version is the champion: the gate, the alias that it moves, and the way back.
 
-The champions so far stand, oldest first, in a tag of the registered model.
+The versions that were champion are listed, oldest first, in a tag of the registered model.
 """
 
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from tasks import workspace
 from tasks.processes.lock import hold
-from tasks.tracking import lineage, lookup, promotion_rule, registry
+from tasks.tracking import lineage, promotion_rule, registry, store
 from tasks.tracking.promotion_rule import Contender, Decision, Floats
 from tasks.tracking.registry import CHAMPION
 from tasks.tracking.store import VERDICT, WEIGHTS
@@ -27,22 +28,24 @@ from vae.compute.batches import open_images
 from vae.config.errors import InputError
 from vae.inference.scoring import elbo_per_image
 
-DATA = "evaluated.data.sha256"  # tag of a run: what it was evaluated on last
+DATA = "evaluated.data.sha256"  # tag of a run: the data that it was evaluated on last
 DECISION, SENTENCE = "promotion.json", "promotion"
-SCORES = "test_elbo"  # a file for each data set that the run was evaluated on
+SCORES = "test_elbo"  # a folder of a run's artifacts, with one file for each data set that it was evaluated on
 CHAMPIONS, ROLLED_BACK = "champions", "rolled_back_to"
 MOST_CHAMPIONS = 100
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """One at a time: who reads the champion and who moves the alias is the same. For the processes of this machine."""
+    """One process of this machine at a time reads the champion and moves the alias."""
     with hold(workspace.root() / ".run" / "promotion.lock", "a promotion", seconds=600):
         yield
 
 
 def keep_scores(client: MlflowClient, run_id: str, elbos: Floats, data_sha256: str) -> None:
-    """The ELBO of each test image, so that a later candidate is compared image by image without this model."""
+    """Stores the ELBO of each test image, so that a later candidate is compared image by image without this model."""
     table = pd.DataFrame({"index": np.arange(len(elbos)), "elbo": elbos})
     client.log_text(run_id, table.to_csv(index=False), scores_file(data_sha256))
     client.set_tag(run_id, DATA, data_sha256)
@@ -52,32 +55,65 @@ def scores_file(data_sha256: str) -> str:
     return f"{SCORES}/{data_sha256[:12]}.csv"
 
 
-def consider(client: MlflowClient, version: ModelVersion, mode: str) -> str:
-    """After an evaluation: says what the gate says, and with `enabled` moves the alias.
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a request to change the champion: the version requested, the champion now, and why."""
+
+    version: str
+    champion: str | None
+    sentence: str
+
+
+def consider(client: MlflowClient, version: ModelVersion, mode: str) -> Outcome:
+    """Puts a version through the gate, moves the alias unless it is a dry run, and records the decision.
+
+    mode: `dry_run` or `enabled` after an evaluation; else `by hand`, or `forced` to promote it in any case.
 
     Returns:
-        What became of the version, to be read after "this model".
+        With a sentence to be read after "this model".
     """
-    with alone() if mode == "enabled" else nullcontext():
+    number, dry = str(version.version), mode == "dry_run"
+    with nullcontext() if dry else alone():
+        version = client.get_model_version(version.name, number)  # as it is now
         decision = judge(client, version)
-        if decision.champion == str(version.version):
-            sentence = f"is the champion already, version {version.version}"
-        elif mode == "enabled":
-            sentence = f"was {'' if decision.passes else 'not '}promoted: {decision.reason}"
-            if decision.passes:
-                crown(client, version)
-        else:
-            sentence = in_words(decision)
+        if decision.champion == number:
+            return Outcome(number, number, f"is already the champion, version {number}")
+        passes = decision.passes or mode == "forced"
+        verb = ("would {}be promoted" if dry else "was {}promoted").format("" if passes else "not ")
+        force = " by force, against the gate" if passes and not decision.passes else ""
+        sentence = f"{verb}{force}: {decision.reason}"
+        if passes and not dry:
+            crown(client, version)
         record(client, version, decision, sentence, mode)
-    return sentence
+    return Outcome(number, number if passes and not dry else decision.champion, sentence)
 
 
-def in_words(decision: Decision) -> str:
-    return f"would {'' if decision.passes else 'not '}be promoted: {decision.reason}"
+def roll_back(name: str) -> Outcome:
+    """Gives the alias back to the previous champion, and bars the present one from being promoted automatically.
+
+    Raises:
+        InputError: there is no previous champion.
+    """
+    client, _ = store.connect()
+    if not client.search_registered_models(f"name = '{name}'"):
+        raise InputError(f"no model {name} is registered yet: a run of the pipeline registers one")
+    with alone():
+        now, past = _champions(client, name)
+        while past and (past[-1] == now or not _exists(client, name, past[-1])):
+            past.pop()
+        if not past:
+            whom = f" before version {now}" if now else ""
+            raise InputError(f"{name} has had no champion{whom}; `vae promote VERSION --force` makes one")
+        client.set_registered_model_alias(name, CHAMPION, past[-1])
+        _remember(client, name, past)
+        if now is not None:
+            client.set_model_version_tag(name, now, ROLLED_BACK, past[-1])
+    rest = f"; version {now} is promoted again only by `vae promote {now} --force`" if now else ""
+    return Outcome(now or past[-1], past[-1], f"version {past[-1]} is the champion again{rest}")
 
 
 def judge(client: MlflowClient, version: ModelVersion) -> Decision:
-    """What the rule says of a registered version and the champion of now."""
+    """What the rule says of a registered version and the present champion."""
     champion = registry.champion(client, version.name)
     ours = contender(client, version)
     if champion is None:
@@ -86,11 +122,10 @@ def judge(client: MlflowClient, version: ModelVersion) -> Decision:
     if promotion_rule.barred(ours, theirs):
         return promotion_rule.decide(ours, theirs)
     try:
-        return promotion_rule.decide(
-            ours, theirs, *(scores(client, v, str(ours.data)) for v in (version, champion))
-        )
+        elbos = [scores(client, v, str(ours.data)) for v in (version, champion)]
     except InputError as error:
-        return Decision(False, f"it can not be compared: {error}", str(champion.version))
+        return Decision(False, f"it cannot be compared: {error}", str(champion.version))
+    return promotion_rule.decide(ours, theirs, *elbos)
 
 
 def contender(client: MlflowClient, version: ModelVersion) -> Contender:
@@ -108,15 +143,15 @@ def contender(client: MlflowClient, version: ModelVersion) -> Contender:
 
 
 def data_of(run: Run) -> str | None:
-    """The hash of what a run was evaluated on last, else of what it was trained on."""
+    """The hash of the data that a run was evaluated on last, else of those that it was trained on."""
     return run.data.tags.get(DATA) or run.data.tags.get("data.sha256")
 
 
 def scores(client: MlflowClient, version: ModelVersion, data_sha256: str) -> Floats:
-    """The ELBO of each test image of these data, (N,) nats: as its run has kept it, else measured.
+    """The ELBO of each test image of these data, (N,) nats: from the run's artifacts, else measured.
 
     Raises:
-        InputError: the run has none, and the model or the images can not be had.
+        InputError: the run has none, and the model or the images are not available.
     """
     run = registry.run_behind(client, version)
     file = scores_file(data_sha256)
@@ -130,22 +165,22 @@ def measured(version: ModelVersion, data_sha256: str) -> Floats:
     """The same, by the registered model on the images of this workspace.
 
     Raises:
-        InputError: the images here are others, or the model can not be loaded.
+        InputError: the images here are different ones, or the model cannot be loaded.
     """
-    if not workspace.images("test").exists() or lineage.data()["data.sha256"] != data_sha256:
+    images = workspace.images("test")
+    if not images.exists() or lineage.data()["data.sha256"] != data_sha256:
         raise InputError(
-            f"version {version.version} has kept no scores, and the images it was tested on are not here"
+            f"version {version.version} has no stored scores, and the images that it was tested on are not here"
         )
-    named = lookup.load(f"models:/{version.name}/{version.version}", devices.named("auto"))
-    print(f"scoring version {version.version} of {version.name} on the test images", flush=True)
-    saved = named.saved
-    compute = saved.compute(next(saved.model.parameters()).device)
-    return elbo_per_image(saved.model, open_images(workspace.images("test")), saved.likelihood, compute)
+    log.info("scoring version %s of %s on the test images", version.version, version.name)
+    device = devices.named("auto")
+    saved = registry.load(f"models:/{version.name}/{version.version}", device)
+    return elbo_per_image(saved.model, open_images(images), saved.likelihood, saved.compute(device))
 
 
 def record(client: MlflowClient, version: ModelVersion, decision: Decision, sentence: str, mode: str) -> None:
-    """The decision and its numbers, into the run of the version; the sentence also as tags."""
-    document: dict[str, Any] = {
+    """Stores the decision and its numbers in the run of the version, and the sentence also as tags."""
+    document = {
         "model": version.name,
         "version": str(version.version),
         "mode": mode,
@@ -159,7 +194,7 @@ def record(client: MlflowClient, version: ModelVersion, decision: Decision, sent
 
 
 def crown(client: MlflowClient, version: ModelVersion) -> None:
-    """Moves the alias `champion`. What breaks off between alias and history is put right by the next call."""
+    """Moves the alias `champion`. The next call repairs what an interruption between alias and history leaves."""
     name, number = version.name, str(version.version)
     before, past = _champions(client, name)
     client.set_registered_model_alias(name, CHAMPION, number)
@@ -170,30 +205,8 @@ def crown(client: MlflowClient, version: ModelVersion) -> None:
         client.delete_model_version_tag(name, number, ROLLED_BACK)
 
 
-def roll_back(client: MlflowClient, name: str) -> tuple[str | None, str]:
-    """Gives the alias back to the champion before, and bars the present one from being promoted by itself again.
-
-    Returns:
-        The version that was champion, None where there was none, and the one that is.
-
-    Raises:
-        InputError: there is no champion before.
-    """
-    now, past = _champions(client, name)
-    while past and (past[-1] == now or not _exists(client, name, past[-1])):
-        past.pop()
-    if not past:
-        whom = f"version {now}" if now else "any"
-        raise InputError(f"{name} has had no champion before {whom}; `vae promote VERSION --force` names one")
-    client.set_registered_model_alias(name, CHAMPION, past[-1])
-    _remember(client, name, past)
-    if now is not None:
-        client.set_model_version_tag(name, now, ROLLED_BACK, past[-1])
-    return now, past[-1]
-
-
 def _champions(client: MlflowClient, name: str) -> tuple[str | None, list[str]]:
-    """The champion now, and all so far, oldest first."""
+    """The present champion, and all so far, oldest first."""
     model = client.get_registered_model(name)
     now = model.aliases.get(CHAMPION)
     return None if now is None else str(now), model.tags.get(CHAMPIONS, "").split()
@@ -208,6 +221,6 @@ def _exists(client: MlflowClient, name: str, number: str) -> bool:
         client.get_model_version(name, number)
         return True
     except MlflowException as error:
-        if error.get_http_status_code() >= 500:
+        if store.is_away(error):
             raise
         return False

@@ -1,7 +1,7 @@
 """May this model replace the champion? The rule behind `promote.mode` and `vae promote`, over plain data.
 
 A candidate passes if it is healthy, better than the champion in the ELBO of the same test images by more than the
-noise, and not worse in `GUARDS`. Without a champion, healthy is enough. docs/promotion.md gives the reasons.
+noise, and not worse in `GUARDS`. Without a champion, healthy is enough. docs/promotion.md explains why.
 """
 
 import math
@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import bootstrap, norm
 
 CONFIDENCE, RESAMPLES, SEED = 0.95, 10_000, 0
-FEWEST = 30  # test images: an interval from fewer is too narrow
-MANY = 50_000  # images
+FEWEST = 30  # test images: the interval of fewer is too narrow
+MANY = 50_000  # test images from which on the mean is taken as normal: the bootstrap would take minutes
 DRAWN_AT_ONCE = 5_000_000  # numbers; bounds the memory of the bootstrap
 
 Floats = NDArray[np.float64]
@@ -25,12 +26,13 @@ class Contender:
     """A registered model, as the gate sees it.
 
     Attributes:
-        version: its number in the registry. verdict: of monitor.
-        weights: their hash. data: one hash over the arrays of the three splits that it was trained and judged on; so
-            the same data are images of the same size.
+        version: its number in the registry.
+        verdict: of monitor.
+        weights: their hash.
+        data: one hash over the arrays of the three splits, so the same data are images of the same size.
         likelihood: `gaussian` or `bernoulli`.
         metrics: of the test split, by name.
-        rolled_back: where it was champion and was taken back: to what.
+        rolled_back: the version that it was rolled back to, where it was the champion.
     """
 
     version: str
@@ -44,7 +46,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Gain:
-    """The difference of two test ELBOs, candidate less champion, in nats per image, and its interval."""
+    """The difference of two test ELBOs, candidate minus champion, in nats per image, and its interval."""
 
     candidate: float
     champion: float
@@ -58,27 +60,8 @@ class Gain:
 
 
 @dataclass(frozen=True)
-class Guard:
-    """A number that must not be worse than the champion's beyond a limit, which follows from the champion's."""
-
-    name: str
-    read: Callable[[Mapping[str, float]], float | None]
-    higher_is_better: bool
-    limit: Callable[[float, int], float]
-
-    def check(self, candidate: Contender, champion: Contender, images: int) -> "Check | None":
-        """None where the champion has no such number."""
-        ours, theirs = self.read(candidate.metrics), self.read(champion.metrics)
-        if theirs is None:
-            return None
-        limit = self.limit(theirs, images)
-        passed = ours is not None and (ours >= limit if self.higher_is_better else ours <= limit)
-        return Check(self.name, ours, theirs, limit, self.higher_is_better, passed)
-
-
-@dataclass(frozen=True)
 class Check:
-    """One of `GUARDS`, looked at."""
+    """What one of `GUARDS` found."""
 
     name: str
     candidate: float | None
@@ -90,12 +73,12 @@ class Check:
     def __str__(self) -> str:
         ours = "none" if self.candidate is None else f"{self.candidate:.4g}"
         bound = "at least" if self.higher_is_better else "at most"
-        return f"{self.name} {ours} against {self.champion:.4g} ({bound} {self.limit:.4g} would do)"
+        return f"{self.name} {ours} against {self.champion:.4g} (allowed: {bound} {self.limit:.4g})"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What the rule says, why in words that follow a colon, and the numbers behind it."""
+    """Whether the candidate passes, why (to follow a colon), and the numbers behind it."""
 
     passes: bool
     reason: str
@@ -104,45 +87,55 @@ class Decision:
     checks: tuple[Check, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
-            "bootstrap": {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED},
-        }
+        bootstrap = {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED}
+        return {**asdict(self), "bootstrap": bootstrap}
 
 
-def _number(name: str) -> Callable[[Mapping[str, float]], float | None]:
-    def read(metrics: Mapping[str, float]) -> float | None:
-        value = metrics.get(name)
-        return value if value is not None and math.isfinite(value) else None
+@dataclass(frozen=True)
+class Guard:
+    """A metric that must not be worse than a limit, a function of the champion's value and the number of images."""
 
-    return read
+    name: str
+    higher_is_better: bool
+    limit: Callable[[float, int], float]
+
+    def check(self, candidate: Contender, champion: Contender, images: int) -> Check | None:
+        """None where the champion does not have this metric."""
+        ours, theirs = (_finite(one.metrics).get(self.name) for one in (candidate, champion))
+        if theirs is None:
+            return None
+        limit = self.limit(theirs, images)
+        passed = ours is not None and (ours >= limit if self.higher_is_better else ours <= limit)
+        return Check(self.name, ours, theirs, limit, self.higher_is_better, passed)
 
 
-def _prior_gap_share(metrics: Mapping[str, float]) -> float | None:
-    """How much of the rate is spent on q(z) being another distribution than the prior."""
-    gap, rate = _number("prior_gap")(metrics), _number("kl")(metrics)
-    return gap / rate if gap is not None and rate is not None and rate > 0 else None
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """With the share of the rate that is spent on the difference between q(z) and the prior."""
+    found = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    if "prior_gap" in found and found.get("kl", 0) > 0:
+        found["prior_gap_share"] = found["prior_gap"] / found["kl"]
+    return found
 
 
 def _two_errors_below(accuracy: float, images: int) -> float:
-    """Less two standard errors of the difference of two shares of so many images (Agresti & Coull 1998: also at 1)."""
+    """Minus two standard errors of the difference of two accuracies (Agresti & Coull 1998, which holds at 1 too)."""
     share = (accuracy * images + 2) / (images + 4)
     return accuracy - 2 * math.sqrt(2 * share * (1 - share) / (images + 4))
 
 
 GUARDS = (
     # Seeds alone move it by 3% (docs/leaves.md).
-    Guard("mse_sampled", _number("mse_sampled"), False, lambda theirs, images: 1.05 * theirs),
-    Guard("probe_accuracy", _number("probe_accuracy"), True, _two_errors_below),
+    Guard("mse_sampled", False, lambda theirs, images: 1.05 * theirs),
+    Guard("probe_accuracy", True, _two_errors_below),
     # Healthy models of one data set lie between 0.06 and 0.16; from 0.4 on samples are noise.
-    Guard("prior_gap_share", _prior_gap_share, False, lambda theirs, images: theirs + 0.1),
-    # A better model may need a few latents less; one that loses a quarter of them has begun to collapse.
-    Guard("active_units", _number("active_units"), True, lambda theirs, images: 0.75 * theirs),
+    Guard("prior_gap_share", False, lambda theirs, images: theirs + 0.1),
+    # A better model may need a few latents fewer; one that loses a quarter of them has begun to collapse.
+    Guard("active_units", True, lambda theirs, images: 0.75 * theirs),
 )
 
 
 def barred(candidate: Contender, champion: Contender | None) -> str | None:
-    """Why the numbers of the two need not be compared, or can not be; None where they can."""
+    """Why the two must not be compared by their numbers; None where they can be."""
     if candidate.verdict != "healthy":
         return f"its verdict is {candidate.verdict}"
     if candidate.rolled_back:
@@ -153,12 +146,12 @@ def barred(candidate: Contender, champion: Contender | None) -> str | None:
     if candidate.weights is not None and candidate.weights == champion.weights:
         return f"its weights are those of {name}"
     if candidate.data is None or champion.data is None:
-        return f"it is not known on which data {name if candidate.data else 'it'} was tested"
+        return f"the data that {name if candidate.data else 'it'} was tested on are unknown"
     if candidate.data != champion.data:
-        return f"{name} was trained and tested on other data"
+        return f"{name} was trained and tested on different data"
     if candidate.likelihood is None or candidate.likelihood != champion.likelihood:
         kinds = [kind or "unknown" for kind in (candidate.likelihood, champion.likelihood)]
-        return f"its likelihood is {kinds[0]}, that of {name} {kinds[1]}: their ELBOs can not be compared"
+        return f"its likelihood is {kinds[0]}, that of {name} {kinds[1]}: their ELBOs cannot be compared"
     return None
 
 
@@ -170,9 +163,8 @@ def decide(
 ) -> Decision:
     """The rule.
 
-    Args:
-        ours, theirs: the ELBO of each test image, (N,) nats, by candidate and champion; needed only where there is a
-            champion and `barred` says nothing.
+    ours, theirs: the ELBO of each test image, (N,) nats, under candidate and champion; needed only where there is a
+    champion and `barred` is None.
     """
     if reason := barred(candidate, champion):
         return Decision(False, reason, champion.version if champion else None)
@@ -180,18 +172,18 @@ def decide(
         return Decision(True, "it is healthy and there is no champion yet", None)
     if ours is None or theirs is None or ours.shape != theirs.shape:
         counts = " and ".join("no" if one is None else f"{len(one)}" for one in (ours, theirs))
-        return Decision(False, f"the two have scores of {counts} test images", champion.version)
+        return Decision(False, f"the two have scores for {counts} test images", champion.version)
     if len(ours) < FEWEST:
-        return Decision(False, f"{len(ours)} test images are too few; {FEWEST} or more", champion.version)
+        return Decision(False, f"{len(ours)} test images are too few; at least {FEWEST} are needed", champion.version)
     if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
-        return Decision(False, "the ELBO of some test images is no number", champion.version)
+        return Decision(False, "the ELBO of some test images is not finite", champion.version)
 
     gain = compare(ours, theirs)
     checks = tuple(filter(None, (guard.check(candidate, champion, len(ours)) for guard in GUARDS)))
     failed = [str(check) for check in checks if not check.passed]
     elbo = f"test ELBO {gain.candidate:.4g} against {gain.champion:.4g} of champion version {champion.version} ({gain})"
     if gain.low <= 0:
-        how = "no better" if gain.high < 0 else "no better beyond the noise"
+        how = "not better" if gain.high < 0 else "not better beyond the noise"
         return Decision(False, "; ".join([f"{how}: {elbo}", *failed]), champion.version, gain, checks)
     if failed:
         return Decision(False, f"{elbo}, but {'; '.join(failed)}", champion.version, gain, checks)
@@ -199,15 +191,13 @@ def decide(
 
 
 def compare(ours: Floats, theirs: Floats) -> Gain:
-    """The mean of the differences image by image, and its interval: the percentile bootstrap (Efron & Tibshirani 1993).
+    """The mean of the paired differences, with its interval by the percentile bootstrap (Efron & Tibshirani 1993).
 
-    Paired: that some images are hard for every model is no noise of the difference. Seeded.
+    Paired, because some images are hard for every model, which is not noise of the difference.
     ours, theirs: (N,) nats, of the same images in the same order.
     """
-    from scipy.stats import bootstrap, norm
-
     differences = ours - theirs
-    if len(differences) > MANY:  # the mean of so many is normal, and its bootstrap would take minutes
+    if len(differences) > MANY:
         error = differences.std(ddof=1) / math.sqrt(len(differences))
         low, high = norm.interval(CONFIDENCE, differences.mean(), error)
     else:

@@ -1,28 +1,36 @@
-"""MLflow's registry: a version for each model, with the aliases `candidate` and `champion`."""
+"""MLflow's registry: one version per model, with the aliases `candidate` and `champion`."""
 
+import re
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
+import torch
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types.schema import DataType, ParamSchema, ParamSpec
 
 from tasks import PROJECT, workspace
-from tasks.tracking import pages
+from tasks.tracking import pages, store
 from tasks.tracking.store import VERDICT, WEIGHTS
+from vae.config.errors import InputError
 from vae.models import saved as saved_files
-from vae.models.saved import Saved
+from vae.models.saved import PRIOR_FILE, WEIGHTS_FILE, Saved
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-# Tags of a version, beside those of `store`. Its run is the latest that evaluated it, not always the one that made it.
-PRIOR, RUN = "prior.sha256", "run_id"
-LIKELIHOOD, IMAGE = "likelihood", "image"
+# Tags of a version, beside those of `store`. RUN is the latest run that evaluated it, not always the one that made it.
+PRIOR, RUN, LIKELIHOOD, IMAGE = "prior.sha256", "run_id", "likelihood", "image"
 
 _SERVED_WITH = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors", "torch")
+# Of the parameters alone: images come as arrays of any size or as base64 strings, for which MLflow has no type.
+_SIGNATURE = ModelSignature(params=ParamSchema([ParamSpec("task", DataType.string, "encode")]))
 
 
 def register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdict: str) -> ModelVersion:
@@ -57,37 +65,74 @@ def _log(saved: Saved) -> Any:
         python_model=str(Path(__file__).with_name("served_model.py")),
         artifacts={"vae": str(workspace.MODEL)},
         code_paths=[str(PROJECT / "vae")],
-        signature=_signature(),
+        signature=_SIGNATURE,
         input_example=(example, {"task": "encode"}),
         pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in _SERVED_WITH],
     )
 
 
-def _signature() -> Any:
-    """Of the parameters alone: images come as arrays of any size or as base64 strings, for which MLflow has no type."""
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import DataType, ParamSchema, ParamSpec
-
-    return ModelSignature(params=ParamSchema([ParamSpec("task", DataType.string, "encode")]))
-
-
 def prior_hash() -> str:
-    """Of the fitted prior beside the weights, which makes another model of the same ones; `none` without one."""
-    path = workspace.MODEL / saved_files.PRIOR_FILE
+    """SHA-256 of the fitted prior, with which the same weights are another model; `none` without one."""
+    path = workspace.MODEL / PRIOR_FILE
     return workspace.sha256(path) if path.exists() else "none"
 
 
 def version_with(client: MlflowClient, name: str, weights_sha256: str, prior: str) -> str | None:
-    """The registered version with these weights; a name that is not registered yet has none."""
-    versions = client.search_model_versions(f"name = '{name}'")
-    wanted = (weights_sha256, prior)
-    return next(
-        (v.version for v in versions if (v.tags.get(WEIGHTS), v.tags.get(PRIOR, "none")) == wanted), None
-    )
+    """The registered version with these weights and this prior; a name that is not registered yet has none."""
+    for one in client.search_model_versions(f"name = '{name}'"):
+        if (one.tags.get(WEIGHTS), one.tags.get(PRIOR, "none")) == (weights_sha256, prior):
+            return one.version
+    return None
+
+
+def version_at(uri: str) -> ModelVersion:
+    """The version behind `models:/NAME@ALIAS` or `models:/NAME/NUMBER`.
+
+    Raises:
+        InputError: there is none.
+    """
+    client, _ = store.connect()
+    parts = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", uri)
+    if parts is None:
+        raise InputError(f"{uri} is not a registered model; examples: candidate, 3, models:/vae@champion")
+    name, alias, number = parts.groups()
+    try:
+        return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except MlflowException as error:
+        raise InputError(f"{uri}: {store.reason_of(error)}{_known(client, name)}") from None
+
+
+def load(uri: str, device: torch.device | None = None) -> Saved:
+    """A model of this project, by any URI that MLflow downloads from.
+
+    Raises:
+        InputError: there is none.
+    """
+    client, _ = store.connect()
+    with tempfile.TemporaryDirectory(prefix="vae-model-") as folder:
+        try:
+            place = Path(download_artifacts(artifact_uri=uri, dst_path=folder))
+        except (MlflowException, OSError) as error:
+            name = re.match(r"models:/([^/@]+)", uri)
+            known = _known(client, name[1]) if name else ""
+            raise InputError(f"{uri}: {store.reason_of(error)}{known}") from None
+        found = sorted(place.rglob(WEIGHTS_FILE))
+        if len(found) != 1:
+            raise InputError(f"{uri} holds {len(found)} files {WEIGHTS_FILE}; a model of this project has one")
+        return saved_files.load(found[0].parent, device)
+
+
+def _known(client: MlflowClient, name: str) -> str:
+    """The aliases in use, for a message."""
+    found = client.search_registered_models(f"name = '{name}'")
+    if not found:
+        return "; no model is registered yet: a run of the pipeline registers one"
+    aliases = ", ".join(f"{alias} (version {version})" for alias, version in sorted(found[0].aliases.items()))
+    return f"; known aliases: {aliases or 'none'}"
 
 
 def champion(client: MlflowClient, name: str) -> ModelVersion | None:
-    """The version that bears the alias `champion`."""
+    """The version with the alias `champion`."""
     if CHAMPION not in client.get_registered_model(name).aliases:
         return None
     return client.get_model_version_by_alias(name, CHAMPION)
@@ -98,7 +143,7 @@ def run_behind(client: MlflowClient, version: ModelVersion) -> Run | None:
     try:
         return client.get_run(version.tags.get(RUN) or version.run_id or "")
     except MlflowException as error:
-        if error.get_http_status_code() >= 500:
+        if store.is_away(error):
             raise
         return None
 

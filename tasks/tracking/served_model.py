@@ -1,4 +1,4 @@
-"""The model as MLflow serves it: images in, latents, reconstructions or scores out. Loads no pickle."""
+"""The model as MLflow serves it: images in, latents, reconstructions or scores out. Loads no pickles."""
 
 import base64
 import binascii
@@ -14,61 +14,55 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
 from PIL import Image
 
+from vae.data.images import UnusableImage, load
+from vae.inference import generate, scoring
+from vae.metrics import measurement
+from vae.models import saved
+
 TASKS = ("encode", "reconstruct", "score")
 
 
 class ServedVAE(PythonModel):
-    """`predict(images, params={"task": …})`, images of any size and kind, as one of
+    """`predict(images, params={"task": …})`, with images of any size and kind, as one of
 
-    - uint8 (N, H, W, C) or (N, H, W), grey, RGB or RGBA; over HTTP nested lists of whole numbers, 0 to 255;
+    - uint8 (N, H, W, C) or (N, H, W), grey, RGB or RGBA; over HTTP nested lists of integers from 0 to 255;
     - image files as base64 strings;
-    - a table whose only column holds either, for arrays of different sizes.
+    - a table with one column of either, for arrays of different sizes.
 
-    Each is brought to the size and channels of the training images by what ingest did to those.
+    Each is brought to the size and channels of the training images in the same way as by ingest.
 
     encode: a table with mu_j and logvar_j of q(z|x).
-    reconstruct: the mean of p(x|z = mu), of the training images' size: uint8 (N, H, W, C), or, where all images came
-        as files, PNG files as base64 strings.
+    reconstruct: the mean of p(x|z = mu) at the size of the training images: uint8 (N, H, W, C), or, if all images
+        were files, PNG files as base64 strings.
     score: a table with `elbo` and `score` = −elbo, in nats (the higher the score, the more unusual the image), and
-        `percentile`: how many percent of the validation images scored lower, where the model has kept that.
+        `percentile`: the percentage of validation images that scored lower, if the model has those scores.
     """
 
     def load_context(self, context: Any) -> None:
-        from vae.models import saved
-
         self.saved = saved.load(Path(context.artifacts["vae"]))
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:
-        from vae.inference import generate, scoring
-        from vae.metrics import measurement
-
         task = (params or {}).get("task", "encode")
         if task not in TASKS:
             raise refused(f"task = {task!r}; expected one of {', '.join(TASKS)}")
-        given = list(_rows(model_input))
-        images = self.prepared(given)
-        compute = self.saved.compute()
+        rows = list(_rows(model_input))
+        images, compute = self.prepared(rows), self.saved.compute()
         if task == "reconstruct":
             copies = generate.reconstruct(self.saved.model, images, self.saved.likelihood, compute)
-            return (
-                [_as_png(copy) for copy in copies] if all(isinstance(row, str) for row in given) else copies
-            )
+            return [_as_png(copy) for copy in copies] if all(isinstance(row, str) for row in rows) else copies
         if task == "score":
             scores = scoring.scores(self.saved, images, compute)
             table = pd.DataFrame({"elbo": -scores, "score": scores})
             ranks = scoring.ranks(self.saved, scores)
             return table if np.isnan(ranks).all() else table.assign(percentile=ranks)
         mu, logvar = measurement.encode(self.saved.model, images, compute)
-        latents = range(mu.shape[1])
-        names = [f"mu_{j}" for j in latents] + [f"logvar_{j}" for j in latents]
+        names = [f"{part}_{j}" for part in ("mu", "logvar") for j in range(mu.shape[1])]
         return pd.DataFrame(np.concatenate([mu, logvar], axis=1), columns=names)
 
     def prepared(self, rows: list[Any]) -> np.ndarray:
-        """uint8 (N, H, W, C), as the model wants them."""
-        from vae.data.images import UnusableImage, load
-
+        """uint8 (N, H, W, C) at the model's size."""
         if not rows:
-            raise refused("no image was given")
+            raise refused("no images given")
         images = []
         for number, row in enumerate(rows):
             try:
@@ -87,12 +81,10 @@ def _rows(model_input: Any) -> Iterable[Any]:
     if isinstance(model_input, pd.DataFrame):
         if model_input.shape[1] != 1:
             names = ", ".join(map(str, model_input.columns))
-            raise refused(
-                f"a table with one column of images is wanted; this has {model_input.shape[1]}: {names}"
-            )
+            raise refused(f"expected a table with one column of images; got {model_input.shape[1]}: {names}")
         return model_input.iloc[:, 0]
     if isinstance(model_input, str | bytes | dict) or not np.iterable(model_input):
-        raise refused(f"a list of images is wanted, not {type(model_input).__name__}")
+        raise refused(f"expected a list of images, not {type(model_input).__name__}")
     return model_input
 
 
@@ -106,13 +98,13 @@ def _content(row: Any) -> bytes | np.ndarray:
         try:
             return base64.b64decode(row, validate=True)
         except binascii.Error as error:
-            raise ValueError(f"no base64 text: {error}") from None
+            raise ValueError(f"invalid base64: {error}") from None
     pixels = np.asarray(row)
-    if pixels.dtype != np.uint8:
-        if not np.issubdtype(pixels.dtype, np.integer) or pixels.min() < 0 or pixels.max() > 255:
-            raise ValueError(f"pixels of {pixels.dtype}; whole numbers from 0 to 255 are wanted")
-        pixels = pixels.astype(np.uint8)
-    return pixels
+    if pixels.dtype == np.uint8:
+        return pixels
+    if not np.issubdtype(pixels.dtype, np.integer) or pixels.min() < 0 or pixels.max() > 255:
+        raise ValueError(f"pixels of {pixels.dtype}; expected integers from 0 to 255")
+    return pixels.astype(np.uint8)
 
 
 def _as_png(pixels: np.ndarray) -> str:

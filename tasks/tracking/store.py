@@ -1,9 +1,12 @@
-"""MLflow's store: connected to, done without where it does not answer, and asked for the run of a model."""
+"""MLflow's store: connecting to it, carrying on without it, and finding the run of a model."""
 
+import hashlib
+import json
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -16,18 +19,17 @@ from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from tasks import workspace
+from tasks import overlay, workspace
 from tasks.processes import run_notes
 from tasks.processes.lock import hold
 from tasks.tracking import lineage
 from vae.config import loading
-from vae.config.parameters import Parameters
 from vae.models.saved import weights_hash
 
 EXPERIMENT = "vae-train"
 WEIGHTS, VERDICT, ENDED = "weights.sha256", "verdict", "ended"  # tags of a run
 
-_AT_ONCE = 100  # parameters in a request; MLflow's own limit
+_AT_ONCE = 100  # parameters per request; MLflow's own limit
 
 log = logging.getLogger(__name__)
 
@@ -38,51 +40,63 @@ def uri() -> str:
 
 
 def connect() -> tuple[MlflowClient, str]:
-    """A client, and the id of the experiment.
-
-    The first use creates or migrates the database, which two processes may not do at once. Runs of dead processes
-    are ended, unless another process is doing that.
-    """
+    """A client, and the id of the experiment. Ends runs of dead processes, unless another process is doing that."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    root = workspace.root()
+    locks, server = workspace.root() / ".run", uri().startswith("http")
     mlflow.set_tracking_uri(uri())
-    with hold(root / ".run" / "mlflow.lock", "the set-up of MLflow's database", seconds=60):
-        client = MlflowClient()  # makes the database already
+    # The first use creates or migrates the database, which two processes must not do at once; a server does it itself.
+    alone = hold(locks / "mlflow.lock", "the set-up of MLflow's database", seconds=60)
+    with nullcontext() if server else alone:
+        client = MlflowClient()
         if client.get_experiment_by_name(EXPERIMENT) is None:
-            # A server may own the artifacts; otherwise they lie beside the database, wherever it is opened from.
-            remote = mlflow.get_tracking_uri().startswith("http")
             client.create_experiment(
                 EXPERIMENT,
-                None if remote else (root / "mlruns").as_uri(),
+                # A server may own the artifacts; otherwise they lie beside the database.
+                None if server else (workspace.root() / "mlruns").as_uri(),
                 tags={"mlflow.experimentKind": "custom_model_development"},  # the UI's pages for training
             )
     experiment_id = mlflow.set_experiment(EXPERIMENT).experiment_id
-    with suppress(Timeout), FileLock(root / ".run" / "mlflow-tidy.lock", timeout=0):
-        _end_dead_runs(client)
+    locks.mkdir(exist_ok=True)
+    with suppress(Timeout), FileLock(locks / "mlflow-tidy.lock", timeout=0):
+        _end_dead_runs(client, experiment_id)
     return client, experiment_id
 
 
-def _end_dead_runs(client: MlflowClient) -> None:
-    """A run whose process is gone gets the tags and the status that its note has for it, else KILLED."""
+def _end_dead_runs(client: MlflowClient, experiment_id: str) -> None:
+    """Gives the runs of dead processes the tags that their notes hold, and the status in them, else KILLED."""
     for run_id, note in run_notes.left_behind(notes()):
-        if not exists(client, run_id):
+        tags = note.get("tags", {})
+        if exists(client, run_id):
+            set_tags(client, run_id, tags)
+        elif tags:  # a training during which the store never answered
+            run_id = client.create_run(experiment_id, tags=tags).info.run_id
+        else:
             continue
-        set_tags(client, run_id, note.get("tags", {}))
         run = client.get_run(run_id)
         if run.info.status == "RUNNING":
-            status = run.data.tags.get(ENDED, note.get("status", "KILLED"))
-            client.set_tag(run_id, ENDED, status)
-            client.set_terminated(run_id, status)
+            end_run(client, run_id, run.data.tags.get(ENDED, "KILLED"))
 
 
 def notes() -> Path:
-    """Of the runs that processes of this workspace work for."""
-    return workspace.root() / ".run" / "mlflow_runs"
+    """The folder with notes of the runs that processes of this workspace work for, in this store."""
+    return workspace.root() / ".run" / "mlflow_runs" / hashlib.sha256(uri().encode()).hexdigest()[:8]
+
+
+def leave_note(run_id: str, tags: Mapping[str, str]) -> None:
+    """Leaves it to the next process that reaches the store to end a run and to set these tags."""
+    with suppress(OSError):
+        notes().mkdir(parents=True, exist_ok=True)
+        (notes() / f"{run_id}.json").write_text(json.dumps({"tags": tags}), "utf-8")
+
+
+def end_run(client: MlflowClient, run_id: str, status: str) -> None:
+    client.set_tag(run_id, ENDED, status)
+    client.set_terminated(run_id, status)
 
 
 def is_away(error: Exception) -> bool:
-    """Whether the store is at fault (does not answer, is full or damaged), and not what it was asked."""
+    """Whether the store is at fault (does not answer, is full or damaged), and not the request."""
     if isinstance(error, MlflowException):
         # A damaged database is a bad request to MLflow.
         return error.get_http_status_code() >= 500 or isinstance(error.__cause__, SQLAlchemyError)
@@ -91,14 +105,19 @@ def is_away(error: Exception) -> bool:
 
 @contextmanager
 def away(consequence: str) -> Iterator[None]:
-    """Where the store does not answer, a warning names the consequence, and the work goes on."""
+    """Where the store does not answer, logs a warning with the consequence instead of raising."""
     try:
         yield
     except Exception as error:
         if not is_away(error):
             raise
-        reason = [*str(error).strip().splitlines(), type(error).__name__][0][:200]
-        log.warning("MLflow at %s: %s; %s", mlflow.get_tracking_uri(), reason, consequence)
+        log.warning("MLflow at %s: %s; %s", mlflow.get_tracking_uri(), reason_of(error), consequence)
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what an error of MLflow says; the others are SQL or links."""
+    lines = str(getattr(error, "message", error)).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300].rstrip(".")
 
 
 def exists(client: MlflowClient, run_id: str) -> bool:
@@ -111,20 +130,21 @@ def exists(client: MlflowClient, run_id: str) -> bool:
         return False
 
 
+def find(client: MlflowClient, experiment_id: str, condition: str) -> Run | None:
+    """The latest run that meets a condition of MLflow's search."""
+    latest = ["attributes.start_time DESC"]
+    return next(iter(client.search_runs([experiment_id], condition, order_by=latest, max_results=1)), None)
+
+
 def run_of(weights_sha256: str) -> Run:
-    """The run that made these weights; where the store has none, one is made from the files and says so."""
+    """The run that made these weights; where the store has none, one is created from the files."""
     client, experiment_id = connect()
-    found = client.search_runs(
-        [experiment_id],
-        f"tags.`{WEIGHTS}` = '{weights_sha256}'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    return found[0] if found else _run_from_files(client, experiment_id, weights_sha256)
+    found = find(client, experiment_id, f"tags.`{WEIGHTS}` = '{weights_sha256}'")
+    return found or _run_from_files(client, experiment_id, weights_sha256)
 
 
 def run_here() -> Run:
-    """The run of the model that stands in the workspace."""
+    """The run of the model in the workspace."""
     return run_of(weights_hash(workspace.MODEL))
 
 
@@ -132,15 +152,15 @@ def _run_from_files(client: MlflowClient, experiment_id: str, weights_sha256: st
     tags = {WEIGHTS: weights_sha256, "made_from_files": "true"}
     tags |= {**lineage.commit(), **lineage.flow(), **lineage.data()}
     run = client.create_run(experiment_id, tags=tags)
-    log.info("MLflow has no run of these weights; made run %s from the files", run.info.run_name)
+    log.info("MLflow has no run of these weights; created run %s from the files", run.info.run_name)
     complete_from_files(client, run.info.run_id)
-    client.set_terminated(run.info.run_id)
+    end_run(client, run.info.run_id, "FINISHED")
     return client.get_run(run.info.run_id)
 
 
 def complete_from_files(client: MlflowClient, run_id: str) -> None:
-    """What the run of the workspace's model may lack, since the store was away: parameters and epochs."""
-    parameters = flat_parameters(loading.load(workspace.PARAMS)) if workspace.PARAMS.exists() else {}
+    """Logs what the run of the workspace's model lacks of parameters and epochs, since the store was away."""
+    parameters = overlay.flat(loading.load(workspace.PARAMS).model_dump()) if workspace.PARAMS.exists() else {}
     history = pd.read_csv(workspace.HISTORY).to_dict("records") if workspace.HISTORY.exists() else []
     backfill(client, run_id, parameters, history)  # type: ignore[arg-type]  # keys are str
 
@@ -148,7 +168,7 @@ def complete_from_files(client: MlflowClient, run_id: str) -> None:
 def backfill(
     client: MlflowClient, run_id: str, parameters: Mapping[str, Any], history: Iterable[Mapping[str, float]]
 ) -> None:
-    """Logs what a run lacks of these parameters and of these rows of a history."""
+    """Logs those of the parameters and of the history's rows that the run lacks."""
     known = client.get_run(run_id).data.params
     missing = [Param(name, str(value)) for name, value in parameters.items() if name not in known]
     for start in range(0, len(missing), _AT_ONCE):
@@ -160,19 +180,9 @@ def backfill(
 
 
 def metrics_of(row: Mapping[str, float]) -> list[Metric]:
-    """Of a row of a history, by its epoch."""
-    step = int(row["epoch"])
-    return [Metric(name, float(value), 0, step) for name, value in row.items() if name != "epoch"]
-
-
-def flat_parameters(p: Parameters) -> dict[str, Any]:
-    """`{"train.epochs": 60, …}`, and `seed`."""
-    return {
-        f"{section}.{key}": value
-        for section, values in p.model_dump().items()
-        if isinstance(values, dict)
-        for key, value in values.items()
-    } | {"seed": p.seed}
+    """The numbers of one row of a history, with its epoch as their step."""
+    step, now = int(row["epoch"]), int(1000 * time.time())
+    return [Metric(name, float(value), now, step) for name, value in row.items() if name != "epoch"]
 
 
 def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
@@ -181,10 +191,10 @@ def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None
 
 
 def links(run: Run) -> list[tuple[str, str]]:
-    """(label, URL) of all that a run came from, where it is known."""
+    """(label, URL) of the run and of the flow run that it belongs to."""
     found = [("MLflow run " + run.info.run_name, run_url(run))]
     url = run.data.tags.get("prefect.flow_run_url")
-    if url and url.startswith(("http://", "https://")):  # a tag is anyone's who reaches the store
+    if url and url.startswith(("http://", "https://")):  # whoever reaches the store can set a tag
         found.append((f"Prefect flow run {run.data.tags.get('prefect.flow_run_name', '')}".rstrip(), url))
     return found
 
@@ -194,5 +204,5 @@ def run_url(run: Run) -> str:
 
 
 def artifact_url(run: Run, path: str) -> str:
-    """Where a browser gets a file of the run's artifacts."""
+    """Where a browser fetches a file of the run's artifacts."""
     return f"{workspace.mlflow_url()}/get-artifact?{urlencode({'path': path, 'run_uuid': run.info.run_id})}"

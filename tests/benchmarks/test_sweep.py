@@ -5,71 +5,47 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from vae.losses.objective import Objective
+from helpers.parameters import parse
 
 from benchmarks import sweep
 from tasks import workspace
 from vae.collapse import linear_theory
 from vae.collapse.linear_theory import Spectrum
-from vae.config import parameters
+from vae.config.resolved import resolve
 
 SPECTRUM = Spectrum(np.array([3.0, 1.1, 0.6, 0.25]), 5.2, 64, 1000)
-OBJECTIVE = Objective("gaussian", 0.1, "sum", 64, 4, 1.0)
+PARAMETERS = resolve(parse({"data.image_size": 8, "model.latent_dim": 4, "objective.sigma": 0.1}), 1)
 WEIGHT = np.geomspace(1, 100, 5)
 
 
-def test_the_crossing_of_a_power_law_is_where_it_is_one() -> None:
-    found = sweep.crossing(WEIGHT, (WEIGHT / 20) ** -2.0)
-    assert found == pytest.approx(20)
-
-
-def test_the_crossing_is_the_last_one() -> None:
+def test_the_crossing_is_the_last_one_where_a_sweep_spans_it() -> None:
+    assert sweep.crossing(WEIGHT, (WEIGHT / 20) ** -2.0) == pytest.approx(20)
     found = sweep.crossing(WEIGHT, np.array([50.0, 0.1, 10.0, 0.1, 0.0]))
     assert found is not None and WEIGHT[2] < found < WEIGHT[3]
-
-
-@pytest.mark.parametrize("kl", [[9, 8, 7, 6, 5], [0.9, 0.8, 0.7, 0.6, 0.5]])
-def test_a_sweep_that_does_not_span_the_crossing_has_none(kl: list[float]) -> None:
-    assert sweep.crossing(WEIGHT, np.array(kl)) is None
+    for never in ([9, 8, 7, 6, 5], [0.9, 0.8, 0.7, 0.6, 0.5]):
+        assert sweep.crossing(WEIGHT, np.array(never)) is None
 
 
 @pytest.mark.parametrize("count", [6, 8, 11])
 def test_the_weights_reach_from_a_tenth_of_the_calibrated_one_to_beyond_collapse(count: int) -> None:
-    chosen = sweep.weights(SPECTRUM, OBJECTIVE, count)
+    chosen = sweep.weights(PARAMETERS, SPECTRUM, count)
     assert len(chosen) == count and chosen == sorted(chosen)
-    assert chosen[0] == pytest.approx(linear_theory.calibrated_weight(SPECTRUM, OBJECTIVE) / 10)
-    assert chosen[-2] < linear_theory.collapse_weight(SPECTRUM, OBJECTIVE) * 1.5 < chosen[-1]
+    assert chosen[0] == pytest.approx(linear_theory.calibrated_weight(PARAMETERS, SPECTRUM) / 10)
+    assert chosen[-2] < linear_theory.collapse_weight(PARAMETERS, SPECTRUM) * 1.5 < chosen[-1]
 
 
 def test_a_row_is_judged_by_its_tolerance_and_only_above_one_nat() -> None:
-    table = pd.DataFrame(
-        {
-            "kl_weight": [1.0, 2.0, 3.0],
-            "predicted_kl": [7.6, 5.0, 0.9],
-            "kl": [10.0, 7.0, 0.1],
-            "predicted_active_units": 4,
-            "informative_units": 4,
-            "elbo": [3.0, 2.0, 1.0],
-            "mean_image_elbo": 1.0,
-            "tolerance": 0.25,
-            "collapse_kl_weight": 2.8,
-            "images_per_latent": 20.0,
-        }
-    )
+    same = {"predicted_active_units": 4, "informative_units": 4, "mean_image_elbo": 1.0, "tolerance": 0.25}
+    kls = {"predicted_kl": [7.6, 5.0, 0.9], "kl": [10.0, 7.0, 0.1], "elbo": [3.0, 2.0, 1.0]}
+    sizes = {"kl_weight": [1.0, 2.0, 3.0], "collapse_kl_weight": 2.8, "images_per_latent": 20.0}
+    table = pd.DataFrame(same | kls | sizes)
     first, second, third = sweep.report(table)[2:5]
     assert "| 0.76 | yes |" in first and "| 0.71 | **no** |" in second and "| under 1 nat |" in third
 
 
-def test_a_sweep_of_small_images_leaves_a_table_that_can_be_shown_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values = parameters.load(workspace.PARAMS).model_dump()
-    values["data"]["image_size"] = 8
-    values["data"]["binarise"] = "none"
-    values["model"] |= {"latent_dim": 2, "widths": [4]}
-    values["train"] |= {"epochs": 1, "batch_size": 16}
-    values["kl"]["annealing_epochs"] = 0.0
-    p = parameters.parse(values)
+def test_a_sweep_leaves_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"data.image_size": 8, "model.latent_dim": 2, "model.widths": [4], "train.epochs": 1}
+    p = resolve(parse(small | {"train.batch_size": 16, "kl.annealing_epochs": 0}), 2)
     monkeypatch.chdir(tmp_path)
     workspace.IMAGES.mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -83,4 +59,4 @@ def test_a_sweep_of_small_images_leaves_a_table_that_can_be_shown_again(
     assert table["kl_weight"].tolist() == [0.1, 0.5]
     assert table["predicted_kl"][0] > table["predicted_kl"][1] and np.isfinite(table["train_kl"]).all()
     assert table["tolerance"].tolist() == [sweep.TOLERANCE] * 2 and table["images_per_latent"][0] == 16
-    assert sweep.SWEEP_PLOT.stat().st_size > 1000
+    assert sweep.PLOT.stat().st_size > 1000

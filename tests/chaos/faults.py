@@ -356,9 +356,7 @@ def clock_moved(place: Workspace) -> str:
     running.process.kill()
     ends(place)
     running.ended()
-    done = start(
-        place, "flow", LD_PRELOAD=str(library), FAKETIME="-2d", FAKETIME_DONT_FAKE_MONOTONIC="1"
-    ).ended()
+    done = start(place, "flow", LD_PRELOAD=str(library), FAKETIME="-2d", FAKETIME_DONT_FAKE_MONOTONIC="1").ended()
     assert done.code == 0 and "resumed after epoch" in done.output, done.output
     return said(done.output, "resumed after epoch")
 

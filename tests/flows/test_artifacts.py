@@ -27,9 +27,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("remedy", [REMEDY, {"train.epochs": 240}])
-def test_the_suggested_command_keeps_the_settings_and_sets_the_remedy(
-    settings: str, remedy: dict[str, Any]
-) -> None:
+def test_the_suggested_command_keeps_the_settings_and_sets_the_remedy(settings: str, remedy: dict[str, Any]) -> None:
     make, run, experiment, assignment = shlex.split(artifacts.command("leaves", settings, remedy))
     assert (make, run, experiment) == ("make", "run", "EXPERIMENT=leaves")
     name, _, value = assignment.partition("=")
@@ -76,9 +74,7 @@ def test_the_tables_hold_verdict_numbers_and_broken_rules(
     results: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables: dict[str, Any] = {}
-    monkeypatch.setattr(
-        artifacts, "create_table_artifact", lambda rows, key, description: tables.update({key: rows})
-    )
+    monkeypatch.setattr(artifacts, "create_table_artifact", lambda rows, key, description: tables.update({key: rows}))
     artifacts.verdict()
     rows = [(row["what"], row["value"]) for row in tables["monitor"]]
     assert ("recommendation", "set model.widths to [16, 32]") in rows

@@ -50,9 +50,7 @@ def test_a_second_run_is_refused_a_killed_trainer_or_dvc_is_tried_again_and_ctrl
 
 
 @pytest.mark.parametrize("training", [(102, SHORT)], indirect=True)
-def test_a_killed_flow_takes_its_trainer_along_and_the_next_run_resumes(
-    served: Workspace, training: Running
-) -> None:
+def test_a_killed_flow_takes_its_trainer_along_and_the_next_run_resumes(served: Workspace, training: Running) -> None:
     training.process.kill()
     wait_for(lambda: not served.workers(), PROMISED_SECONDS, "the trainer and DVC to end")
     killed = training.ended().flow_run
@@ -71,9 +69,7 @@ def test_a_killed_flow_takes_its_trainer_along_and_the_next_run_resumes(
 
 
 def test_a_run_that_is_cancelled_in_prefect_ends_its_trainer(served: Workspace) -> None:
-    started = served.python(
-        *START_DEPLOYMENT, "--param", f'overrides={{"train.epochs": {LONG}, "seed": 103}}'
-    )
+    started = served.python(*START_DEPLOYMENT, "--param", f'overrides={{"train.epochs": {LONG}, "seed": 103}}')
     assert started.code == 0, started.output
     wait_for(lambda: served.mlflow_statuses("params.seed = '103'"), 90, "the worker to train")
     cancel = served.python("-m", "prefect", "flow-run", "cancel", started.flow_run)

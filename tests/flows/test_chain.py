@@ -45,9 +45,7 @@ def test_a_run_ends_with_verdict_numbers_report_and_where_to_look_next(by_flow: 
     assert (folder / "reports/report.html").stat().st_size > 10_000
 
 
-def test_prefect_holds_the_flow_run_and_six_task_runs_all_completed(
-    by_flow: ByFlow, served: Workspace
-) -> None:
+def test_prefect_holds_the_flow_run_and_six_task_runs_all_completed(by_flow: ByFlow, served: Workspace) -> None:
     run = served.flow_run(by_flow.first.flow_run)
     assert (run["state"]["type"], run["state"]["name"]) == ("COMPLETED", "Completed")
     assert list(served.task_states(run["id"]).items()) == [(stage, "Completed") for stage in STAGES]
@@ -157,9 +155,7 @@ def test_the_tracked_report_names_no_run_and_no_place(by_dvc: ByDVC, run: Any) -
         assert word not in report
 
 
-def test_the_tags_lead_from_the_run_to_commit_data_weights_stage_and_flow_run(
-    by_flow: ByFlow, run: Any
-) -> None:
+def test_the_tags_lead_from_the_run_to_commit_data_weights_stage_and_flow_run(by_flow: ByFlow, run: Any) -> None:
     tags = run.data.tags
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=by_flow.place.folder, capture_output=True, text=True, check=True
@@ -230,9 +226,7 @@ def test_an_unhealthy_model_ends_with_exit_code_3_advice_and_everything_recorded
     assert (run["state"]["type"], run["state"]["name"]) == ("FAILED", "Unhealthy")
 
 
-def test_a_replaced_photo_changes_ingest_and_all_after_it(
-    by_flow: ByFlow, collapsed: Done, photographs: Path
-) -> None:
+def test_a_replaced_photo_changes_ingest_and_all_after_it(by_flow: ByFlow, collapsed: Done, photographs: Path) -> None:
     place = by_flow.place
     assert collapsed.code == 3, collapsed.output
     assert place.json("reports/monitor.json")["epochs"] < 100, "it stopped early"
@@ -263,9 +257,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("settings", "said"), BAD.values(), ids=BAD)
-def test_bad_input_ends_in_one_line_and_the_file_before_comes_back(
-    served: Workspace, settings: str, said: str
-) -> None:
+def test_bad_input_ends_in_one_line_and_the_file_before_comes_back(served: Workspace, settings: str, said: str) -> None:
     done = served.flow(settings)
     assert done.code not in (0, 3, 130)
     assert "Traceback" not in done.output

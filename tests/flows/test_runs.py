@@ -33,9 +33,7 @@ def test_a_name_says_what_ran(experiment: str | None, overrides: dict[str, objec
     assert runs.called(experiment, overrides) == name
 
 
-@given(
-    st.text(), st.dictionaries(st.text(), st.one_of(st.text(), st.integers(), st.none(), st.lists(st.text())))
-)
+@given(st.text(), st.dictionaries(st.text(), st.one_of(st.text(), st.integers(), st.none(), st.lists(st.text()))))
 def test_any_name_is_bounded_and_of_characters_that_git_dvc_and_files_take(
     experiment: str, overrides: dict[str, object]
 ) -> None:

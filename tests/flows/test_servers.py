@@ -49,9 +49,7 @@ def test_a_training_outlives_prefects_server_and_the_run_ends_in_one_line(served
     assert done.code == 1
     assert "epoch 30/30" in done.output and "kept epoch" in done.output, "the training came to its end"
     assert "Traceback" not in done.output, done.output
-    assert re.fullmatch(r"error: Prefect's server at \S+ is gone; .*", done.output.splitlines()[-1]), (
-        done.output
-    )
+    assert re.fullmatch(r"error: Prefect's server at \S+ is gone; .*", done.output.splitlines()[-1]), done.output
 
     served.up()
     assert served.flow_run(done.flow_run)["state"]["type"] == "CRASHED", "the next start has swept it"
@@ -81,9 +79,7 @@ def test_a_taken_port_is_named_and_so_is_a_log_file(tmp_path: Path, monkeypatch:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         service = servers.Service("mlflow-server", ("-c", ""), httpx.URL(f"http://127.0.0.1:{port}/health"))
-        with pytest.raises(
-            InputError, match=rf"mlflow-server: another program answers at 127\.0\.0\.1:{port}; "
-        ):
+        with pytest.raises(InputError, match=rf"mlflow-server: another program answers at 127\.0\.0\.1:{port}; "):
             service.start()
     ends_at_once = servers.Service("prefect-worker", ("-c", "print('why'); raise SystemExit(3)"))
     with pytest.raises(InputError, match=r"prefect-worker ended with exit code 3; see .*prefect-worker\.log"):

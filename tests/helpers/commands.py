@@ -1,5 +1,6 @@
-"""Models on disk and in MLflow's registry, for tests of the commands."""
+"""Tiny models on disk, as train leaves them, and in MLflow, as evaluate does; and the command `vae` to use them."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +12,87 @@ from typer.testing import CliRunner
 
 from tasks import workspace
 from tasks.cli import app
-from tasks.tracking import store, training_run
+from tasks.tracking import evaluation_run, store, training_run
 from vae.compute.devices import Compute
 from vae.config.constants import SPLITS
+from vae.config.parameters import Model, Parameters, Promote
 from vae.config.preprocessing import Preprocessing
+from vae.config.resolved import resolve
 from vae.inference import scoring
 from vae.models import saved
 from vae.models.likelihood import Likelihood
-from vae.models.saved import Saved
+from vae.models.mixture_prior import Mixture
+from vae.models.saved import ModelConfig, Saved, Validation
 from vae.models.vae import VAE
+from vae.report.facts import Origin
 
-ARCHITECTURE: dict[str, Any] = {"architecture": "conv", "latent_dim": 4, "widths": [4], "batch_norm": True}
-
-SHAPE = (3, 8, 12)
+SHAPE, PREPROCESSING = (3, 8, 12), Preprocessing(8, 12, 3)
 
 
-PREPROCESSING = Preprocessing(8, 12, 3)
+def write_model(folder: Path = workspace.MODEL, seed: int = 0, prior: Mixture | None = None) -> Saved:
+    """A convolutional VAE of 4 latents with random weights; it keeps the scores of 30 validation images."""
+    torch.manual_seed(seed)
+    network = Model(architecture="conv", latent_dim=4, widths=[4])
+    model, likelihood = VAE(SHAPE, **network.model_dump()).eval(), Likelihood("gaussian", 0.2)
+    valid = np.random.default_rng(1).integers(0, 256, (30, 8, 12, 3), dtype=np.uint8)
+    percentiles = scoring.percentiles(model, valid, likelihood, Compute(torch.device("cpu"), "fp32"))
+    config = ModelConfig(
+        format=1,
+        model=network,
+        image_shape=SHAPE,
+        likelihood=likelihood,
+        preprocessing=PREPROCESSING,
+        precision="fp32",
+        kept_epoch=7,
+        stopped=None,
+        train={"images": 1439, "elbo": 1.0},
+        valid=Validation(images=30, score_percentiles=percentiles),
+    )
+    saved.save(folder, model, config, prior)
+    return saved.load(folder)
+
+
+def write_images(count: int = 40) -> None:
+    """The arrays of the three splits."""
+    workspace.IMAGES.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    for split in SPLITS:
+        images = random.integers(0, 256, (count, *SHAPE[1:], SHAPE[0]), dtype=np.uint8)
+        np.save(workspace.images(split), images)
+
+
+def evaluate(
+    model: Saved,
+    test: Mapping[str, float | None],
+    elbos: np.ndarray,
+    verdict: str = "healthy",
+    promote: Any = "dry_run",
+    report: Callable[[Origin], str] = str,
+) -> str:
+    """Logs an evaluation as the stage does; returns the model's URI."""
+    workspace.PLOTS.mkdir(parents=True, exist_ok=True)
+    (workspace.PLOTS / "kl.png").write_bytes(b"png")
+    p = resolve(Parameters(promote=Promote(mode=promote)), 1)
+    metrics = {"valid": {"elbo": 4.0, "nll": None}, "test": test}
+    monitor = {"verdict": verdict, "summary": "So it is."}
+    return evaluation_run.log_evaluation(model, metrics, monitor, report, p, elbos)
+
+
+def register(name: str, elbo: float) -> str:
+    """The run of a training of the model in the workspace, with a report and a registered model; returns its id."""
+    write_images()
+    model = saved.load(workspace.MODEL)
+    with training_run.training_run(name, Path(f"{name}.id"), {}) as run:
+        run.parameters |= {"kl.max_weight": elbo, "train.epochs": 2}
+        run.log_history([])
+        run.tag({store.WEIGHTS: model.sha256})
+    elbos = np.random.default_rng(0).normal(elbo, 0.1, 40)
+    evaluate(model, {"elbo": elbo}, elbos, report=lambda origin: f"<html>{name}</html>")
+    return str(run.run_id)
 
 
 def vae(*arguments: object) -> Result:
     return CliRunner().invoke(app.app, [str(argument) for argument in arguments])
-
-
-def write_model(folder: Path = workspace.MODEL, seed: int = 0) -> Saved:
-    torch.manual_seed(seed)
-    likelihood, valid = Likelihood("gaussian", 0.2), np.random.default_rng(1).integers(0, 256, (30, 8, 12, 3))
-    model = VAE(SHAPE, **ARCHITECTURE).eval()
-    known = scoring.percentiles(
-        model, valid.astype(np.uint8), likelihood, Compute(torch.device("cpu"), "fp32")
-    )
-    saved.save(
-        folder, model, ARCHITECTURE, SHAPE, likelihood, PREPROCESSING.to_dict(), "fp32", 1, None, {"elbo": 1.0},
-        valid={"images": 30, "score_percentiles": known},
-    )  # fmt: skip
-    return saved.load(folder)
 
 
 def picture(file: Path, seed: int) -> None:
@@ -52,27 +100,3 @@ def picture(file: Path, seed: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (20, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file)
-
-
-def register(name: str, elbo: float) -> str:
-    """A run with metrics, a report and a registered model, as train and evaluate leave it."""
-    import mlflow
-
-    from vae.config import parameters
-
-    model = saved.load(workspace.MODEL)
-    with training_run.training_run(name, Path(f"{name}.id"), {"data.sha256": "d"}) as run:
-        assert run is not None
-        for parameter, value in {"kl.max_weight": elbo, "train.epochs": 2}.items():
-            mlflow.MlflowClient().log_param(run.info.run_id, parameter, value)
-        training_run.log_weights(model.sha256, 1, None)
-    Path("plots").mkdir(exist_ok=True)
-    workspace.IMAGES.mkdir(parents=True, exist_ok=True)
-    for split in SPLITS:
-        np.save(workspace.images(split), np.zeros((40, *SHAPE[1:], SHAPE[0]), np.uint8))
-    store.log_evaluation(
-        model, {"valid": {}, "test": {"elbo": elbo}}, {"verdict": "healthy"}, Path("plots"),
-        lambda links: f"<html>{name}</html>", parameters.load(workspace.PARAMS),
-        np.random.default_rng(0).normal(elbo, 0.1, 40),
-    )  # fmt: skip
-    return run.info.run_id

@@ -1,14 +1,17 @@
-"""Folders of photos, and a workspace to ingest them into."""
+"""Folders of photos to ingest, and what comes of them."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
+from helpers.project import PROJECT
 from PIL import Image
 
 from tasks import workspace
 from vae.config.constants import SPLITS
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROJECT)}
 OUTPUTS = [*(workspace.images(split) for split in SPLITS), workspace.MANIFEST]
 
 

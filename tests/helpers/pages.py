@@ -70,9 +70,7 @@ def calls(programs: frozenset[str]) -> list[Call]:
     """Every call in a block of shell, and in a line of text those of the programs; each once, where it stands first."""
     found: dict[tuple[tuple[str, ...], bool], Call] = {}
     for page in PAGES:
-        in_blocks = [
-            words for language, text in blocks(page) if language == "sh" for words in taken_apart(text)
-        ]
+        in_blocks = [words for language, text in blocks(page) if language == "sh" for words in taken_apart(text)]
         in_text = [words for span in _spans(page, programs) for words in taken_apart(span)]
         mentioned = [not any(word.startswith("-") for word in words) for words in in_text]
         for words, mention in zip([*in_blocks, *in_text], [False] * len(in_blocks) + mentioned, strict=True):

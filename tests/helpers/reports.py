@@ -8,42 +8,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.models import config, network
+from helpers.parameters import nested
+from helpers.trainings import CPU
 from ruamel.yaml import YAML
 
 from tasks import evaluate, workspace
-from vae.compute.devices import Compute
-from vae.config import parameters
+from vae.config import loading
+from vae.config.resolved import changed, resolve
 from vae.models import saved
-from vae.models.likelihood import Likelihood
-from vae.models.vae import VAE
 from vae.report.facts import Facts
+from vae.training.history import COLUMNS
 
-CPU = Compute(torch.device("cpu"), "fp32")
-
-
-COUNTS = {"train": 40, "valid": 12, "test": 13}
-
-
+COUNTS, LATENTS = {"train": 40, "valid": 12, "test": 13}, 5
 NASTY_CLASS, NASTY_FILE = "<script>alert(1)</script>", '<img src=x onerror="alert(2)">\n.png'
-
-
-LATENTS = 5
-
-
-def parameters_of(path: str = "photos") -> dict:
-    return {
-        "seed": 0,
-        "data": {
-            "source": "folder", "path": path, "image_size": [8, 12], "channels": 3,
-            "valid_fraction": 0.1, "test_fraction": 0.1, "max_bad_fraction": 0.5,
-        },
-        "model": {"architecture": "conv", "latent_dim": LATENTS, "widths": [4], "batch_norm": True},
-        "objective": {"likelihood": "gaussian", "sigma": "optimal", "reduction": "sum"},
-        "kl": {"schedule": "linear", "max_weight": 1.0, "annealing_epochs": 2},
-        "train": {"epochs": 6, "batch_size": 8, "learning_rate": 0.001},
-        "monitor": {},
-        "evaluate": {"importance_samples": 3, "register_as": "vae"},
-    }  # fmt: skip
+PARAMETERS = {
+    "data.source": "folder", "data.image_size": [8, 12], "data.channels": 3, "model.latent_dim": LATENTS,
+    "model.widths": [4], "kl.annealing_epochs": 2, "train.epochs": 6, "train.batch_size": 8,
+    "evaluate.importance_samples": 3,
+}  # fmt: skip
 
 
 def make_workspace(
@@ -53,12 +36,10 @@ def make_workspace(
     random = np.random.default_rng(0)
     (folder / "data/images").mkdir(parents=True)
     (folder / "reports").mkdir()
-    YAML().dump(parameters_of(path), folder / "params.yaml")
+    YAML().dump(nested(PARAMETERS | {"data.path": path}), folder / "params.yaml")
     rows = []
     for split, count in COUNTS.items():
-        np.save(
-            folder / f"data/images/{split}.npy", random.integers(0, 256, (count, 8, 12, 3), dtype=np.uint8)
-        )
+        np.save(folder / f"data/images/{split}.npy", random.integers(0, 256, (count, 8, 12, 3), dtype=np.uint8))
         rows += [
             {"path": f"{split}/{i}.png", "split": split, "label": (NASTY_CLASS, "$x^ _b")[i % 2] if labelled else None,
              "index": i, "status": "ok", "reason": None}
@@ -67,19 +48,15 @@ def make_workspace(
     rows += [{"path": f"{i}{NASTY_FILE}", "status": "quarantined", "reason": "no image"} for i in range(60)]
     pd.DataFrame(rows).astype({"index": "Int64"}).to_parquet(folder / "data/manifest.parquet")
 
-    torch.manual_seed(0)
-    p = parameters.load(folder / "params.yaml")
-    model = VAE(p.data.image_shape, "conv", LATENTS, [4], True)
-    if verdict == "collapsed":
-        with torch.no_grad():
+    p = loading.load(folder / "params.yaml")
+    made = config(p.data.image_shape, p.model, kept_epoch=epochs)
+    model = network(made)
+    with torch.no_grad():
+        if verdict == "collapsed":
             model.posterior.weight.zero_()
-    if verdict == "diverged":
-        with torch.no_grad():
+        if verdict == "diverged":
             model.posterior.weight.fill_(math.nan)
-    saved.save(
-        folder / "models/vae", model, p.model.model_dump(), p.data.image_shape,
-        Likelihood("gaussian", 0.2), {}, "fp32", epochs, None, {},
-    )  # fmt: skip
+    saved.save(folder / "models/vae", model, made)
     values = 100 / np.arange(1, epochs + 1)
     history = pd.DataFrame(dict.fromkeys(COLUMNS, values))
     history["epoch"] = np.arange(1, epochs + 1)
@@ -92,14 +69,9 @@ def make_workspace(
     latents.insert(0, "epoch", history["epoch"])
     latents.to_csv(folder / "reports/kl_per_latent.csv", index=False)
     advice = [] if verdict == "healthy" else ["set kl.max_weight to 0.01"]
-    monitor = {
-        "verdict": verdict,
-        "summary": "All of it & more.",
-        "reasons": ["a < b"],
-        "recommendations": advice,
-    }
+    monitor = {"summary": "All of it & more.", "reasons": ["a < b"], "recommendations": advice}
     for name, content in (
-        ("monitor", monitor),
+        ("monitor", {"verdict": verdict, **monitor}),
         ("preflight", {"predicted_kl": 3.5, "predicted_active_units": 2, "critical_kl_weight": 32.0,
                        "collapse_kl_weight": 20.0, "eigenvalues": [3.0, 2.0, 1.0, 0.5, 0.2],
                        "eigenvalue_sum": 9.0, "images": 40, "kl_per_latent": [2.5, 1.0, 0, 0, 0],
@@ -112,9 +84,13 @@ def make_workspace(
         (folder / f"reports/{name}.json").write_text(json.dumps(content))
 
 
-def facts_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Facts:
+def gathered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Facts, pd.DataFrame]:
+    """What evaluate gathers there: the facts of a report, and the table of latents."""
     monkeypatch.chdir(folder)
-    p = parameters.load(workspace.PARAMS)
     model = saved.load(workspace.MODEL)
-    facts, _ = evaluate.gather(p, model, CPU, workspace.read_json(workspace.MONITOR))
-    return facts
+    p = changed(resolve(loading.load(workspace.PARAMS), steps_per_epoch=5), model.config.changes)
+    return evaluate.gather(p, model, CPU, workspace.read_json(workspace.MONITOR))
+
+
+def facts_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Facts:
+    return gathered(folder, monkeypatch)[0]

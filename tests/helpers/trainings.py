@@ -6,40 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.parameters import parse
 
 from vae.compute.devices import Compute
-from vae.config import parameters
 from vae.config.parameters import Parameters
-from vae.models.likelihood import Likelihood
+from vae.config.resolved import ResolvedParameters, resolve
 from vae.training.loop import Epoch, Trained, train
 
 CPU = Compute(torch.device("cpu"), "fp32")
-
-
-STEPS = 4  # an epoch: 70 images in batches of 16
-
-
-def params(changes: dict[str, Any] | None = None) -> Parameters:
-    values: dict[str, Any] = {
-        "seed": 0,
-        "data": {
-            "source": "npy", "path": "x", "image_size": 8, "channels": 1, "valid_fraction": 0.1,
-            "test_fraction": 0.1, "max_bad_fraction": 0.0,
-        },
-        "model": {"architecture": "conv", "latent_dim": 3, "widths": [6, 8], "batch_norm": True},
-        "objective": {"likelihood": "gaussian", "sigma": "optimal", "reduction": "sum"},
-        "kl": {"schedule": "linear", "max_weight": 1.0, "annealing_epochs": 2},
-        "train": {"epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "gradient_clip": 100.0},
-        "monitor": {},
-        "evaluate": {"importance_samples": 20, "register_as": "vae"},
-    }  # fmt: skip
-    for name, value in (changes or {}).items():
-        section, _, key = name.partition(".")
-        if key:
-            values[section][key] = value
-        else:
-            values[section] = value
-    return parameters.parse(values)
+TINY: dict[str, Any] = {
+    "data.image_size": 8, "model.latent_dim": 3, "model.widths": [6, 8], "kl.annealing_epochs": 2,
+    "train.epochs": 4, "train.batch_size": 16, "train.learning_rate": 3e-3,
+}  # fmt: skip
 
 
 def blobs(count: int, seed: int, channels: int = 1) -> np.ndarray:
@@ -53,26 +31,31 @@ def blobs(count: int, seed: int, channels: int = 1) -> np.ndarray:
 
 
 TRAIN, VALID = blobs(70, 1), blobs(37, 2)
+STEPS = len(TRAIN) // TINY["train.batch_size"]  # per epoch
 
 
-def run(p: Parameters, path: Path | None = None, **hooks: Any) -> Trained:
-    hooks.setdefault("on_message", lambda line: None)
-    return train(p, TRAIN, VALID, CPU, path, **hooks)
+def unresolved(changes: dict[str, Any] | None = None) -> Parameters:
+    """A tiny training's parameters with these changes, as `params.yaml` would hold them."""
+    return parse(TINY | (changes or {}))
 
 
-def bits(trained: Trained) -> tuple[dict[str, torch.Tensor], list, Likelihood, int, str | None]:
-    return (
-        trained.model.state_dict(), trained.history, trained.likelihood, trained.kept_epoch, trained.stopped,
-    )  # fmt: skip
+def params(changes: dict[str, Any] | None = None) -> ResolvedParameters:
+    p = unresolved(changes)
+    return resolve(p, p.train.steps_per_epoch(len(TRAIN)))
+
+
+def run(p: ResolvedParameters, path: Path | None = None, **more: Any) -> Trained:
+    return train(p, TRAIN, VALID, CPU, path, **more)
 
 
 def assert_same_bits(one: Trained, other: Trained) -> None:
-    (weights, *rest), (other_weights, *other_rest) = bits(one), bits(other)
-    assert weights.keys() == other_weights.keys()
+    weights, others = one.model.state_dict(), other.model.state_dict()
+    assert weights.keys() == others.keys()
     for name, tensor in weights.items():
-        assert torch.equal(tensor, other_weights[name]), name
-    assert rest == other_rest
-    assert one.kl_per_latent == other.kl_per_latent and len(one.kl_per_latent) == len(one.history)
+        assert torch.equal(tensor, others[name]), name
+    for name in ("history", "likelihood", "kept_epoch", "stopped", "kl_per_latent"):
+        assert getattr(one, name) == getattr(other, name), name
+    assert len(one.kl_per_latent) == len(one.history)
     np.testing.assert_array_equal(one.train.kl_per_latent, other.train.kl_per_latent)
     assert one.train.elbo == other.train.elbo
 
@@ -81,8 +64,8 @@ class Interrupted(Exception):
     pass
 
 
-def interrupted(p: Parameters, path: Path, steps: list[int], epochs: list[int]) -> Trained:
-    """Trains on, through an interruption at each of these steps and after each of these epochs."""
+def interrupted(p: ResolvedParameters, path: Path, steps: list[int], epochs: list[int]) -> Trained:
+    """Trains to the end, through an interruption at each of these steps and after each of these epochs."""
 
     def on_step(step: int) -> None:
         if step in steps:
@@ -98,8 +81,3 @@ def interrupted(p: Parameters, path: Path, steps: list[int], epochs: list[int]) 
         with pytest.raises(Interrupted):
             run(p, path, on_step=on_step, on_epoch=on_epoch)
     return run(p, path, on_step=on_step, on_epoch=on_epoch)
-
-
-def _stop_after(epoch: Epoch, number: int) -> None:
-    if epoch.row["epoch"] == number:
-        raise Interrupted

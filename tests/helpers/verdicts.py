@@ -1,55 +1,27 @@
 """Evidence for a verdict, made up."""
 
-import copy
 import dataclasses
 import math
 from typing import Any
 
 import numpy as np
+from helpers.parameters import parse
 
 from vae.collapse.diagnosis import Evidence
-from vae.config import parameters
-from vae.config.parameters import Parameters
+from vae.config.resolved import ResolvedParameters, resolve
 from vae.metrics.measurement import Measurement
-from vae.training.history import Row
+from vae.training.history import COLUMNS, Row
 
 LATENTS = 4
-PARAMS: dict[str, Any] = {
-    "seed": 0,
-    "data": {
-        "source": "npy", "path": "x", "image_size": 16, "channels": 1, "valid_fraction": 0.1,
-        "test_fraction": 0.1, "max_bad_fraction": 0.0, "augment": "none",
-    },
-    "model": {"architecture": "conv", "latent_dim": LATENTS, "widths": [16, 32], "batch_norm": True},
-    "objective": {"likelihood": "gaussian", "sigma": "optimal", "reduction": "sum"},
-    "kl": {"schedule": "linear", "max_weight": 1.0, "annealing_epochs": 5, "free_bits": 0.0},
-    "train": {
-        "epochs": 40, "batch_size": 64, "learning_rate": 0.002, "gradient_clip": 100.0, "precision": "auto",
-        "patience": None,
-    },
-    "monitor": {},
-    "evaluate": {"importance_samples": 20, "register_as": "vae"},
-}  # fmt: skip
 
 
-def values(changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    changed = copy.deepcopy(PARAMS)
-    for name, value in (changes or {}).items():
-        section, key = name.split(".")
-        changed[section][key] = value
-    return changed
-
-
-def params(changes: dict[str, Any] | None = None) -> Parameters:
-    return parameters.parse(values(changes))
+def params(changes: dict[str, Any] | None = None) -> ResolvedParameters:
+    base = {"model.latent_dim": LATENTS, "model.widths": [16, 32], "train.epochs": 40}
+    return resolve(parse(base | (changes or {})), steps_per_epoch=15)
 
 
 def measurement(
-    kl: float = 20.0,
-    mse: float = 0.02,
-    distortion: float = -300.0,
-    active: int = LATENTS,
-    variance: float = 1.0,
+    kl: float = 20.0, mse: float = 0.02, distortion: float = -300.0, active: int = LATENTS, variance: float = 1.0
 ) -> Measurement:
     """`kl` nats spread evenly; q(z_j) over the split has the given variance."""
     mean_variance = np.where(np.arange(LATENTS) < active, 0.9, 0.001)
@@ -71,14 +43,8 @@ def history(
 ) -> list[Row]:
     losses = losses or [-200.0 - 100 * (1 - 0.8**epoch) for epoch in range(epochs)]
     rows = [
-        {
-            **dict.fromkeys(COLUMNS, 1.0),
-            "epoch": epoch,
-            "step": 50 * epoch,
-            "train/loss": loss,
-            "valid/kl": kls[epoch - 1] if kls else 20.0,
-        }
-        for epoch, loss in enumerate(losses, 1)
+        dict.fromkeys(COLUMNS, 1.0) | {"epoch": epoch, "step": 50 * epoch, "train/loss": loss, "valid/kl": kl}
+        for epoch, (loss, kl) in enumerate(zip(losses, kls or [20.0] * len(losses), strict=True), 1)
     ]
     rows[-1].update(last)
     return rows
@@ -98,31 +64,16 @@ def evidence(**changes: Any) -> Evidence:
 
 
 def predicted(kl: float = 22.0, collapse: float = 30.0, calibrated: float = 1.0) -> dict[str, float]:
-    return {
-        "predicted_kl": kl,
-        "collapse_kl_weight": collapse,
-        "calibrated_kl_weight": calibrated,
-        "calibrated_kl": 22.0,
-        "calibrated_mse": 0.02,
-    }
-
-
-DIVERGED = {"history": history(12, **{"valid/kl": math.nan})}
-
-
-COLLAPSED = {"valid": measurement(kl=0.02, active=0)}
-
-
-NOT_LEARNING = {"valid": measurement(mse=0.078)}
-
-
-PARTLY = {"valid": measurement(kl=5.0)}
-
-
-UNDER = {"valid": measurement(variance=40.0)}  # ½·4·(40 − 1 − ln 40) = 70.6 nats, of 20
+    best = {"calibrated_kl_weight": calibrated, "calibrated_kl": 22.0, "calibrated_mse": 0.02}
+    return {"predicted_kl": kl, "collapse_kl_weight": collapse, **best}
 
 
 FALLING, GROWING = [-10.0 * epoch for epoch in range(40)], [0.125 * epoch for epoch in range(1, 41)]
-
-
-OVERFITTED = {"train": {"images": 1000, "elbo": 500.0, "mean_image_elbo": 50.0}}  # 220 of 450
+WRONG: dict[str, dict[str, Any]] = {  # with the evidence, for each verdict
+    "diverged": {"history": history(12, **{"valid/kl": math.nan})},
+    "collapsed": {"valid": measurement(kl=0.02, active=0)},
+    "not_learning": {"valid": measurement(mse=0.078)},
+    "partly_collapsed": {"valid": measurement(kl=5.0)},
+    "under_regularised": {"valid": measurement(variance=40.0)},  # ½·4·(40 − 1 − ln 40) = 70.6 nats, of 20
+    "overfitted": {"train": {"images": 1000, "elbo": 500.0, "mean_image_elbo": 50.0}},  # 220 of 450
+}

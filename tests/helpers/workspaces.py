@@ -102,9 +102,7 @@ class Workspace:
 
     def start_dvc(self, *arguments: str, **additions: str) -> "Running":
         """What `dvc ARGUMENTS…` does where .venv is active; the flow alone does not need that."""
-        return self.start(
-            "-m", "dvc", *arguments, **with_interpreter(additions | {"PATH": os.environ["PATH"]})
-        )
+        return self.start("-m", "dvc", *arguments, **with_interpreter(additions | {"PATH": os.environ["PATH"]}))
 
     def dvc(self, *arguments: str) -> "Done":
         return self.start_dvc(*arguments).ended()
@@ -143,14 +141,8 @@ class Workspace:
         found: dict[str, list[psutil.Process]] = {}
         for process in self.processes():
             with suppress(psutil.Error):
-                modules = [
-                    word
-                    for word in process.cmdline()
-                    if word.startswith(("flows.vae_train", "tasks.", "dvc"))
-                ]
-                part = {"flows": "flow", "tasks": "stage", "dvc": "dvc"}.get(
-                    "".join(modules[:1]).partition(".")[0]
-                )
+                modules = [word for word in process.cmdline() if word.startswith(("flows.vae_train", "tasks.", "dvc"))]
+                part = {"flows": "flow", "tasks": "stage", "dvc": "dvc"}.get("".join(modules[:1]).partition(".")[0])
                 if part:
                     found.setdefault(part, []).append(process)
         return found

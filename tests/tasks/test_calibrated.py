@@ -60,9 +60,7 @@ def test_a_ramp_in_steps_becomes_one_in_epochs(folder: Path) -> None:
         workspace.load_parameters()
 
 
-@pytest.mark.parametrize(
-    "ramp", [{"kl.schedule": "linear", "kl.annealing_epochs": 10}, {"kl.schedule": "linear"}]
-)
+@pytest.mark.parametrize("ramp", [{"kl.schedule": "linear", "kl.annealing_epochs": 10}, {"kl.schedule": "linear"}])
 def test_a_remedy_of_the_ramp_unsets_one_in_steps(ramp: dict[str, Any]) -> None:
     model = SimpleNamespace(config=SimpleNamespace(changes={}))
     verdict = SimpleNamespace(remedy=ramp)

@@ -1,73 +1,85 @@
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.project import PROJECT
 
 from tasks import data_path
-from vae.config import parameters
 from vae.config.errors import InputError
 from vae.config.parameters import Data
 
-DEFAULTS = PROJECT / "experiments" / "default.yaml"
 
-
-def data(path: str) -> Data:
-    return parameters.load(DEFAULTS).data.model_copy(update={"source": "folder", "path": path})
+def check(path: Path | str, source: Any = "folder") -> None:
+    data_path.check(Data().model_copy(update={"source": source, "path": str(path)}))
 
 
 def test_a_folder_and_a_file_pass(tmp_path: Path) -> None:
     (tmp_path / "été photos" / "class a").mkdir(parents=True)
     (tmp_path / "images.npy").write_bytes(b"x")
     (tmp_path / "été photos" / "class a" / "link").symlink_to(tmp_path / "images.npy")
-    data_path.check(data(str(tmp_path / "été photos")))
-    data_path.check(data(str(tmp_path / "images.npy")))
+    check(tmp_path / "été photos")
+    check(tmp_path / "images.npy")
 
 
-def test_a_missing_path_is_told_as_written_and_in_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_path_is_named_as_written_and_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"data\.path = no such photos does not exist") as error:
-        data_path.check(data("no such photos"))
+        check("no such photos")
     assert str(tmp_path / "no such photos") in str(error.value)
 
 
-def test_the_home_folder_is_to_be_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_folder_must_be_written_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     with pytest.raises(InputError, match=r"data\.path = ~/photos.*/home/somebody/photos"):
-        data_path.check(data("~/photos"))
+        check("~/photos")
 
 
-def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
-    (tmp_path / "class").mkdir()
-    (tmp_path / "class" / "gone.jpg").symlink_to(tmp_path / "never was")
-    with pytest.raises(InputError, match=r"1 link\(s\) that lead nowhere.*gone\.jpg"):
-        data_path.check(data(str(tmp_path)))
+SPECIAL: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "broken link": (lambda path: path.symlink_to("never was"), r"broken link\(s\)"),
+    "loop": (lambda path: path.symlink_to(path), r"broken link\(s\)"),
+    "pipe": (os.mkfifo, r"pipe\(s\), socket\(s\) or device\(s\)"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), r"pipe\(s\), socket\(s\) or device\(s\)"),
+    "socket": (lambda path: socket.socket(socket.AF_UNIX).bind(path.name), r"pipe\(s\), socket"),
+}
 
 
-def test_a_link_that_leads_to_itself_is_named(tmp_path: Path) -> None:
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(InputError, match=r"loop"):
-        data_path.check(data(str(tmp_path)))
-    with pytest.raises(InputError, match=r"loop"):
-        data_path.check(data(str(tmp_path / "loop")))
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(("make", "what"), SPECIAL.values(), ids=SPECIAL)
+def test_what_dvc_would_stop_at_or_read_for_ever_is_named(
+    tmp_path: Path, make: Callable[[Path], Any], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path may have 100 characters
+    make(tmp_path / "x.png")
+    with pytest.raises(InputError, match=rf"1 {what}.*, such as '.*x\.png'"):
+        check(tmp_path)
 
 
-def test_a_path_that_no_system_takes_is_an_input_error() -> None:
-    with pytest.raises(InputError):
-        data_path.check(data("a" * 5000))
-    with pytest.raises(InputError):
-        data_path.check(data("a\0b"))
+def test_a_name_that_dvc_cannot_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).touch()
+    with pytest.raises(InputError, match=r"1 name\(s\) that are not UTF-8, such as '.*caf\\\\xe9\.png'"):
+        check(tmp_path)
 
 
-def test_a_path_that_digits_would_not_look_into_is_refused(tmp_path: Path) -> None:
-    digits = data(str(tmp_path)).model_copy(update={"source": "digits"})
-    with pytest.raises(InputError, match=r"is not read with data\.source = digits.*EXPERIMENT=leaves"):
-        data_path.check(digits)
+@pytest.mark.parametrize("path", ["a" * 5000, "a\0b", "loop"])
+def test_a_path_that_no_system_takes_is_an_input_error(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    with pytest.raises(InputError, match=r"data\.path = "):
+        check(path)
 
 
-def test_a_source_without_a_path_of_its_own_is_told_what_to_add(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_digits_do_not_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no effect with data\.source = digits.*EXPERIMENT=leaves"):
+        check(tmp_path, "digits")
+
+
+def test_a_source_without_a_path_of_its_own_says_what_to_add(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT)
     with pytest.raises(InputError, match=r"data\.source = folder needs data\.path"):
-        data_path.check(data("data/bundled"))
-    data_path.check(data("data/bundled").model_copy(update={"source": "digits"}))
+        check("data/bundled")
+    check("data/bundled", "digits")

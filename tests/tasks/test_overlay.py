@@ -117,9 +117,7 @@ def test_the_file_before_comes_back_with_the_next_run_without_overlay(params: Pa
     assert overlay.apply(None, None) == []
 
 
-def test_a_run_that_is_killed_while_it_writes_loses_nothing(
-    params: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_is_killed_while_it_writes_loses_nothing(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = DEFAULTS.replace("batch_size: 64", "batch_size: 5")
     params.write_text(mine, encoding="utf-8")
     real, written = Path.replace, []
@@ -224,18 +222,14 @@ def test_settings_are_words_of_yaml() -> None:
     assert overlay.parse_settings("") == {}
 
 
-@pytest.mark.parametrize(
-    "text", ["train.epochs", "=2", "train.epochs 2", "data.path='open", "model.widths=[1"]
-)
+@pytest.mark.parametrize("text", ["train.epochs", "=2", "train.epochs 2", "data.path='open", "model.widths=[1"])
 def test_what_is_not_a_setting_is_named_in_one_line(text: str) -> None:
     with pytest.raises(InputError, match="SET") as error:
         overlay.parse_settings(text)
     assert len(str(error.value).splitlines()) == 1
 
 
-SETTINGS = settings(
-    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+SETTINGS = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
 NUMBERS = st.floats(min_value=0, max_value=1e6, allow_subnormal=False)
 VALUES = st.fixed_dictionaries(

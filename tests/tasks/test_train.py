@@ -35,9 +35,7 @@ def tables() -> list[bytes]:
     return [path.read_bytes() for path in (workspace.HISTORY, workspace.KL_PER_LATENT)]
 
 
-def test_the_tables_of_epochs_are_whole_after_an_interruption(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_tables_of_epochs_are_whole_after_an_interruption(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_train()
     whole = tables()
     latents, history = pd.read_csv(workspace.KL_PER_LATENT), pd.read_csv(workspace.HISTORY)
@@ -48,9 +46,7 @@ def test_the_tables_of_epochs_are_whole_after_an_interruption(
     last = measure(model.model, np.load(workspace.images("valid")), model.likelihood, CPU, seed=0)
     np.testing.assert_allclose(latents.iloc[-1, 1:], last.kl_per_latent, rtol=1e-12)
     *epochs, kept = Follower(place / "events.jsonl").new()
-    assert [(e["epoch"], e["epochs"], e["attempt"]) for e in epochs] == [
-        (n, EPOCHS, None) for n in (1, 2, 3, 4)
-    ]
+    assert [(e["epoch"], e["epochs"], e["attempt"]) for e in epochs] == [(n, EPOCHS, None) for n in (1, 2, 3, 4)]
     assert kept == {"event": "kept", "epoch": EPOCHS, "epochs": EPOCHS}
 
     checkpoint.remove_finished(Path())  # as monitor does

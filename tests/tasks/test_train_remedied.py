@@ -83,9 +83,7 @@ def test_a_training_that_collapsed_is_started_again_and_all_of_it_is_told(place:
     assert inner["0"].data.tags["reason"] == "the parameters as they are"
     assert inner["1"].data.tags["reason"].startswith("collapsed: KL of ")
     assert [inner[number].data.tags[store.VERDICT] for number in "01"] == ["collapsed", "healthy"]
-    assert (
-        inner["0"].data.tags["changes"] == "none" and "kl.max_weight = 1" in inner["1"].data.tags["changes"]
-    )
+    assert inner["0"].data.tags["changes"] == "none" and "kl.max_weight = 1" in inner["1"].data.tags["changes"]
     collapsed, kept = (curve(client, inner[number].info.run_id) for number in "01")
     assert len(collapsed) == STOPPED and collapsed[-1] < 1
     np.testing.assert_allclose(kept, history["valid/kl"])
@@ -186,9 +184,7 @@ def test_a_fitted_prior_is_saved_judged_and_told(place: Path) -> None:
 def test_remedies_in_words() -> None:
     changes = {"kl.max_weight": 1.0, "kl.capacity": None}
 
-    def tried(
-        verdict: str, *reasons: str, changes: dict[str, Any], prior: bool = False, kept: bool = False
-    ) -> Any:
+    def tried(verdict: str, *reasons: str, changes: dict[str, Any], prior: bool = False, kept: bool = False) -> Any:
         return Attempted(verdict=verdict, reasons=[*reasons], changes=changes, fitted_prior=prior, kept=kept)
 
     attempts = [

@@ -17,9 +17,7 @@ from vae.metrics import measurement
 from vae.models import saved
 
 
-def test_the_encoder_in_onnx_agrees_with_pytorch_for_any_number_of_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_encoder_in_onnx_agrees_with_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model = write_model()
     done = vae("export", "out/encoder.onnx", "--json")

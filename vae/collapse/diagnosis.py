@@ -50,9 +50,7 @@ class Verdict:
     @property
     def recommendations(self) -> list[str]:
         """Remedy and advice as sentences."""
-        return [
-            f"set {name} to {remedies.written(value)}" for name, value in self.remedy.items()
-        ] + self.advice
+        return [f"set {name} to {remedies.written(value)}" for name, value in self.remedy.items()] + self.advice
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,7 @@ def _diverged(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         kl = e.history[-1]["valid/kl"] if e.history else e.valid.rate
         if kl > RUNAWAY_NATS:
             summary = "Training diverged: the KL grows without bound."
-            reason = (
-                f"KL of {kl:.3g} nats in the last epoch; more than {RUNAWAY_NATS:.0e} is a runaway encoder"
-            )
+            reason = f"KL of {kl:.3g} nats in the last epoch; more than {RUNAWAY_NATS:.0e} is a runaway encoder"
     if not reason:
         return None
     remedy: dict[str, Any] = {}
@@ -136,9 +132,7 @@ def _diverged(p: ResolvedParameters, e: Evidence) -> Verdict | None:
 
 def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     active = e.valid.active_units(p.monitor.active_unit_threshold)
-    summary = (
-        f"The posterior collapsed: the latents carry next to nothing ({e.valid.rate:.2g} nats per image)."
-    )
+    summary = f"The posterior collapsed: the latents carry next to nothing ({e.valid.rate:.2g} nats per image)."
     if active == 0 or e.valid.rate < COLLAPSED_BELOW_NATS:
         reasons = [
             f"KL of {e.valid.rate:.4g} nats per image over all {p.model.latent_dim} latents, {active} active units"
@@ -214,9 +208,7 @@ def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     if e.valid.rate >= PARTLY_COLLAPSED_SHARE * expected or past_ramp < PARTLY_COLLAPSED_EPOCHS:
         return None
     final = [row for row in e.history if at_final_weight(row, p)]
-    flat = (
-        "training loss" if _settled(p, e) else "KL" if _grows_no_more([r["valid/kl"] for r in final]) else ""
-    )
+    flat = "training loss" if _settled(p, e) else "KL" if _grows_no_more([r["valid/kl"] for r in final]) else ""
     if not flat:
         return None
     reason = (

@@ -68,9 +68,7 @@ class Prediction:
         return int((self.kl_per_latent > 0).sum())
 
 
-def spectrum(
-    images: np.ndarray, latents: int, bernoulli: bool, drawn: bool = False, seed: int = 0
-) -> Spectrum:
+def spectrum(images: np.ndarray, latents: int, bernoulli: bool, drawn: bool = False, seed: int = 0) -> Spectrum:
     """Eigenvalues of the covariance of uint8 images (n, H, W, C), streaming over them.
 
     Exact up to 2048 pixels; larger images by randomised subspace iteration (Halko 2011, algorithm 4.4).
@@ -168,10 +166,10 @@ def spectrum_of(report: Mapping[str, Any], pixels: int) -> Spectrum:
 
 def predict(spectrum: Spectrum, elbo: BetaELBO) -> Prediction:
     """The prediction for an objective: KL_j = ½ ln(λ_j/s) where λ_j > s, else 0 (Lucas 2019, section 4)."""
-    prediction = _at_threshold(spectrum, threshold(spectrum, elbo))
     if elbo.likelihood == "bernoulli":  # the spectrum is of whitened pixels
-        return replace(prediction, mse=math.nan)
-    return replace(prediction, sigma=math.sqrt(_noise_variance(spectrum, elbo)))
+        return replace(_at_threshold(spectrum, elbo.beta), mse=math.nan)
+    variance = _noise_variance(spectrum, elbo)
+    return replace(_at_threshold(spectrum, elbo.beta * variance), sigma=math.sqrt(variance))
 
 
 def steered(spectrum: Spectrum, kl: KL) -> Prediction:
@@ -223,10 +221,11 @@ def optimal_variance(spectrum: Spectrum, beta: float) -> float:
     With β = 1 and all latents active it is the mean discarded eigenvalue (Tipping & Bishop 1999, eq. 8).
     """
     low, high = SMALLEST_SIGMA**2, max(spectrum.total / spectrum.pixels, SMALLEST_SIGMA**2)
+    rest = spectrum.rest
 
     def excess(variance: float) -> float:
         explained = float(np.minimum(spectrum.eigenvalues, beta * variance).sum())
-        return spectrum.pixels * variance - explained - spectrum.rest
+        return spectrum.pixels * variance - explained - rest
 
     if excess(low) >= 0:
         return low

@@ -99,9 +99,7 @@ def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
             return {"model.latent_dim": fewer, "kl.max_weight": short(p.kl.max_weight * fewer / latents)}
         return {"model.latent_dim": fewer}
     if p.model.architecture in ("mlp", "gated_mlp") and min(p.model.widths) < latents:
-        return {
-            "model.widths": [max(width, min(4 * latents, WIDEST), USUAL_WIDTH) for width in p.model.widths]
-        }
+        return {"model.widths": [max(width, min(4 * latents, WIDEST), USUAL_WIDTH) for width in p.model.widths]}
     if p.train.learning_rate > USUAL_LEARNING_RATE:
         return {"train.learning_rate": USUAL_LEARNING_RATE}
     changes: dict[str, Any] = {"train.learning_rate": short(p.train.learning_rate / 4)}

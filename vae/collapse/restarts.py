@@ -134,13 +134,9 @@ def only_the_prior(p: ResolvedParameters, verdict: Verdict) -> bool:
     """Whether the only remedy is to raise a weight that is the ELBO's own already, or that a control sets."""
     if verdict.verdict != "under_regularised":
         return False
-    as_the_elbo = (
-        p.objective.reduction == "sum" and isinstance(p.objective.sigma, str) and p.kl.max_weight >= 1
-    )
+    as_the_elbo = p.objective.reduction == "sum" and isinstance(p.objective.sigma, str) and p.kl.max_weight >= 1
     return (
-        not verdict.remedy
-        if p.kl.control != "schedule"
-        else as_the_elbo and set(verdict.remedy) == {"kl.max_weight"}
+        not verdict.remedy if p.kl.control != "schedule" else as_the_elbo and set(verdict.remedy) == {"kl.max_weight"}
     )
 
 
@@ -153,9 +149,7 @@ def with_fitted_prior(
     prior = mixture_prior.fit(*encoded, p.seed)
     valid = attempt.evidence.valid
     judged = measurement.encode(attempt.trained.model, valid_images, compute)
-    evidence = replace(
-        attempt.evidence, fitted_gap=mixture_prior.gap(valid.prior_gap, *judged, prior, p.seed)
-    )
+    evidence = replace(attempt.evidence, fitted_gap=mixture_prior.gap(valid.prior_gap, *judged, prior, p.seed))
     return replace(attempt, evidence=evidence, verdict=judge(p, evidence), prior=prior)
 
 

@@ -114,9 +114,7 @@ def _controller(p: Parameters, spectrum: Spectrum, weight: float, collapse: floa
     needed = collapse_weight(p, spectrum, nats=kl.target_kl)
     takes = f"kl.target_kl = {kl.target_kl:g} nats takes a weight of about {needed:.2g} by linear theory"
     if needed < kl.min_weight:
-        return [
-            f"{takes}, below kl.min_weight = {kl.min_weight:g}: the KL will stay lower; lower kl.min_weight"
-        ]
+        return [f"{takes}, below kl.min_weight = {kl.min_weight:g}: the KL will stay lower; lower kl.min_weight"]
     if needed > weight:
         return [f"{takes}, above kl.max_weight = {weight:g}: the KL will stay higher; raise kl.max_weight"]
     if needed < collapse <= weight:

@@ -84,9 +84,7 @@ def gather(images: np.ndarray | Tensor, chosen: Tensor, device: torch.device) ->
     return batch.pin_memory() if device.type == "cuda" else batch
 
 
-def full_batches(
-    images: np.ndarray | Tensor, order: Tensor, batch_size: int, device: torch.device
-) -> Iterator[Tensor]:
+def full_batches(images: np.ndarray | Tensor, order: Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:
     """The full batches of an epoch, uint8 (B, H, W, C); the remainder is dropped.
 
     From an array, which did not fit into memory, a thread reads the next batch while the device computes.

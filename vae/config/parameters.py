@@ -15,12 +15,8 @@ PathText = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00
 
 def _pair(value: Any) -> Any:
     """`16` and `[16, 16]` mean the same: (height, width)."""
-    pair = (
-        [value, value] if isinstance(value, int) else list(value) if isinstance(value, list | tuple) else []
-    )
-    if len(pair) != 2 or not all(
-        type(side) is int and SMALLEST_IMAGE <= side <= LARGEST_IMAGE for side in pair
-    ):
+    pair = [value, value] if isinstance(value, int) else list(value) if isinstance(value, list | tuple) else []
+    if len(pair) != 2 or not all(type(side) is int and SMALLEST_IMAGE <= side <= LARGEST_IMAGE for side in pair):
         raise ValueError(
             f"invalid image size {value!r}; give one whole number of pixels for a square, or [height, width], "
             f"each {SMALLEST_IMAGE} to {LARGEST_IMAGE}"
@@ -107,9 +103,7 @@ class KL(_Section):
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude one another; leave all but one at null")
         if given and (self.free_bits or self.free_bits_total):
-            raise ValueError(
-                f"{given[0]} and free bits exclude one another; set free_bits and free_bits_total to 0"
-            )
+            raise ValueError(f"{given[0]} and free bits exclude one another; set free_bits and free_bits_total to 0")
         if self.free_bits and self.free_bits_total:
             raise ValueError(
                 f"free_bits = {self.free_bits:g} and free_bits_total = {self.free_bits_total:g}: set one of them to 0"
@@ -117,13 +111,9 @@ class KL(_Section):
         if self.target_kl is None:
             return self
         if isinstance(self.max_weight, str):
-            raise ValueError(
-                "target_kl needs a number for max_weight: the bound that the controller may reach"
-            )
+            raise ValueError("target_kl needs a number for max_weight: the bound that the controller may reach")
         if self.min_weight >= self.max_weight:
-            raise ValueError(
-                f"min_weight = {self.min_weight:g} must be below max_weight = {self.max_weight:g}"
-            )
+            raise ValueError(f"min_weight = {self.min_weight:g} must be below max_weight = {self.max_weight:g}")
         return self
 
 
@@ -238,9 +228,7 @@ class Parameters(_Section):
             return self
         name = f"objective.importance_samples_train = {samples}"
         if self.objective.sigma == "optimal" and self.objective.likelihood == "gaussian":
-            raise ValueError(
-                f"{name} needs an objective.sigma that is learned or a number, or a Bernoulli likelihood"
-            )
+            raise ValueError(f"{name} needs an objective.sigma that is learned or a number, or a Bernoulli likelihood")
         if self.kl.control != "schedule" or self.kl.free_bits or self.kl.free_bits_total:
             raise ValueError(
                 f"{name} needs a schedule alone: its bound has no rate for a control or free bits to act on"

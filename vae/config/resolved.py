@@ -34,9 +34,7 @@ class ResolvedParameters(Parameters):
         return BetaELBO.of(self, self.kl.final_weight)
 
 
-def resolve(
-    p: Parameters, steps_per_epoch: int, calibrated_weight: float | None = None
-) -> ResolvedParameters:
+def resolve(p: Parameters, steps_per_epoch: int, calibrated_weight: float | None = None) -> ResolvedParameters:
     """Replaces a `calibrated` weight by preflight's number, and a ramp in steps by one in epochs.
 
     Progress is step / steps_per_epoch, so the ramp ends at exactly its last step.

@@ -74,16 +74,12 @@ def npy(path: Path) -> list[Item]:
     Labels, if any, are in NAME_labels.npy beside each: N integers or strings.
     """
     if not path.exists():
-        raise InputError(
-            f"data.path = {str(path)!r} does not exist; give a .npy file or a folder with train.npy"
-        )
+        raise InputError(f"data.path = {str(path)!r} does not exist; give a .npy file or a folder with train.npy")
     if path.is_file():
         return _npy_rows(path, None)
     files = {f: SPLIT_NAMES[f.stem] for f in sorted(path.glob("*.npy")) if f.stem in SPLIT_NAMES}
     if "train" not in files.values():
-        raise InputError(
-            f"data.path = {str(path)!r} holds no train.npy, which data.source = npy needs in a folder"
-        )
+        raise InputError(f"data.path = {str(path)!r} holds no train.npy, which data.source = npy needs in a folder")
     if len(set(files.values())) < len(files):
         names = ", ".join(file.name for file in files)
         raise InputError(f"{str(path)!r} has two files for the same split among {names}; keep one")

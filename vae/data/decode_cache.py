@@ -3,7 +3,7 @@
 A finished chunk is one file, named by a hash of the path, size, times and inode of each of its items: a chunk in
 which a file was changed, replaced, added or removed is not found again. Neither is a chunk with rows of an array, or
 with an item that was refused for a reason of the machine's, such as too little memory.
-Files appear whole, by renaming; the checksums of the zip format reveal one that a power cut has damaged.
+A kill or a power cut may leave a file incomplete: the directory and the checksums of the zip format reveal it.
 """
 
 import hashlib
@@ -94,11 +94,8 @@ class DecodeCache:
             pixels += [] if image is None else [image[None]]
         if None in stamps or any(learnt.transient for learnt in examined):
             file = self._scratch / f"{uuid.uuid4()}.npz"
-        aside = file.with_suffix(".partial")
-        with aside.open("wb") as output:
-            text = np.frombuffer(json.dumps(examined).encode(), np.uint8)
-            np.savez(output, pixels=np.concatenate(pixels), examined=text)
-        aside.replace(file)
+        text = np.frombuffer(json.dumps(examined).encode(), np.uint8)
+        np.savez(file, pixels=np.concatenate(pixels), examined=text)
         return Chunk(examined, file, resumed=False)
 
 

@@ -7,7 +7,7 @@ The layout is
 - else class folders, when there is any folder with a file in it; folders within a class folder belong to it;
 - else a flat folder: no labels.
 
-What does not fit is an item that refuses to load, so that it is quarantined and not dropped: files beside
+What does not fit is an item that refuses to load, so that it is quarantined and not dropped: files outside
 the split or class folders, links that lead out of the folder or nowhere, links to folders (never followed,
 hence no loops), and hidden or system files (`.git`, Thumbs.db and the like: their reason begins with `LITTER`).
 """
@@ -43,9 +43,9 @@ def find(path: Path) -> list[Item]:
             label = None
             reason = f"{LITTER}: a hidden or system file"
         elif splits and split is None:
-            reason = f"beside the split folders ({', '.join(map(storable, splits))}): move it into one"
+            reason = f"outside the split folders ({', '.join(map(storable, splits))}): move it into one"
         elif label is None and top in with_classes:
-            reason = "beside the class folders: move it into one"
+            reason = "outside the class folders: move it into one"
         else:
             reason = _link_reason(root.joinpath(*parts), root)
         name = "/".join(parts)
@@ -81,9 +81,7 @@ def _split_folders(folders: list[str], path: Path) -> dict[str, str]:
     if "train" not in found:
         raise InputError(f"{str(path)!r} has {' and '.join(splits)} but no folder named train; add one")
     if len(found) < len(splits):
-        raise InputError(
-            f"{str(path)!r} has two folders for the same split among {', '.join(splits)}; merge them"
-        )
+        raise InputError(f"{str(path)!r} has two folders for the same split among {', '.join(splits)}; merge them")
     return splits
 
 

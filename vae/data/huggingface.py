@@ -62,8 +62,7 @@ def _rows(dataset: Any, name: str, path: str) -> list[Item]:
 
     split = SPLIT_NAMES.get(name)
     return [
-        Item(row_name(name or "rows", i, len(labels)), split, label, partial(load, i))
-        for i, label in enumerate(labels)
+        Item(row_name(name or "rows", i, len(labels)), split, label, partial(load, i)) for i, label in enumerate(labels)
     ]
 
 

@@ -70,8 +70,7 @@ def _mapped(file: IO[bytes], path: Path, dimensions: int) -> NDArray[np.uint8]:
     size, promised = file.seek(0, os.SEEK_END), len(head) + math.prod(shape)
     if len(shape) != dimensions or size != promised:
         raise InputError(
-            f"{str(path)!r} holds {size:,} bytes where its header {shape} promises {promised:,}; "
-            "download it again"
+            f"{str(path)!r} holds {size:,} bytes where its header {shape} promises {promised:,}; download it again"
         )
     if 0 in shape:
         raise InputError(f"{str(path)!r} holds no images: its header says {shape}")

@@ -144,9 +144,7 @@ def prepare(content: bytes | NDArray[np.uint8], preprocessing: Preprocessing) ->
         return Prepared(pixels.reshape(preprocessing.shape), width, height, mode)
 
 
-def binarised(
-    pixels: NDArray[np.uint8], preprocessing: Preprocessing, training: bool = False
-) -> NDArray[np.uint8]:
+def binarised(pixels: NDArray[np.uint8], preprocessing: Preprocessing, training: bool = False) -> NDArray[np.uint8]:
     """Applies `data.binarise`: grey (H, W, 1) in, 0 or 255 out.
 
     - `none`: unchanged.

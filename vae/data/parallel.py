@@ -1,7 +1,7 @@
 """Work on several threads whose results come in order."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,12 +11,12 @@ Out = TypeVar("Out")
 
 def in_order(
     work: Callable[[In], Out], inputs: Iterable[In], workers: int, stop: Callable[[], None] = lambda: None
-) -> Iterator[Out]:
-    """The result for each input. At most two results per worker are in memory.
+) -> Generator[Out, None, None]:
+    """The result for each input, at most two per worker ahead. Close it (`contextlib.closing`) to end the threads.
 
     Threads, since Pillow and NumPy release Python's lock.
 
-    stop: called when no more results are needed, be it after an error or Ctrl-C; what runs then should end soon.
+    stop: called when no more results are needed, also after an error or Ctrl-C; running work should then end soon.
     """
     with ThreadPoolExecutor(workers) as pool:
         try:

@@ -52,9 +52,7 @@ class Evaluation:
     guesses: NDArray[np.object_] | None
 
 
-def evaluate(
-    saved: Saved, images: Images, labels: Labels, p: Parameters, compute: Compute
-) -> dict[str, Evaluation]:
+def evaluate(saved: Saved, images: Images, labels: Labels, p: Parameters, compute: Compute) -> dict[str, Evaluation]:
     """The validation and the test split, by name.
 
     Args:
@@ -62,14 +60,11 @@ def evaluate(
         labels: each image's class name, or None, for the same splits.
     """
     measured = {
-        split: measure(saved.model, images[split], saved.likelihood, compute, p.seed)
-        for split in ("valid", "test")
+        split: measure(saved.model, images[split], saved.likelihood, compute, p.seed) for split in ("valid", "test")
     }
     references = _references(saved, images["train"], labels["train"], measured["valid"], p, compute)
     return {
-        split: _evaluate_split(
-            saved, images[split], labels[split], found, references, p, compute, split == "test"
-        )
+        split: _evaluate_split(saved, images[split], labels[split], found, references, p, compute, split == "test")
         for split, found in measured.items()
     }
 
@@ -181,9 +176,7 @@ def _nll(
 
     def nll(active: NDArray[np.bool_] | None = None) -> float:
         samples = p.evaluate.importance_samples
-        return -importance_weighted_bound(
-            saved.model, images, saved.likelihood, compute, samples, p.seed, active
-        )
+        return -importance_weighted_bound(saved.model, images, saved.likelihood, compute, samples, p.seed, active)
 
     metrics: Metrics = dict.fromkeys(names, nll())
     if pruned_by is not None and not (active := pruned_by.active(p.monitor.active_unit_threshold)).all():

@@ -60,6 +60,4 @@ def importance_weighted_bound(
 
 def is_binary(images: NDArray[np.uint8]) -> bool:
     """Whether all pixels are 0 or 255: only then is a Bernoulli likelihood a probability."""
-    return all(
-        bool(np.isin(images[start : start + BATCH], (0, 255)).all()) for start in range(0, len(images), BATCH)
-    )
+    return all(bool(np.isin(images[start : start + BATCH], (0, 255)).all()) for start in range(0, len(images), BATCH))

@@ -20,9 +20,7 @@ Pictures = NDArray[np.float32]
 
 
 @torch.no_grad()
-def reconstruct(
-    model: VAE, images: np.ndarray | Tensor, likelihood: Likelihood, compute: Compute
-) -> np.ndarray:
+def reconstruct(model: VAE, images: np.ndarray | Tensor, likelihood: Likelihood, compute: Compute) -> np.ndarray:
     """The mean of p(x|z = μ): uint8 (N, H, W, C) → uint8 of the same shape.
 
     An autoregressive decoder generates it from μ alone, without the image.

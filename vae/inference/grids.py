@@ -14,9 +14,7 @@ BIG, SCREEN = 100_000, 1200  # a page embeds a PNG of more bytes as a JPEG of at
 GAP = 1  # pixels between images, before enlarging
 
 
-def reconstruction_grid(
-    originals: NDArray[Any], reconstructions: NDArray[Any], columns: int = 8
-) -> NDArray[np.uint8]:
+def reconstruction_grid(originals: NDArray[Any], reconstructions: NDArray[Any], columns: int = 8) -> NDArray[np.uint8]:
     """Pairs of rows, each original above its reconstruction: uint8 (H, W, 3), enlarged for viewing.
 
     originals, reconstructions: (N, H, W, C) each, uint8, or floats in [0, 1].

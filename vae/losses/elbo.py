@@ -38,9 +38,7 @@ class ELBOLoss:
         self.elbo, self.control = elbo, control
         self.terms = torch.compile(elbo_terms) if compiled else elbo_terms
 
-    def __call__(
-        self, model: VAE, x: Tensor, noise: Tensor, beta: float, steer: bool = True
-    ) -> tuple[Tensor, Logs]:
+    def __call__(self, model: VAE, x: Tensor, noise: Tensor, beta: float, steer: bool = True) -> tuple[Tensor, Logs]:
         """steer: let the control see this batch; else it stays as it stands."""
         distortion, rate, penalised_rate, mse = self.terms(self.elbo, model, x, noise[0])
         if steer:

@@ -21,9 +21,7 @@ class ImportanceWeightedLoss:
         self.elbo = elbo
         self.terms = torch.compile(importance_weighted_terms) if compiled else importance_weighted_terms
 
-    def __call__(
-        self, model: VAE, x: Tensor, noise: Tensor, beta: float, steer: bool = True
-    ) -> tuple[Tensor, Logs]:
+    def __call__(self, model: VAE, x: Tensor, noise: Tensor, beta: float, steer: bool = True) -> tuple[Tensor, Logs]:
         # A tensor, since a compiled function would be compiled anew for each number.
         loss, distortion, rate = self.terms(self.elbo, model, x, noise, torch.full((), beta, device=x.device))
         return loss, {"loss": loss.detach(), "reconstruction": distortion.detach(), "kl": rate.detach()}

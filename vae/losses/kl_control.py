@@ -21,7 +21,7 @@ class KLControl:
 
     Controls (`KL.control`):
         schedule: D + β·R (Higgins 2017).
-        capacity: D + γ·|R − C|, with C rising to `kl.capacity` as β does to γ, the full weight (Burgess 2018, eq. 8).
+        capacity: D + γ·|R − C|, γ the `kl.max_weight`, C rising to `kl.capacity` as β does to 1 (Burgess 2018, eq. 8).
         pi: D + β·R, with β from a controller (Shao 2020).
         geco: R + λ·(squared error − N·κ²), κ the `kl.reconstruction_target` (Rezende & Viola 2018, eq. 3).
 
@@ -42,12 +42,16 @@ class KLControl:
                 self.state.copy_(_constraint(self.kl, self.state, mse.detach().double()))
 
     def loss(self, distortion: Tensor, rate: Tensor, mse: Tensor, beta: float) -> Tensor:
-        """In nats per image. rate: as the loss sees it, free bits taken off. beta: of the schedule."""
+        """In nats per image.
+
+        Args:
+            rate: as the loss sees it, free bits taken off.
+            beta: of the schedule, which ends at 1 where there is another control.
+        """
         match self.kl.control:
             case "capacity":
                 assert self.kl.capacity is not None
-                gamma = self.kl.max_weight
-                return distortion + gamma * (rate - self.kl.capacity * (beta / gamma if gamma else 1.0)).abs()
+                return distortion + self.kl.max_weight * (rate - self.kl.capacity * beta).abs()
             case "pi":
                 return distortion + self.state[1].float() * rate
             case "geco":

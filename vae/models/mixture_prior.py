@@ -77,15 +77,11 @@ def fit(mu: np.ndarray, logvar: np.ndarray, seed: int) -> Mixture:
     full = min(images // (IMAGES_PER_LATENT * latents), COMPONENTS)
     kind, components = ("full", full) if full else ("diag", int(np.clip(images // 100, 1, COMPONENTS)))
     with threadpool_limits(1):  # the number of threads would decide the last bits
-        model = GaussianMixture(
-            components, covariance_type=kind, reg_covar=SMALLEST_VARIANCE, random_state=seed
-        )
+        model = GaussianMixture(components, covariance_type=kind, reg_covar=SMALLEST_VARIANCE, random_state=seed)
         model.fit(z)
         covariances = model.covariances_ if full else np.stack([np.diag(v) for v in model.covariances_])
         scales = np.linalg.cholesky(covariances)
-    return Mixture(
-        *(torch.from_numpy(np.ascontiguousarray(a)) for a in (model.weights_, model.means_, scales))
-    )
+    return Mixture(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (model.weights_, model.means_, scales)))
 
 
 def gap(prior_gap: float, mu: np.ndarray, logvar: np.ndarray, prior: Mixture, seed: int) -> float:

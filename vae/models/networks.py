@@ -49,9 +49,7 @@ def convolutional(
         )  # fmt: skip
         if not last:
             up += _normalised_silu(nn.BatchNorm2d(mirrored[level - 1]) if batch_norm else None)
-    *down, silu = (
-        down  # moved behind the change of memory order, so that its gradient has the order of its input
-    )
+    *down, silu = down  # moved behind the change of memory order, so that its gradient has the order of its input
     return nn.Sequential(*down, nn.Flatten(), silu), features, nn.Sequential(*up)
 
 

@@ -117,9 +117,7 @@ def kl_per_latent(
         if predicted is not None and len(predicted):
             expected = np.sort(np.asarray(predicted, dtype=np.float64))[::-1]
             steps = np.arange(len(expected) + 1) + 0.5
-            ax.stairs(
-                expected, steps, baseline=None, color=ORANGE, lw=1.6, label="predicted by linear theory"
-            )
+            ax.stairs(expected, steps, baseline=None, color=ORANGE, lw=1.6, label="predicted by linear theory")
         ax.axhline(informative, color=RED, lw=1, ls="--")
         ax.set(ylabel="KL, nats per image", xlim=(0.4, len(order) + 0.6))
         below.set(xlabel="latent, sorted", ylabel="posterior's share\nof variance", ylim=(0, 1))
@@ -211,9 +209,7 @@ def latent_map(mu: NDArray[np.float32], labels: NDArray[np.object_]) -> Figure:
             ylabel=f"second ({explained[1]:.0%})",
         )
         if len(by_class) > 1:
-            legend = ax.legend(
-                loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2 if len(mu) < 3000 else 3
-            )
+            legend = ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2 if len(mu) < 3000 else 3)
             _without_formulas(legend)
         return figure
 

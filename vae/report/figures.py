@@ -35,9 +35,7 @@ class Amount:
 
 
 MANY = Amount(pairs=8, samples=48, latents=8, steps=7)
-FEW = Amount(
-    pairs=4, samples=12, latents=3, steps=5
-)  # an autoregressive decoder is slow: it samples pixel by pixel
+FEW = Amount(pairs=4, samples=12, latents=3, steps=5)  # an autoregressive decoder is slow: it samples pixel by pixel
 
 
 def generated(
@@ -90,8 +88,7 @@ def _samples(model: Saved, compute: Compute, count: int, verdict: str, seed: int
     return Picture(
         "Samples",
         "samples.png",
-        f"{count} images decoded from z drawn from {prior}: the model's idea of an image. "
-        + _about_samples(verdict),
+        f"{count} images decoded from z drawn from {prior}: the model's idea of an image. " + _about_samples(verdict),
         f"{count} images that the model generated",
         grids.png(grids.grid(generate.samples(model, count, compute, seed), columns=8)),
     )
@@ -158,9 +155,7 @@ def charted(
     )
 
 
-def _expected_kl(
-    p: ResolvedParameters, model: Saved, preflight: Mapping[str, Any], measured: float | None
-) -> Picture:
+def _expected_kl(p: ResolvedParameters, model: Saved, preflight: Mapping[str, Any], measured: float | None) -> Picture:
     spectrum = spectrum_of(preflight, model.pixels)
     weights = weights_of_interest(preflight["critical_kl_weight"], p.kl.max_weight)
     kl = np.array([predict(spectrum, BetaELBO.of(p, weight)).kl for weight in weights])
@@ -182,9 +177,7 @@ def _kl_per_latent(result: Evaluation, preflight: Mapping[str, Any], informative
         "a latent carries almost nothing. Lower panel, in the same order: the posterior's share of each latent's "
         "variance; 1 means independent of the image, 0 means determined by it.",
         "Bar chart: KL of each latent beside the prediction, and the posterior's share of variance",
-        charts.kl_per_latent(
-            found.kl_per_latent, found.posterior_share, preflight.get("kl_per_latent"), informative
-        ),
+        charts.kl_per_latent(found.kl_per_latent, found.posterior_share, preflight.get("kl_per_latent"), informative),
     )
 
 

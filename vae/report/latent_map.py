@@ -107,9 +107,7 @@ def _sheet(images: NDArray[np.uint8], columns: int) -> tuple[bytes, tuple[int, i
     for index, image in enumerate(images):
         picture = Image.fromarray(np.broadcast_to(image, (height, width, 3)))
         if picture.size != tile[::-1]:
-            picture = picture.resize(
-                tile[::-1], Image.Resampling.BOX if shrunk < 1 else Image.Resampling.NEAREST
-            )
+            picture = picture.resize(tile[::-1], Image.Resampling.BOX if shrunk < 1 else Image.Resampling.NEAREST)
         row, column = divmod(index, columns)
         top, left = row * tile[0], column * tile[1]
         sheet[top : top + tile[0], left : left + tile[1]] = np.asarray(picture)

@@ -135,9 +135,7 @@ def _key_numbers(facts: Facts) -> Iterator[Number]:
         if test["nll"] is not None
         else "Not defined for this likelihood and these images.",
     )
-    yield Number(
-        "KL", number(test["kl"]), "nats per image: the information in the latents. Near 0 is collapse."
-    )
+    yield Number("KL", number(test["kl"]), "nats per image: the information in the latents. Near 0 is collapse.")
     yield Number(
         "Active units",
         f"{number(test['active_units'])} of {latents}",
@@ -232,9 +230,7 @@ def _data(manifest: pd.DataFrame) -> dict[str, Any]:
         "unlabelled": int(labels.isna().sum()),
         "quarantined": [
             (path, reason)
-            for path, reason in zip(
-                bad["path"][:QUARANTINED_SHOWN], bad["reason"][:QUARANTINED_SHOWN], strict=True
-            )
+            for path, reason in zip(bad["path"][:QUARANTINED_SHOWN], bad["reason"][:QUARANTINED_SHOWN], strict=True)
         ],
         "quarantined_count": len(bad),
     }

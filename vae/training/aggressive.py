@@ -34,9 +34,7 @@ class Phase:
 
     def after(self, found: MutualInformation) -> "Phase":
         """The phase after an epoch. A saturated estimate means that the latents carry enough: the phase ends."""
-        climbs = found.value is not None and found.value > (
-            -math.inf if self.information is None else self.information
-        )
+        climbs = found.value is not None and found.value > (-math.inf if self.information is None else self.information)
         return Phase(self.on and climbs, found.value)
 
 

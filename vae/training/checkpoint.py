@@ -107,9 +107,7 @@ def _check(path: Path) -> None:
     """Raises: zipfile.BadZipFile: a record's CRC is wrong; torch.load does not look at it."""
     with zipfile.ZipFile(path) as archive:
         if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-            raise zipfile.BadZipFile(
-                "a record is compressed, as torch never does; it could unpack to any size"
-            )
+            raise zipfile.BadZipFile("a record is compressed, as torch never does; it could unpack to any size")
         damaged = archive.testzip()
     if damaged is not None:
         raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")

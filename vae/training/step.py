@@ -27,9 +27,7 @@ class Step:
         stored: the training images, from which the aggressive phase draws batches of its own.
     """
 
-    def __init__(
-        self, p: ResolvedParameters, state: TrainState, stored: np.ndarray | Tensor, compute: Compute
-    ) -> None:
+    def __init__(self, p: ResolvedParameters, state: TrainState, stored: np.ndarray | Tensor, compute: Compute) -> None:
         self.p, self.stored, self.compute = p, stored, compute
         self.inference, self.generation = aggressive.halves(state.model)
         self.loss: ELBOLoss | ImportanceWeightedLoss

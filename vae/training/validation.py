@@ -43,9 +43,7 @@ def validate(
         return Validation(measure(model, valid_images, likelihood, compute, p.seed), likelihood)
 
 
-def likelihood_of(
-    p: ResolvedParameters, model: VAE, train_images: np.ndarray, compute: Compute
-) -> Likelihood:
+def likelihood_of(p: ResolvedParameters, model: VAE, train_images: np.ndarray, compute: Compute) -> Likelihood:
     """p(x|z) with its σ: known from the parameters, learned, or fitted to training images."""
     known = known_likelihood(p.elbo, model.log_sigma)
     return known or Likelihood("gaussian", fitted_sigma(model, train_images, compute, p.seed))

@@ -112,9 +112,7 @@ def _fingerprint(images: NDArray[np.uint8]) -> tuple[NDArray[np.generic], ...]:
         np.sqrt(squares * n - total**2) / (255 * n),
         np.sqrt((squares * n_c - (sums**2).sum(axis=1)) / (n * n_c)) / 255,
         ((flat == 0) | (flat == 255)).all(axis=1),
-        np.array(
-            [int.from_bytes(blake2b(row.data, digest_size=8).digest()) for row in flat], dtype=np.uint64
-        ),
+        np.array([int.from_bytes(blake2b(row.data, digest_size=8).digest()) for row in flat], dtype=np.uint64),
         perceptual_hash(images),
     )
 
@@ -128,9 +126,7 @@ def _correlation(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float
     return (x * y).sum(axis=1, dtype=np.float64) / norm
 
 
-def _candidates(
-    of: NDArray[np.uint64], among: NDArray[np.uint64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _candidates(of: NDArray[np.uint64], among: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs of rows whose hashes differ in at most BITS_APART bits, the closest CANDIDATES of each row.
 
     Two hashes that differ in three bits agree in at least one of four bands of 16 bits: only hashes that

@@ -76,8 +76,8 @@ def _skipped(data: Data, unsound: list[str], no_manifest: bool) -> dict[str, str
 
 
 def _manifest(manifest: pd.DataFrame, images: Images, data: Data) -> Iterator[Finding]:
-    failures = schema.failures(manifest, {split: len(array) for split, array in images.items()})
-    for rule, row, value in zip(failures["rule"], failures["row"], failures["value"], strict=True):
+    lengths = {split: len(array) for split, array in images.items()}
+    for rule, row, value in schema.failures(manifest, lengths):
         yield Finding(rule, value, _text(manifest.at[row, "path"]), _text(manifest.at[row, "split"]))
     ok = manifest[manifest["status"] == "ok"]
     yield from _row_counts(ok, images)
@@ -211,9 +211,7 @@ def _blank(rows: pd.DataFrame) -> Iterator[Finding]:
             yield Finding("mostly_blank", f"{share:.1%} of the images", split=str(split))
 
 
-def _near_duplicates(
-    rows: pd.DataFrame, images: Images, prints: Mapping[str, Fingerprints]
-) -> Iterator[Finding]:
+def _near_duplicates(rows: pd.DataFrame, images: Images, prints: Mapping[str, Fingerprints]) -> Iterator[Finding]:
     files = {split: part["file"].to_numpy() for split, part in rows.groupby("split")}
     for later, earlier in (("valid", "train"), ("test", "train"), ("test", "valid")):
         if later in images and earlier in images:

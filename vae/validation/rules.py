@@ -4,6 +4,7 @@ An error makes results wrong or the training fail; a warning may be intended.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from vae.config.parameters import Data
@@ -21,9 +22,9 @@ STATISTICS_TOLERANCE = 1e-4  # the manifest's may have been summed in single pre
 @dataclass(frozen=True)
 class Rule:
     name: str
-    severity: Literal["error", "warning"]
     allowed: str
     what_to_do: str
+    severity: Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,14 @@ class Finding:
 
 def catalogue(data: Data) -> tuple[Rule, ...]:
     """Every rule, errors first, with what these parameters allow."""
+    return (*_errors(data), *_warnings())
+
+
+def _errors(data: Data) -> tuple[Rule, ...]:
     (height, width), channels = data.image_size, data.channels
     again = "delete data/manifest.parquet and data/images, and run ingest again"
     ingest = f"ingest did not write this manifest: {again}"
-
-    def error(name: str, allowed: str, what_to_do: str) -> Rule:
-        return Rule(name, "error", allowed, what_to_do)
-
-    def warning(name: str, allowed: str, what_to_do: str) -> Rule:
-        return Rule(name, "warning", allowed, what_to_do)
-
+    error = partial(Rule, severity="error")
     return (
         error("manifest_columns", f"exactly the columns {', '.join(COLUMNS)}, of their types", ingest),
         error("path_unique", "one row per file", ingest),
@@ -56,9 +55,7 @@ def catalogue(data: Data) -> tuple[Rule, ...]:
         error("size_range", "width and height at least 1, bytes at least 0", ingest),
         error("sha256_format", "64 hexadecimal digits", ingest),
         error("statistics_range", "mean from 0 to 1, std from 0 to 0.5", ingest),
-        error(
-            "complete_row", "split, index and statistics for a usable file, a reason for a bad one", ingest
-        ),
+        error("complete_row", "split, index and statistics for a usable file, a reason for a bad one", ingest),
         error("index_is_a_row", "a row of the split's array, used once", ingest),
         error("array_file", "a readable .npy file with at least one image for each split", again),
         error(
@@ -85,9 +82,13 @@ def catalogue(data: Data) -> tuple[Rule, ...]:
             "add images of the class to the training split, or remove the class from this one",
         ),
         error("leakage", "no file in two splits", "keep the file in one split only"),
-        warning(
-            "bad_file", "no file quarantined", "repair or remove the file; training continues without it"
-        ),
+    )
+
+
+def _warnings() -> tuple[Rule, ...]:
+    warning = partial(Rule, severity="warning")
+    return (
+        warning("bad_file", "no file quarantined", "repair or remove the file; training continues without it"),
         warning(
             "same_pixels_across_splits",
             "no image in two splits",

@@ -1,6 +1,6 @@
 """The manifest's schema: one row per source file, checked by pandera, everything at once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -39,30 +39,22 @@ def column_faults(manifest: pd.DataFrame) -> list[str]:
     return faults
 
 
-def failures(manifest: pd.DataFrame, lengths: Mapping[str, int]) -> pd.DataFrame:
-    """Every row of a manifest without column faults that breaks a rule.
+def failures(manifest: pd.DataFrame, lengths: Mapping[str, int]) -> Iterator[tuple[str, int, str]]:
+    """Rule, row and value of everything that breaks a rule in a manifest without column faults.
 
     lengths: the number of images in each split's array; a split without a readable array is absent.
-    Returns the columns rule, row (position in the manifest) and value (text).
     """
     try:
         _schema(lengths).validate(manifest, lazy=True)
+        return
     except pa.errors.SchemaErrors as error:
         cases = error.failure_cases.astype(object)
-    else:
-        return pd.DataFrame({"rule": [], "row": [], "value": []})
     # pandera lists every cell of a row that breaks a rule on whole rows: one is enough.
     whole = cases["schema_context"] == "DataFrameSchema"
     cases = cases[~whole | ~cases.duplicated(["check", "index"])]
-    values = [
-        _DESCRIBE[check](manifest.loc[row]) if check in _DESCRIBE else f"{column} = {case}"
-        for check, column, case, row in zip(
-            cases["check"], cases["column"], cases["failure_case"], cases["index"], strict=True
-        )
-    ]
-    return pd.DataFrame(
-        {"rule": cases["check"].to_numpy(), "row": cases["index"].to_numpy(), "value": values}
-    )
+    for rule, column, case, row in cases[["check", "column", "failure_case", "index"]].itertuples(index=False):
+        describe = _DESCRIBE.get(rule)
+        yield rule, row, describe(manifest.loc[row]) if describe else f"{column} = {case}"
 
 
 def _schema(lengths: Mapping[str, int]) -> pa.DataFrameSchema:

@@ -28,9 +28,7 @@ def _at(function: Any) -> Any:
 def _count(what: str) -> int:
     descriptor = os.open(str(_calls), os.O_RDWR | os.O_APPEND | os.O_CREAT)
     try:
-        os.write(
-            descriptor, (what.replace("\n", " ")[:200] + "\n").encode()
-        )  # appended whole: one line a call
+        os.write(descriptor, (what.replace("\n", " ")[:200] + "\n").encode())  # appended whole: one line a call
         os.lseek(descriptor, 0, os.SEEK_SET)
         return os.read(descriptor, 1 << 20).count(b"\n")
     finally:

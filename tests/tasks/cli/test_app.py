@@ -18,9 +18,14 @@ from PIL import Image
 
 from flows import runs as runs_of_the_flow
 from tasks import workspace
-from tasks.cli import app, apply, doctor, run_lookup
+from tasks.cli import apply, doctor, named_run, reading
+from tasks.cli.app import app
+from tasks.cli.comparison import Comparison
+from tasks.cli.console import LOOK
+from tasks.processes import services
+from tasks.processes.entry import INPUT_ERROR
 from vae.data import images
-from vae.inference import scoring
+from vae.inference import generate, scoring
 from vae.metrics import measurement
 from vae.models import saved
 
@@ -31,7 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("wörk")
     with pytest.MonkeyPatch.context() as patch:
         stand_in(folder, patch)
-        Path("params.yaml").write_bytes((PROJECT / "experiments" / "default.yaml").read_bytes())
+        Path("params.yaml").write_text("seed: 0\n")
         write_model()
         for number in range(6):
             picture(Path(f"photos/{'good' if number < 4 else 'bad'}/{number}.png"), number)
@@ -48,16 +53,12 @@ def expected() -> np.ndarray:
 
 def test_help_answers_at_once_because_it_imports_nothing_heavy() -> None:
     heavy = ("torch", "mlflow", "numpy", "pandas", "pydantic")
-    listed = (
-        f"import sys; from tasks.cli import app; print([name for name in {heavy} if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", listed], cwd=PROJECT, capture_output=True, text=True, check=True
-    )
+    listed = f"import sys; from tasks.cli import app; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", listed], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     help_text = vae("--help")
     assert help_text.exit_code == 0 and "Exit codes" in help_text.stdout
-    for command in app.app.registered_commands:
+    for command in app.registered_commands:
         assert command.callback is not None
         one = vae(command.callback.__name__, "--help")
         assert one.exit_code == 0 and "Exit codes" in one.stdout
@@ -65,7 +66,7 @@ def test_help_answers_at_once_because_it_imports_nothing_heavy() -> None:
 
 def test_encode_writes_what_the_encoder_says_and_tells_what_it_skipped(place: Path) -> None:
     done = vae("encode", "photos", "out/latents.parquet", "--json")
-    assert done.exit_code == app.LOOK, "a file was skipped"
+    assert done.exit_code == LOOK, "a file was skipped"
     told = json.loads(done.stdout)
     assert told["images"] == 6 and told["output"] == "out/latents.parquet"
     assert [row["path"] for row in told["skipped"]] == ["good/broken.jpg"]
@@ -81,8 +82,8 @@ def test_encode_writes_what_the_encoder_says_and_tells_what_it_skipped(place: Pa
 
 
 def test_batches_are_small_and_complete(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apply, "BATCH", 2)
-    source = apply.reading(Path("photos"), saved.load(workspace.MODEL))
+    monkeypatch.setattr(reading, "BATCH", 2)
+    source = reading.reading(Path("photos"), saved.load(workspace.MODEL))
     parts = list(source.batches())
     assert all(len(items) == len(pixels) <= 2 for items, pixels in parts)
     np.testing.assert_array_equal(np.concatenate([pixels for _, pixels in parts]), expected())
@@ -90,7 +91,7 @@ def test_batches_are_small_and_complete(place: Path, monkeypatch: pytest.MonkeyP
 
 def test_score_is_the_librarys_most_unusual_first_with_the_kept_threshold(place: Path) -> None:
     done = vae("score", "photos")
-    assert done.exit_code == app.LOOK
+    assert done.exit_code == LOOK
     table = pd.read_csv(io.StringIO(done.stdout)).set_index("path")
     assert table["score"].is_monotonic_decreasing
     model = saved.load(workspace.MODEL)
@@ -115,14 +116,14 @@ def test_score_into_a_file_leaves_standard_output_empty(place: Path, name: str) 
     assert (done.exit_code, done.stdout) == (0, "")
     table = pd.read_csv(name) if name.endswith("csv") else pd.read_parquet(name)
     assert sorted(table["path"]) == ["4.png", "5.png"]
-    assert vae("score", "photos/bad", "--to", "scores.txt").exit_code == app.INPUT_ERROR
+    assert vae("score", "photos/bad", "--to", "scores.txt").exit_code == INPUT_ERROR
 
 
-def test_unseen_leaves_out_what_the_manifest_trained_on_and_usual_gives_the_auroc(place: Path) -> None:
+def test_unseen_leaves_out_what_the_manifest_trained_on_and_usual_gives_the_auroc(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     shas = {n: hashlib.sha256(Path(f"photos/good/{n}.png").read_bytes()).hexdigest() for n in range(4)}
-    manifest = pd.DataFrame(
-        {"split": ["train", "valid", "test", None], "sha256": [shas[0], shas[1], shas[2], "0"]}
-    )
+    manifest = pd.DataFrame({"split": ["train", "valid", "test", None], "sha256": [shas[0], shas[1], shas[2], "0"]})
     workspace.MANIFEST.parent.mkdir(exist_ok=True)
     manifest.to_parquet(workspace.MANIFEST)
     done = vae("score", "photos", "--unseen", "--usual", "good", "--json")
@@ -132,21 +133,22 @@ def test_unseen_leaves_out_what_the_manifest_trained_on_and_usual_gives_the_auro
     assert told["left_out"] == 2
     pairs = [(scores[f"bad/{b}.png"], scores[f"good/{g}.png"]) for b in (4, 5) for g in (2, 3)]
     assert told["auroc"] == {"all others": sum(bad > good for bad, good in pairs) / 4}
-    assert "WARNING" not in done.stderr
+    assert not caplog.messages
 
     other = place / "other"
     write_model(other, seed=1)
-    assert "WARNING: --unseen goes by" in vae("score", "photos", "--unseen", "-m", other).stderr
+    vae("score", "photos", "--unseen", "-m", other)
+    assert any(message.startswith("--unseen uses") for message in caplog.messages)
     nobody = vae("score", "photos", "--usual", "nobody")
-    assert nobody.exit_code == app.INPUT_ERROR and "'bad', 'good'" in nobody.stderr
+    assert nobody.exit_code == INPUT_ERROR and "'bad', 'good'" in nobody.stderr
 
 
 def test_reconstruct_draws_each_image_beside_itself(place: Path) -> None:
-    assert vae("reconstruct", "photos", "copies").exit_code == app.LOOK
-    assert vae("reconstruct", "photos", "pairs", "--pairs").exit_code == app.LOOK
+    assert vae("reconstruct", "photos", "copies").exit_code == LOOK
+    assert vae("reconstruct", "photos", "pairs", "--pairs").exit_code == LOOK
     model = saved.load(workspace.MODEL)
     originals = expected()
-    copies = measurement.reconstruct(model.model, originals, model.likelihood, model.compute())
+    copies = generate.reconstruct(model.model, originals, model.likelihood, model.compute())
     np.testing.assert_array_equal(np.asarray(Image.open("copies/bad/4.png.png")), copies[0])
     pair = np.concatenate([originals[5], copies[5]], axis=1)
     np.testing.assert_array_equal(np.asarray(Image.open("pairs/good/3.png.png")), pair)
@@ -168,7 +170,7 @@ def test_sample_and_traverse_draw_what_they_are_asked_for(place: Path) -> None:
     mu, logvar = measurement.encode(model.model, expected()[:1], model.compute())
     kl = 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar)[0]
     assert chosen == np.argsort(-kl)[:2].tolist()
-    assert vae("traverse", "photos/bad/4.png", "w.png", "--latents", "4").exit_code == app.INPUT_ERROR
+    assert vae("traverse", "photos/bad/4.png", "w.png", "--latents", "4").exit_code == INPUT_ERROR
 
 
 @pytest.mark.parametrize(
@@ -183,54 +185,58 @@ def test_sample_and_traverse_draw_what_they_are_asked_for(place: Path) -> None:
         (("reconstruct", "photos", "params.yaml"), "cannot write"),
     ],
 )
-def test_what_can_be_put_right_is_one_line_and_exit_code_2(
-    place: Path, arguments: tuple[str, ...], told: str
-) -> None:
+def test_an_error_of_the_user_is_one_line_and_exit_code_2(place: Path, arguments: tuple[str, ...], told: str) -> None:
     done = vae(*arguments)
-    assert done.exit_code == app.INPUT_ERROR and not done.stdout
+    assert done.exit_code == INPUT_ERROR and not done.stdout
     assert told in done.stderr and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 
-def test_scores_that_are_no_numbers_are_unusual_and_told(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_that_are_not_finite_are_unusual_and_reported(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nan_for_the_first(model: object, images: np.ndarray, *_: object) -> np.ndarray:
         return np.array([np.nan, *np.arange(1.0, len(images))])
 
     monkeypatch.setattr(scoring, "scores", nan_for_the_first)
     done = vae("score", "photos", "--usual", "good", "--threshold", "1e9", "--json")
-    assert done.exit_code == app.LOOK and "1 scores are no number" in done.stderr
+    assert done.exit_code == LOOK and "1 scores are not finite" in done.stderr
     told = json.loads(done.stdout)
     assert told["scores"][0]["score"] is None and told["scores"][0]["unusual"] is True
     assert sum(row["unusual"] for row in told["scores"]) == 1
     assert 0 <= told["auroc"]["all others"] <= 1
 
 
-def test_the_doctor_knows_the_servers_of_make_up(tmp_path: Path) -> None:
+def test_the_doctor_knows_the_servers_of_make_up(place: Path) -> None:
     """By the note that `make up` writes, of a process that is what the note's name says."""
-    note = tmp_path / "mlflow-server.pid"
+    note = services.note(services.MLFLOW)
+    note.parent.mkdir(exist_ok=True)
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     for arguments, known in ((["mlflow", "server"], True), (["another"], False)):
         process = subprocess.Popen([*sleep, *arguments])
         try:
             note.write_text(str(process.pid))
-            assert doctor._noted_process(note) == (process.pid if known else None)
+            assert (services.noted_process(services.MLFLOW) is not None) == known
         finally:
             process.kill()
             process.wait()
-    assert doctor._noted_process(note) is None and doctor._noted_process(tmp_path / "none.pid") is None
+    assert services.noted_process(services.MLFLOW) is None and services.noted_process("none") is None
 
 
-def test_runs_on_other_data_are_no_comparison() -> None:
+def test_runs_on_other_data_are_not_comparable() -> None:
     about = {"data": ("1", "2"), "verdict": ("under_regularised", "healthy")}
-    told = str(run_lookup.Comparison(("a", "b"), about, {}, {}))
-    assert "other data" in told and "under_regularised" in told
-    assert "other data" not in str(run_lookup.Comparison(("a", "b"), {**about, "data": ("1", "1")}, {}, {}))
+    told = str(Comparison(("a", "b"), about, {}, {}))
+    assert "different data" in told and "under_regularised" in told
+    assert "different data" not in str(Comparison(("a", "b"), {**about, "data": ("1", "1")}, {}, {}))
 
 
 @pytest.mark.parametrize(
     "words",
-    [("compare", "a", "b"), ("promote",), ("rollback",), ("report", "a"), ("sample", "-m", "candidate")],
+    [
+        ("compare", "a", "b"),
+        ("promote",),
+        ("rollback",),
+        ("report", "a"),
+        ("sample", "-m", "candidate"),
+        ("trace",),
+    ],
 )
 def test_a_server_that_is_away_is_one_line_and_exit_code_2(
     place: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
@@ -238,7 +244,7 @@ def test_a_server_that_is_away_is_one_line_and_exit_code_2(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     done = vae(*words)
-    assert done.exit_code == app.INPUT_ERROR and "Traceback" not in done.stderr
+    assert done.exit_code == INPUT_ERROR and "Traceback" not in done.stderr
     assert "MLflow does not answer" in done.stderr and "make up" in done.stderr
 
 
@@ -259,19 +265,19 @@ def test_models_by_alias_and_the_runs_behind_them(place: Path) -> None:
     assert told["weights_sha256"] == saved.weights_hash(workspace.MODEL)
     assert vae("encode", "photos/bad", "-m", f"runs:/{first}").exit_code == 0
     missing = vae("encode", "photos/bad", "-m", "champion")
-    assert missing.exit_code == app.INPUT_ERROR and "candidate (version 1)" in missing.stderr
+    assert missing.exit_code == INPUT_ERROR and "candidate (version 1)" in missing.stderr
 
     assert json.loads(vae("promote", "--json").stdout)["champion"] == "1"
     write_model(seed=2)
     register("second", 4.0)
     refused = vae("promote")
-    assert refused.exit_code == app.LOOK and "of champion version 1 (-1 nats" in refused.stderr
+    assert refused.exit_code == LOOK and "of champion version 1 (-1 nats" in refused.stderr
     assert vae("promote", "2", "--force").exit_code == 0
-    assert "champion already" in vae("promote", "candidate").stderr
+    assert "already the champion" in vae("promote", "candidate").stderr
     back = vae("rollback", "--json")
     assert back.exit_code == 0 and json.loads(back.stdout)["champion"] == "1"
     nowhere = vae("rollback")
-    assert nowhere.exit_code == app.INPUT_ERROR and "no champion before version 1" in nowhere.stderr
+    assert nowhere.exit_code == INPUT_ERROR and "no champion before version 1" in nowhere.stderr
 
     for one, other in ((first, "second"), ("champion", "2"), ("models:/vae/1", "models/vae")):
         compared = json.loads(vae("compare", one, other, "--json").stdout)
@@ -280,7 +286,7 @@ def test_models_by_alias_and_the_runs_behind_them(place: Path) -> None:
         assert compared["parameters"] == {"kl.max_weight": ["5.0", "4.0"]}
     lines = vae("compare", "first", "second").stdout.splitlines()
     assert any(line.split() == ["test", "elbo", "5", "4"] for line in lines)
-    assert vae("compare", "first", "third").exit_code == app.INPUT_ERROR
+    assert vae("compare", "first", "third").exit_code == INPUT_ERROR
     name = runs_of_the_flow.called("leaves", {"train.epochs": 2})
     register(name, 3.0)
     assert json.loads(vae("compare", "first", name, "--json").stdout)["names"][1] == f"{name}-healthy"
@@ -289,8 +295,9 @@ def test_models_by_alias_and_the_runs_behind_them(place: Path) -> None:
     assert Path("copy.html").read_text() == "<html>first</html>"
     assert Path(vae("report", "champion").stdout.strip()).read_text() == "<html>first</html>"
     none = vae("report")
-    assert none.exit_code == app.INPUT_ERROR and "dvc repro" in none.stderr
-    assert run_lookup.find("second").info.run_name == "second-healthy"
+    assert none.exit_code == INPUT_ERROR and "dvc repro" in none.stderr
+    assert named_run.find("second").info.run_name == "second-healthy"
+    assert first in vae("trace", first).stdout and vae("trace", "nothing").exit_code == INPUT_ERROR
 
 
 def test_the_doctor_finds_what_needs_doing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +306,7 @@ def test_the_doctor_finds_what_needs_doing(place: Path, monkeypatch: pytest.Monk
     Path(".dvc/tmp").mkdir(parents=True)
     Path(".dvc/tmp/rwlock").write_text("")
     done = vae("doctor", "--json")
-    assert done.exit_code == app.LOOK
+    assert done.exit_code == LOOK
     told = json.loads(done.stdout)
     problems = {check["name"]: check["text"] for check in told["checks"] if check["state"] == "problem"}
     assert not told["healthy"] and "numpy" in problems["packages"] and "rwlock" in problems["locks"]

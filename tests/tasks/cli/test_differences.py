@@ -1,4 +1,4 @@
-"""What is said of two runs that should be the same."""
+"""The report on two runs that should be the same."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ def metrics(**test: object) -> bytes:
     return json.dumps({"valid": {"elbo": 1.0}, "test": test}).encode()
 
 
-def test_the_first_epoch_and_column_that_part_are_named() -> None:
+def test_the_first_epoch_and_column_that_differ_are_named() -> None:
     found = differences.of_files(HISTORY, TABLE, TABLE.replace(b"2,40.0,4.5", b"2,40.0,4.500000001"))
     assert not found.same
     assert found.detail == "from epoch 2: valid/kl 4.5, here 4.500000001"
@@ -26,18 +26,18 @@ def test_the_first_epoch_and_column_that_part_are_named() -> None:
     assert (wider.same, wider.detail) == (False, "other columns")
 
 
-def test_of_metrics_the_number_that_parts_most_is_named() -> None:
+def test_of_metrics_the_number_that_differs_most_is_named() -> None:
     then, here = metrics(elbo=100.0, kl=2.0, nll=None), metrics(elbo=101.0, kl=3.0, nll=None)
-    assert differences.of_files(METRICS, then, here).detail == "2 of 4 numbers; test/kl 2.0, here 3.0"
+    assert differences.of_files(METRICS, then, here).detail == "2 of 4 numbers; test.kl 2.0, here 3.0"
     lost = differences.of_files(METRICS, then, metrics(elbo=100.1, kl=2.0))
-    assert lost.detail.startswith("1 of 4 numbers; test/elbo")
+    assert lost.detail.startswith("1 of 4 numbers; test.elbo")
     gone = differences.of_files(METRICS, then, metrics(elbo=100.1, kl=2.0, nll=5.0))
-    assert gone.detail == "2 of 4 numbers; test/nll None, here 5.0"
+    assert gone.detail == "2 of 4 numbers; test.nll None, here 5.0"
     spaced = differences.of_files(METRICS, then, then + b"\n")
-    assert (spaced.same, spaced.detail) == (False, "the same numbers, written otherwise")
+    assert (spaced.same, spaced.detail) == (False, "the same numbers, formatted differently")
 
 
-def test_damaged_files_differ_and_are_told() -> None:
+def test_damaged_files_differ() -> None:
     assert differences.of_files(METRICS, b"{", metrics()).detail.startswith("not JSON: ")
     assert not differences.of_files(HISTORY, b"\xff\x00", TABLE).same
 
@@ -45,7 +45,7 @@ def test_damaged_files_differ_and_are_told() -> None:
 def test_conditions_are_of_machine_and_code_and_only_those_that_differ() -> None:
     then = {"compute.threads": "2", "machine.cpu": "A", "version.numpy": "2.0", "verdict": "healthy"}
     here = {"compute.threads": "1", "machine.cpu": "A", "version.torch": "3", "verdict": "collapsed"}
-    assert differences.conditions(then, here) == [
+    assert differences.of_conditions(then, here) == [
         Difference("compute.threads", "2", "1"),
         Difference("version.numpy", "2.0", "not recorded"),
         Difference("version.torch", "not recorded", "3"),
@@ -54,33 +54,33 @@ def test_conditions_are_of_machine_and_code_and_only_those_that_differ() -> None
 
 def test_an_evaluation_by_other_code_is_a_condition() -> None:
     same = {"git.commit": "a", "git.changed": "", "evaluated.git.commit": "a", "evaluated.git.changed": ""}
-    assert differences.conditions(same, {}) == []
+    assert differences.of_conditions(same, {}) == []
     other = {**same, "evaluated.git.commit": "b", "evaluated.git.changed": "params.yaml\nvae/report.py"}
-    assert differences.conditions(other, {}) == [
+    assert differences.of_conditions(other, {}) == [
         Difference("commit of the evaluation", "b", "a"),
         Difference("not committed at the evaluation", "params.yaml, vae/report.py", "nothing"),
     ]
-    assert differences.conditions({"git.commit": "a"}, {}) == [], "it was never evaluated"
+    assert differences.of_conditions({"git.commit": "a"}, {}) == [], "it was never evaluated"
 
 
 SAME, OTHER, UNKNOWN = Difference("a", "1", "1"), Difference("b", "1", "2", "why"), Difference("c", None, "3")
 
 
 def test_identical_names_what_was_compared_and_what_was_not() -> None:
-    assert differences.told([SAME], []) == ["identical  to the bit: a"]
-    assert differences.told([SAME, UNKNOWN], [OTHER]) == [
+    assert list(differences.report([SAME], [])) == ["identical  to the bit: a"]
+    assert list(differences.report([SAME, UNKNOWN], [OTHER])) == [
         "not compared: the run did not record c",
         "identical  to the bit: a",
     ]
 
 
 def test_what_differs_is_a_table_with_the_reasons_that_it_may_have() -> None:
-    lines = differences.told([SAME, OTHER], [Difference("compute.threads", "2", "1")])
+    lines = differences.report([SAME, OTHER], [Difference("compute.threads", "2", "1")])
     assert [line.split() for line in lines] == [
         ["differs", "the", "run", "here"],
         ["b", "1", "2", "why"],
         ["identical", "a"],
-        ["it", "may,", "because", "of", "the", "run", "here"],
+        ["possible", "reason", "the", "run", "here"],
         ["compute.threads", "2", "1"],
     ]
-    assert differences.told([OTHER], [])[-1].endswith("what made this is not known")
+    assert list(differences.report([OTHER], []))[-1].endswith("the cause is unknown")

@@ -11,16 +11,13 @@ from tasks.cli import trace
 from tasks.tracking import store
 from vae.config.errors import InputError
 
-pytestmark = pytest.mark.timeout(
-    600
-)  # the first test waits for both ways to end; on a busy machine that is long
+pytestmark = pytest.mark.timeout(600)  # the first test waits for both workspaces
 
 
 @pytest.fixture
 def run(by_flow: ByFlow, monkeypatch: pytest.MonkeyPatch) -> Run:
     """The MLflow run of the first flow run."""
-    folder = by_flow.place.folder
-    stand_in(folder, monkeypatch)
+    stand_in(by_flow.place.folder, monkeypatch)
     client, experiment = store.connect()
     condition = f"tags.`prefect.flow_run_id` = '{by_flow.first.flow_run}'"
     (found,) = client.search_runs([experiment], condition)
@@ -56,9 +53,9 @@ def test_an_experiment_leads_to_the_run_whose_results_it_holds(run: Run) -> None
     assert ids("renamed") == [run.info.run_id]
 
 
-def test_what_is_known_nowhere_is_told() -> None:
-    with pytest.raises(InputError, match="leads to no MLflow run"):
+def test_an_unknown_name_is_an_error(run: Run) -> None:
+    with pytest.raises(InputError, match="no MLflow run found"):
         trace.find("nonsense")
     for name in ("it's", "--all", ""):
-        with pytest.raises(InputError, match="is the name of no run"):
+        with pytest.raises(InputError, match="is not a valid name"):
             trace.find(name)

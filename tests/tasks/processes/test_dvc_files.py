@@ -13,9 +13,7 @@ from flows import stage
 from tasks.processes import dvc_files
 from tasks.workspace import LOCK
 
-PIPELINE = (
-    "stages:\n  copy:\n    cmd: cp source made && echo once >> runs\n    deps: [source]\n    outs: [made]\n"
-)
+PIPELINE = "stages:\n  copy:\n    cmd: cp source made && echo once >> runs\n    deps: [source]\n    outs: [made]\n"
 
 
 @pytest.fixture(scope="module")

@@ -87,9 +87,7 @@ def test_whatever_ends_the_flow_or_dvc_ends_the_stage_and_frees_the_locks(
     wait_for(lambda: not running(place), PROMISED_SECONDS, "flow, DVC and stage to end")
     assert flow.wait() != 0
     Path("again").touch()
-    again = subprocess.run(
-        [sys.executable, "-m", "dvc", "repro"], capture_output=True, text=True, check=False
-    )
+    again = subprocess.run([sys.executable, "-m", "dvc", "repro"], capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
 
 

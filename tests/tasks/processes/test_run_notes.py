@@ -19,9 +19,7 @@ with run_notes.noted(Path(sys.argv[1]), sys.argv[2], {"pid": 1}):
 
 
 def worker(folder: Path, name: str) -> "subprocess.Popen[str]":
-    process = subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(folder), name], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", WORKER, str(folder), name], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "noted\n"
     return process
 

@@ -12,9 +12,7 @@ LOCK = "stages:\n  train:\n    cmd: python -m tasks.train\n    outs:\n    - {pat
 
 def git(*arguments: str) -> str:
     who = ("-c", "user.name=t", "-c", "user.email=t@example.invalid")
-    return subprocess.run(
-        ["git", *who, *arguments], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    return subprocess.run(["git", *who, *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.fixture
@@ -32,7 +30,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_clean_commit_names_no_change_and_dvc_lock_is_none(repository: Path) -> None:
     Path("dvc.lock").write_text("other results\n")
     Path("untracked.txt").write_text("")
-    assert lineage.git() == {
+    assert lineage.commit() == {
         "git.commit": git("rev-parse", "HEAD"),
         "git.dirty": "false",
         "git.changed": "",
@@ -43,27 +41,43 @@ def test_every_changed_file_is_named_whether_staged_or_not(repository: Path) -> 
     Path("params.yaml").write_text("after\n")
     Path("sömë code.py").write_text("after\n")
     git("add", "params.yaml")
-    found = lineage.git()
+    found = lineage.commit()
     assert (found["git.dirty"], found["git.changed"]) == ("true", "params.yaml\nsömë code.py")
 
 
-def test_of_very_many_changes_it_says_that_there_are_more(repository: Path) -> None:
+def test_a_long_list_of_changes_ends_with_an_ellipsis(repository: Path) -> None:
     for number in range(lineage.MANY + 5):
         Path(f"new {number:03}").write_text("")
     git("add", "--all")
-    names = lineage.git()["git.changed"].split("\n")
+    names = lineage.commit()["git.changed"].split("\n")
     assert len(names) == lineage.MANY + 1 and names[-1] == "…"
 
 
-def test_outside_a_repository_the_image_says_its_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outside_a_repository_the_commit_is_that_of_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.setenv("GIT_COMMIT", "abc")
-    assert lineage.git() == {"git.commit": "abc"}
+    assert lineage.commit() == {"git.commit": "abc"}
     monkeypatch.delenv("GIT_COMMIT")
-    assert lineage.git() == {}
+    assert lineage.commit() == {}
+
+
+@pytest.mark.parametrize(
+    ("remote", "url"),
+    [
+        ("https://user:secret@example.org/a/b.git", "https://example.org/a/b/commit/abc"),
+        ("git@example.org:a/b.git", "https://example.org/a/b/commit/abc"),
+        ("ssh://git@example.org:22/a/b", "https://example.org/a/b/commit/abc"),
+        ("/srv/git/b.git", None),
+        ("file:///srv/git/b.git", None),
+    ],
+)
+def test_a_commit_is_linked_where_its_remote_is_on_the_web_and_no_secret_with_it(
+    repository: Path, remote: str, url: str | None
+) -> None:
+    assert lineage.commit_url("abc") is None
+    git("remote", "add", "origin", remote)
+    assert lineage.commit_url("abc") == url
 
 
 def test_a_stage_hash_follows_the_entry_and_nothing_else() -> None:

@@ -6,37 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.project import PROJECT
-from helpers.registered import model
+from helpers.commands import evaluate, write_model
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from tasks import workspace
-from tasks.cli import run_lookup
 from tasks.tracking import lineage, promotion, registry, store
-from vae.config import parameters
-from vae.config.constants import SPLITS
+from tasks.tracking.promotion import Outcome
 from vae.config.errors import InputError
 from vae.inference.scoring import elbo_per_image
 from vae.models.saved import Saved
 from vae.report.facts import Origin
 
-DEFAULT = PROJECT / "experiments" / "default.yaml"
 IMAGES = 40
 ELBOS = np.random.default_rng(0).normal(100, 20, IMAGES)
 METRICS = {"kl": 20.0, "prior_gap": 2.0, "active_units": 2, "mse_sampled": 0.01}
-HEALTHY = {registry.VERDICT: "healthy", registry.LIKELIHOOD: "gaussian"}
-
-
-@pytest.fixture
-def client(new_store: bytes, empty_workspace: Path) -> MlflowClient:
-    """A store of its own, and images to be judged on."""
-    (empty_workspace / "mlflow.db").write_bytes(new_store)
-    random = np.random.default_rng(0)
-    for split in SPLITS:
-        np.save(workspace.images(split), random.integers(0, 256, (IMAGES, 8, 8, 1), dtype=np.uint8))
-    workspace.PARAMS.write_bytes(DEFAULT.read_bytes())
-    return store.connect()[0]
 
 
 def scored(gain: float) -> np.ndarray:
@@ -46,21 +30,29 @@ def scored(gain: float) -> np.ndarray:
 
 
 def registered(client: MlflowClient, gain: float) -> ModelVersion:
-    """A version in the registry with an evaluated run, as the gate sees them; the files of the model are left out."""
-    experiment = client.get_experiment_by_name(store.EXPERIMENT)
-    assert experiment is not None
-    run_id = client.create_run(experiment.experiment_id).info.run_id
+    """A version in the registry with an evaluated run, as the gate sees them, without the files of a model."""
+    run_id = client.create_run("1").info.run_id
     for name, value in METRICS.items():
         client.log_metric(run_id, f"test/{name}", value)
     promotion.keep_scores(client, run_id, scored(gain), lineage.data()["data.sha256"])
     if not client.search_registered_models("name = 'vae'"):
         client.create_registered_model("vae")
-    tags = {**HEALTHY, registry.RUN: run_id, registry.WEIGHTS: f"{gain}"}
+    tags = {
+        store.VERDICT: "healthy", registry.LIKELIHOOD: "gaussian", registry.RUN: run_id, store.WEIGHTS: f"{gain}",
+    }  # fmt: skip
     return client.create_model_version("vae", f"runs:/{run_id}/model", run_id, tags)
 
 
 def evaluated(client: MlflowClient, gain: float, mode: str = "enabled") -> str:
-    return promotion.consider(client, registered(client, gain), mode)
+    return consider(client, registered(client, gain), mode)
+
+
+def consider(client: MlflowClient, version: ModelVersion, mode: str = "enabled") -> str:
+    return promotion.consider(client, version, mode).sentence
+
+
+def by_hand(client: MlflowClient, version: str, mode: str = "by hand") -> Outcome:
+    return promotion.consider(client, client.get_model_version("vae", version), mode)
 
 
 def champion(client: MlflowClient) -> str | None:
@@ -68,37 +60,32 @@ def champion(client: MlflowClient) -> str | None:
     return None if found is None else str(found.version)
 
 
-def log_evaluation(one: Saved, gain: float) -> Origin:
-    """What evaluate does at its end, with the gate enabled; returns what its report is told."""
-    plots = Path("reports/plots")
-    plots.mkdir(parents=True, exist_ok=True)
-    p = parameters.load(workspace.PARAMS)
-    p = p.model_copy(update={"promote": parameters.Promote(mode="enabled")})
-    test = {**METRICS, "elbo": float(scored(gain).mean())}
-    monitor = {"verdict": "healthy", "summary": "So it is."}
+def log_evaluation(model: Saved, gain: float) -> Origin:
+    """What evaluate does at its end, with the gate enabled; returns what its report is given."""
     told: list[Origin] = []
 
     def report(origin: Origin) -> str:
         told.append(origin)
         return "<html></html>"
 
-    store.log_evaluation(one, {"valid": {}, "test": test}, monitor, plots, report, p, scored(gain))
+    test = {**METRICS, "elbo": float(scored(gain).mean())}
+    evaluate(model, test, scored(gain), promote="enabled", report=report)
     return told[0]
 
 
-def test_an_evaluation_moves_the_alias_and_tells_it_everywhere(
-    client: MlflowClient, capsys: pytest.CaptureFixture[str]
+def test_an_evaluation_moves_the_alias_and_records_it_everywhere(
+    client: MlflowClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log_evaluation(model(1), 0)
+    log_evaluation(write_model(seed=1), 0)
     assert champion(client) == "1", "healthy, and there is none yet"
-    capsys.readouterr()
-    better = model(2)
-    told = log_evaluation(better, 5)
+    better = write_model(seed=2)
+    with caplog.at_level("INFO", "tasks"):
+        told = log_evaluation(better, 5)
     assert champion(client) == "2"
     sentence = told.promotion
     assert sentence is not None and sentence.startswith("was promoted: test ELBO")
     assert told.champion is not None and told.champion[0] == "the champion, version 1"
-    assert f"promotion: version 2 {sentence}" in capsys.readouterr().out
+    assert f"promotion: version 2 {sentence}" in caplog.text
     run, version = store.run_of(better.sha256), client.get_model_version("vae", "2")
     assert run.data.tags[promotion.SENTENCE] == version.tags[promotion.SENTENCE] == sentence
     decision = json.loads(Path(client.download_artifacts(run.info.run_id, promotion.DECISION)).read_text())
@@ -106,7 +93,7 @@ def test_an_evaluation_moves_the_alias_and_tells_it_everywhere(
     assert decision["gain"]["low"] == pytest.approx(5, abs=0.5) and decision["champion"] == "1"
 
     again = log_evaluation(better, 5)
-    assert again.promotion == "is the champion already, version 2"
+    assert again.promotion == "is already the champion, version 2"
     assert client.get_registered_model("vae").tags[promotion.CHAMPIONS] == "1 2"
 
 
@@ -114,8 +101,8 @@ def test_enabled_promotes_only_what_is_better_and_dry_run_nothing(client: Mlflow
     assert evaluated(client, 0, "dry_run") == "would be promoted: it is healthy and there is no champion yet"
     assert champion(client) is None
     evaluated(client, 0)
-    assert evaluated(client, -3).startswith("was not promoted: no better: ")
-    assert evaluated(client, 0.1).startswith("was not promoted: no better beyond the noise: ")
+    assert evaluated(client, -3).startswith("was not promoted: not better: ")
+    assert evaluated(client, 0.1).startswith("was not promoted: not better beyond the noise: ")
     assert evaluated(client, 5, "dry_run").startswith("would be promoted: test ELBO")
     assert champion(client) == "2"
     evaluated(client, 5.5)
@@ -125,18 +112,16 @@ def test_enabled_promotes_only_what_is_better_and_dry_run_nothing(client: Mlflow
 def test_a_rollback_goes_back_step_by_step_and_an_evaluation_does_not_undo_it(client: MlflowClient) -> None:
     for gain in (0, 5, 10):
         evaluated(client, gain)
-    assert run_lookup.rollback().to_dict()["champion"] == champion(client) == "2"
-    assert "was rolled back to version 2" in promotion.consider(
-        client, client.get_model_version("vae", "3"), "enabled"
-    )
+    assert promotion.roll_back("vae").champion == champion(client) == "2"
+    assert "was rolled back to version 2" in by_hand(client, "3", "enabled").sentence
     assert champion(client) == "2", "it was taken back for a reason that its numbers do not show"
-    assert run_lookup.promote("3", force=False).champion == "2"
-    assert run_lookup.rollback().champion == champion(client) == "1"
+    assert by_hand(client, "3").champion == "2"
+    assert promotion.roll_back("vae").champion == champion(client) == "1"
     with pytest.raises(InputError, match="no champion before version 1"):
-        run_lookup.rollback()
-    assert run_lookup.promote("3", force=True).champion == champion(client) == "3"
+        promotion.roll_back("vae")
+    assert by_hand(client, "3", "forced").champion == champion(client) == "3"
     assert promotion.ROLLED_BACK not in client.get_model_version("vae", "3").tags, "it is as any other again"
-    assert run_lookup.rollback().champion == "1"
+    assert promotion.roll_back("vae").champion == "1"
 
 
 def test_a_rollback_passes_over_deleted_versions_and_knows_an_alias_that_was_set_by_hand(
@@ -145,21 +130,19 @@ def test_a_rollback_passes_over_deleted_versions_and_knows_an_alias_that_was_set
     for gain in (0, 5, 10):
         evaluated(client, gain)
     client.delete_model_version("vae", "2")
-    assert run_lookup.rollback().champion == "1"
+    assert promotion.roll_back("vae").champion == "1"
     registered(client, 1)
     client.set_registered_model_alias("vae", registry.CHAMPION, "4")
     evaluated(client, 50)
-    assert champion(client) == "5" and run_lookup.rollback().champion == "4"
+    assert champion(client) == "5" and promotion.roll_back("vae").champion == "4"
 
 
 def test_a_champion_that_kept_no_scores_is_loaded_and_scored(client: MlflowClient) -> None:
-    one = model(1)
+    one = write_model(seed=1)
     log_evaluation(one, 0)
     version, data = client.get_model_version("vae", "1"), lineage.data()["data.sha256"]
     np.testing.assert_allclose(promotion.scores(client, version, data), scored(0))
-    file = Path(
-        store.run_of(one.sha256).info.artifact_uri.removeprefix("file://"), promotion.scores_file(data)
-    )
+    file = Path(store.run_of(one.sha256).info.artifact_uri.removeprefix("file://"), promotion.scores_file(data))
     file.unlink()
     images = np.load(workspace.images("test"))
     measured = elbo_per_image(one.model, images, one.likelihood, one.compute())
@@ -169,9 +152,9 @@ def test_a_champion_that_kept_no_scores_is_loaded_and_scored(client: MlflowClien
     assert f"against {measured.mean():.4g} of champion version 1" in evaluated(client, far_better)
     assert champion(client) == "2"
     candidate = registered(client, far_better + 1000)
-    run_lookup.promote("1", force=True)
+    by_hand(client, "1", "forced")
     np.save(workspace.images("test"), images[::-1])
-    assert "the images it was tested on are not here" in promotion.consider(client, candidate, "enabled")
+    assert "the images that it was tested on are not here" in consider(client, candidate)
     assert champion(client) == "1"
 
 
@@ -179,33 +162,33 @@ def test_other_data_are_not_compared_until_the_champion_is_evaluated_on_them(cli
     evaluated(client, 0)
     np.save(workspace.images("test"), np.load(workspace.images("test"))[::-1])
     candidate = registered(client, 5)
-    assert "trained and tested on other data" in promotion.consider(client, candidate, "enabled")
+    assert "trained and tested on different data" in promotion.consider(client, candidate, "enabled").sentence
     run = registry.run_behind(client, client.get_model_version("vae", "1"))
     assert run is not None
     promotion.keep_scores(client, run.info.run_id, scored(0), lineage.data()["data.sha256"])
-    promotion.consider(client, candidate, "enabled")
+    consider(client, candidate)
     assert champion(client) == "2"
 
 
 def test_a_champion_whose_run_is_gone_is_not_replaced_by_itself(client: MlflowClient) -> None:
     evaluated(client, 0)
     client.set_model_version_tag("vae", "1", registry.RUN, "0" * 32)
-    assert "not known on which data champion version 1 was tested" in evaluated(client, 5)
+    assert "the data that champion version 1 was tested on are unknown" in evaluated(client, 5)
     assert champion(client) == "1"
 
 
-def test_of_two_at_once_the_second_stands_against_the_champion_that_the_first_made(
+def test_of_two_at_once_the_second_is_compared_with_the_champion_that_the_first_made(
     client: MlflowClient,
 ) -> None:
     for gain in (0, 5, 10):
         registered(client, gain)
-    assert run_lookup.promote("1", force=False).champion == "1"
-    outcomes: list[run_lookup.Outcome] = []
-    second = threading.Thread(target=lambda: outcomes.append(run_lookup.promote("2", force=False)))
+    assert by_hand(client, "1").champion == "1"
+    outcomes: list[Outcome] = []
+    second = threading.Thread(target=lambda: outcomes.append(by_hand(client, "2")))
     with promotion.alone():
         second.start()
         second.join(timeout=0.5)
         assert second.is_alive(), "it waits"
         promotion.crown(client, client.get_model_version("vae", "3"))
     second.join(timeout=60)
-    assert outcomes[0].champion == champion(client) == "3" and "no better" in outcomes[0].sentence
+    assert outcomes[0].champion == champion(client) == "3" and "not better" in outcomes[0].sentence

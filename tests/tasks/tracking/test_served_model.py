@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.commands import PREPROCESSING, register, write_model
-from helpers.project import PROJECT
 from helpers.workspaces import free_ports, stand_in, wait_for
 from PIL import Image
 
 from tasks import workspace
-from tasks.cli import apply
+from tasks.cli import apply, reading
 from tasks.tracking import registry, store
 from vae.data import images
-from vae.inference import scoring
+from vae.inference import generate, scoring
 from vae.metrics import measurement
 from vae.models import saved
 
@@ -33,8 +32,7 @@ from vae.models import saved
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a server of a tiny model that bears the alias `champion`."""
     stand_in(tmp_path, monkeypatch)
-    default = PROJECT / "experiments" / "default.yaml"
-    workspace.PARAMS.write_bytes(default.read_bytes())
+    workspace.PARAMS.write_text("seed: 0\n")
     write_model()
     register("served", 1.0)
     store.connect()[0].set_registered_model_alias("vae", registry.CHAMPION, "1")
@@ -92,7 +90,7 @@ def test_it_encodes_reconstructs_and_scores_files_and_arrays_as_the_library_does
     compute = model.compute()
     prepared = np.stack([images.load(array, PREPROCESSING) for array in pixels])
     mu, logvar = measurement.encode(model.model, prepared, compute)
-    copies = measurement.reconstruct(model.model, prepared, model.likelihood, compute)
+    copies = generate.reconstruct(model.model, prepared, model.likelihood, compute)
     scores = scoring.scores(model, prepared, compute)
 
     for given in (pixels.tolist(), files):
@@ -104,9 +102,7 @@ def test_it_encodes_reconstructs_and_scores_files_and_arrays_as_the_library_does
         assert status == 200, rows
         np.testing.assert_allclose([row["score"] for row in rows], scores, rtol=1e-6)
         np.testing.assert_allclose([row["elbo"] for row in rows], -scores, rtol=1e-6)
-        np.testing.assert_allclose(
-            [row["percentile"] for row in rows], scoring.ranks(model, scores), atol=0.1
-        )
+        np.testing.assert_allclose([row["percentile"] for row in rows], scoring.ranks(model, scores), atol=0.1)
 
     assert ask(server, inputs=pixels.tolist(), params={"task": "reconstruct"}) == (200, copies.tolist())
     status, drawn = ask(server, inputs=files, params={"task": "reconstruct"})
@@ -119,9 +115,9 @@ def test_it_encodes_reconstructs_and_scores_files_and_arrays_as_the_library_does
     assert status == 200 and rows[0]["score"] == pytest.approx(scores[0], rel=1e-6)
 
     for document, told in (
-        ({"inputs": ["?"]}, "image 0: no base64 text"),
+        ({"inputs": ["?"]}, "image 0: invalid base64"),
         ({"inputs": [files[0], base64.b64encode(b"text").decode()]}, "image 1: not an image"),
-        ({"inputs": [[[300]]]}, "whole numbers from 0 to 255"),
+        ({"inputs": [[[300]]]}, "integers from 0 to 255"),
         ({"inputs": files, "params": {"task": "dream"}}, "expected one of encode, reconstruct, score"),
         ({"dataframe_records": [{"a": 1, "b": 2}]}, "one column of images"),
     ):
@@ -131,6 +127,6 @@ def test_it_encodes_reconstructs_and_scores_files_and_arrays_as_the_library_does
     Path("photos").mkdir()
     for number, buffer in enumerate(buffers):
         Path(f"photos/{number}.png").write_bytes(buffer.getvalue())
-    source = apply.reading(Path("photos"), model)
+    source = reading.reading(Path("photos"), model)
     table = apply.score(model, source, None, compute).sort_values("path")
     np.testing.assert_allclose(table["score"], scores, rtol=1e-9)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.trainings import params
 
 from vae.compute import devices
+from vae.config.parameters import Train
 
 LONG, SHORT = 1_000_000, 10  # images of an epoch
 LARGE, SMALL = 1e9, 1e6  # floating-point operations of an image
@@ -24,41 +24,29 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("bf16", "matrix_units", "compiler", "image_flops", "images", "precision", "compiled"),
+    ("has", "work", "chosen"),  # bf16, matrix units, a compiler; of an image, of an epoch; precision, compiled
     [
-        (False, False, True, LARGE, LONG, "fp32", False),
-        (True, False, True, LARGE, LONG, "bf16", False),
-        (True, True, True, LARGE, LONG, "bf16", True),
-        (True, True, False, LARGE, LONG, "bf16", False),
-        (True, True, True, LARGE, SHORT, "bf16", False),
-        (True, True, True, SMALL, LONG * 1000, "fp32", False),
+        ((False, False, True), (LARGE, LONG), ("fp32", False)),
+        ((True, False, True), (LARGE, LONG), ("bf16", False)),
+        ((True, True, True), (LARGE, LONG), ("bf16", True)),
+        ((True, True, False), (LARGE, LONG), ("bf16", False)),
+        ((True, True, True), (LARGE, SHORT), ("bf16", False)),
+        ((True, True, True), (SMALL, LONG * 1000), ("fp32", False)),
     ],
 )
-def test_a_cpu_takes_what_pays_on_it(
-    machine: Any,
-    bf16: bool,
-    matrix_units: bool,
-    compiler: bool,
-    image_flops: float,
-    images: int,
-    precision: str,
-    compiled: bool,
-) -> None:
-    machine(bf16, matrix_units, compiler)
-    found = devices.choose(params({"train.device": "cpu"}).train, image_flops, images)
-    assert (found.precision, found.compiled) == (precision, compiled)
+def test_a_cpu_takes_what_pays_on_it(machine: Any, has: tuple, work: tuple, chosen: tuple) -> None:
+    machine(*has)
+    found = devices.choose(Train(device="cpu"), *work)
+    assert (found.precision, found.compiled) == chosen
 
 
 def test_what_is_asked_for_is_taken(machine: Any) -> None:
     machine(bf16=False, matrix_units=False, compiler=False)
-    p = params({"train.device": "cpu", "train.precision": "bf16", "train.compile": True})
-    found = devices.choose(p.train, SMALL, SHORT)
+    found = devices.choose(Train(device="cpu", precision="bf16", compile=True), SMALL, SHORT)
     assert (found.precision, found.compiled) == ("bf16", True)
 
 
-def test_memory_is_kept_by_a_cpus_process_and_its_absence_is_no_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_cpus_process_keeps_freed_memory_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
     class C:
@@ -66,7 +54,7 @@ def test_memory_is_kept_by_a_cpus_process_and_its_absence_is_no_error(
             self.mallopt = lambda option, value: asked.append((option, value))
 
     monkeypatch.setattr(ctypes, "CDLL", C)
-    devices.choose(params({"train.device": "cpu"}).train)
+    devices.set_up(torch.device("cpu"), deterministic=True)
     assert dict(asked) == {devices.M_MMAP_MAX: 0, devices.M_TRIM_THRESHOLD: -1, devices.M_TOP_PAD: 2**26}
 
     def absent(name: str) -> None:

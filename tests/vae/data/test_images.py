@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.project import PROJECT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vae.config.parameters import load as load_parameters
+from vae.config.parameters import Parameters
 from vae.config.preprocessing import Preprocessing
 from vae.data.images import MAX_BYTES, UnusableImage, binarised, load, prepare, read_file
 
@@ -31,9 +30,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return file.getvalue()
 
 
-def pixels_of(
-    image: Image.Image, kind: str = "PNG", want: Preprocessing = RGB, **options: object
-) -> np.ndarray:
+def pixels_of(image: Image.Image, kind: str = "PNG", want: Preprocessing = RGB, **options: object) -> np.ndarray:
     return load(encoded(image, kind, **options), want)
 
 
@@ -92,9 +89,7 @@ def test_exif_that_cannot_be_read_does_not_matter() -> None:
 
 def test_pillow_warns_nobody(tmp_path: Path) -> None:
     odd = tmp_path / "odd.jpg"
-    odd.write_bytes(
-        encoded(Image.new("RGB", (8, 8)), "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x09")
-    )
+    odd.write_bytes(encoded(Image.new("RGB", (8, 8)), "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x09"))
     program = "import sys; {} Image.open(sys.argv[1]).getexif()"
     aware = subprocess.run(
         [sys.executable, "-c", program.format("from PIL import Image;"), odd], capture_output=True, text=True
@@ -146,10 +141,7 @@ def test_a_colour_key_shows_white() -> None:
     pixels = pixels_of(image, transparency=(1, 2, 3))
     assert pixels[0, 0].tolist() == [255, 255, 255] and pixels[0, 7].tolist() == [4, 5, 6]
     assert same_everywhere(pixels_of(Image.new("1", (8, 8), 0), transparency=0)) == [255, 255, 255]
-    assert (
-        same_everywhere(pixels_of(Image.fromarray(np.full((8, 8), 700, np.uint16)), transparency=700))
-        == [255] * 3
-    )
+    assert same_everywhere(pixels_of(Image.fromarray(np.full((8, 8), 700, np.uint16)), transparency=700)) == [255] * 3
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
@@ -231,9 +223,7 @@ def test_a_huge_image_is_refused_by_its_header(side: int) -> None:
         load(png_header(side, side), RGB)
 
 
-@pytest.mark.parametrize(
-    "content", [b"plain text", b"\x00" * 500, png_header(8, 8), b"%!PS-Adobe-3.0 EPSF-3.0\n"]
-)
+@pytest.mark.parametrize("content", [b"plain text", b"\x00" * 500, png_header(8, 8), b"%!PS-Adobe-3.0 EPSF-3.0\n"])
 def test_what_is_no_image_is_refused_in_one_line(content: bytes) -> None:
     with pytest.raises(UnusableImage) as refusal:
         load(content, RGB)
@@ -259,9 +249,7 @@ SAMPLES = [
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.sampled_from(SAMPLES), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8), st.data()
-)
+@given(st.sampled_from(SAMPLES), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8), st.data())
 def test_damaged_bytes_give_an_image_or_a_refusal(
     content: bytes, changes: list[tuple[float, int]], data: st.DataObject
 ) -> None:
@@ -329,9 +317,7 @@ def test_static_depends_on_image_and_seed_alone() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1), np.uint8)
     rule = Preprocessing(16, 16, 1, "static", seed=3)
     first, second = binarised(images[0], rule), binarised(images[1], rule)
-    assert np.array_equal(binarised(images[1], rule), second) and np.array_equal(
-        binarised(images[0], rule), first
-    )
+    assert np.array_equal(binarised(images[1], rule), second) and np.array_equal(binarised(images[0], rule), first)
     assert not np.array_equal(binarised(images[0], Preprocessing(16, 16, 1, "static", seed=4)), first)
     dynamic = Preprocessing(16, 16, 1, "dynamic", seed=3)
     assert np.array_equal(binarised(images[0], dynamic), first)
@@ -344,11 +330,5 @@ def test_preprocessing_survives_json() -> None:
 
 
 def test_preprocessing_follows_the_parameters() -> None:
-    params = load_parameters(PROJECT / "params.yaml")
-    rule = Preprocessing.of(params)
-    assert (rule.height, rule.width) == params.data.image_size
-    assert (rule.channels, rule.binarise, rule.seed) == (
-        params.data.channels,
-        params.data.binarise,
-        params.seed,
-    )
+    params = Parameters(data={"image_size": [12, 20], "binarise": "static"}, seed=3)
+    assert Preprocessing.of(params) == Preprocessing(12, 20, 1, "static", seed=3)

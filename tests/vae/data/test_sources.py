@@ -10,20 +10,14 @@ from PIL import Image
 
 from vae.config.errors import InputError
 from vae.config.parameters import Data
-from vae.data import sources
+from vae.data.folder import LITTER
 from vae.data.images import UnusableImage
-from vae.data.sources import LITTER, Item, find
+from vae.data.item import Item
+from vae.data.sources import find
 
 
 def data(source: str, path: Path) -> Data:
-    sizes = {
-        "image_size": 8,
-        "channels": 1,
-        "valid_fraction": 0.1,
-        "test_fraction": 0.1,
-        "max_bad_fraction": 0,
-    }
-    return Data.model_validate({"source": source, "path": str(path), **sizes})
+    return Data.model_validate({"source": source, "path": str(path)})
 
 
 def tree(root: Path, *names: str) -> Path:
@@ -45,7 +39,7 @@ def refusal(item: Item) -> str:
 
 
 def test_digits_are_the_bundled_scans() -> None:
-    items = sources.digits()
+    items = find(Data())
     first = items[0].load()
     assert len(items) == 1797 and first.dtype == np.uint8 and first.shape == (8, 8)
     # scikit-learn's first row of its first image: 0 0 5 13 9 1 0 0, of 16
@@ -54,48 +48,36 @@ def test_digits_are_the_bundled_scans() -> None:
     assert [item.path for item in items] == sorted(item.path for item in items)
 
 
-def test_class_folders(tmp_path: Path) -> None:
-    items = find(data("folder", tree(tmp_path, "b/2.png", "a/1.jpg", "a/deep/er/3")))
-    assert places(items) == {"a/1.jpg": (None, "a"), "a/deep/er/3": (None, "a"), "b/2.png": (None, "b")}
-    assert [item.load() for item in items] == [b"a/1.jpg", b"a/deep/er/3", b"b/2.png"]
-    assert list(places(items)) == sorted(places(items))
-
-
-@pytest.mark.parametrize("valid", ["valid", "val", "validation", "Val"])
-def test_split_folders_with_class_folders(tmp_path: Path, valid: str) -> None:
-    root = tree(tmp_path, "Train/a/1", "Train/b/2", f"{valid}/a/3", "TEST/b/4")
-    assert places(find(data("folder", root))) == {
-        "Train/a/1": ("train", "a"),
-        "Train/b/2": ("train", "b"),
-        f"{valid}/a/3": ("valid", "a"),
-        "TEST/b/4": ("test", "b"),
+# File → its split and label, for each layout of a folder.
+LAYOUTS: dict[str, dict[str, tuple[str | None, str | None]]] = {
+    "class folders": {"a/1.jpg": (None, "a"), "a/deep/er/3": (None, "a"), "b/2.png": (None, "b")},
+    "no labels in a split": {"test/2": ("test", None), "train/a/1": ("train", "a")},
+    "flat": {".git/config": (None, None), "1.png": (None, None), "2.png": (None, None)},
+    "a class called train": {"plane/2": (None, "plane"), "train/1": (None, "train")},
+} | {
+    f"split folders, {valid}": {
+        "TEST/b/4": ("test", "b"), "Train/a/1": ("train", "a"), f"{valid}/a/3": ("valid", "a")
     }
+    for valid in ("valid", "val", "validation", "Val")
+}  # fmt: skip
 
 
-def test_split_folders_with_images_directly_inside_have_no_labels(tmp_path: Path) -> None:
-    root = tree(tmp_path, "train/a/1", "test/2")
-    assert places(find(data("folder", root))) == {"train/a/1": ("train", "a"), "test/2": ("test", None)}
-
-
-def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_layouts(tmp_path: Path, layout: dict[str, tuple[str | None, str | None]]) -> None:
     (tmp_path / "empty").mkdir()
-    root = tree(tmp_path, "1.png", "2.png", ".git/config")
-    assert set(places(find(data("folder", root))).values()) == {(None, None)}
-
-
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    root = tree(tmp_path, "train/1", "plane/2")
-    assert places(find(data("folder", root))) == {"plane/2": (None, "plane"), "train/1": (None, "train")}
+    items = find(data("folder", tree(tmp_path, *reversed(layout))))
+    assert places(items) == layout and [item.path for item in items] == sorted(layout)
+    assert all(item.load() == item.path.encode() for item in items if not item.path.startswith("."))
 
 
 def test_files_that_do_not_fit_the_layout_are_kept_with_a_reason(tmp_path: Path) -> None:
     root = tree(tmp_path, "train/a/1", "train/2", "test/a/3", "notes/4", "readme")
     reasons = {item.path: refusal(item) for item in find(data("folder", root)) if not item.label}
     assert set(reasons) == {"train/2", "notes/4", "readme"}
-    assert "beside the class folders" in reasons["train/2"]
-    assert "beside the split folders (test, train)" in reasons["notes/4"]
+    assert "outside the class folders" in reasons["train/2"]
+    assert "outside the split folders (test, train)" in reasons["notes/4"]
     classes = find(data("folder", tree(tmp_path / "other", "a/1", "2")))
-    assert "beside the class folders" in refusal(classes[0]) and classes[1].load() == b"a/1"
+    assert "outside the class folders" in refusal(classes[0]) and classes[1].load() == b"a/1"
 
 
 def test_litter_is_named_as_such(tmp_path: Path) -> None:
@@ -124,8 +106,8 @@ def test_links(tmp_path: Path) -> None:
         "out": "a link that leads out of the folder",
         "folder": "a link that leads out of the folder",
         "around": "a link to a folder",
-        "loop": "a link that leads nowhere",
-        "gone": "a link that leads nowhere",
+        "loop": "a broken link",
+        "gone": "a broken link",
     }
 
 
@@ -137,6 +119,7 @@ def test_the_source_itself_may_be_a_link(tmp_path: Path) -> None:
 
 def test_odd_names_survive(tmp_path: Path) -> None:
     names = ["two\nlines", "quo\"te's", "<script>", "Äpfel", "sp ace", "[bold]"]
+    names += ["n" * 255, "a..b.png", "=cmd|' !A0.png", "$(touch it_ran).png", "{{7*7}}.png"]
     root = tree(tmp_path, *(f"{name}/{name}" for name in names), os.fsdecode(b"caf\xe9/\xff.png"))
     items = find(data("folder", root))
     assert {item.label for item in items} == {*names, r"caf\xe9"}
@@ -154,7 +137,7 @@ def test_a_missing_path_is_named(tmp_path: Path, source: str) -> None:
 
 @pytest.mark.parametrize("source", ["folder", "idx"])
 def test_a_file_where_a_folder_belongs(tmp_path: Path, source: str) -> None:
-    with pytest.raises(InputError, match=r"is a file.*wants a folder"):
+    with pytest.raises(InputError, match=r"is a file.*needs a folder"):
         find(data(source, tree(tmp_path, "photo.jpg") / "photo.jpg"))
 
 
@@ -167,7 +150,7 @@ def test_an_empty_folder(tmp_path: Path, source: str) -> None:
 def test_split_folders_must_make_sense(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no folder named train"):
         find(data("folder", tree(tmp_path / "1", "test/a/1", "val/a/2")))
-    with pytest.raises(InputError, match="two folders for one split"):
+    with pytest.raises(InputError, match="two folders for the same split"):
         find(data("folder", tree(tmp_path / "2", "train/a/1", "val/a/2", "valid/a/3")))
 
 
@@ -219,7 +202,7 @@ def test_idx_without_labels_and_both_plain_and_packed(tmp_path: Path) -> None:
         ("train-images-idx3-ubyte", idx_bytes(LABELS), "begins with 00 00 08 01"),
         ("train-images-idx3-ubyte", b"", "begins with nothing"),
         ("train-images-idx3-ubyte", idx_bytes(IMAGES)[:9], "holds 9 bytes"),
-        ("train-images-idx3-ubyte", idx_bytes(IMAGES[:0]), "holds no image"),
+        ("train-images-idx3-ubyte", idx_bytes(IMAGES[:0]), "holds no images"),
     ],
 )
 def test_a_broken_idx_file_is_named(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
@@ -267,7 +250,7 @@ def test_npy_single_file_of_floats(tmp_path: Path) -> None:
         (np.zeros((5, 8), np.uint8), r"shape \(5, 8\)"),
         (np.zeros((5, 8, 8), np.uint16), "uint16"),
         (np.zeros((0, 8, 8), np.uint8), r"shape \(0, 8, 8\)"),
-        (np.array([{"an": "object"}]), "no usable .npy"),
+        (np.array([{"an": "object"}]), "not a usable .npy"),
     ],
 )
 def test_npy_of_another_kind_is_refused(tmp_path: Path, array: np.ndarray, complaint: str) -> None:
@@ -291,9 +274,7 @@ def test_a_truncated_npy_and_wrong_labels_are_refused(tmp_path: Path) -> None:
 def saved_dataset(path: Path) -> Path:
     import datasets
 
-    features = datasets.Features(
-        {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])}
-    )
+    features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])})
     photos = [Image.fromarray(image) for image in IMAGES]
     part = {"picture": photos, "kind": [0, 1, 1, 0, -1]}
     datasets.disable_progress_bars()

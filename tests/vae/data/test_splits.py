@@ -8,15 +8,11 @@ from vae.data.splits import assign
 
 FRACTIONS = {"test": 0.2, "valid": 0.1}
 # (content, label): few contents, so that duplicates, also across labels, are common
-images = st.lists(
-    st.tuples(st.integers(0, 40).map(str), st.sampled_from(["a", "b", None])), min_size=1, max_size=80
-)
+images = st.lists(st.tuples(st.integers(0, 40).map(str), st.sampled_from(["a", "b", None])), min_size=1, max_size=80)
 fractions = st.fixed_dictionaries({"test": st.floats(0.01, 0.6), "valid": st.floats(0.01, 0.39)})
 
 
-def cut(
-    images: list[tuple[str, str | None]], fractions: dict[str, float] = FRACTIONS, seed: int = 0
-) -> list[str]:
+def cut(images: list[tuple[str, str | None]], fractions: dict[str, float] = FRACTIONS, seed: int = 0) -> list[str]:
     contents, labels = [c for c, _ in images], [label for _, label in images]
     return assign([None] * len(images), labels, contents, fractions, seed)
 

@@ -5,13 +5,15 @@ import pytest
 import torch
 from torch import nn
 
+from vae.config.parameters import Parameters
 from vae.losses.elbo import kl_per_latent
-from vae.models.vae import LOGVAR_MIN, VAE, GatedLinear, to_device
+from vae.models.networks import GatedLinear
+from vae.models.vae import LOGVAR_MIN, VAE, build, to_device
 
-SIZES = [(8, 8), (8, 13), (9, 11), (16, 16), (21, 10), (28, 28), (37, 50)]
+Shape = tuple[int, int, int]
 
 
-def vae(shape: tuple[int, int, int], architecture: str = "conv", seed: int = 0, **changes: object) -> VAE:
+def vae(shape: Shape, architecture: str = "conv", seed: int = 0, **changes: object) -> VAE:
     torch.manual_seed(seed)
     given = {"latent_dim": 5, "widths": [8, 12, 16], "batch_norm": True}
     return VAE(shape, architecture, **{**given, **changes})
@@ -23,22 +25,15 @@ def noise(images: int, model: VAE, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("architecture", ["conv", "mlp"])
 @pytest.mark.parametrize("batch_norm", [True, False])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", SIZES)
-def test_what_comes_out_has_the_shape_of_what_went_in(
-    architecture: str, batch_norm: bool, channels: int, size: tuple[int, int]
-) -> None:
-    model = vae((channels, *size), architecture, batch_norm=batch_norm)
-    x = torch.rand(3, channels, *size)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 11), (1, 28, 28), (3, 37, 50), (3, 256, 256)])
+def test_output_has_the_shape_of_the_input(architecture: str, batch_norm: bool, shape: Shape) -> None:
+    widths = [4] * min(8, min(shape[1:]).bit_length() - 1)  # as many as the parameters allow
+    model = vae(shape, architecture, batch_norm=batch_norm, widths=widths)
+    x = torch.rand(3, *shape)
     output, mu, logvar = model(x, noise(3, model))
     assert output.shape == x.shape
     assert mu.shape == logvar.shape == (3, 5)
     assert output.dtype == mu.dtype == logvar.dtype == torch.float32
-
-
-def test_the_largest_images() -> None:
-    model = vae((3, 256, 256), widths=[4, 4, 4, 4, 4, 4, 4, 4])
-    assert model.decode(torch.zeros(2, 5)).shape == (2, 3, 256, 256)
 
 
 @pytest.mark.parametrize("widths", [[4], [4, 6], [4, 6, 8]])
@@ -65,21 +60,6 @@ def test_logvar_stays_in_its_range(ceiling: float) -> None:
     assert torch.exp(0.5 * logvar).isfinite().all() and torch.exp(-logvar).isfinite().all()
 
 
-def test_a_ceiling_below_zero_commits_every_latent_to_a_rate() -> None:
-    """½(exp(c) − 1 − c), the KL of N(0, exp(c)) from the prior, and what gradient descent on the KL comes to."""
-    model = vae((1, 8, 8), logvar_max=-1.0, widths=[8])
-    optimiser = torch.optim.Adam(model.parameters(), 0.05)
-    x = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    for _ in range(300):
-        kl = kl_per_latent(*model.encode(x))
-        optimiser.zero_grad()
-        kl.sum().backward()
-        optimiser.step()
-    least = -math.log(math.exp(-0.5)) + (math.exp(-1) - 1) / 2  # ln σ_p/σ_q + (σ_q² − σ_p²)/(2σ_p²)
-    assert kl.min() >= least - 1e-6
-    assert float(kl.detach().mean()) == pytest.approx(least, rel=0.05)
-
-
 def test_z_is_mean_plus_sigma_times_noise() -> None:
     model = vae((1, 8, 8)).eval()
     x, epsilon = torch.rand(4, 1, 8, 8), noise(4, vae((1, 8, 8)))
@@ -90,19 +70,21 @@ def test_z_is_mean_plus_sigma_times_noise() -> None:
         assert not torch.allclose(output, model.decode(mu))
 
 
-def test_a_seed_gives_the_same_weights_and_another_seed_others() -> None:
-    one, same, other = (vae((3, 16, 16), seed=seed).state_dict() for seed in (1, 1, 2))
+def test_weights_follow_the_seed_and_leave_the_random_state_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one, same, other = (build(Parameters(seed=seed)).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["posterior.weight"], other["posterior.weight"])
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 64, 64), (3, 128, 128)])
-@pytest.mark.parametrize("architecture", ["conv", "mlp"])
+@pytest.mark.parametrize("architecture", ["conv", "mlp", "autoregressive"])
 @pytest.mark.parametrize("batch_norm", [True, False])
-def test_activations_keep_their_scale_at_the_start(
-    architecture: str, batch_norm: bool, shape: tuple[int, int, int]
-) -> None:
-    widths = [32] * (int(math.log2(shape[1])) - 1) if architecture == "conv" else [128, 64, 32]
+def test_activations_keep_their_scale_at_the_start(architecture: str, batch_norm: bool, shape: Shape) -> None:
+    widths = [128, 64, 32] if architecture == "mlp" else [32] * (int(math.log2(shape[1])) - 1)
     model = vae(shape, architecture, latent_dim=16, widths=widths, batch_norm=batch_norm)
     x = torch.rand(16, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -120,13 +102,6 @@ def test_every_weight_gets_a_gradient() -> None:
         (output.square().sum() * sigma + mu.square().sum() + logvar.exp().sum()).backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
-
-
-def test_a_learned_sigma_begins_at_one() -> None:
-    assert vae((1, 8, 8)).log_sigma is None
-    model = vae((1, 8, 8), learned_sigma=True)
-    assert model.log_sigma is not None and model.log_sigma.item() == 0
-    assert "log_sigma" in model.state_dict()
 
 
 def test_the_memory_order_changes_no_value() -> None:

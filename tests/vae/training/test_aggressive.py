@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.trainings import CPU, TRAIN, VALID, assert_same_bits, params, run
+from helpers.trainings import CPU, STEPS, TRAIN, VALID, params, run
 from torch.distributions import Normal, kl_divergence
 
-from vae.config.errors import InputError
+from vae.compute.batches import epoch_order
 from vae.metrics.measurement import encode
 from vae.metrics.mutual_information import MutualInformation, mutual_information
 from vae.models.vae import build
-from vae.training import aggressive, loop
+from vae.training import aggressive
 from vae.training.aggressive import AVERAGED, MOST_SUB_STEPS, Phase, converge, halves, random_batch
 from vae.training.loop import Epoch
+from vae.training.step import draw
 
 AGGRESSIVE: dict[str, Any] = {"train.aggressive_encoder": True, "kl.schedule": "constant"}
 
@@ -55,11 +56,8 @@ def test_the_phase_lasts_while_mutual_information_climbs() -> None:
 
 @pytest.mark.parametrize("architecture", ["conv", "mlp", "gated_mlp", "autoregressive"])
 def test_every_trained_parameter_is_in_one_half(architecture: str) -> None:
-    model = build(
-        params({
-            "model.architecture": architecture, "model.mean_batch_norm": 0.5, "objective.sigma": "learned",
-        })
-    )  # fmt: skip
+    changes = {"model.mean_batch_norm": 0.5, "objective.sigma": "learned"}
+    model = build(params({**changes, "model.architecture": architecture}))
     phi, theta = (set(half) for half in halves(model))
     assert not phi & theta
     assert phi | theta == {w for w in model.parameters() if w.requires_grad}
@@ -103,15 +101,15 @@ def test_two_steps_are_those_of_algorithm_1() -> None:
             losses = []
             for _ in range(10):
                 chosen = random_batch(0, step, sub, 70, 35)
-                batch = loop._batch(p, images[chosen], step, CPU.device, f"aggressive{sub}.")
+                batch = draw(p, images[chosen], step, CPU.device, f"aggressive{sub}.")
                 losses.append(descend(batch, encoder))
                 sub += 1
             if sum(losses) / 10 >= before:
                 break
             before = sum(losses) / 10
         made.append(sub)
-        order = loop.epoch_order(0, 0, 70)[35 * step :][:35]
-        descend(loop._batch(p, images[order], step, CPU.device), decoder)
+        order = epoch_order(0, 0, 70)[35 * step :][:35]
+        descend(draw(p, images[order], step, CPU.device), decoder)
 
     found = run(p).model.state_dict()
     assert min(made) > 10
@@ -119,75 +117,19 @@ def test_two_steps_are_those_of_algorithm_1() -> None:
         torch.testing.assert_close(found[name], expected, rtol=2e-3, atol=2e-4)
 
 
-def test_the_phase_ends_with_the_first_epoch_that_does_not_climb(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_the_phase_ends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     p = params({**AGGRESSIVE, "kl.max_weight": 12.0, "train.epochs": 12, "train.on_collapse": "continue"})
-    during: list[int] = []
-    original = aggressive.converge
-
-    def counted(sub_step: Any) -> int:
-        during.append(1)
-        return original(sub_step)
-
-    monkeypatch.setattr(aggressive, "converge", counted)
-    information: list[float | None] = []
-    phases: list[int] = []
-    messages: list[str] = []
+    made: list[int] = []
+    monkeypatch.setattr(aggressive, "converge", lambda sub_step: made.append(converge(sub_step)))
+    seen: list[tuple[float | None, int]] = []
 
     def look(epoch: Epoch) -> None:
-        information.append(mutual_information(*encode(epoch.model, VALID, CPU), p.seed).value)
-        phases.append(len(during))
-        during.clear()
+        seen.append((mutual_information(*encode(epoch.model, VALID, CPU), p.seed).value, len(made)))
 
-    run(p, on_epoch=look, on_message=messages.append)
-    climbing = [information[0] is not None] + [
-        now is not None and before is not None and now > before
-        for before, now in itertools.pairwise(information)
-    ]
-    last = climbing.index(False) + 1  # the epoch in which the phase ends, counted from 1
+    run(p, on_epoch=look)
+    information, steps = zip(*seen, strict=True)
+    pairs = enumerate(itertools.pairwise(information), 2)
+    last = next(epoch for epoch, (before, now) in pairs if now is None or now <= before)
     assert 1 < last < 12
-    assert phases == [4] * last + [0] * (12 - last)  # 4 steps an epoch, each with its sub-steps
-    assert messages == [f"the aggressive encoder phase ends with epoch {last}"]
-
-
-def test_the_encoder_lags_less() -> None:
-    """How much the loss still falls when only the encoder is trained on."""
-
-    def lag(on: bool) -> float:
-        p = params({
-            **AGGRESSIVE, "train.aggressive_encoder": on, "train.epochs": 8, "model.batch_norm": False,
-            "objective.sigma": 0.2,
-        })  # fmt: skip
-        model = run(p).model
-        x, noise = loop._batch(p, torch.from_numpy(TRAIN)[:70], 999, CPU.device)
-        optimiser = torch.optim.Adam(halves(model)[0], 3e-3)
-        losses = []
-        for _ in range(150):
-            mu, logvar = model.encode(x)
-            output = model.decode(mu + (0.5 * logvar).exp() * noise[0])
-            kl = kl_divergence(Normal(mu, (0.5 * logvar).exp()), Normal(0.0, 1.0)).sum(1)
-            loss = (kl - Normal(output, 0.2).log_prob(x).flatten(1).sum(1)).mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            losses.append(float(loss.detach()))
-        return losses[0] - losses[-1]
-
-    assert lag(True) < 0.6 * lag(False)
-
-
-def test_without_it_nothing_changes() -> None:
-    assert_same_bits(run(params({"train.aggressive_encoder": False})), run(params()))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"objective.importance_samples_train": 5, "objective.sigma": 0.1}, "importance_samples_train = 5"),
-        ({"kl.target_kl": 3.0}, r"kl\.target_kl = 3.*set kl\.target_kl to null"),
-        ({"kl.reconstruction_target": 0.1, "objective.sigma": 0.1}, r"kl\.reconstruction_target = 0\.1"),
-    ],
-)
-def test_what_makes_no_sense_with_it_is_refused(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=rf"train\.aggressive_encoder = true with .*{words}"):
-        params({**AGGRESSIVE, **changes})
-    params(changes)
+    assert list(steps) == [STEPS * min(epoch, last) for epoch in range(1, 13)]
+    assert caplog.messages == [f"the aggressive encoder phase ends with epoch {last}"]

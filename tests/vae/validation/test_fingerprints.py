@@ -1,16 +1,13 @@
+from functools import partial
+
 import numpy as np
 import pytest
+from helpers import data_sets
 
 from vae.validation import fingerprints
 from vae.validation.fingerprints import fingerprint, near_duplicates, perceptual_hash
 
-
-def pictures(n: int, height: int = 32, width: int = 40, channels: int = 3, seed: int = 0) -> np.ndarray:
-    from scipy.ndimage import gaussian_filter
-
-    noise = np.random.default_rng(seed).standard_normal((n, height, width, channels))
-    smooth = gaussian_filter(noise, (0, 3, 3, 0))
-    return np.clip(127 + 50 * smooth / smooth.std(), 0, 255).astype(np.uint8)
+pictures = partial(data_sets.pictures, height=32, width=40, channels=3)
 
 
 def test_statistics_are_those_of_the_pixels() -> None:
@@ -106,17 +103,15 @@ def test_near_duplicates_are_found_and_equal_or_blank_images_are_not() -> None:
     images[5] = others[5] = 90
     images[6] = others[6] = 91
     others[6] = 40
-    rows, other_rows, r = near_duplicates(
-        images, fingerprint(images), others, fingerprint(others), correlation=0.99
-    )
+    rows, other_rows, r = near_duplicates(images, fingerprint(images), others, fingerprint(others), correlation=0.99)
     assert (rows.tolist(), other_rows.tolist()) == ([3], [17])
     a, b = images[3].ravel(), others[17].ravel()
     assert r[0] == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-5)
 
 
-def test_pictures_with_one_hash_are_told_apart_by_their_pixels() -> None:
+def test_pictures_with_the_same_hash_are_distinguished_by_their_pixels() -> None:
     """The same coarse shape under another fine texture: the hashes agree, the pixels do not."""
-    coarse = pictures(1, 64, 64, 1, seed=3) // 4
+    coarse = data_sets.pictures(1, seed=3, height=64, width=64) // 4
     i, j = np.indices((64, 64))[..., None]
     a = (coarse + 150 * ((i + j) % 2)).astype(np.uint8)
     b = (coarse + 150 * (i % 2)).astype(np.uint8)

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from hashlib import sha256
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.data_sets import manifest_of, pictures
 
 from vae.config.parameters import Data
 from vae.validation.fingerprints import fingerprint
@@ -18,16 +18,7 @@ SIDE = 24
 
 
 def data(**changes: object) -> Data:
-    values = {
-        "source": "folder",
-        "path": "photos",
-        "image_size": SIDE,
-        "channels": 1,
-        "valid_fraction": 0.1,
-        "test_fraction": 0.1,
-        "max_bad_fraction": 0.02,
-    }
-    return Data.model_validate(values | changes)
+    return Data.model_validate({"source": "folder", "path": "photos", "image_size": SIDE} | changes)
 
 
 @dataclass
@@ -55,42 +46,10 @@ class DataSet:
         self.set(split, index, "std", print_.std[0])
 
 
-def pictures(n: int, seed: int, side: int = SIDE, channels: int = 1) -> np.ndarray:
-    """Smooth random pictures, as photos are: (n, side, side, channels)."""
-    from scipy.ndimage import gaussian_filter
-
-    noise = np.random.default_rng(seed).standard_normal((n, side, side, channels))
-    smooth = gaussian_filter(noise, (0, side / 12, side / 12, 0))
-    return np.clip(127 + 60 * smooth / smooth.std(axis=(1, 2, 3), keepdims=True), 0, 255).astype(np.uint8)
-
-
 @pytest.fixture
 def sound() -> DataSet:
-    rows, arrays = [], {}
-    for seed, (split, n) in enumerate(SIZES.items()):
-        arrays[split] = pictures(n, seed)
-        print_ = fingerprint(arrays[split])
-        for index in range(n):
-            path = f"{split}/{'ab'[index % 2]}/{index:02}.png"
-            rows.append(
-                {
-                    "path": path,
-                    "split": split,
-                    "label": "ab"[index % 2],
-                    "index": index,
-                    "width": 100,
-                    "height": 80,
-                    "mode": "L",
-                    "bytes": 1000,
-                    "sha256": sha256(path.encode()).hexdigest(),
-                    "mean": print_.mean[index],
-                    "std": print_.std[index],
-                    "status": "ok",
-                    "reason": None,
-                }
-            )
-    types = dict.fromkeys(("index", "width", "height"), "Int64") | {"reason": "str"}
-    return DataSet(pd.DataFrame(rows).astype(types), arrays)
+    arrays = {split: pictures(n, seed) for seed, (split, n) in enumerate(SIZES.items())}
+    return DataSet(manifest_of(arrays), {**arrays})
 
 
 def quarantine(ds: DataSet) -> None:
@@ -301,16 +260,14 @@ def test_a_quarantined_file_must_not_have_an_index(sound: DataSet) -> None:
     case_bad_file(sound)
     sound.manifest.loc[sound.manifest.index[-1], "index"] = 0
     findings = sound.inspect().findings
-    assert [f.value for f in findings if f.rule == "complete_row"] == ["quarantined, yet it has an index"]
+    assert [f.value for f in findings if f.rule == "complete_row"] == ["quarantined, but has an index"]
 
 
 def test_bad_files_up_to_the_limit_are_a_warning_and_each_is_named(sound: DataSet) -> None:
     quarantine(sound)
     share = 1 / len(sound.manifest)
     sound.data = data(max_bad_fraction=share)
-    assert [(f.rule, f.file, f.value) for f in sound.inspect().findings] == [
-        ("bad_file", "broken.png", "truncated")
-    ]
+    assert [(f.rule, f.file, f.value) for f in sound.inspect().findings] == [("bad_file", "broken.png", "truncated")]
     sound.data = data(max_bad_fraction=share * 0.99)
     assert [f.rule for f in sound.inspect().findings] == ["too_many_bad_files"]
 

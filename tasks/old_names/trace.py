@@ -1,0 +1,3 @@
+from tasks.old_names import redirect
+
+redirect.to("vae trace", "tasks.cli.app", "trace")

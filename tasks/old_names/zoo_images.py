@@ -1,0 +1,3 @@
+from tasks.old_names import redirect
+
+redirect.to("python -m benchmarks.case_images", "benchmarks.case_images")

@@ -1,0 +1,102 @@
+"""Files that are no parameters, and whatever values YAML could give: refused in one line for each thing wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.parameters import parse
+from helpers.project import PROJECT
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from vae.config import loading
+from vae.config.errors import InputError
+from vae.config.parameters import KL, Parameters
+
+DEFAULTS: dict[str, Any] = Parameters().model_dump()
+SECTIONS = {name: values for name, values in DEFAULTS.items() if isinstance(values, dict)}
+
+
+def test_the_projects_own_file_loads_and_has_every_parameter() -> None:
+    path = PROJECT / "params.yaml"
+    assert loading.load(path).model_fields_set == DEFAULTS.keys()
+    values = loading.read_mapping(path.read_text(encoding="utf-8"), "params.yaml")
+    assert {name: section.keys() for name, section in values.items() if name != "seed"} == {
+        name: section.keys() for name, section in SECTIONS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["- 1", "a: [", "\x00", "seed: 1\nseed: 2", "a: 2024-13-45", "a: !!int abc", "text", "{a: b: c}",
+     'a: !!python/object/apply:os.mkdir ["it ran"]'],
+)  # fmt: skip
+def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"params\.yaml") as error:
+        loading.load()
+    assert "\n" not in str(error.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes("data: é".encode("latin-1"))
+    for name, words in (("none.yaml", "does not exist"), (".", "cannot be read"), ("latin.yaml", "UTF-8")):
+        with pytest.raises(InputError, match=words):
+            loading.load(tmp_path / name)
+
+
+def test_what_is_missing_has_its_default(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("kl: {cycles: 7}\ntrain: {}\n")
+    p = loading.load(tmp_path / "params.yaml")
+    assert p == Parameters(kl=KL(cycles=7))
+    (tmp_path / "params.yaml").write_text("")
+    assert loading.load(tmp_path / "params.yaml") == Parameters()
+
+
+def test_all_that_is_wrong_is_named_at_once_up_to_twenty() -> None:
+    with pytest.raises(InputError, match=r"and 80 more$"):
+        loading.parse({f"name{i}": 0 for i in range(100)})
+    with pytest.raises(InputError) as error:
+        parse({"model.latent_dim": 0, "kl.a\nb": 1, "kl.ratio": 2.0, "train.epochs": "x"})
+    lines = [line.removeprefix("params.yaml: ").split()[0] for line in str(error.value).splitlines()]
+    assert sorted(lines) == ["kl.'a\\nb'", "kl.ratio", "model.latent_dim", "train.epochs"]
+
+
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=20), st.dates(),
+    st.binary(max_size=5),
+)  # fmt: skip
+keys = st.one_of(
+    st.text(max_size=10),
+    st.integers(),
+    st.none(),
+    st.sampled_from([name for values in SECTIONS.values() for name in values]),
+)
+anything = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(keys, inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+names = st.sampled_from([(section, key) for section, values in SECTIONS.items() for key in values])
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.one_of(
+        st.dictionaries(st.one_of(st.sampled_from(sorted(DEFAULTS)), keys), anything, max_size=9),
+        st.builds(lambda name, value: {name[0]: {name[1]: value}}, names, anything),
+        st.builds(
+            lambda section, key, value: {section: {key: value}}, st.sampled_from(sorted(SECTIONS)), keys, anything
+        ),
+    )
+)
+@example({"a-b": 1})
+def test_any_values_are_parameters_or_an_input_error_of_one_line_for_each_thing_wrong(values: dict) -> None:
+    try:
+        assert isinstance(loading.parse(values), Parameters)
+    except InputError as error:
+        assert all(line.startswith("params.yaml: ") for line in str(error).split("\n"))

@@ -1,0 +1,43 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vae.config.constants import SMALLEST_SIGMA
+from vae.metrics.mean_image import MeanImage
+
+
+def test_the_mean_image_by_hand() -> None:
+    images = np.zeros((4, 1, 3, 1), np.uint8)
+    images[:, 0, 0, 0] = (0, 255, 0, 255)  # mean 0.5, variance 0.25
+    images[:, 0, 1, 0] = (0, 51, 102, 153)  # mean 0.3, variance 0.05
+    images[:, 0, 2, 0] = 255  # mean 1, variance 0
+    mse = (0.25 + 0.05 + 0) / 3
+    own = MeanImage.of(images)
+    assert own.mse(images) == pytest.approx(mse)
+    np.testing.assert_allclose(own.mean.flatten(), [0.5, 0.3, 1.0])
+    np.testing.assert_allclose(own.variance.flatten(), [0.25, 0.05, 0.0], atol=1e-15)
+    sigma = math.sqrt(mse)
+    pixels = images.reshape(4, 3) / 255
+    expected = stats.norm([0.5, 0.3, 1.0], sigma).logpdf(pixels).sum(1).mean()
+    assert own.elbo(images, "gaussian") == pytest.approx(expected)
+    entropy = stats.bernoulli([0.5, 0.3]).entropy().sum()
+    assert own.elbo(images, "bernoulli") == pytest.approx(-entropy, abs=1e-4)
+
+
+def test_the_mean_image_of_the_training_split_judges_another() -> None:
+    mean_image = MeanImage.of(np.array([[[[51]]], [[[153]]]], np.uint8))  # 0.2 and 0.6
+    other = np.array([[[[0]]], [[[255]]]], np.uint8)
+    mse = (0.4**2 + 0.6**2) / 2
+    assert mean_image.mse(other) == pytest.approx(mse)
+    expected = stats.norm(0.4, 0.2).logpdf([0.0, 1.0]).mean()
+    assert mean_image.elbo(other, "gaussian") == pytest.approx(expected)
+
+
+def test_the_mean_image_of_equal_images_has_the_smallest_sigma() -> None:
+    images = np.full((3, 2, 2, 1), 100, np.uint8)
+    expected = -4 / 2 * math.log(2 * math.pi * SMALLEST_SIGMA**2)
+    own = MeanImage.of(images)
+    assert own.elbo(images, "gaussian") == pytest.approx(expected)
+    assert own.mse(images) == 0

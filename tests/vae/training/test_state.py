@@ -1,0 +1,66 @@
+"""What a training starts from, and the moving average of its weights."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from helpers.parameters import Changes
+from helpers.trainings import CPU, TRAIN, params, run
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vae.config.errors import InputError
+from vae.metrics.mean_image import MeanImage
+from vae.models.vae import build
+from vae.training.state import TrainState
+
+
+def state(changes: Changes | None = None, weights: Any = None) -> TrainState:
+    return TrainState(params(changes), TRAIN, CPU.device, weights)
+
+
+def test_initial_weights_are_where_training_begins() -> None:
+    given = build(params({"seed": 7})).state_dict()
+    for name, tensor in state(weights=given).model.state_dict().items():
+        assert torch.equal(tensor, given[name]), name
+    assert not torch.equal(state().model.posterior.weight, given["posterior.weight"])
+
+
+@pytest.mark.parametrize("changes", [{"model.latent_dim": 4}, {"model.widths": [6]}, {"model.batch_norm": False}])
+def test_initial_weights_of_another_model_are_refused(changes: Changes) -> None:
+    with pytest.raises(InputError, match=r"^train\.initial_weights: these weights are of another .+$"):
+        state(weights=build(params(changes)).state_dict())
+
+
+def test_a_learned_sigma_starts_at_the_mean_images_error_and_does_not_decay() -> None:
+    learned = state({"objective.sigma": "learned", "train.weight_decay": 0.1})
+    assert learned.model.log_sigma is not None
+    sigma = math.sqrt(MeanImage.of(TRAIN).mse(TRAIN))
+    assert math.exp(learned.model.log_sigma.item()) == pytest.approx(sigma)
+    decays = {w: group["weight_decay"] for group in learned.optimiser.param_groups for w in group["params"]}
+    assert decays.keys() == set(learned.model.parameters())
+    assert {w for w, decay in decays.items() if decay == 0} == {learned.model.log_sigma}
+
+
+def test_the_moving_average_is_pytorchs_own() -> None:
+    ours = state({"train.ema": 0.9})
+    assert ours.average is not None and ours.judged is ours.average
+    theirs = AveragedModel(ours.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for step in range(4):
+        with torch.no_grad():
+            for tensor in (*ours.model.parameters(), *ours.model.buffers()):
+                tensor.add_(step + 1)
+        ours.update_average(first=step == 0)
+        theirs.update_parameters(ours.model)
+    for name, tensor in theirs.module.state_dict().items():
+        assert torch.equal(ours.average.state_dict()[name], tensor), name
+
+
+def test_the_moving_average_is_what_is_judged_and_kept() -> None:
+    trained = {ema: run(params({"train.ema": ema, "train.epochs": 3})) for ema in (None, 0.5, 0.999)}
+    start = build(params()).posterior.weight
+    moved = {ema: float((t.model.posterior.weight - start).detach().norm()) for ema, t in trained.items()}
+    assert moved[0.999] < 0.5 * moved[0.5] <= moved[None]
+    last = [t.history[-1] for t in trained.values()]
+    assert len({row["train/loss"] for row in last}) == 1  # the weights that are trained are the same
+    assert len({row["valid/loss"] for row in last}) == 3
