@@ -1,8 +1,7 @@
 """The manifest's schema: one row per source file, checked by pandera, everything at once."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
@@ -13,8 +12,7 @@ _WHOLE = ("index", "width", "height", "bytes")
 _REAL = ("mean", "std")
 COLUMNS = _TEXT + _WHOLE + _REAL
 
-_ALWAYS = ["path", "status"]
-_OK = ["bytes", "split", "index", "width", "height", "mode", "mean", "std"]
+_OF_USABLE = ("bytes", "split", "index", "width", "height", "mode", "mean", "std")
 
 
 def typed(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -52,52 +50,45 @@ def failures(manifest: pd.DataFrame, lengths: Mapping[str, int]) -> Iterator[tup
     # pandera lists every cell of a row that breaks a rule on whole rows: one is enough.
     whole = cases["schema_context"] == "DataFrameSchema"
     cases = cases[~whole | ~cases.duplicated(["check", "index"])]
-    for rule, column, case, row in cases[["check", "column", "failure_case", "index"]].itertuples(index=False):
-        describe = _DESCRIBE.get(rule)
-        yield rule, row, describe(manifest.loc[row]) if describe else f"{column} = {case}"
+    faults = _faults(manifest)
+    for rule, column, value, row in cases[["check", "column", "failure_case", "index"]].itertuples(index=False):
+        match rule:
+            case "complete_row":
+                yield rule, row, ", ".join(faults.columns[faults.loc[row]])
+            case "index_is_a_row":
+                yield rule, row, f"index = {manifest.at[row, 'index']}"
+            case _:
+                yield rule, row, f"{column} = {value}"
 
 
 def _schema(lengths: Mapping[str, int]) -> pa.DataFrameSchema:
-    def column(name: str, is_allowed: Callable[[pd.Series], pd.Series]) -> pa.Column:
-        return pa.Column(nullable=True, checks=pa.Check(is_allowed, name=name))
-
-    def between(low: float, high: float, name: str) -> pa.Column:
-        return column(name, lambda values: values.between(low, high))
-
+    columns = {
+        "path": pa.Check(lambda paths: ~paths.duplicated(keep=False), error="path_unique"),
+        "split": pa.Check.isin(SPLITS, error="known_split"),
+        "width": pa.Check.ge(1, error="size_range"),
+        "height": pa.Check.ge(1, error="size_range"),
+        "bytes": pa.Check.ge(0, error="size_range"),
+        "sha256": pa.Check.str_matches(r"[0-9a-f]{64}\Z", error="sha256_format"),
+        "mean": pa.Check.in_range(0, 1, error="statistics_range"),
+        "std": pa.Check.in_range(0, 0.5, error="statistics_range"),
+        "status": pa.Check.isin(["ok", "quarantined"], error="known_status"),
+    }
     return pa.DataFrameSchema(
-        {
-            "path": column("path_unique", lambda paths: ~paths.duplicated(keep=False)),
-            "split": column("known_split", lambda splits: splits.isin(SPLITS)),
-            "width": between(1, np.inf, "size_range"),
-            "height": between(1, np.inf, "size_range"),
-            "bytes": between(0, np.inf, "size_range"),
-            "sha256": column("sha256_format", lambda hashes: hashes.str.fullmatch("[0-9a-f]{64}")),
-            "mean": between(0, 1, "statistics_range"),
-            "std": between(0, 0.5, "statistics_range"),
-            "status": column("known_status", lambda status: status.isin(["ok", "quarantined"])),
-        },
+        {name: pa.Column(nullable=True, checks=check) for name, check in columns.items()},
         checks=[
-            pa.Check(_complete, name="complete_row", ignore_na=False),
-            pa.Check(lambda rows: _index_is_a_row(rows, lengths), name="index_is_a_row", ignore_na=False),
+            pa.Check(lambda rows: ~_faults(rows).any(axis=1), error="complete_row", ignore_na=False),
+            pa.Check(lambda rows: _index_is_a_row(rows, lengths), error="index_is_a_row", ignore_na=False),
         ],
     )
 
 
-def _faults(row: pd.Series) -> str:
-    ok = row["status"] == "ok"
-    faults = [f"no {column}" for column in _ALWAYS + (_OK if ok else ["reason"]) if pd.isna(row[column])]
-    if not ok and not pd.isna(row["index"]):
-        faults.append("quarantined, but has an index")
-    return ", ".join(faults)
-
-
-def _complete(rows: pd.DataFrame) -> pd.Series:
+def _faults(rows: pd.DataFrame) -> pd.DataFrame:
+    """For each row and each way to be incomplete: whether it is."""
     ok = rows["status"] == "ok"
-    return (
-        rows[_ALWAYS].notna().all(axis=1)
-        & (~ok | rows[_OK].notna().all(axis=1))
-        & (ok | (rows["reason"].notna() & rows["index"].isna()))
-    )
+    faults = {f"no {column}": rows[column].isna() for column in ("path", "status")}
+    faults |= {f"no {column}": ok & rows[column].isna() for column in _OF_USABLE}
+    faults |= {"no reason": ~ok & rows["reason"].isna()}
+    return pd.DataFrame(faults | {"quarantined, but has an index": ~ok & rows["index"].notna()})
 
 
 def _index_is_a_row(rows: pd.DataFrame, lengths: Mapping[str, int]) -> pd.Series:
@@ -107,9 +98,3 @@ def _index_is_a_row(rows: pd.DataFrame, lengths: Mapping[str, int]) -> pd.Series
     index = rows["index"].astype("float64")
     twice = rows[used].duplicated(["split", "index"], keep=False).reindex(rows.index, fill_value=False)
     return ~used | ((index >= 0) & (index < length) & ~twice)
-
-
-_DESCRIBE: dict[str, Callable[[pd.Series], str]] = {
-    "complete_row": _faults,
-    "index_is_a_row": lambda row: f"index = {row['index']}",
-}
