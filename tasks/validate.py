@@ -4,7 +4,6 @@ All rules are checked and both reports are written before the stage fails, so th
 `reports/validation_failures.csv` lists everything there is to repair.
 """
 
-import csv
 import logging
 import re
 import shutil
@@ -44,7 +43,8 @@ def main() -> None:
     report = _report(rules, inspection, manifest)
     workspace.write_json(workspace.VALIDATION, report)
     _write_failures(rules, inspection)
-    _log(rules, inspection)
+    for rule, found in zip(rules, report["rules"], strict=True):
+        _log(rule, found["count"], found["examples"])
     counts = ", ".join(f"{split} {values['images']}" for split, values in report["summary"]["splits"].items())
     errors, warnings = (_count(report[f"{severity}s"], severity) for severity in ("error", "warning"))
     log.info(f"validation: {counts} images; {errors}, {warnings}")
@@ -128,14 +128,10 @@ def _summary(prints: Mapping[str, Fingerprints], manifest: pd.DataFrame) -> dict
 
 
 def _write_failures(rules: tuple[Rule, ...], inspection: Inspection) -> None:
-    by_name = {rule.name: rule for rule in rules}
-    with workspace.VALIDATION_FAILURES.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(FAILURE_COLUMNS)
-        for f in inspection.findings:
-            rule = by_name[f.rule]
-            row = (rule.severity, rule.name, f.file, f.split, f.value, rule.allowed, rule.what_to_do)
-            writer.writerow(_harmless(cell) for cell in row)
+    findings = pd.DataFrame(map(vars, inspection.findings), columns=["rule", "file", "split", "value"])
+    known = pd.DataFrame(map(vars, rules)).rename(columns={"name": "rule"})
+    table = findings.merge(known, on="rule", how="left")[list(FAILURE_COLUMNS)].map(_harmless)
+    table.to_csv(workspace.VALIDATION_FAILURES, index=False, lineterminator="\n", errors="backslashreplace")
 
 
 def _harmless(cell: str) -> str:
@@ -150,18 +146,14 @@ def _harmless(cell: str) -> str:
 _FORMULA = re.compile(r'(?:^|(?<=[;\t\r\n]))(?=["\t\r\n]*[=+\-@＝＋－＠])')
 
 
-def _log(rules: tuple[Rule, ...], inspection: Inspection) -> None:
-    """Errors, then warnings, each with its first findings."""
-    for rule in rules:
-        found = [finding for finding in inspection.findings if finding.rule == rule.name]
-        if not found:
-            continue
+def _log(rule: Rule, count: int, examples: list[dict[str, str]]) -> None:
+    if count:
         level = logging.ERROR if rule.severity == "error" else logging.WARNING
-        log.log(level, f"{rule.name} ({len(found)}); rule: {rule.allowed}; to do: {rule.what_to_do}")
-        for f in found[:EXAMPLES]:
-            log.info("  " + "  ".join(printable(cell) for cell in (f.split, f.file, f.value) if cell))
-        if len(found) > EXAMPLES:
-            log.info(f"  … {len(found) - EXAMPLES} more in {workspace.VALIDATION_FAILURES}")
+        log.log(level, f"{rule.name} ({count}); rule: {rule.allowed}; to do: {rule.what_to_do}")
+    for example in examples:
+        log.info("  " + "  ".join(printable(example[cell]) for cell in ("split", "file", "value") if example[cell]))
+    if count > EXAMPLES:
+        log.info(f"  … {count - EXAMPLES} more in {workspace.VALIDATION_FAILURES}")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def failures(manifest: pd.DataFrame, lengths: Mapping[str, int]) -> Iterator[tup
             case "index_is_a_row":
                 yield rule, row, f"index = {manifest.at[row, 'index']}"
             case _:
-                yield rule, row, f"{column} = {value}"
+                yield rule, row, f"{column} = {value!s}"
 
 
 def _schema(lengths: Mapping[str, int]) -> pa.DataFrameSchema:
