@@ -51,7 +51,7 @@ def failures(manifest: pd.DataFrame, lengths: Mapping[str, int]) -> Iterator[tup
     whole = cases["schema_context"] == "DataFrameSchema"
     cases = cases[~whole | ~cases.duplicated(["check", "index"])]
     faults = _faults(manifest)
-    for rule, column, value, row in cases[["check", "column", "failure_case", "index"]].to_numpy():
+    for rule, column, value, row in cases[["check", "column", "failure_case", "index"]].to_numpy().tolist():
         match rule:
             case "complete_row":
                 yield rule, row, ", ".join(faults.columns[faults.loc[row]])
