@@ -51,14 +51,14 @@ def failures(manifest: pd.DataFrame, lengths: Mapping[str, int]) -> Iterator[tup
     whole = cases["schema_context"] == "DataFrameSchema"
     cases = cases[~whole | ~cases.duplicated(["check", "index"])]
     faults = _faults(manifest)
-    for rule, column, value, row in cases[["check", "column", "failure_case", "index"]].to_numpy().tolist():
+    for rule, column, value, row in cases[["check", "column", "failure_case", "index"]].itertuples(index=False):
         match rule:
             case "complete_row":
                 yield rule, row, ", ".join(faults.columns[faults.loc[row]])
             case "index_is_a_row":
                 yield rule, row, f"index = {manifest.at[row, 'index']}"
             case _:
-                yield rule, row, f"{column} = {value}"
+                yield rule, row, f"{column} = " + str(value)
 
 
 def _schema(lengths: Mapping[str, int]) -> pa.DataFrameSchema:
