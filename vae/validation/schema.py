@@ -56,9 +56,9 @@ def failures(manifest: pd.DataFrame, lengths: Mapping[str, int]) -> Iterator[tup
             case "complete_row":
                 yield rule, row, ", ".join(faults.columns[faults.loc[row]])
             case "index_is_a_row":
-                yield rule, row, f"index = {manifest.at[row, 'index']}"
+                yield rule, row, f"index = {manifest['index'][row]}"
             case _:
-                yield rule, row, f"{column} = " + str(value)
+                yield rule, row, f"{column} = {value}"
 
 
 def _schema(lengths: Mapping[str, int]) -> pa.DataFrameSchema:
