@@ -46,7 +46,7 @@ def main() -> None:
     for rule, found in zip(rules, report["rules"], strict=True):
         _log(rule, found["count"], found["examples"])
     counts = ", ".join(f"{split} {values['images']}" for split, values in report["summary"]["splits"].items())
-    errors, warnings = (_count(report[f"{severity}s"], severity) for severity in ("error", "warning"))
+    errors, warnings = (f"{n} {noun}{'s' * (n != 1)}" for noun in ("error", "warning") for n in [report[f"{noun}s"]])
     log.info(f"validation: {counts} images; {errors}, {warnings}")
     if not report["passed"]:
         broken = [rule["name"] for rule in report["rules"] if rule["severity"] == "error" and rule["count"]]
@@ -54,10 +54,6 @@ def main() -> None:
             f"validation failed: {errors} ({', '.join(broken)}); "
             f"{workspace.VALIDATION_FAILURES} says what to do about each"
         )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def read_manifest() -> pd.DataFrame:
@@ -82,13 +78,13 @@ def _read_images(split: str) -> NDArray[np.generic] | str:
 
 
 def _report(rules: tuple[Rule, ...], inspection: Inspection, manifest: pd.DataFrame) -> dict[str, Any]:
-    severity = {rule.name: rule.severity for rule in rules}
-    total = Counter(severity[finding.rule] for finding in inspection.findings)
+    reports = [_rule_report(rule, inspection) for rule in rules]
+    errors, warnings = (sum(r["count"] for r in reports if r["severity"] == s) for s in ("error", "warning"))
     return {
-        "passed": total["error"] == 0,
-        "errors": total["error"],
-        "warnings": total["warning"],
-        "rules": [_rule_report(rule, inspection) for rule in rules],
+        "passed": errors == 0,
+        "errors": errors,
+        "warnings": warnings,
+        "rules": reports,
         "summary": _summary(inspection.prints, manifest),
     }
 
