@@ -46,7 +46,7 @@ def main() -> None:
     for rule, found in zip(rules, report["rules"], strict=True):
         _log(rule, found["count"], found["examples"])
     counts = ", ".join(f"{split} {values['images']}" for split, values in report["summary"]["splits"].items())
-    errors, warnings = (f"{n} {noun}{'s' * (n != 1)}" for noun in ("error", "warning") for n in [report[f"{noun}s"]])
+    errors, warnings = (_count(report[f"{severity}s"], severity) for severity in ("error", "warning"))
     log.info(f"validation: {counts} images; {errors}, {warnings}")
     if not report["passed"]:
         broken = [rule["name"] for rule in report["rules"] if rule["severity"] == "error" and rule["count"]]
@@ -54,6 +54,10 @@ def main() -> None:
             f"validation failed: {errors} ({', '.join(broken)}); "
             f"{workspace.VALIDATION_FAILURES} says what to do about each"
         )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def read_manifest() -> pd.DataFrame:
