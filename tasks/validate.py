@@ -7,7 +7,6 @@ All rules are checked and both reports are written before the stage fails, so th
 import logging
 import re
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -113,12 +112,11 @@ def _summary(prints: Mapping[str, Fingerprints], manifest: pd.DataFrame) -> dict
     for split, print_ in prints.items():
         mean = print_.mean.mean()
         std = np.sqrt((print_.std**2 + (print_.mean - mean) ** 2).mean())
-        labels = Counter(ok["label"][ok["split"] == split].dropna().astype(str))
         splits[split] = {
             "images": len(print_.mean),
             "mean": round(float(mean), 6),
             "std": round(float(std), 6),
-            "classes": dict(sorted(labels.items())),
+            "classes": ok["label"][ok["split"] == split].value_counts().sort_index().to_dict(),
         }
     return {
         "files": len(manifest),

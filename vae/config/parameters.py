@@ -180,18 +180,13 @@ class Parameters(_Section):
     @model_validator(mode="after")
     def _sigma_has_a_meaning(self) -> "Parameters":
         objective = self.objective
+        sigma = f"objective.sigma = {objective.sigma}"
         if objective.sigma != "optimal" and objective.likelihood == "bernoulli":
-            raise ValueError(f"objective.sigma = {objective.sigma}: a Bernoulli has no sigma; leave it at optimal")
+            raise ValueError(f"{sigma}: a Bernoulli likelihood has no sigma; leave it at optimal")
         if objective.sigma != "optimal" and objective.reduction == "mean":
-            raise ValueError(
-                f"objective.sigma = {objective.sigma}: with objective.reduction = mean the sigma follows from "
-                "kl.max_weight; leave it at optimal"
-            )
+            raise ValueError(f"{sigma}: with objective.reduction = mean, kl.max_weight sets it; leave it at optimal")
         if objective.reduction == "mean" and self.kl.max_weight == 0 and objective.likelihood == "gaussian":
-            raise ValueError(
-                "kl.max_weight = 0 with objective.reduction = mean is an autoencoder: its likelihood has no "
-                "noise and its ELBO no value; give a weight above 0, for example 0.001"
-            )
+            raise ValueError("kl.max_weight = 0 with objective.reduction = mean means σ = 0; give, for example, 0.001")
         return self
 
     @model_validator(mode="after")
@@ -227,7 +222,6 @@ class Parameters(_Section):
             raise ValueError(f"{name} needs a schedule alone: its bound has no rate for a control or free bits")
         if self.train.aggressive_encoder:
             raise ValueError(
-                f"train.aggressive_encoder = true with {name}: the more samples, the less the bound asks of the "
-                "encoder; set one of them to its default"
+                f"train.aggressive_encoder = true and {name} exclude one another; leave one at its default"
             )
         return self

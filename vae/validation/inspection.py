@@ -38,7 +38,7 @@ def inspect(manifest: pd.DataFrame, arrays: Mapping[str, NDArray | str], data: D
     faults = schema.column_faults(manifest)
     if faults:
         findings += [Finding("manifest_columns", fault) for fault in faults]
-        manifest = schema.typed(pd.DataFrame(columns=schema.COLUMNS))
+        manifest = schema.EMPTY
     else:
         findings += _manifest(manifest, images, data)
     if prints:

@@ -7,34 +7,27 @@ import pandera.pandas as pa
 
 from vae.config.constants import SPLITS
 
-_TEXT = ("path", "split", "label", "mode", "sha256", "status", "reason")
-_WHOLE = ("index", "width", "height", "bytes")
-_REAL = ("mean", "std")
-COLUMNS = _TEXT + _WHOLE + _REAL
+_TYPES = dict.fromkeys(("path", "split", "label", "mode", "sha256", "status", "reason"), "str")
+_TYPES |= dict.fromkeys(("index", "width", "height", "bytes"), "Int64") | dict.fromkeys(("mean", "std"), "float64")
+COLUMNS = tuple(_TYPES)
+EMPTY = pd.DataFrame(columns=list(COLUMNS)).astype(_TYPES)
 
 _OF_USABLE = ("bytes", "split", "index", "width", "height", "mode", "mean", "std")
 
 
 def typed(manifest: pd.DataFrame) -> pd.DataFrame:
     """Restores the type of columns without a single value, which a file does not keep."""
-    types = dict.fromkeys(_TEXT, "str") | dict.fromkeys(_WHOLE, "Int64") | dict.fromkeys(_REAL, "float64")
-    empty = [column for column in manifest.columns if column in types and manifest[column].isna().all()]
-    return manifest.reset_index(drop=True).astype({column: types[column] for column in empty})
+    empty = [column for column in manifest.columns if column in COLUMNS and manifest[column].isna().all()]
+    return manifest.reset_index(drop=True).astype({column: _TYPES[column] for column in empty})
 
 
 def column_faults(manifest: pd.DataFrame) -> list[str]:
     """Columns that are missing, unknown or of another type than a `typed` manifest's."""
     faults = [f"column {column}: missing" for column in COLUMNS if column not in manifest]
     faults += [f"column {column}: unknown" for column in manifest if column not in COLUMNS]
-    for columns, is_right, kind in (
-        (_TEXT, pd.api.types.is_string_dtype, "text"),
-        (_WHOLE, pd.api.types.is_integer_dtype, "whole numbers"),
-        (_REAL, pd.api.types.is_float_dtype, "real numbers"),
-    ):
-        for column in columns:
-            if column in manifest and not is_right(manifest[column]):
-                faults.append(f"column {column}: {manifest[column].dtype}, {kind} expected")
-    return faults
+    found = {column: manifest[column].dtype for column in COLUMNS if column in manifest}
+    wrong = {column: dtype for column, dtype in found.items() if dtype != EMPTY[column].dtype}
+    return faults + [f"column {column}: {dtype}, {_TYPES[column]} expected" for column, dtype in wrong.items()]
 
 
 def failures(manifest: pd.DataFrame, lengths: Mapping[str, int]) -> Iterator[tuple[str, int, str]]:
