@@ -221,7 +221,5 @@ class Parameters(_Section):
         if self.kl.control != "schedule" or self.kl.free_bits or self.kl.free_bits_total:
             raise ValueError(f"{name} needs a schedule alone: its bound has no rate for a control or free bits")
         if self.train.aggressive_encoder:
-            raise ValueError(
-                f"train.aggressive_encoder = true and {name} exclude one another; leave one at its default"
-            )
+            raise ValueError(f"train.aggressive_encoder = true and {name} exclude one another; set one to its default")
         return self
