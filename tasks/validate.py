@@ -118,11 +118,7 @@ def _summary(prints: Mapping[str, Fingerprints], manifest: pd.DataFrame) -> dict
             "std": round(float(std), 6),
             "classes": ok["label"][ok["split"] == split].value_counts().sort_index().to_dict(),
         }
-    return {
-        "files": len(manifest),
-        "quarantined": int((known["status"] == "quarantined").sum()),
-        "splits": splits,
-    }
+    return {"files": len(manifest), "quarantined": int((known["status"] == "quarantined").sum()), "splits": splits}
 
 
 def _write_failures(rules: tuple[Rule, ...], inspection: Inspection) -> None:

@@ -50,13 +50,7 @@ def inspect(manifest: pd.DataFrame, arrays: Mapping[str, NDArray | str], data: D
 
 _PLACE = {split: number for number, split in enumerate(SPLITS)}
 
-_OF_PIXELS = {
-    "binarised",
-    "mostly_blank",
-    "same_pixels_across_splits",
-    "near_duplicate_across_splits",
-    "blank_image",
-}
+_OF_PIXELS = {"binarised", "mostly_blank", "same_pixels_across_splits", "near_duplicate_across_splits", "blank_image"}
 _WITH_PIXELS = _OF_PIXELS | {"array_rows", "array_statistics"}  # need a valid array for each split
 _WITHOUT_MANIFEST = _OF_PIXELS | {"manifest_columns", "array_file", "array_shape", "duplicate_in_split"}
 

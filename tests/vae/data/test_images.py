@@ -266,19 +266,6 @@ def test_only_regular_files_of_a_sane_size_are_read(tmp_path: Path) -> None:
             read_file(path)
 
 
-def test_a_file_that_comes_in_pieces_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As network file systems may give it."""
-    path = tmp_path / "photo"
-    path.write_bytes(bytes(range(250)))
-
-    class Pieces(io.FileIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            return super().read(min(size or 0, 100))
-
-    monkeypatch.setattr(os, "fdopen", lambda descriptor, *more, **named: Pieces(descriptor))
-    assert read_file(path) == bytes(range(250))
-
-
 def test_threshold() -> None:
     grey = np.array([0, 127, 128, 255], np.uint8).reshape(2, 2, 1)
     assert binarised(grey, Preprocessing(2, 2, 1, "threshold")).ravel().tolist() == [0, 0, 255, 255]
