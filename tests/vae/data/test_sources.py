@@ -251,7 +251,7 @@ def test_a_truncated_npy_and_wrong_labels_are_refused(tmp_path: Path) -> None:
             find(data("npy", tmp_path / "x.npy"))
 
 
-def saved_dataset(path: Path) -> Path:
+def test_huggingface_local_dataset(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import datasets
 
     features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])})
@@ -259,12 +259,8 @@ def saved_dataset(path: Path) -> Path:
     part = {"picture": photos, "kind": [0, 1, 1, 0, -1]}
     datasets.disable_progress_bars()
     dataset = datasets.Dataset.from_dict(part, features)
-    datasets.DatasetDict(train=dataset, validation=dataset).save_to_disk(path)
-    return path
-
-
-def test_huggingface_local_dataset(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    items = find(data("huggingface", saved_dataset(tmp_path / "pets")))
+    datasets.DatasetDict(train=dataset, validation=dataset).save_to_disk(tmp_path)
+    items = find(data("huggingface", tmp_path))
     assert [(item.split, item.label) for item in items[3:7]] == [
         *[("train", "cat"), ("train", None)],
         *[("valid", "cat"), ("valid", "dog")],
