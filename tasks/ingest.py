@@ -185,10 +185,7 @@ def _moments(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _write_manifest(
-    items: Sequence[Item],
-    examined: Sequence[Examined],
-    split_of: Sequence[str | None],
-    moments: NDArray[np.float64],
+    items: Sequence[Item], examined: Sequence[Examined], split_of: Sequence[str | None], moments: NDArray[np.float64]
 ) -> None:
     import pyarrow as pa  # slow to import
     import pyarrow.parquet as pq
@@ -215,10 +212,7 @@ def _write_manifest(
 
 
 def _summary(
-    items: Sequence[Item],
-    examined: Sequence[Examined],
-    split_of: Sequence[str | None],
-    preprocessing: Preprocessing,
+    items: Sequence[Item], examined: Sequence[Examined], split_of: Sequence[str | None], preprocessing: Preprocessing
 ) -> str:
     counts = Counter(split_of)
     labels = {item.label for item, split in zip(items, split_of, strict=True) if split} - {None}

@@ -4,11 +4,9 @@ All rules are checked and both reports are written before the stage fails, so th
 `reports/validation_failures.csv` lists everything there is to repair.
 """
 
-import csv
 import logging
 import re
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +42,8 @@ def main() -> None:
     report = _report(rules, inspection, manifest)
     workspace.write_json(workspace.VALIDATION, report)
     _write_failures(rules, inspection)
-    _log(rules, inspection)
+    for rule, found in zip(rules, report["rules"], strict=True):
+        _log(rule, found["count"], found["examples"])
     counts = ", ".join(f"{split} {values['images']}" for split, values in report["summary"]["splits"].items())
     errors, warnings = (_count(report[f"{severity}s"], severity) for severity in ("error", "warning"))
     log.info(f"validation: {counts} images; {errors}, {warnings}")
@@ -82,13 +81,13 @@ def _read_images(split: str) -> NDArray[np.generic] | str:
 
 
 def _report(rules: tuple[Rule, ...], inspection: Inspection, manifest: pd.DataFrame) -> dict[str, Any]:
-    severity = {rule.name: rule.severity for rule in rules}
-    total = Counter(severity[finding.rule] for finding in inspection.findings)
+    reports = [_rule_report(rule, inspection) for rule in rules]
+    errors, warnings = (sum(r["count"] for r in reports if r["severity"] == s) for s in ("error", "warning"))
     return {
-        "passed": total["error"] == 0,
-        "errors": total["error"],
-        "warnings": total["warning"],
-        "rules": [_rule_report(rule, inspection) for rule in rules],
+        "passed": errors == 0,
+        "errors": errors,
+        "warnings": warnings,
+        "rules": reports,
         "summary": _summary(inspection.prints, manifest),
     }
 
@@ -113,29 +112,20 @@ def _summary(prints: Mapping[str, Fingerprints], manifest: pd.DataFrame) -> dict
     for split, print_ in prints.items():
         mean = print_.mean.mean()
         std = np.sqrt((print_.std**2 + (print_.mean - mean) ** 2).mean())
-        labels = Counter(ok["label"][ok["split"] == split].dropna().astype(str))
         splits[split] = {
             "images": len(print_.mean),
             "mean": round(float(mean), 6),
             "std": round(float(std), 6),
-            "classes": dict(sorted(labels.items())),
+            "classes": ok["label"][ok["split"] == split].value_counts().sort_index().to_dict(),
         }
-    return {
-        "files": len(manifest),
-        "quarantined": int((known["status"] == "quarantined").sum()),
-        "splits": splits,
-    }
+    return {"files": len(manifest), "quarantined": int((known["status"] == "quarantined").sum()), "splits": splits}
 
 
 def _write_failures(rules: tuple[Rule, ...], inspection: Inspection) -> None:
-    by_name = {rule.name: rule for rule in rules}
-    with workspace.VALIDATION_FAILURES.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(FAILURE_COLUMNS)
-        for f in inspection.findings:
-            rule = by_name[f.rule]
-            row = (rule.severity, rule.name, f.file, f.split, f.value, rule.allowed, rule.what_to_do)
-            writer.writerow(_harmless(cell) for cell in row)
+    findings = pd.DataFrame(map(vars, inspection.findings), columns=["rule", "file", "split", "value"])
+    known = pd.DataFrame(map(vars, rules)).rename(columns={"name": "rule"})
+    table = findings.merge(known, on="rule", how="left")[list(FAILURE_COLUMNS)].map(_harmless)
+    table.to_csv(workspace.VALIDATION_FAILURES, index=False, lineterminator="\n", errors="backslashreplace")
 
 
 def _harmless(cell: str) -> str:
@@ -150,18 +140,14 @@ def _harmless(cell: str) -> str:
 _FORMULA = re.compile(r'(?:^|(?<=[;\t\r\n]))(?=["\t\r\n]*[=+\-@＝＋－＠])')
 
 
-def _log(rules: tuple[Rule, ...], inspection: Inspection) -> None:
-    """Errors, then warnings, each with its first findings."""
-    for rule in rules:
-        found = [finding for finding in inspection.findings if finding.rule == rule.name]
-        if not found:
-            continue
+def _log(rule: Rule, count: int, examples: list[dict[str, str]]) -> None:
+    if count:
         level = logging.ERROR if rule.severity == "error" else logging.WARNING
-        log.log(level, f"{rule.name} ({len(found)}); rule: {rule.allowed}; to do: {rule.what_to_do}")
-        for f in found[:EXAMPLES]:
-            log.info("  " + "  ".join(printable(cell) for cell in (f.split, f.file, f.value) if cell))
-        if len(found) > EXAMPLES:
-            log.info(f"  … {len(found) - EXAMPLES} more in {workspace.VALIDATION_FAILURES}")
+        log.log(level, f"{rule.name} ({count}); rule: {rule.allowed}; to do: {rule.what_to_do}")
+    for example in examples:
+        log.info("  " + "  ".join(printable(example[cell]) for cell in ("split", "file", "value") if example[cell]))
+    if count > EXAMPLES:
+        log.info(f"  … {count - EXAMPLES} more in {workspace.VALIDATION_FAILURES}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.models import config, network
 from helpers.project import PROJECT
+from helpers.workspaces import stand_in
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -30,11 +32,7 @@ from tasks.tracking import store
 from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.parameters import Model, Parameters
-from vae.config.preprocessing import Preprocessing
 from vae.models import saved
-from vae.models.likelihood import Likelihood
-from vae.models.saved import ModelConfig
-from vae.models.vae import VAE
 from vae.report import page as report
 from vae.training import checkpoint
 
@@ -44,8 +42,7 @@ DEFAULTS = (PROJECT / "params.yaml").read_text(encoding="utf-8")
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace with the defaults, as an overlay finds it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    stand_in(tmp_path, monkeypatch)
     (tmp_path / "experiments").mkdir()
     (tmp_path / "params.yaml").write_text(DEFAULTS, encoding="utf-8")
     return tmp_path
@@ -120,21 +117,20 @@ def nested(depth: int) -> Any:
     return value
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {"data.path": "a" * 10_000},
-        {"k" * 100_000: 1},
-        {"kl": nested(900)},
-        {"a." * 2000 + "b": 1},
-        {"train.epochs": {"__class__": {"__init__": {"__globals__": 1}}}},
-        {"data.__dict__.path": "x"},
-        {"__import__('os').system('touch it_ran')": 1},
-        {"experiments/../../x": 1},
-        {"\x1b[2J": 1},
-    ],
-    ids=["long path", "long key", "deep", "dots", "dunder", "dict", "code", "path", "terminal"],
-)
+HARMFUL_OVERRIDES: dict[str, dict[str, Any]] = {
+    "long path": {"data.path": "a" * 10_000},
+    "long key": {"k" * 100_000: 1},
+    "deep": {"kl": nested(900)},
+    "dots": {"a." * 2000 + "b": 1},
+    "dunder": {"train.epochs": {"__class__": {"__init__": {"__globals__": 1}}}},
+    "dict": {"data.__dict__.path": "x"},
+    "code": {"__import__('os').system('touch it_ran')": 1},
+    "path": {"experiments/../../x": 1},
+    "terminal": {"\x1b[2J": 1},
+}
+
+
+@pytest.mark.parametrize("overrides", HARMFUL_OVERRIDES.values(), ids=HARMFUL_OVERRIDES)
 def test_harmful_overrides_are_refused_in_a_short_line(place: Path, overrides: dict[str, Any]) -> None:
     with pytest.raises(InputError) as error:
         overlay.apply(None, overrides)
@@ -170,18 +166,8 @@ ARCHITECTURE = {"architecture": "conv", "latent_dim": 4, "widths": [6, 8], "batc
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    config = ModelConfig(
-        format=1,
-        model=Model(**ARCHITECTURE),
-        image_shape=(3, 9, 12),
-        likelihood=Likelihood("gaussian", 0.1),
-        preprocessing=Preprocessing(9, 12, 3),
-        precision="fp32",
-        kept_epoch=7,
-        stopped=None,
-        train={"elbo": -12.5},
-    )
-    saved.save(tmp_path, VAE(config.image_shape, **ARCHITECTURE), config)
+    made = config((3, 9, 12), Model(**ARCHITECTURE))
+    saved.save(tmp_path, network(made), made)
     saved.load(tmp_path)
     return tmp_path
 
@@ -208,8 +194,8 @@ def model(tmp_path: Path) -> Path:
     ],
 )
 def test_a_tampered_configuration_takes_no_memory_and_is_refused(model: Path, key: str, value: object) -> None:
-    config = json.loads((model / saved.CONFIG_FILE).read_text())
-    (model / saved.CONFIG_FILE).write_text(json.dumps({**config, key: value}))
+    whole = json.loads((model / saved.CONFIG_FILE).read_text())
+    (model / saved.CONFIG_FILE).write_text(json.dumps({**whole, key: value}))
     with pytest.raises(InputError, match="do not fit together") as error:
         saved.load(model)
     assert len(str(error.value).splitlines()) == 1
@@ -231,15 +217,10 @@ def test_a_tampered_header_is_refused(model: Path, tamper: str) -> None:
     listed = json.loads(content[8 : 8 + size])
     entry = listed["posterior.weight"]
     begin, end = entry["data_offsets"]
-    match tamper:
-        case "overlap":
-            entry["data_offsets"] = [0, end - begin]
-        case "past the end":
-            entry["data_offsets"] = [begin, end + 2**40]
-        case "below zero":
-            entry["data_offsets"] = [-8, end]
-        case "another shape":
-            entry["shape"] = [2**62, 4]
+    offsets = {"overlap": [0, end - begin], "past the end": [begin, end + 2**40], "below zero": [-8, end]}
+    entry["data_offsets"] = offsets.get(tamper, [begin, end])
+    if tamper == "another shape":
+        entry["shape"] = [2**62, 4]
     text = json.dumps(listed).encode()
     length = 2**63 if tamper == "length" else len(text)
     path.write_bytes(struct.pack("<Q", length) + text + content[8 + size :])
@@ -286,9 +267,8 @@ mlflow.pyfunc.save_model("evil", python_model=Evil(), pip_requirements=[])
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "true"}
 
     def run(program: str) -> str:
-        return subprocess.run(
-            [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
-        ).stderr
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True).stderr
 
     run(make + load)
     assert (tmp_path / "it_ran").exists()  # so the model does what it is meant to

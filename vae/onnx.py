@@ -9,6 +9,7 @@ The steps before it (orientation, resizing) are described in the file's metadata
 import json
 import logging
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def export(saved: Saved, output: Path) -> float:
     program.model.metadata_props.update(
         {
             "preprocess": _preprocess(saved),
-            "preprocessing": json.dumps(saved.config.preprocessing.to_dict()),
+            "preprocessing": json.dumps(asdict(saved.config.preprocessing)),
             "weights.sha256": saved.sha256,
         }
     )

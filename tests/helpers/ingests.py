@@ -3,6 +3,7 @@
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from helpers.project import PROJECT
@@ -15,10 +16,14 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROJECT)}
 OUTPUTS = [*(workspace.images(split) for split in SPLITS), workspace.MANIFEST]
 
 
-def photo(seed: int, size: tuple[int, int] = (20, 24), kind: str = "PNG") -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)).save(file, kind)
+    image.save(file, kind, **options)
     return file.getvalue()
+
+
+def photo(seed: int, size: tuple[int, int] = (20, 24), kind: str = "PNG") -> bytes:
+    return encoded(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)), kind)
 
 
 def photos(root: Path, count: int = 40) -> Path:

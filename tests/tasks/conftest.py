@@ -1,12 +1,11 @@
 """A workspace to ingest into."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.project import PROJECT
-from ruamel.yaml import YAML
 
 
 @pytest.fixture
@@ -15,9 +14,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     monkeypatch.chdir(tmp_path)
 
     def make(**data: Any) -> Path:
-        params = YAML().load(PROJECT / "params.yaml")
-        params["data"].update(data)
-        YAML().dump(params, tmp_path / "params.yaml")
+        (tmp_path / "params.yaml").write_text(json.dumps({"data": data}))  # JSON is YAML
         return tmp_path
 
     return make

@@ -215,7 +215,7 @@ def test_a_kill_before_dvc_has_the_outputs_costs_no_decoding(here: Path, read: l
 
 
 def test_rows_of_an_array_are_not_kept(place: Callable[..., Path]) -> None:
-    place(source="digits")
+    place()
     interrupt(3)
     assert kept() == [] and not ingest.PARTIAL.exists()
     ingest.main()

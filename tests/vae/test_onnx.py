@@ -31,7 +31,7 @@ def test_the_encoder_in_onnx_agrees_with_pytorch(tmp_path: Path, monkeypatch: py
             np.testing.assert_allclose(got, wanted, atol=1e-4)
     told = session.get_modelmeta().custom_metadata_map
     assert told["weights.sha256"] == model.sha256
-    assert Preprocessing.from_dict(json.loads(told["preprocessing"])) == Preprocessing(8, 12, 3)
+    assert Preprocessing(**json.loads(told["preprocessing"])) == Preprocessing(8, 12, 3)
     assert "RGB" in told["preprocess"] and "8×12" in told["preprocess"]
 
 

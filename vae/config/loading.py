@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML, YAMLError
 
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters
+
+P = TypeVar("P", bound=Parameters)
 
 MOST_COMPLAINTS = 20
 
@@ -55,23 +57,23 @@ def read_mapping(text: str, origin: str) -> dict[str, Any]:
 
 
 def parse(values: Mapping[str, Any], origin: str = "params.yaml") -> Parameters:
-    """Checks plain values, as read from YAML; a missing one takes its default.
+    """Plain values, as read from YAML, as `Parameters`; see `checked`."""
+    return checked(Parameters, values, origin)
+
+
+def checked(model: type[P], values: Mapping[str, Any], origin: str) -> P:
+    """A missing value takes its default.
 
     Raises:
-        InputError: naming every key that is unknown or out of range, with its value.
+        InputError: in a line for each key that is unknown or out of range, with its value.
     """
     try:
-        return Parameters.model_validate(dict(values))
+        return model.model_validate(dict(values))
     except ValidationError as error:
-        raise InputError(complaints(error, origin)) from None
-
-
-def complaints(error: ValidationError, origin: str) -> str:
-    """One line for each wrong key."""
-    lines = [f"{origin}: {_describe(e)}" for e in _merge(error.errors())]
-    if len(lines) > MOST_COMPLAINTS:
-        lines[MOST_COMPLAINTS:] = [f"{origin}: and {len(lines) - MOST_COMPLAINTS:,} more"]
-    return "\n".join(lines)
+        lines = [f"{origin}: {_describe(e)}" for e in _merge(error.errors())]
+        if len(lines) > MOST_COMPLAINTS:
+            lines[MOST_COMPLAINTS:] = [f"{origin}: and {len(lines) - MOST_COMPLAINTS:,} more"]
+        raise InputError("\n".join(lines)) from None
 
 
 def _merge(errors: list[Any]) -> list[Any]:

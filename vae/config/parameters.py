@@ -48,8 +48,7 @@ class Data(_Section):
     def _something_is_left_to_train_on(self) -> "Data":
         if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError(
-                f"valid_fraction {self.valid_fraction} + test_fraction {self.test_fraction} leave nothing "
-                "to train on; their sum must be below 1"
+                f"valid_fraction {self.valid_fraction} + test_fraction {self.test_fraction} must be below 1"
             )
         return self
 
@@ -105,9 +104,7 @@ class KL(_Section):
         if given and (self.free_bits or self.free_bits_total):
             raise ValueError(f"{given[0]} and free bits exclude one another; set free_bits and free_bits_total to 0")
         if self.free_bits and self.free_bits_total:
-            raise ValueError(
-                f"free_bits = {self.free_bits:g} and free_bits_total = {self.free_bits_total:g}: set one of them to 0"
-            )
+            raise ValueError("free_bits and free_bits_total exclude one another; set one of them to 0")
         if self.target_kl is None:
             return self
         if isinstance(self.max_weight, str):
@@ -174,8 +171,7 @@ class Parameters(_Section):
         if self.model.architecture in ("conv", "autoregressive") and min(height, width) < 2**depth:
             raise ValueError(
                 f"model.widths = {self.model.widths} halves the image {depth} times, too often for "
-                f"data.image_size = {height}×{width}; "
-                f"give at most {min(height, width).bit_length() - 1} widths"
+                f"data.image_size = {height}×{width}; give at most {min(height, width).bit_length() - 1} widths"
             )
         if self.data.binarise != "none" and self.data.channels != 1:
             raise ValueError(f"data.binarise = {self.data.binarise} needs data.channels = 1")
@@ -184,20 +180,13 @@ class Parameters(_Section):
     @model_validator(mode="after")
     def _sigma_has_a_meaning(self) -> "Parameters":
         objective = self.objective
+        sigma = f"objective.sigma = {objective.sigma}"
         if objective.sigma != "optimal" and objective.likelihood == "bernoulli":
-            raise ValueError(
-                f"objective.sigma = {objective.sigma}: a Bernoulli likelihood has no sigma; leave it at optimal"
-            )
+            raise ValueError(f"{sigma}: a Bernoulli likelihood has no sigma; leave it at optimal")
         if objective.sigma != "optimal" and objective.reduction == "mean":
-            raise ValueError(
-                f"objective.sigma = {objective.sigma}: with objective.reduction = mean the sigma follows from "
-                "kl.max_weight; leave it at optimal"
-            )
+            raise ValueError(f"{sigma}: with objective.reduction = mean, kl.max_weight sets it; leave it at optimal")
         if objective.reduction == "mean" and self.kl.max_weight == 0 and objective.likelihood == "gaussian":
-            raise ValueError(
-                "kl.max_weight = 0 with objective.reduction = mean is an autoencoder: its likelihood has no "
-                "noise and its ELBO no value; give a weight above 0, for example 0.001"
-            )
+            raise ValueError("kl.max_weight = 0 with objective.reduction = mean means σ = 0; give, for example, 0.001")
         return self
 
     @model_validator(mode="after")
@@ -230,12 +219,7 @@ class Parameters(_Section):
         if self.objective.sigma == "optimal" and self.objective.likelihood == "gaussian":
             raise ValueError(f"{name} needs an objective.sigma that is learned or a number, or a Bernoulli likelihood")
         if self.kl.control != "schedule" or self.kl.free_bits or self.kl.free_bits_total:
-            raise ValueError(
-                f"{name} needs a schedule alone: its bound has no rate for a control or free bits to act on"
-            )
+            raise ValueError(f"{name} needs a schedule alone: its bound has no rate for a control or free bits")
         if self.train.aggressive_encoder:
-            raise ValueError(
-                f"train.aggressive_encoder = true with {name}: the more samples, the less the bound asks of the "
-                "encoder; set one of them to its default"
-            )
+            raise ValueError(f"train.aggressive_encoder = true and {name} exclude one another; set one to its default")
         return self

@@ -1,8 +1,6 @@
 """How an image is prepared for a model; `vae.data.images` applies it."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from vae.config.parameters import Parameters
 
@@ -22,14 +20,7 @@ class Preprocessing:
         data = parameters.data
         return cls(*data.image_size, data.channels, data.binarise, parameters.seed)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        return cls(**values)
-
     @property
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C), as arrays of images have it."""
         return self.height, self.width, self.channels
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)

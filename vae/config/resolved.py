@@ -1,16 +1,14 @@
 """Parameters ready for training: every value is a number."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from vae.config.beta_elbo import BetaELBO
 from vae.config.errors import InputError
-from vae.config.loading import complaints
+from vae.config.loading import P, checked
 from vae.config.parameters import KL, Parameters
-
-P = TypeVar("P", bound=Parameters)
 
 
 class ResolvedKL(KL):
@@ -61,7 +59,4 @@ def changed(p: P, changes: Mapping[str, Any]) -> P:
         if not isinstance(values.get(section), dict) or key not in values[section]:
             raise InputError(f"{name} is not a parameter that can be changed")
         values[section][key] = value
-    try:
-        return type(p).model_validate(values)
-    except ValidationError as error:
-        raise InputError(complaints(error, "the changed parameters")) from None
+    return checked(type(p), values, "the changed parameters")

@@ -41,7 +41,7 @@ def idx(path: Path) -> list[Item]:
     items: list[Item] = []
     seen: dict[str | None, str] = {}
     for prefix, name in sorted(sets.items()):
-        split = _idx_split(prefix)
+        split = (SPLIT_NAMES | {"t10k": "test"}).get(re.split(r"[-._]", prefix.lower())[-1])
         if split in seen:
             raise InputError(
                 f"{seen[split]} and {name} in {str(path)!r} are both {split or 'without a split'}; keep one"
@@ -54,11 +54,6 @@ def idx(path: Path) -> list[Item]:
         labels = None if labels_file is None else [str(label) for label in idx_array(labels_file, 1)]
         items += _rows(images, name, split, labels)
     return items
-
-
-def _idx_split(prefix: str) -> str | None:
-    word = re.split(r"[-._]", prefix.lower())[-1]
-    return "test" if word == "t10k" else SPLIT_NAMES.get(word)
 
 
 def _idx_labels_file(images: Path) -> Path | None:

@@ -97,12 +97,9 @@ def read_file(path: str | Path) -> bytes:
         _check_readable(Path(path).stat())
         # O_NONBLOCK: if a pipe has taken the file's place since, opening it must not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            _check_readable(status := os.fstat(file.fileno()))
-            content = file.read(status.st_size)  # with a size, so that a growing file stays bounded
-            while len(content) < status.st_size and (more := file.read(status.st_size - len(content))):
-                content += more  # some network file systems return less at once
-            return content
+        with os.fdopen(descriptor, "rb") as file:
+            _check_readable(status := os.fstat(descriptor))
+            return file.read(status.st_size)  # with a size, so that a growing file stays bounded
     except OSError as error:
         raise UnusableNow(f"cannot be read: {error.strerror}") from None
 

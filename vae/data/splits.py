@@ -28,21 +28,13 @@ def assign(
             `{"test": 0.1, "valid": 0.1}`; the rest is `train`.
         seed: another seed gives another cut.
     """
-    pool = [i for i, split in enumerate(given) if split in (None, "train")]
-    label_of = _label_of_each_content([(contents[i], labels[i] or "") for i in pool])
+    pool = {i for i, split in enumerate(given) if split in (None, "train")}
+    # Sorted backwards, so that the alphabetically first label counts where the same image has several.
+    label_of = dict(sorted(((contents[i], labels[i] or "") for i in pool), reverse=True))
     carved = _carve(label_of, fractions, seed)
     if not set(fractions) <= set(carved.values()):
         carved = _carve(dict.fromkeys(label_of, ""), fractions, seed)
-    in_pool = set(pool)
-    return [carved[contents[i]] if i in in_pool else str(split) for i, split in enumerate(given)]
-
-
-def _label_of_each_content(images: list[tuple[str, str]]) -> dict[str, str]:
-    """Where the same image has several labels, the alphabetically first counts."""
-    label_of: dict[str, str] = {}
-    for content, label in images:
-        label_of[content] = min(label, label_of.get(content, label))
-    return label_of
+    return [carved[contents[i]] if i in pool else str(split) for i, split in enumerate(given)]
 
 
 def _carve(label_of: Mapping[str, str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:

@@ -4,15 +4,14 @@ Sums are integer sums, so that every number here is the same on every machine. M
 chunk, so that the arrays may be memory-mapped and larger than memory.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 CHUNK_PIXELS = 1 << 22  # pixel values that are widened to 4 or 8 bytes at once, at most
-CHUNK_PAIRS = 1 << 21
 
 BITS_APART = 3  # two hashes this close are candidates; with four bands of 16 bits, one band must agree
 CROWD = 2048  # hashes compared with one hash, of those that share a band with it, at most
@@ -36,7 +35,9 @@ def fingerprint(images: NDArray[np.uint8]) -> Fingerprints:
 
     images: (N, H, W, C), N at least 1.
     """
-    parts = [_fingerprint(np.ascontiguousarray(chunk)) for chunk in _chunks(images)]
+    step = _images_per_chunk(images)
+    chunks = (images[start : start + step] for start in range(0, len(images), step))
+    parts = [_fingerprint(np.ascontiguousarray(chunk)) for chunk in chunks]
     return Fingerprints(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
@@ -92,13 +93,7 @@ def near_duplicates(
 
 
 def _images_per_chunk(images: NDArray[np.uint8]) -> int:
-    return max(1, CHUNK_PIXELS // max(1, int(np.prod(images.shape[1:]))))
-
-
-def _chunks(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    step = _images_per_chunk(images)
-    for start in range(0, len(images), step):
-        yield images[start : start + step]
+    return max(1, CHUNK_PIXELS // images[0].size)
 
 
 def _fingerprint(images: NDArray[np.uint8]) -> tuple[NDArray[np.generic], ...]:
@@ -132,43 +127,19 @@ def _candidates(of: NDArray[np.uint64], among: NDArray[np.uint64]) -> tuple[NDAr
     Two hashes that differ in three bits agree in at least one of four bands of 16 bits: only hashes that
     share a band are compared, which turns minutes into seconds.
     """
-    bands = []
-    for shift in np.arange(0, 64, 16, dtype=np.uint64):
-        keys, other_keys = (of >> shift) & np.uint64(0xFFFF), (among >> shift) & np.uint64(0xFFFF)
-        order = np.argsort(other_keys, kind="stable")
-        first = np.searchsorted(other_keys[order], keys, "left")
-        last = np.searchsorted(other_keys[order], keys, "right")
-        bands.append((order, first, np.minimum(last - first, CROWD)))
-    ends = np.cumsum(sum(counts for _, _, counts in bands))
-    found: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-    start = 0
-    while start < len(of):
-        before = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + CHUNK_PAIRS, "right")))
-        found.append(_closest(of, among, bands, start, stop))
-        start = stop
-    if not found:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    return np.concatenate([rows for rows, _ in found]), np.concatenate([others for _, others in found])
+    rows_of = [pd.Series(band).groupby(band).indices for band in _bands(among).T]
+    nobody = np.empty(0, np.int64)
+    found = [nobody]
+    for value, bands in zip(of, _bands(of), strict=True):
+        sharing = [rows.get(band, nobody)[:CROWD] for rows, band in zip(rows_of, bands, strict=True)]
+        others = np.unique(np.concatenate(sharing))
+        apart = np.bitwise_count(among[others] ^ value)
+        near = np.argsort(apart, kind="stable")[:CANDIDATES]
+        found.append(others[near[apart[near] <= BITS_APART]])
+    rows = np.repeat(np.arange(len(of)), [len(others) for others in found[1:]])
+    return rows, np.concatenate(found)
 
 
-def _closest(
-    of: NDArray[np.uint64],
-    among: NDArray[np.uint64],
-    bands: list[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]],
-    start: int,
-    stop: int,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    pairs = []
-    for order, first, counts in bands:
-        n = counts[start:stop]
-        rows = np.repeat(np.arange(start, stop), n)
-        within = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
-        others = order[np.repeat(first[start:stop], n) + within]
-        near = np.bitwise_count(of[rows] ^ among[others]) <= BITS_APART
-        pairs.append(rows[near] * len(among) + others[near])
-    rows, others = np.divmod(np.unique(np.concatenate(pairs)), max(1, len(among)))
-    order = np.lexsort((others, np.bitwise_count(of[rows] ^ among[others]), rows))
-    rows, others = rows[order], others[order]
-    rank = np.arange(len(rows)) - np.searchsorted(rows, rows, "left")
-    return rows[rank < CANDIDATES], others[rank < CANDIDATES]
+def _bands(hashes: NDArray[np.uint64]) -> NDArray[np.uint16]:
+    """(N,) → (N, 4)"""
+    return hashes.view(np.uint16).reshape(-1, 4)

@@ -38,7 +38,7 @@ def inspect(manifest: pd.DataFrame, arrays: Mapping[str, NDArray | str], data: D
     faults = schema.column_faults(manifest)
     if faults:
         findings += [Finding("manifest_columns", fault) for fault in faults]
-        manifest = schema.typed(pd.DataFrame(columns=schema.COLUMNS))
+        manifest = schema.EMPTY
     else:
         findings += _manifest(manifest, images, data)
     if prints:
@@ -50,13 +50,7 @@ def inspect(manifest: pd.DataFrame, arrays: Mapping[str, NDArray | str], data: D
 
 _PLACE = {split: number for number, split in enumerate(SPLITS)}
 
-_OF_PIXELS = {
-    "binarised",
-    "mostly_blank",
-    "same_pixels_across_splits",
-    "near_duplicate_across_splits",
-    "blank_image",
-}
+_OF_PIXELS = {"binarised", "mostly_blank", "same_pixels_across_splits", "near_duplicate_across_splits", "blank_image"}
 _WITH_PIXELS = _OF_PIXELS | {"array_rows", "array_statistics"}  # need a valid array for each split
 _WITHOUT_MANIFEST = _OF_PIXELS | {"manifest_columns", "array_file", "array_shape", "duplicate_in_split"}
 
@@ -79,6 +73,7 @@ def _manifest(manifest: pd.DataFrame, images: Images, data: Data) -> Iterator[Fi
     lengths = {split: len(array) for split, array in images.items()}
     for rule, row, value in schema.failures(manifest, lengths):
         yield Finding(rule, value, _text(manifest.at[row, "path"]), _text(manifest.at[row, "split"]))
+    manifest = manifest.rename(columns={"path": "file"})
     ok = manifest[manifest["status"] == "ok"]
     yield from _row_counts(ok, images)
     yield from _bad_files(manifest, data)
@@ -133,7 +128,7 @@ def _bad_files(manifest: pd.DataFrame, data: Data) -> Iterator[Finding]:
     litter = bad["reason"].str.startswith(LITTER, na=False).sum()  # listed, but not a fault of the images
     share = (len(bad) - litter) / max(1, len(manifest) - litter)
     rule = "too_many_bad_files" if share > data.max_bad_fraction else "bad_file"
-    return _each(rule, bad.rename(columns={"path": "file"}), bad["reason"].fillna("no reason given"))
+    return _each(rule, bad, bad["reason"].fillna("no reason given"))
 
 
 def _labels(ok: pd.DataFrame) -> Iterator[Finding]:
@@ -142,7 +137,7 @@ def _labels(ok: pd.DataFrame) -> Iterator[Finding]:
     if len(every) < 2:
         yield Finding("few_classes", f"one class: {every[0]}" if every else "no classes")
     if every:
-        unlabelled = ok[ok["label"].isna()].rename(columns={"path": "file"})
+        unlabelled = ok[ok["label"].isna()]
         yield from _each("unlabelled", unlabelled, ["no class"] * len(unlabelled))
     train = classes["train"]
     for split in ("valid", "test"):
@@ -157,8 +152,8 @@ def _labels(ok: pd.DataFrame) -> Iterator[Finding]:
 
 
 def _same_files(ok: pd.DataFrame) -> Iterator[Finding]:
-    rows = ok.rename(columns={"path": "file"}).assign(place=ok["split"].map(_PLACE))
-    return _repeats("leakage", rows.sort_values(["place", "file"]), "sha256", "same bytes as")
+    rows = ok.assign(place=ok["split"].map(_PLACE)).sort_values(["place", "file"])
+    return _repeats("leakage", rows, "sha256", "same bytes as")
 
 
 def _same_pixels(rows: pd.DataFrame) -> Iterator[Finding]:

@@ -21,10 +21,10 @@ STATISTICS_TOLERANCE = 1e-4  # the manifest's may have been summed in single pre
 
 @dataclass(frozen=True)
 class Rule:
+    severity: Literal["error", "warning"]
     name: str
     allowed: str
     what_to_do: str
-    severity: Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,10 @@ class Finding:
 
 def catalogue(data: Data) -> tuple[Rule, ...]:
     """Every rule, errors first, with what these parameters allow."""
-    return (*_errors(data), *_warnings())
-
-
-def _errors(data: Data) -> tuple[Rule, ...]:
-    (height, width), channels = data.image_size, data.channels
+    shape = f"uint8 (N, {data.image_size[0]}, {data.image_size[1]}, {data.channels})"
     again = "delete data/manifest.parquet and data/images, and run ingest again"
     ingest = f"ingest did not write this manifest: {again}"
-    error = partial(Rule, severity="error")
+    error, warning = partial(Rule, "error"), partial(Rule, "warning")
     return (
         error("manifest_columns", f"exactly the columns {', '.join(COLUMNS)}, of their types", ingest),
         error("path_unique", "one row per file", ingest),
@@ -58,64 +54,34 @@ def _errors(data: Data) -> tuple[Rule, ...]:
         error("complete_row", "split, index and statistics for a usable file, a reason for a bad one", ingest),
         error("index_is_a_row", "a row of the split's array, used once", ingest),
         error("array_file", "a readable .npy file with at least one image for each split", again),
-        error(
-            "array_shape",
-            f"uint8 (N, {height}, {width}, {channels}), as data.image_size and data.channels say",
-            again,
-        ),
+        error("array_shape", f"{shape}, as data.image_size and data.channels say", again),
         error("array_rows", "as many usable files in the manifest as images in the array", again),
         error("array_statistics", f"mean and std within {STATISTICS_TOLERANCE} of the manifest's", again),
         error("binarised", f"only 0 and 255, as data.binarise = {data.binarise} says", again),
-        error(
-            "mostly_blank",
-            "at most half of a split's images blank",
-            "look at the images: are these the right files, and does data.channels fit them?",
-        ),
+        error("mostly_blank", "at most half of a split's images blank", "check the files and data.channels"),
         error(
             "too_many_bad_files",
             f"at most {data.max_bad_fraction:.2%} of the files bad",
             "repair or remove the files, or raise data.max_bad_fraction",
         ),
-        error(
-            "unknown_label",
-            "only classes that occur in the training split",
-            "add images of the class to the training split, or remove the class from this one",
-        ),
+        error("unknown_label", "only classes that occur in the training split", "add images there or remove the class"),
         error("leakage", "no file in two splits", "keep the file in one split only"),
-    )
-
-
-def _warnings() -> tuple[Rule, ...]:
-    warning = partial(Rule, severity="warning")
-    return (
         warning("bad_file", "no file quarantined", "repair or remove the file; training continues without it"),
-        warning(
-            "same_pixels_across_splits",
-            "no image in two splits",
-            "if the files show the same picture, keep one of them",
-        ),
+        warning("same_pixels_across_splits", "no image in two splits", "if both show the same picture, keep one"),
         warning(
             "near_duplicate_across_splits",
             f"no two images in different splits that correlate by {SAME_PICTURE} or more",
             "look at both: if they show the same picture, keep them in one split, or test results are too good",
         ),
         warning("duplicate_in_split", "each image once per split", "remove one: it counts twice"),
-        warning(
-            "blank_image",
-            f"contrast at least {BLANK:.4f} (one grey level)",
-            "look at the file, and remove it unless it is intended",
-        ),
+        warning("blank_image", f"contrast at least {BLANK:.4f} (one grey level)", "remove the file unless intended"),
         warning(
             "missing_label",
             "every class of the training split in each split",
             "add images of the class, or accept that its quality is not measured",
         ),
         warning("unlabelled", "a class for all images, or for none", "put the file into its class folder"),
-        warning(
-            "few_classes",
-            "at least two classes",
-            "nothing if this is intended; there will be no linear probe and no stratified split",
-        ),
+        warning("few_classes", "at least two classes", "nothing if intended; no linear probe, no stratified split"),
         warning(
             "class_balance",
             f"the largest class at most {LARGEST_RATIO} times the smallest, in training",

@@ -1,42 +1,33 @@
 """The manifest's schema: one row per source file, checked by pandera, everything at once."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
 from vae.config.constants import SPLITS
 
-_TEXT = ("path", "split", "label", "mode", "sha256", "status", "reason")
-_WHOLE = ("index", "width", "height", "bytes")
-_REAL = ("mean", "std")
-COLUMNS = _TEXT + _WHOLE + _REAL
+_TYPES = dict.fromkeys(("path", "split", "label", "mode", "sha256", "status", "reason"), "str")
+_TYPES |= dict.fromkeys(("index", "width", "height", "bytes"), "Int64") | dict.fromkeys(("mean", "std"), "float64")
+COLUMNS = tuple(_TYPES)
+EMPTY = pd.DataFrame(columns=list(COLUMNS)).astype(_TYPES)
 
-_ALWAYS = ["path", "status"]
-_OK = ["bytes", "split", "index", "width", "height", "mode", "mean", "std"]
+_OF_USABLE = ("bytes", "split", "index", "width", "height", "mode", "mean", "std")
 
 
 def typed(manifest: pd.DataFrame) -> pd.DataFrame:
     """Restores the type of columns without a single value, which a file does not keep."""
-    types = dict.fromkeys(_TEXT, "str") | dict.fromkeys(_WHOLE, "Int64") | dict.fromkeys(_REAL, "float64")
-    empty = [column for column in manifest.columns if column in types and manifest[column].isna().all()]
-    return manifest.reset_index(drop=True).astype({column: types[column] for column in empty})
+    empty = [column for column in manifest.columns if column in COLUMNS and manifest[column].isna().all()]
+    return manifest.reset_index(drop=True).astype({column: _TYPES[column] for column in empty})
 
 
 def column_faults(manifest: pd.DataFrame) -> list[str]:
     """Columns that are missing, unknown or of another type than a `typed` manifest's."""
     faults = [f"column {column}: missing" for column in COLUMNS if column not in manifest]
     faults += [f"column {column}: unknown" for column in manifest if column not in COLUMNS]
-    for columns, is_right, kind in (
-        (_TEXT, pd.api.types.is_string_dtype, "text"),
-        (_WHOLE, pd.api.types.is_integer_dtype, "whole numbers"),
-        (_REAL, pd.api.types.is_float_dtype, "real numbers"),
-    ):
-        for column in columns:
-            if column in manifest and not is_right(manifest[column]):
-                faults.append(f"column {column}: {manifest[column].dtype}, {kind} expected")
-    return faults
+    found = {column: manifest[column].dtype for column in COLUMNS if column in manifest}
+    wrong = {column: dtype for column, dtype in found.items() if dtype != EMPTY[column].dtype}
+    return faults + [f"column {column}: {dtype}, {_TYPES[column]} expected" for column, dtype in wrong.items()]
 
 
 def failures(manifest: pd.DataFrame, lengths: Mapping[str, int]) -> Iterator[tuple[str, int, str]]:
@@ -52,52 +43,45 @@ def failures(manifest: pd.DataFrame, lengths: Mapping[str, int]) -> Iterator[tup
     # pandera lists every cell of a row that breaks a rule on whole rows: one is enough.
     whole = cases["schema_context"] == "DataFrameSchema"
     cases = cases[~whole | ~cases.duplicated(["check", "index"])]
-    for rule, column, case, row in cases[["check", "column", "failure_case", "index"]].itertuples(index=False):
-        describe = _DESCRIBE.get(rule)
-        yield rule, row, describe(manifest.loc[row]) if describe else f"{column} = {case}"
+    faults = _faults(manifest)
+    for rule, column, value, row in cases[["check", "column", "failure_case", "index"]].itertuples(index=False):
+        match rule:
+            case "complete_row":
+                yield rule, row, ", ".join(faults.columns[faults.loc[row]])
+            case "index_is_a_row":
+                yield rule, row, f"index = {manifest['index'][row]}"
+            case _:
+                yield rule, row, f"{column} = {value}"
 
 
 def _schema(lengths: Mapping[str, int]) -> pa.DataFrameSchema:
-    def column(name: str, is_allowed: Callable[[pd.Series], pd.Series]) -> pa.Column:
-        return pa.Column(nullable=True, checks=pa.Check(is_allowed, name=name))
-
-    def between(low: float, high: float, name: str) -> pa.Column:
-        return column(name, lambda values: values.between(low, high))
-
+    columns = {
+        "path": pa.Check(lambda paths: ~paths.duplicated(keep=False), error="path_unique"),
+        "split": pa.Check.isin(SPLITS, error="known_split"),
+        "width": pa.Check.ge(1, error="size_range"),
+        "height": pa.Check.ge(1, error="size_range"),
+        "bytes": pa.Check.ge(0, error="size_range"),
+        "sha256": pa.Check.str_matches(r"[0-9a-f]{64}\Z", error="sha256_format"),
+        "mean": pa.Check.in_range(0, 1, error="statistics_range"),
+        "std": pa.Check.in_range(0, 0.5, error="statistics_range"),
+        "status": pa.Check.isin(["ok", "quarantined"], error="known_status"),
+    }
     return pa.DataFrameSchema(
-        {
-            "path": column("path_unique", lambda paths: ~paths.duplicated(keep=False)),
-            "split": column("known_split", lambda splits: splits.isin(SPLITS)),
-            "width": between(1, np.inf, "size_range"),
-            "height": between(1, np.inf, "size_range"),
-            "bytes": between(0, np.inf, "size_range"),
-            "sha256": column("sha256_format", lambda hashes: hashes.str.fullmatch("[0-9a-f]{64}")),
-            "mean": between(0, 1, "statistics_range"),
-            "std": between(0, 0.5, "statistics_range"),
-            "status": column("known_status", lambda status: status.isin(["ok", "quarantined"])),
-        },
+        {name: pa.Column(nullable=True, checks=check) for name, check in columns.items()},
         checks=[
-            pa.Check(_complete, name="complete_row", ignore_na=False),
-            pa.Check(lambda rows: _index_is_a_row(rows, lengths), name="index_is_a_row", ignore_na=False),
+            pa.Check(lambda rows: ~_faults(rows).any(axis=1), error="complete_row", ignore_na=False),
+            pa.Check(lambda rows: _index_is_a_row(rows, lengths), error="index_is_a_row", ignore_na=False),
         ],
     )
 
 
-def _faults(row: pd.Series) -> str:
-    ok = row["status"] == "ok"
-    faults = [f"no {column}" for column in _ALWAYS + (_OK if ok else ["reason"]) if pd.isna(row[column])]
-    if not ok and not pd.isna(row["index"]):
-        faults.append("quarantined, but has an index")
-    return ", ".join(faults)
-
-
-def _complete(rows: pd.DataFrame) -> pd.Series:
+def _faults(rows: pd.DataFrame) -> pd.DataFrame:
+    """For each row and each way to be incomplete: whether it is."""
     ok = rows["status"] == "ok"
-    return (
-        rows[_ALWAYS].notna().all(axis=1)
-        & (~ok | rows[_OK].notna().all(axis=1))
-        & (ok | (rows["reason"].notna() & rows["index"].isna()))
-    )
+    faults = {f"no {column}": rows[column].isna() for column in ("path", "status")}
+    faults |= {f"no {column}": ok & rows[column].isna() for column in _OF_USABLE}
+    faults |= {"no reason": ~ok & rows["reason"].isna()}
+    return pd.DataFrame(faults | {"quarantined, but has an index": ~ok & rows["index"].notna()})
 
 
 def _index_is_a_row(rows: pd.DataFrame, lengths: Mapping[str, int]) -> pd.Series:
@@ -107,9 +91,3 @@ def _index_is_a_row(rows: pd.DataFrame, lengths: Mapping[str, int]) -> pd.Series
     index = rows["index"].astype("float64")
     twice = rows[used].duplicated(["split", "index"], keep=False).reindex(rows.index, fill_value=False)
     return ~used | ((index >= 0) & (index < length) & ~twice)
-
-
-_DESCRIBE: dict[str, Callable[[pd.Series], str]] = {
-    "complete_row": _faults,
-    "index_is_a_row": lambda row: f"index = {row['index']}",
-}

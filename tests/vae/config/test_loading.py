@@ -48,11 +48,9 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_has_its_default(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text("kl: {cycles: 7}\ntrain: {}\n")
-    p = loading.load(tmp_path / "params.yaml")
-    assert p == Parameters(kl=KL(cycles=7))
-    (tmp_path / "params.yaml").write_text("")
-    assert loading.load(tmp_path / "params.yaml") == Parameters()
+    for text, expected in (("kl: {cycles: 7}\ntrain: {}\n", Parameters(kl=KL(cycles=7))), ("", Parameters())):
+        (tmp_path / "params.yaml").write_text(text)
+        assert loading.load(tmp_path / "params.yaml") == expected
 
 
 def test_all_that_is_wrong_is_named_at_once_up_to_twenty() -> None:
@@ -64,35 +62,21 @@ def test_all_that_is_wrong_is_named_at_once_up_to_twenty() -> None:
     assert sorted(lines) == ["kl.'a\\nb'", "kl.ratio", "model.latent_dim", "train.epochs"]
 
 
-scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=20), st.dates(),
-    st.binary(max_size=5),
-)  # fmt: skip
-keys = st.one_of(
-    st.text(max_size=10),
-    st.integers(),
-    st.none(),
-    st.sampled_from([name for values in SECTIONS.values() for name in values]),
-)
+names = st.sampled_from([(section, key) for section, values in SECTIONS.items() for key in values])
+scalars = st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats() | st.dates()
+keys = st.text(max_size=10) | st.integers() | st.none() | names.map(lambda name: name[1])
 anything = st.recursive(
-    scalars,
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(keys, inner, max_size=4)),
+    scalars | st.text(max_size=20) | st.binary(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4),
     max_leaves=12,
 )
 
 
-names = st.sampled_from([(section, key) for section, values in SECTIONS.items() for key in values])
-
-
 @settings(deadline=None, max_examples=300)
 @given(
-    st.one_of(
-        st.dictionaries(st.one_of(st.sampled_from(sorted(DEFAULTS)), keys), anything, max_size=9),
-        st.builds(lambda name, value: {name[0]: {name[1]: value}}, names, anything),
-        st.builds(
-            lambda section, key, value: {section: {key: value}}, st.sampled_from(sorted(SECTIONS)), keys, anything
-        ),
-    )
+    st.dictionaries(st.sampled_from(sorted(DEFAULTS)) | keys, anything, max_size=9)
+    | st.builds(lambda name, value: {name[0]: {name[1]: value}}, names, anything)
+    | st.dictionaries(st.sampled_from(sorted(SECTIONS)), st.dictionaries(keys, anything, max_size=1), max_size=1)
 )
 @example({"a-b": 1})
 def test_any_values_are_parameters_or_an_input_error_of_one_line_for_each_thing_wrong(values: dict) -> None:

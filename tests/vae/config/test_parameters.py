@@ -70,7 +70,6 @@ def test_what_is_allowed_survives_its_own_dump(changes: Changes) -> None:
         ("model.architecture", "resnet", "'mlp'"),
         ("model.logvar_max", 10.5, "less than or equal to 10"),
         ("model.logvar_max", -11, "greater than or equal to -10"),
-        ("model.batch_norm", "yes", "boolean"),
         ("model.batch_norm", 1, "boolean"),
         ("data.image_size", 7, "8 to 256"),
         ("data.image_size", 257, "8 to 256"),
@@ -86,7 +85,6 @@ def test_what_is_allowed_survives_its_own_dump(changes: Changes) -> None:
         ("data.max_bad_fraction", 1.5, "less than or equal to 1"),
         ("data.augment", "rotate", "'flip'"),
         ("objective.sigma", 0, "'learned'"),
-        ("objective.sigma", -1.0, "greater than 0"),
         ("objective.sigma", "best", "'optimal'"),
         ("objective.reduction", "average", "'mean'"),
         ("objective.importance_samples_train", 0, "1"),
@@ -117,45 +115,37 @@ def test_a_bad_value_is_refused_with_what_is_allowed(name: str, value: object, a
     assert "is not a parameter" in message or repr(value) in message
 
 
-@pytest.mark.parametrize(("widths", "what"), [([32, 0], "model.widths.1 = 0"), ([32, "x"], "model.widths.1 = 'x'")])
-def test_a_bad_width_is_named_by_its_place(widths: list, what: str) -> None:
-    assert what in refusal({"model.widths": widths})
-
-
 IWAE, AGGRESSIVE = "objective.importance_samples_train", "train.aggressive_encoder"
+REDUCTION, GECO = "objective.reduction", "kl.reconstruction_target"
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"model.widths": [32, 0]}, ["model.widths.1 = 0"]),
+        ({"model.widths": [32, "x"]}, ["model.widths.1 = 'x'"]),
         ({"model.widths": [8] * 5}, ["model.widths", "[8, 8, 8, 8, 8]", "16×16", "at most 4"]),
         ({"data.image_size": [8, 100], "model.widths": [8] * 4}, ["model.widths", "8×100", "at most 3"]),
         ({"model.architecture": "autoregressive", "model.widths": [8] * 5}, ["halves the image 5 times"]),
-        (
-            {"objective.reduction": "mean", "objective.sigma": 0.1},
-            ["objective.sigma = 0.1", "objective.reduction = mean", "optimal"],
-        ),
-        ({"objective.reduction": "mean", "objective.sigma": "learned"}, ["objective.sigma = learned"]),
+        ({REDUCTION: "mean", "objective.sigma": 0.1}, ["objective.sigma = 0.1", f"{REDUCTION} = mean", "optimal"]),
+        ({REDUCTION: "mean", "objective.sigma": "learned"}, ["objective.sigma = learned"]),
         ({"objective.likelihood": "bernoulli", "objective.sigma": 0.1}, ["objective.sigma", "Bernoulli"]),
-        ({"objective.reduction": "mean", "kl.max_weight": 0}, ["kl.max_weight = 0", "0.001"]),
+        ({REDUCTION: "mean", "kl.max_weight": 0}, ["kl.max_weight = 0", "0.001"]),
         ({"data.valid_fraction": 0.5, "data.test_fraction": 0.5}, ["0.5", "below 1"]),
         ({"data.binarise": "static", "data.channels": 3}, ["data.binarise = static", "data.channels = 1"]),
         ({"kl.capacity": 3.0, "kl.target_kl": 2.0}, ["capacity = 3 and target_kl = 2 exclude one another"]),
-        ({"kl.target_kl": 2.0, "kl.reconstruction_target": 0.1}, ["exclude one another"]),
+        ({"kl.target_kl": 2.0, GECO: 0.1}, ["exclude one another"]),
         ({"kl.target_kl": 2.0, "kl.free_bits": 0.1}, ["free bits exclude"]),
         ({"kl.target_kl": 2.0, "kl.min_weight": 1.0}, ["min_weight = 1 must be below max_weight = 1"]),
         ({"kl.target_kl": 2.0, "kl.max_weight": "calibrated"}, ["target_kl needs a number for max_weight"]),
         ({"kl.free_bits": 0.1, "kl.free_bits_total": 1.0}, ["set one of them to 0"]),
-        ({"kl.reconstruction_target": 0.1}, ["(GECO) needs a Gaussian likelihood whose objective.sigma"]),
-        ({"kl.capacity": 3.0, "objective.reduction": "mean"}, ["they need objective.reduction = sum"]),
+        ({GECO: 0.1}, ["(GECO) needs a Gaussian likelihood whose objective.sigma"]),
+        ({"kl.capacity": 3.0, REDUCTION: "mean"}, ["they need objective.reduction = sum"]),
         ({IWAE: 5}, ["importance_samples_train = 5 needs an objective.sigma"]),
         ({IWAE: 5, "objective.sigma": 0.1, "kl.free_bits": 0.1}, ["needs a schedule alone"]),
         ({IWAE: 5, "objective.sigma": 0.1, AGGRESSIVE: True}, [AGGRESSIVE, f"{IWAE} = 5"]),
         ({"kl.target_kl": 5.0, "kl.max_weight": 2.0, AGGRESSIVE: True}, ["kl.target_kl = 5"]),
-        (
-            {"kl.reconstruction_target": 0.1, "objective.sigma": 0.1, AGGRESSIVE: True},
-            ["kl.reconstruction_target = 0.1"],
-        ),
+        ({GECO: 0.1, "objective.sigma": 0.1, AGGRESSIVE: True}, [f"{GECO} = 0.1"]),
     ],
 )
 def test_what_does_not_go_together_is_refused(changes: Changes, words: list[str]) -> None:

@@ -6,14 +6,12 @@ import os
 import struct
 import subprocess
 import sys
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.ingests import encoded
 from helpers.project import PROJECT
 from PIL import Image
 
@@ -26,17 +24,8 @@ from vae.data.images import UnusableImage
 RGB = Preprocessing(16, 16, 3)
 
 
-def png(width: int, height: int, channels: int = 1) -> bytes:
-    """Black, of 8 bits; colour type 0 (grey) or 6 (RGBA)."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    packer = zlib.compressobj(1)
-    row = bytes(1 + width * channels)
-    rows = b"".join([packer.compress(row) for _ in range(height)]) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, 8, {1: 0, 4: 6}[channels], 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+def png(width: int, height: int, mode: str = "L") -> bytes:
+    return encoded(Image.new(mode, (width, height)), compress_level=1)
 
 
 def test_a_line_of_60_000_pixels_is_an_image_and_one_of_millions_is_not() -> None:
@@ -48,9 +37,7 @@ def test_a_line_of_60_000_pixels_is_an_image_and_one_of_millions_is_not() -> Non
 
 def jpeg(scans: int, **options: Any) -> bytes:
     """A progressive one, its last scan repeated: about 100 bytes each, and a pass over all pixels."""
-    file = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(file, "JPEG", progressive=True, **options)
-    content = file.getvalue()
+    content = encoded(Image.effect_noise((64, 64), 50), "JPEG", progressive=True, **options)
     last = content.rindex(b"\xff\xda")
     return content[:-2] + content[last:-2] * scans + b"\xff\xd9"
 
@@ -71,41 +58,21 @@ def test_only_the_scans_of_the_image_itself_count() -> None:
 
 
 def test_large_images_are_in_memory_one_at_a_time(tmp_path: Path) -> None:
-    (tmp_path / "large.png").write_bytes(png(5001, 5001, 4))  # 25 million pixels: 400 MB once decoded and flattened
+    (tmp_path / "large.png").write_bytes(
+        png(5001, 5001, "RGBA")
+    )  # 25 million pixels: 400 MB once decoded and flattened
     program = """
-import re, resource, sys, threading
+import re, sys, threading
 from pathlib import Path
 from vae.data.images import Preprocessing, load
 content, rule = Path(sys.argv[1]).read_bytes(), Preprocessing(16, 16, 3)
 threads = [threading.Thread(target=load, args=(content, rule)) for _ in range(4)]
 [t.start() for t in threads]; [t.join() for t in threads]
-status = Path("/proc/self/status")
-if status.exists():  # getrusage's peak is that of the process that started this one, where that was larger
-    print(int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) // 2**10)
-else:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10))
+# getrusage's peak is that of the process that started this one, where that was larger
+print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 2**10)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "large.png"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert 300 < int(done.stdout) < 800, "MB; all four at once take 1,600"
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Root may read everything, so a test that root runs is somebody else for as long as it lasts."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
+    command = [sys.executable, "-c", program, str(tmp_path / "large.png")]
+    assert 300 < int(subprocess.check_output(command, cwd=PROJECT)) < 800, "MB; all four at once take 1,600"
 
 
 def test_a_file_that_is_closed_to_us_is_quarantined(tmp_path: Path) -> None:
@@ -114,10 +81,13 @@ def test_a_file_that_is_closed_to_us_is_quarantined(tmp_path: Path) -> None:
     closed.chmod(0)
     tmp_path.chmod(0o755)
     folder = os.open(tmp_path, os.O_RDONLY)  # the folders above are the test runner's own, and closed too
+    user = os.geteuid()
+    os.seteuid(user or 65534)  # root may read everything
     try:
-        with as_nobody(), pytest.raises(UnusableImage, match="cannot be read: Permission denied"):
+        with pytest.raises(UnusableImage, match="cannot be read: Permission denied"):
             images.read_file(f"/proc/self/fd/{folder}/closed.png")
     finally:
+        os.seteuid(user)
         os.close(folder)
 
 
@@ -129,20 +99,15 @@ def header(shape: str) -> bytes:
     return f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}\n".encode()
 
 
-def zipped(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, array)
-    return file.getvalue()
-
-
+ZIPPED = io.BytesIO()
+np.savez(ZIPPED, np.zeros((4, 8, 8), np.uint8))
 ARRAYS = {
     "less than nothing": npy(header("(-4, 8, 8)")),
     "more than a machine has": npy(header("(" + "9" * 400 + ", 8, 8)")),
     "brackets": npy(b"(" * 9000),
     "minus signs": npy(b"-" * 9000 + b"1"),
     "code": npy(b"__import__('os').system('touch it_ran')"),
-    "a zip file": b"PK\x03\x04" + bytes(200),
-    "a zip of arrays": zipped(np.zeros((4, 8, 8), np.uint8)),
+    "a zip of arrays": ZIPPED.getvalue(),
     "a pickle": b"cos\nsystem\n(S'touch it_ran'\ntR.",
     "a header of 4 GB": b"\x93NUMPY\x02\x00" + b"\xff" * 4 + bytes(100),
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,12 +39,18 @@ class DataSet:
     def row(self, split: str, index: int) -> int:
         return self.manifest.index[(self.manifest["split"] == split) & (self.manifest["index"] == index)][0]
 
+    def label(self, rows: str, value: str | None) -> None:
+        self.manifest.loc[self.manifest.eval(rows), "label"] = value
+
     def paint(self, split: str, index: int, pixels: np.ndarray) -> None:
         """Other pixels, and the manifest knows."""
         self.arrays[split][index] = pixels
         print_ = fingerprint(self.arrays[split][index : index + 1])
         self.set(split, index, "mean", print_.mean[0])
         self.set(split, index, "std", print_.std[0])
+
+
+Fault = Callable[[DataSet], Any]
 
 
 @pytest.fixture
@@ -59,65 +66,28 @@ def quarantine(ds: DataSet) -> None:
     ds.manifest.loc[len(ds.manifest)] = row
 
 
-def case_manifest_columns(ds: DataSet) -> None:
-    ds.manifest = ds.manifest.drop(columns="mode")
-
-
-def case_path_unique(ds: DataSet) -> None:
-    ds.set("train", 3, "path", ds.manifest.at[0, "path"])
-
-
-def case_known_split(ds: DataSet) -> None:
+def unusable(ds: DataSet, column: str, value: object) -> None:
+    """A quarantined file, too few to be an error, with such a value."""
     quarantine(ds)
     ds.data = data(max_bad_fraction=0.5)
-    ds.manifest.loc[ds.manifest.index[-1], "split"] = "holdout"
+    ds.manifest.loc[ds.manifest.index[-1], column] = value
 
 
-def case_known_status(ds: DataSet) -> None:
-    quarantine(ds)
-    ds.manifest.loc[ds.manifest.index[-1], "status"] = "lost"
+def same_bytes(ds: DataSet, split: str, index: int, of: int) -> None:
+    """A file with the bytes of one for training."""
+    ds.set(split, index, "sha256", ds.manifest.at[ds.row("train", of), "sha256"])
 
 
-def case_size_range(ds: DataSet) -> None:
-    ds.set("valid", 1, "width", 0)
+def blank(ds: DataSet, split: str, index: int, grey: int) -> None:
+    ds.paint(split, index, np.full((SIDE, SIDE, 1), grey))
 
 
-def case_sha256_format(ds: DataSet) -> None:
-    ds.set("valid", 1, "sha256", "F" * 64)
-
-
-def case_statistics_range(ds: DataSet) -> None:
-    quarantine(ds)
-    ds.data = data(max_bad_fraction=0.5)
-    ds.manifest.loc[ds.manifest.index[-1], "mean"] = 1.5
-
-
-def case_complete_row(ds: DataSet) -> None:
-    ds.set("train", 2, "mode", None)
-
-
-def case_index_is_a_row(ds: DataSet) -> None:
-    ds.set("train", 2, "index", 3)
-
-
-def case_array_file(ds: DataSet) -> None:
-    ds.arrays["test"] = "does not exist"
-
-
-def case_array_shape(ds: DataSet) -> None:
-    ds.arrays["test"] = ds.arrays["test"].astype(np.float32)
-
-
-def case_array_rows(ds: DataSet) -> None:
-    ds.arrays["test"] = np.concatenate([ds.arrays["test"], pictures(1, 9)])
-
-
-def case_array_statistics(ds: DataSet) -> None:
+def swap_images(ds: DataSet) -> None:
     ds.arrays["test"][[0, 1]] = ds.arrays["test"][[1, 0]]
 
 
-def case_binarised(ds: DataSet) -> None:
-    ds.data = data(binarise="static", image_size=SIDE)
+def one_grey_pixel(ds: DataSet) -> None:
+    ds.data = data(binarise="static")
     for split, n in SIZES.items():
         for index in range(n):
             ds.paint(split, index, np.where(ds.arrays[split][index] > 127, 255, 0))
@@ -126,62 +96,35 @@ def case_binarised(ds: DataSet) -> None:
     ds.paint("valid", 2, image)
 
 
-def case_mostly_blank(ds: DataSet) -> None:
-    for index in range(4):
-        ds.paint("valid", index, np.full((SIDE, SIDE, 1), 10 + index))
-
-
-def case_too_many_bad_files(ds: DataSet) -> None:
-    quarantine(ds)
-
-
-def case_unknown_label(ds: DataSet) -> None:
-    ds.set("test", 3, "label", "c")
-
-
-def case_leakage(ds: DataSet) -> None:
-    ds.set("test", 0, "sha256", ds.manifest.at[ds.row("train", 5), "sha256"])
-
-
-def case_bad_file(ds: DataSet) -> None:
-    ds.data = data(max_bad_fraction=0.5)
-    quarantine(ds)
-
-
-def case_same_pixels_across_splits(ds: DataSet) -> None:
-    ds.paint("test", 0, ds.arrays["train"][4])
-
-
-def case_near_duplicate_across_splits(ds: DataSet) -> None:
-    lighter = ds.arrays["train"][4] * 0.9 + 20
-    ds.paint("test", 0, lighter.round())
-
-
-def case_duplicate_in_split(ds: DataSet) -> None:
-    ds.set("train", 7, "sha256", ds.manifest.at[0, "sha256"])
-
-
-def case_blank_image(ds: DataSet) -> None:
-    ds.paint("train", 1, np.full((SIDE, SIDE, 1), 255))
-
-
-def case_missing_label(ds: DataSet) -> None:
-    ds.manifest.loc[ds.manifest["split"] == "valid", "label"] = "a"
-
-
-def case_unlabelled(ds: DataSet) -> None:
-    ds.set("train", 1, "label", None)
-
-
-def case_few_classes(ds: DataSet) -> None:
-    ds.manifest["label"] = None
-
-
-def case_class_balance(ds: DataSet) -> None:
-    ds.manifest.loc[(ds.manifest["split"] == "train") & (ds.manifest["index"] > 0), "label"] = "b"
-
-
-CASES = {name.removeprefix("case_"): case for name, case in globals().items() if name.startswith("case_")}
+CASES: dict[str, Fault] = {
+    "manifest_columns": lambda ds: ds.manifest.pop("mode"),
+    "path_unique": lambda ds: ds.set("train", 3, "path", ds.manifest.at[0, "path"]),
+    "known_split": lambda ds: unusable(ds, "split", "holdout"),
+    "known_status": lambda ds: unusable(ds, "status", "lost"),
+    "size_range": lambda ds: ds.set("valid", 1, "width", 0),
+    "sha256_format": lambda ds: ds.set("valid", 1, "sha256", "F" * 64),
+    "statistics_range": lambda ds: unusable(ds, "mean", 1.5),
+    "complete_row": lambda ds: ds.set("train", 2, "mode", None),
+    "index_is_a_row": lambda ds: ds.set("train", 2, "index", 3),
+    "array_file": lambda ds: ds.arrays.update(test="does not exist"),
+    "array_shape": lambda ds: ds.arrays.update(test=ds.arrays["test"].astype(np.float32)),
+    "array_rows": lambda ds: ds.arrays.update(test=np.concatenate([ds.arrays["test"], pictures(1, 9)])),
+    "array_statistics": swap_images,
+    "binarised": one_grey_pixel,
+    "mostly_blank": lambda ds: [blank(ds, "valid", index, 10 + index) for index in range(4)],
+    "too_many_bad_files": quarantine,
+    "unknown_label": lambda ds: ds.set("test", 3, "label", "c"),
+    "leakage": lambda ds: same_bytes(ds, "test", 0, of=5),
+    "bad_file": lambda ds: unusable(ds, "reason", "truncated"),
+    "same_pixels_across_splits": lambda ds: ds.paint("test", 0, ds.arrays["train"][4]),
+    "near_duplicate_across_splits": lambda ds: ds.paint("test", 0, (ds.arrays["train"][4] * 0.9 + 20).round()),
+    "duplicate_in_split": lambda ds: same_bytes(ds, "train", 7, of=0),
+    "blank_image": lambda ds: blank(ds, "train", 1, 255),
+    "missing_label": lambda ds: ds.label("split == 'valid'", "a"),
+    "unlabelled": lambda ds: ds.set("train", 1, "label", None),
+    "few_classes": lambda ds: ds.label("status == 'ok'", None),
+    "class_balance": lambda ds: ds.label("split == 'train' and index > 0", "b"),
+}
 # What one fault cannot help but break besides.
 FOLLOWS = {"mostly_blank": {"blank_image"}, "known_split": {"bad_file"}, "statistics_range": {"bad_file"}}
 
@@ -207,22 +150,34 @@ def test_a_broken_rule_is_found_and_no_other(sound: DataSet, rule: str) -> None:
 
 
 def test_all_faults_are_found_at_once(sound: DataSet) -> None:
-    faults: list[Callable[[DataSet], None]] = [
-        case_size_range,
-        case_sha256_format,
-        case_leakage,
-        case_blank_image,
-    ]
+    faults = {"size_range", "sha256_format", "leakage", "blank_image"}
     for fault in faults:
-        fault(sound)
-    assert broken(sound.inspect()) == {"size_range", "sha256_format", "leakage", "blank_image"}
+        CASES[fault](sound)
+    assert broken(sound.inspect()) == faults
 
 
-def test_a_finding_names_file_split_and_value(sound: DataSet) -> None:
-    case_leakage(sound)
-    (finding,) = sound.inspect().findings
-    assert (finding.file, finding.split) == ("test/a/00.png", "test")
-    assert finding.value == "same bytes as train: train/b/05.png"
+FINDINGS: list[tuple[Fault, list[tuple[str, str]]]] = [
+    (CASES["leakage"], [("leakage", "same bytes as train: train/b/05.png")]),
+    (lambda ds: ds.manifest.insert(0, "colour", "red"), [("manifest_columns", "column colour: unknown")]),
+    (lambda ds: ds.set("train", 2, "index", -1), [("index_is_a_row", "index = -1")]),
+    (lambda ds: ds.set("train", 2, "index", SIZES["train"]), [("index_is_a_row", "index = 20")]),
+    (lambda ds: ds.set("train", 2, "index", None), [("complete_row", "no index")]),
+    (
+        lambda ds: unusable(ds, "index", 0),
+        [("complete_row", "quarantined, but has an index"), ("bad_file", "truncated")],
+    ),
+    (
+        lambda ds: ds.paint("train", 6, ds.arrays["train"][5]),
+        [("duplicate_in_split", "same pixels as train/b/05.png")],
+    ),
+    (lambda ds: ds.label("status == 'ok'", "leaf"), [("few_classes", "one class: leaf")]),
+]
+
+
+@pytest.mark.parametrize(("fault", "found"), FINDINGS)
+def test_a_finding_says_what_it_found(sound: DataSet, fault: Fault, found: list[tuple[str, str]]) -> None:
+    fault(sound)
+    assert [(f.rule, f.value) for f in sound.inspect().findings] == found
 
 
 @pytest.mark.parametrize("columns", [{"width": "float64"}, {"label": "int"}, {"mean": "str"}])
@@ -235,32 +190,13 @@ def test_a_column_of_another_type_is_named(sound: DataSet, columns: dict[str, st
     assert f"column {column}" in finding.value
 
 
-def test_an_unknown_column_is_named(sound: DataSet) -> None:
-    sound.manifest["colour"] = "red"
-    (finding,) = sound.inspect().findings
-    assert (finding.rule, finding.value) == ("manifest_columns", "column colour: unknown")
-
-
 def test_a_broken_manifest_does_not_hide_broken_arrays(sound: DataSet) -> None:
-    case_manifest_columns(sound)
+    CASES["manifest_columns"](sound)
     sound.arrays["train"][1] = 7
     sound.arrays["test"] = sound.arrays["test"][:0]
     inspection = sound.inspect()
     assert broken(inspection) == {"manifest_columns", "array_file", "blank_image"}
     assert {"leakage", "array_statistics", "class_balance"} <= set(inspection.skipped)
-
-
-@pytest.mark.parametrize("index", [-1, SIZES["train"], None])
-def test_an_index_out_of_the_array_is_an_error(sound: DataSet, index: int | None) -> None:
-    sound.set("train", 2, "index", index)
-    assert broken(sound.inspect()) == {"complete_row" if index is None else "index_is_a_row"}
-
-
-def test_a_quarantined_file_must_not_have_an_index(sound: DataSet) -> None:
-    case_bad_file(sound)
-    sound.manifest.loc[sound.manifest.index[-1], "index"] = 0
-    findings = sound.inspect().findings
-    assert [f.value for f in findings if f.rule == "complete_row"] == ["quarantined, but has an index"]
 
 
 def test_bad_files_up_to_the_limit_are_a_warning_and_each_is_named(sound: DataSet) -> None:
@@ -273,21 +209,9 @@ def test_bad_files_up_to_the_limit_are_a_warning_and_each_is_named(sound: DataSe
 
 
 def test_equal_bytes_are_not_reported_again_as_equal_pixels(sound: DataSet) -> None:
-    case_leakage(sound)
+    CASES["leakage"](sound)
     sound.paint("test", 0, sound.arrays["train"][5])
     assert broken(sound.inspect()) == {"leakage"}
-
-
-def test_equal_pixels_inside_a_split_are_a_warning(sound: DataSet) -> None:
-    sound.paint("train", 6, sound.arrays["train"][5])
-    assert [(f.rule, f.value) for f in sound.inspect().findings] == [
-        ("duplicate_in_split", "same pixels as train/b/05.png")
-    ]
-
-
-def test_one_class_is_a_warning(sound: DataSet) -> None:
-    sound.manifest["label"] = "leaf"
-    assert [(f.rule, f.value) for f in sound.inspect().findings] == [("few_classes", "one class: leaf")]
 
 
 def test_small_images_are_not_compared_by_likeness(sound: DataSet) -> None:
@@ -304,8 +228,8 @@ def test_small_images_are_not_compared_by_likeness(sound: DataSet) -> None:
 
 
 def test_the_order_of_the_manifest_changes_nothing(sound: DataSet) -> None:
-    for fault in (case_leakage, case_duplicate_in_split, case_blank_image, case_missing_label):
-        fault(sound)
+    for fault in ("leakage", "duplicate_in_split", "blank_image", "missing_label"):
+        CASES[fault](sound)
     findings = sound.inspect().findings
     sound.manifest = sound.manifest.sample(frac=1, random_state=3)
     assert sound.inspect().findings == findings
