@@ -46,11 +46,9 @@ def higher_weight(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[s
         return {}
     changes = elbo(p, predicted)
     rises = changes.get("kl.max_weight", -math.inf) > p.kl.max_weight
-    return (
-        changes
-        if rises or _another_objective(changes)
-        else {"kl.max_weight": min(short(2 * p.kl.max_weight) or 1.0, HIGHEST_WEIGHT)}
-    )
+    if rises or _another_objective(changes):
+        return changes
+    return {"kl.max_weight": min(short(2 * p.kl.max_weight) or 1.0, HIGHEST_WEIGHT)}
 
 
 def _another_objective(changes: Mapping[str, Any]) -> bool:

@@ -144,11 +144,7 @@ def _evaluate_split(
 
 
 def _with_fitted_prior(
-    prior: Mixture | None,
-    mu: NDArray[np.float32],
-    logvar: NDArray[np.float32],
-    measurement: Measurement,
-    seed: int,
+    prior: Mixture | None, mu: NDArray[np.float32], logvar: NDArray[np.float32], measurement: Measurement, seed: int
 ) -> Metrics:
     """KL, ELBO and MMD with the fitted prior in place of N(0, I), where there is one."""
     if prior is None:

@@ -45,11 +45,7 @@ class Mixture:
     def is_valid(self, latents: int) -> bool:
         """Whether the tensors, which may come from a stranger's file, are a mixture over this many latents."""
         components = len(self.weights)
-        fits = self.means.shape == (components, latents) and self.scales.shape == (
-            components,
-            latents,
-            latents,
-        )
+        fits = self.means.shape == (components, latents) and self.scales.shape == (components, latents, latents)
         numbers = all(t.dtype == torch.float64 and bool(t.isfinite().all()) for t in self.tensors().values())
         if not (fits and numbers):
             return False

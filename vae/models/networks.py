@@ -13,11 +13,7 @@ from torch.nn import functional
 
 
 def convolutional(
-    image_shape: tuple[int, int, int],
-    latent_dim: int,
-    widths: list[int],
-    batch_norm: bool,
-    decoded: int | None = None,
+    image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], batch_norm: bool, decoded: int | None = None
 ) -> tuple[nn.Module, int, nn.Module]:
     """decoded: the decoder's output channels, where its output is not an image."""
     channels, height, width = image_shape
@@ -80,10 +76,7 @@ def gated(
 
 
 def _mlp(
-    image_shape: tuple[int, int, int],
-    latent_dim: int,
-    widths: list[int],
-    layer: Callable[[int, int], list[nn.Module]],
+    image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], layer: Callable[[int, int], list[nn.Module]]
 ) -> tuple[nn.Module, int, nn.Module]:
     def hidden(units: list[int]) -> list[nn.Module]:
         return [module for before, after in itertools.pairwise(units) for module in layer(before, after)]
@@ -91,9 +84,7 @@ def _mlp(
     pixels = math.prod(image_shape)
     encoder = nn.Sequential(nn.Flatten(), *hidden([pixels, *widths]))
     decoder = nn.Sequential(
-        *hidden([latent_dim, *reversed(widths)]),
-        nn.Linear(widths[0], pixels),
-        nn.Unflatten(1, image_shape),
+        *hidden([latent_dim, *reversed(widths)]), nn.Linear(widths[0], pixels), nn.Unflatten(1, image_shape)
     )
     return encoder, widths[-1], decoder
 
