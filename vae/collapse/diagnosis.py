@@ -11,6 +11,7 @@ from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE
 from vae.collapse.warnings import SMALLEST_BETA
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.resolved import ResolvedParameters
+from vae.config.text import written
 from vae.metrics.measurement import Measurement
 from vae.schedules.kl import first_final_epoch
 from vae.training.history import ALARM_STEPS, Row, at_final_weight, ends_collapsed, is_finite, steps_at_final_weight
@@ -44,7 +45,7 @@ class Verdict:
     @property
     def recommendations(self) -> list[str]:
         """Remedy and advice as sentences."""
-        return [f"set {name} to {remedies.written(value)}" for name, value in self.remedy.items()] + self.advice
+        return [f"set {name} to {written(value)}" for name, value in self.remedy.items()] + self.advice
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,9 @@ def _diverged(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         reason = f"{', '.join(broken)} not finite in epoch {row['epoch']:.0f}"
     elif row["valid/kl"] > RUNAWAY_NATS:
         summary = "Training diverged: the KL grows without bound."
-        reason = f"KL of {row['valid/kl']:.3g} nats in the last epoch; more than {RUNAWAY_NATS:.0e} is a runaway encoder"
+        reason = (
+            f"KL of {row['valid/kl']:.3g} nats in the last epoch; more than {RUNAWAY_NATS:.0e} is a runaway encoder"
+        )
     else:
         return None
     remedy: dict[str, Any] = {"train.learning_rate": remedies.USUAL_LEARNING_RATE}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vae.config.resolved import ResolvedParameters
+from vae.config.text import written
 
 # Values at which trainings of many kinds were healthy.
 USUAL_LEARNING_RATE = 2e-3  # with Adam
@@ -143,13 +144,6 @@ def longer_ramp(p: ResolvedParameters) -> dict[str, Any]:
 
 def in_words(changes: Mapping[str, Any]) -> list[str]:
     return [f"{name} = {written(value)}" for name, value in changes.items()]
-
-
-def written(value: Any) -> str:
-    """As in YAML."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def short(value: float) -> float:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vae.config.parameters import Parameters
-from vae.models.networks import convolutional, fully_connected, gated
+from vae.models.networks import convolutional, fully_connected
 from vae.models.pixelcnn import MaskedConv2d, PixelCNN
 
 # exp(±logvar) stays a number in every precision: a runaway encoder is then seen as a large KL, not as NaN.
@@ -55,9 +55,12 @@ class VAE(nn.Module):
             self.decoder: nn.Module = PixelCNN(
                 conditions, widths[0], image_shape[0], bernoulli=likelihood == "bernoulli"
             )
+        elif architecture == "conv":
+            self.encoder, features, self.decoder = convolutional(image_shape, latent_dim, widths, batch_norm)
         else:
-            build = {"conv": convolutional, "mlp": fully_connected, "gated_mlp": gated}[architecture]
-            self.encoder, features, self.decoder = build(image_shape, latent_dim, widths, batch_norm)
+            self.encoder, features, self.decoder = fully_connected(
+                image_shape, latent_dim, widths, batch_norm, gated=architecture == "gated_mlp"
+            )
         self.posterior = nn.Linear(features, 2 * latent_dim)  # mu and logvar
         self.mean_norm = None
         if mean_batch_norm is not None:

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-STYLE = matplotlib.rc_params_from_file(Path(__file__).parent / "templates/charts.mplstyle", use_default_template=False)
+SHEET = Path(__file__).parent / "templates/charts.mplstyle"
+STYLE = matplotlib.rc_params_from_file(SHEET, use_default_template=False)
 
 BLUE, ORANGE, GREEN, RED = "#2f6db3", "#d9822b", "#3c8d5a", "#c0392b"
 INK, GREY, LIGHT = STYLE["text.color"], STYLE["axes.edgecolor"], STYLE["grid.color"]
@@ -35,7 +36,7 @@ PAGE_COLOURS = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
+    with matplotlib.style.context(["default", SHEET]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # class names may be in any script
         yield
 
