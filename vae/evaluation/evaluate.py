@@ -62,6 +62,7 @@ def evaluate(saved: Saved, images: Images, labels: Labels, p: Parameters, comput
     measured = {
         split: measure(saved.model, images[split], saved.likelihood, compute, p.seed) for split in ("valid", "test")
     }
+    # Fit to the training split, and the calibrated σ to the validation split, what both are compared with.
     train = for_measuring(images["train"], p)
     chosen = _sample(len(train), PROBE_IMAGES, p.seed)
     mu, _ = encode(saved.model, np.asarray(train[chosen]), compute)

@@ -21,7 +21,7 @@ class VAE(nn.Module):
         image_shape: (C, H, W).
         architecture: `conv`: a stride-2 4×4 convolution for each width and its mirror; `mlp`: a hidden
             layer for each width and its mirror; `gated_mlp`: the same of gated linear layers; `autoregressive`:
-            the encoder of `conv`, and a PixelCNN that its mirror conditions (vae.autoregressive).
+            the encoder of `conv`, and a PixelCNN that its mirror conditions (vae.models.pixelcnn).
         latent_dim: Z, the number of latents.
         widths: filters or hidden units of each layer.
         batch_norm: after each convolution or hidden layer.

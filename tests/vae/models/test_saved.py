@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.models import config, network
+from helpers.models import Malicious, config, network
 from safetensors.torch import load_file, save_file
 
 from vae.config.errors import InputError
@@ -115,14 +115,6 @@ def test_a_folder_without_a_model(folder: Path) -> None:
     (folder / saved.WEIGHTS_FILE).unlink()
     with pytest.raises(InputError, match=r"weights.safetensors does not exist"):
         saved.load(folder)
-
-
-class Malicious:
-    def __init__(self, witness: Path) -> None:
-        self.witness = witness
-
-    def __reduce__(self) -> tuple:
-        return (Path.touch, (self.witness,))
 
 
 @pytest.mark.parametrize("damage", ["header", "length", "truncated", "empty", "text", "pickle", "torch"])
