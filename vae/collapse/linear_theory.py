@@ -195,8 +195,7 @@ def steered(spectrum: Spectrum, kl: KL) -> Prediction:
 
 def _at_threshold(spectrum: Spectrum, s: float) -> Prediction:
     values = spectrum.eigenvalues
-    with np.errstate(divide="ignore"):
-        kl = 0.5 * np.log(np.maximum(values / max(s, 1e-300), 1.0))
+    kl = 0.5 * np.log(np.maximum(values / max(s, 1e-300), 1.0))
     return Prediction(kl, (float(np.minimum(values, s).sum()) + spectrum.rest) / spectrum.pixels, None)
 
 

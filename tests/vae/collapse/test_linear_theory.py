@@ -183,13 +183,6 @@ def test_one_nat_is_left_at_collapse(spectrum: Spectrum, objective: Changes, nat
 
 
 @settings(deadline=None)
-@given(spectra, st.sampled_from(OBJECTIVES), st.floats(1e-4, 50), st.floats(1.01, 10))
-def test_more_weight_leaves_no_more(s: Spectrum, objective: Changes, weight: float, factor: float) -> None:
-    p = params(len(s.eigenvalues), **objective)
-    assert predict(p, factor * weight, s).kl <= predict(p, weight, s).kl + 1e-9
-
-
-@settings(deadline=None)
 @given(spectra, st.floats(1e-3, 30))
 def test_the_optimal_variance_solves_its_equation(spectrum: Spectrum, beta: float) -> None:
     variance = linear_theory.optimal_variance(spectrum, beta)
