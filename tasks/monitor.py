@@ -17,7 +17,7 @@ from vae.compute.devices import Compute
 from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters, changed
-from vae.config.text import rounded
+from vae.config.text import rounded, written
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import Measurement, encode, measure
 from vae.models import mixture_prior, saved
@@ -106,7 +106,7 @@ def recommendations(model: Saved, verdict: Verdict, remedy: dict[str, Any]) -> l
     """The remedy as sentences, then the advice that no parameter can express."""
     sentences = [
         f"{'' if name in verdict.remedy or name not in model.config.changes else 'keep the remedy: '}"
-        f"set {name} to {remedies.written(value)}"
+        f"set {name} to {written(value)}"
         for name, value in remedy.items()
     ]
     return sentences + verdict.advice

@@ -1,5 +1,6 @@
 """Models with weights drawn at random, as a training would leave them."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,16 @@ from vae.config.preprocessing import Preprocessing
 from vae.models.likelihood import Likelihood
 from vae.models.saved import ModelConfig
 from vae.models.vae import VAE
+
+
+class Malicious:
+    """Its pickle touches a file when it is loaded."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.witness,))
 
 
 def config(image_shape: tuple[int, int, int], model: Model, **more: Any) -> ModelConfig:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from vae.collapse import remedies
@@ -10,16 +11,10 @@ from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE
 from vae.collapse.warnings import SMALLEST_BETA
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.resolved import ResolvedParameters
+from vae.config.text import written
 from vae.metrics.measurement import Measurement
 from vae.schedules.kl import first_final_epoch
-from vae.training.history import (
-    ALARM_EPOCHS,
-    ALARM_STEPS,
-    Row,
-    at_final_weight,
-    is_collapse,
-    steps_at_final_weight,
-)
+from vae.training.history import ALARM_STEPS, Row, at_final_weight, ends_collapsed, is_finite, steps_at_final_weight
 
 # Starting points, from runs on digits, MNIST and leaf photos; docs/verdicts.md gives the reasons.
 NO_BETTER_THAN_MEAN = 0.95  # of the mean image's error
@@ -50,7 +45,7 @@ class Verdict:
     @property
     def recommendations(self) -> list[str]:
         """Remedy and advice as sentences."""
-        return [f"set {name} to {remedies.written(value)}" for name, value in self.remedy.items()] + self.advice
+        return [f"set {name} to {written(value)}" for name, value in self.remedy.items()] + self.advice
 
 
 @dataclass(frozen=True)
@@ -101,24 +96,20 @@ def judge(p: ResolvedParameters, e: Evidence) -> Verdict:
 
 
 def _diverged(p: ResolvedParameters, e: Evidence) -> Verdict | None:
-    summary, reason = "", ""
-    for row in e.history:
+    row = next((row for row in e.history if not is_finite(row)), e.history[-1])
+    if not is_finite(row):
         broken = [name for name, value in row.items() if not math.isfinite(value)]
-        if broken:
-            summary = f"Training diverged in epoch {row['epoch']:.0f}."
-            reason = f"{', '.join(broken)} not finite in epoch {row['epoch']:.0f}"
-            break
+        summary = f"Training diverged in epoch {row['epoch']:.0f}."
+        reason = f"{', '.join(broken)} not finite in epoch {row['epoch']:.0f}"
+    elif row["valid/kl"] > RUNAWAY_NATS:
+        summary = "Training diverged: the KL grows without bound."
+        reason = (
+            f"KL of {row['valid/kl']:.3g} nats in the last epoch; more than {RUNAWAY_NATS:.0e} is a runaway encoder"
+        )
     else:
-        kl = e.history[-1]["valid/kl"] if e.history else e.valid.rate
-        if kl > RUNAWAY_NATS:
-            summary = "Training diverged: the KL grows without bound."
-            reason = f"KL of {kl:.3g} nats in the last epoch; more than {RUNAWAY_NATS:.0e} is a runaway encoder"
-    if not reason:
         return None
-    remedy: dict[str, Any] = {}
-    if p.train.learning_rate > remedies.USUAL_LEARNING_RATE:
-        remedy["train.learning_rate"] = remedies.USUAL_LEARNING_RATE
-    else:
+    remedy: dict[str, Any] = {"train.learning_rate": remedies.USUAL_LEARNING_RATE}
+    if p.train.learning_rate <= remedies.USUAL_LEARNING_RATE:
         remedy["train.learning_rate"] = remedies.short(p.train.learning_rate / 10)
         if p.model.logvar_max > remedies.LOGVAR_CEILING:
             remedy["model.logvar_max"] = remedies.LOGVAR_CEILING
@@ -137,7 +128,7 @@ def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         reasons = [
             f"KL of {e.valid.rate:.4g} nats per image over all {p.model.latent_dim} latents, {active} active units"
         ]
-    elif _ended_collapsed(p, e):
+    elif ends_collapsed(e.history, p):
         last = e.history[-1]
         summary = "The posterior collapsed during the training: the kept epoch is from before."
         reasons = [
@@ -207,8 +198,7 @@ def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     past_ramp = e.kept_epoch - first_final_epoch(p.kl, p.train.epochs)
     if e.valid.rate >= PARTLY_COLLAPSED_SHARE * expected or past_ramp < PARTLY_COLLAPSED_EPOCHS:
         return None
-    final = [row for row in e.history if at_final_weight(row, p)]
-    flat = "training loss" if _settled(p, e) else "KL" if _grows_no_more([r["valid/kl"] for r in final]) else ""
+    flat = "training loss" if _settled(p, e) else "KL" if _grows_no_more(p, e) else ""
     if not flat:
         return None
     reason = (
@@ -286,13 +276,6 @@ def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     )
 
 
-def _ended_collapsed(p: ResolvedParameters, e: Evidence) -> bool:
-    """Whether the last epochs meet the rule of the collapse alarm, though an earlier epoch was kept."""
-    final = [row for row in e.history if at_final_weight(row, p)][-ALARM_EPOCHS:]
-    enough = len(final) == ALARM_EPOCHS and steps_at_final_weight(e.history, p) >= ALARM_STEPS
-    return enough and is_collapse(final)
-
-
 def _reached_share(p: ResolvedParameters, e: Evidence) -> float:
     """The share of the final KL weight that the kept epoch had: 1 unless the ramp outlasted the training."""
     if p.kl.control not in ("schedule", "capacity") or not p.kl.max_weight:
@@ -310,22 +293,20 @@ def _expected(e: Evidence) -> float:
 
 
 def _settled(p: ResolvedParameters, e: Evidence) -> bool:
-    """Whether the training loss is flat, at the final KL weight."""
-    final = [row["train/loss"] for row in e.history if at_final_weight(row, p)]
-    return _flat(final, [row["train/loss"] for row in e.history])
+    """Whether the training loss is flat: it fell, of late, by a small share of its whole fall."""
+    before, last = _of_late(p, e, "train/loss")
+    losses = [row["train/loss"] for row in e.history]
+    return before - last <= FLAT_SHARE * (max(losses) - min(losses))
 
 
-def _grows_no_more(final: list[float], epochs: int = PARTLY_COLLAPSED_EPOCHS) -> bool:
-    """Whether the KL of the last epochs, all at the final weight, no longer exceeds that of the epochs before."""
-    if len(final) < 2 * epochs:
-        return False
-    return sum(final[-epochs:]) <= KL_GROWS * sum(final[-2 * epochs : -epochs])
+def _grows_no_more(p: ResolvedParameters, e: Evidence) -> bool:
+    before, last = _of_late(p, e, "valid/kl")
+    return last <= KL_GROWS * before
 
 
-def _flat(final: list[float], losses: list[float], epochs: int = PARTLY_COLLAPSED_EPOCHS) -> bool:
-    """Whether the loss fell, over the last epochs at the final weight, by a small share of its whole fall."""
-    if len(final) < 2 * epochs:
-        return False
-    recent = sum(final[-2 * epochs : -epochs]) / epochs - sum(final[-epochs:]) / epochs
-    whole = max(losses) - min(losses)
-    return recent <= FLAT_SHARE * whole
+def _of_late(p: ResolvedParameters, e: Evidence, name: str) -> tuple[float, float]:
+    """A column's mean over the last ten epochs at the final weight, by halves; NaN with fewer, which passes no test."""
+    final = [row[name] for row in e.history if at_final_weight(row, p)][-2 * PARTLY_COLLAPSED_EPOCHS :]
+    if len(final) < 2 * PARTLY_COLLAPSED_EPOCHS:
+        return math.nan, math.nan
+    return fmean(final[:PARTLY_COLLAPSED_EPOCHS]), fmean(final[PARTLY_COLLAPSED_EPOCHS:])

@@ -7,7 +7,7 @@ many latents are active. A deep VAE is not linear, but the prediction is close w
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -166,10 +166,11 @@ def spectrum_of(report: Mapping[str, Any], pixels: int) -> Spectrum:
 
 def predict(spectrum: Spectrum, elbo: BetaELBO) -> Prediction:
     """The prediction for an objective: KL_j = ½ ln(λ_j/s) where λ_j > s, else 0 (Lucas 2019, section 4)."""
-    if elbo.likelihood == "bernoulli":  # the spectrum is of whitened pixels
-        return replace(_at_threshold(spectrum, elbo.beta), mse=math.nan)
-    variance = _noise_variance(spectrum, elbo)
-    return replace(_at_threshold(spectrum, elbo.beta * variance), sigma=math.sqrt(variance))
+    variance = noise_variance(spectrum, elbo)
+    prediction = _at_threshold(spectrum, elbo.beta * variance)
+    if elbo.likelihood == "bernoulli":
+        return replace(prediction, mse=math.nan)
+    return replace(prediction, sigma=math.sqrt(variance))
 
 
 def steered(spectrum: Spectrum, kl: KL) -> Prediction:
@@ -179,7 +180,7 @@ def steered(spectrum: Spectrum, kl: KL) -> Prediction:
     eigenvalues cannot reach gives the prediction of a vanishing KL term.
     """
 
-    def missed(s: float) -> bool:
+    def is_too_low(s: float) -> bool:
         """Whether the rate is still above its target, or the error below it: both fall or rise with s."""
         prediction = _at_threshold(spectrum, s)
         if kl.reconstruction_target is not None:
@@ -189,27 +190,32 @@ def steered(spectrum: Spectrum, kl: KL) -> Prediction:
         return prediction.kl > target
 
     high = float(spectrum.eigenvalues[0]) if len(spectrum.eigenvalues) else 0.0
-    low = max(high, 1e-300) * 1e-12
-    for _ in range(BISECTIONS):
-        middle = math.sqrt(low * high) if high else 0.0
-        low, high = (middle, high) if missed(middle) else (low, middle)
-    return _at_threshold(spectrum, high)
+    return _at_threshold(spectrum, _bisected(max(high, 1e-300) * 1e-12, high, is_too_low))
 
 
 def _at_threshold(spectrum: Spectrum, s: float) -> Prediction:
     values = spectrum.eigenvalues
-    with np.errstate(divide="ignore"):
-        kl = 0.5 * np.log(np.maximum(values / max(s, 1e-300), 1.0))
+    kl = 0.5 * np.log(np.maximum(values / max(s, 1e-300), 1.0))
     return Prediction(kl, (float(np.minimum(values, s).sum()) + spectrum.rest) / spectrum.pixels, None)
 
 
+def _bisected(low: float, high: float, is_too_low: Callable[[float], bool]) -> float:
+    """Where `is_too_low` turns false between two positive numbers, on a logarithmic scale."""
+    for _ in range(BISECTIONS):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if is_too_low(middle) else (low, middle)
+    return high
+
+
 def threshold(spectrum: Spectrum, elbo: BetaELBO) -> float:
-    """s, the eigenvalue below which a latent is inactive: β·σ², or β for Bernoulli."""
-    return elbo.beta if elbo.likelihood == "bernoulli" else elbo.beta * _noise_variance(spectrum, elbo)
+    """s = β·σ², the eigenvalue below which a latent is inactive."""
+    return elbo.beta * noise_variance(spectrum, elbo)
 
 
-def _noise_variance(spectrum: Spectrum, elbo: BetaELBO) -> float:
-    """σ² of the decoder: fixed by the parameters, or as a linear VAE would learn it."""
+def noise_variance(spectrum: Spectrum, elbo: BetaELBO) -> float:
+    """σ² of the decoder: fixed by the parameters, or as a linear VAE would learn it; 1 of whitened Bernoulli pixels."""
+    if elbo.likelihood == "bernoulli":
+        return 1.0
     if elbo.fixed_sigma is not None:
         return elbo.fixed_sigma**2
     return optimal_variance(spectrum, elbo.beta)
@@ -223,16 +229,12 @@ def optimal_variance(spectrum: Spectrum, beta: float) -> float:
     low, high = SMALLEST_SIGMA**2, max(spectrum.total / spectrum.pixels, SMALLEST_SIGMA**2)
     rest = spectrum.rest
 
-    def excess(variance: float) -> float:
+    def is_too_low(variance: float) -> bool:
+        """Left side less right side is convex in σ², so that it changes its sign once above a σ² that is too low."""
         explained = float(np.minimum(spectrum.eigenvalues, beta * variance).sum())
-        return spectrum.pixels * variance - explained - rest
+        return spectrum.pixels * variance - explained - rest < 0
 
-    if excess(low) >= 0:
-        return low
-    for _ in range(BISECTIONS):  # excess is convex in σ² and not above 0 at `low`: one sign change
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if excess(middle) < 0 else (low, middle)
-    return high
+    return _bisected(low, high, is_too_low) if is_too_low(low) else low
 
 
 def weights_of_interest(critical: float, weight: float) -> np.ndarray:
@@ -256,17 +258,12 @@ def collapse_weight(p: Parameters, spectrum: Spectrum, nats: float = COLLAPSED_B
     0 where no weight gives more than that.
     """
 
-    def kl(weight: float) -> float:
-        return predict(spectrum, BetaELBO.of(p, weight)).kl
+    def is_too_low(weight: float) -> bool:
+        return predict(spectrum, BetaELBO.of(p, weight)).kl > nats
 
     high = critical_weight(p, spectrum)
     low = high * 1e-12
-    if high == 0 or kl(low) <= nats:
-        return 0.0
-    for _ in range(BISECTIONS):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if kl(middle) > nats else (low, middle)
-    return high
+    return _bisected(low, high, is_too_low) if high > 0 and is_too_low(low) else 0.0
 
 
 def calibrated_weight(p: Parameters, spectrum: Spectrum) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vae.config.resolved import ResolvedParameters
+from vae.config.text import written
 
 # Values at which trainings of many kinds were healthy.
 USUAL_LEARNING_RATE = 2e-3  # with Adam
@@ -46,11 +47,9 @@ def higher_weight(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[s
         return {}
     changes = elbo(p, predicted)
     rises = changes.get("kl.max_weight", -math.inf) > p.kl.max_weight
-    return (
-        changes
-        if rises or _another_objective(changes)
-        else {"kl.max_weight": min(short(2 * p.kl.max_weight) or 1.0, HIGHEST_WEIGHT)}
-    )
+    if rises or _another_objective(changes):
+        return changes
+    return {"kl.max_weight": min(short(2 * p.kl.max_weight) or 1.0, HIGHEST_WEIGHT)}
 
 
 def _another_objective(changes: Mapping[str, Any]) -> bool:
@@ -145,13 +144,6 @@ def longer_ramp(p: ResolvedParameters) -> dict[str, Any]:
 
 def in_words(changes: Mapping[str, Any]) -> list[str]:
     return [f"{name} = {written(value)}" for name, value in changes.items()]
-
-
-def written(value: Any) -> str:
-    """As in YAML."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def short(value: float) -> float:

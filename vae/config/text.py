@@ -35,6 +35,15 @@ def printable(text: Any) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
+def written(value: Any) -> str:
+    """A value of a parameter, as in YAML."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(written(item) for item in value) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def one_line(error: Any) -> str:
     """An error's text with its line breaks as spaces."""
     return printable(" ".join(str(error).split()))

@@ -62,7 +62,14 @@ def evaluate(saved: Saved, images: Images, labels: Labels, p: Parameters, comput
     measured = {
         split: measure(saved.model, images[split], saved.likelihood, compute, p.seed) for split in ("valid", "test")
     }
-    references = _references(saved, images["train"], labels["train"], measured["valid"], p, compute)
+    # Fit to the training split, and the calibrated σ to the validation split, what both are compared with.
+    train = for_measuring(images["train"], p)
+    chosen = _sample(len(train), PROBE_IMAGES, p.seed)
+    mu, _ = encode(saved.model, np.asarray(train[chosen]), compute)
+    calibrated = None
+    if saved.likelihood.kind == "gaussian" and math.isfinite(measured["valid"].mse_sampled):
+        calibrated = Likelihood("gaussian", optimal_sigma(measured["valid"].mse_sampled))
+    references = _References(MeanImage.of(train), Probe.fit(mu, labels["train"][chosen], p.seed), calibrated)
     return {
         split: _evaluate_split(saved, images[split], labels[split], found, references, p, compute, split == "test")
         for split, found in measured.items()
@@ -81,23 +88,6 @@ class _References:
     calibrated: Likelihood | None
 
 
-def _references(
-    saved: Saved,
-    train_images: NDArray[np.uint8],
-    labels: NDArray[np.object_],
-    valid: Measurement,
-    p: Parameters,
-    compute: Compute,
-) -> _References:
-    train_images = for_measuring(train_images, p)
-    chosen = _sample(len(train_images), PROBE_IMAGES, p.seed)
-    mu, _ = encode(saved.model, np.asarray(train_images[chosen]), compute)
-    calibrated = None
-    if saved.likelihood.kind == "gaussian" and math.isfinite(valid.mse_sampled):
-        calibrated = Likelihood("gaussian", optimal_sigma(valid.mse_sampled))
-    return _References(MeanImage.of(train_images), Probe.fit(mu, labels[chosen], p.seed), calibrated)
-
-
 def _evaluate_split(
     saved: Saved,
     images: NDArray[np.uint8],
@@ -114,11 +104,11 @@ def _evaluate_split(
     errors, similarity = central_quality(saved.model, images, likelihood, compute)
     finite = bool(np.isfinite(mu).all() and np.isfinite(logvar).all())
     information = mutual_information(mu, logvar, p.seed) if finite else MutualInformation(None, None, None)
-    normalised = likelihood.kind == "gaussian" or is_binary(images)
+    accuracy, majority = (probe and probe.score(mu, labels)) or (None, None)
     metrics = {
         "images": len(images),
         "elbo": measurement.elbo,
-        **_nll(saved, images, p, compute, measurement if prune else None, normalised),
+        **_nll(saved, images, p, compute, measurement if prune else None),
         "reconstruction": measurement.distortion,
         "kl": measurement.rate,
         "mse": measurement.mse,
@@ -137,18 +127,15 @@ def _evaluate_split(
         "elbo_calibrated": measurement.with_likelihood(calibrated, saved.pixels) if calibrated else None,
         "mean_image_elbo": mean_image.elbo(images, likelihood.kind),
         "mean_image_mse": mean_image.mse(images),
-        **_probed(probe, mu, labels),
+        "probe_accuracy": accuracy,
+        "probe_majority": majority,
     }
     guesses = probe.guess(mu) if probe else None
     return Evaluation(rounded(metrics), measurement, mu, errors, guesses)
 
 
 def _with_fitted_prior(
-    prior: Mixture | None,
-    mu: NDArray[np.float32],
-    logvar: NDArray[np.float32],
-    measurement: Measurement,
-    seed: int,
+    prior: Mixture | None, mu: NDArray[np.float32], logvar: NDArray[np.float32], measurement: Measurement, seed: int
 ) -> Metrics:
     """KL, ELBO and MMD with the fitted prior in place of N(0, I), where there is one."""
     if prior is None:
@@ -162,16 +149,11 @@ def _with_fitted_prior(
 
 
 def _nll(
-    saved: Saved,
-    images: NDArray[np.uint8],
-    p: Parameters,
-    compute: Compute,
-    pruned_by: Measurement | None,
-    normalised: bool,
+    saved: Saved, images: NDArray[np.uint8], p: Parameters, compute: Compute, pruned_by: Measurement | None
 ) -> Metrics:
-    """`nll`, and `nll_pruned` without the latents that `pruned_by` finds inactive; None if not normalised."""
+    """`nll`, and `nll_pruned` without the latents that `pruned_by` finds inactive; None if p(x|z) is not normalised."""
     names = ["nll"] if pruned_by is None else ["nll", "nll_pruned"]
-    if not normalised:
+    if saved.likelihood.kind == "bernoulli" and not is_binary(images):
         return dict.fromkeys(names)
 
     def nll(active: NDArray[np.bool_] | None = None) -> float:
@@ -182,11 +164,6 @@ def _nll(
     if pruned_by is not None and not (active := pruned_by.active(p.monitor.active_unit_threshold)).all():
         metrics["nll_pruned"] = nll(active)
     return metrics
-
-
-def _probed(probe: Probe | None, mu: NDArray[np.float32], labels: NDArray[np.object_]) -> Metrics:
-    accuracy, majority = (probe.score(mu, labels) if probe else None) or (None, None)
-    return {"probe_accuracy": accuracy, "probe_majority": majority}
 
 
 def _sample(count: int, most: int, seed: int) -> NDArray[np.int64]:

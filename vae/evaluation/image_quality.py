@@ -7,9 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae.compute.batches import in_order
 from vae.compute.devices import Compute
-from vae.metrics.measurement import BATCH
+from vae.metrics.measurement import evaluation_batches
 from vae.models.likelihood import Likelihood
 from vae.models.vae import VAE
 
@@ -24,9 +23,8 @@ def central_quality(
 
     Of an autoregressive decoder, as `Measurement.mse`: each pixel is predicted from those before it in the image.
     """
-    model.eval()
     errors, similarities = [], []
-    for x in in_order(images, BATCH, compute.device):
+    for x in evaluation_batches(model, images, compute.device):
         with compute.autocast():
             mean = likelihood.mean(model.decode(model.encode(x)[0], x))
         errors.append((x - mean).double().square().flatten(1).mean(1).cpu())

@@ -7,10 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae.compute.batches import in_order
 from vae.compute.devices import Compute
 from vae.compute.random import generator
-from vae.metrics.measurement import BATCH
+from vae.metrics.measurement import BATCH, evaluation_batches
 from vae.models.likelihood import Likelihood
 from vae.models.vae import VAE
 
@@ -33,12 +32,11 @@ def importance_weighted_bound(
     images: uint8 (N, H, W, C). samples: k. active: (Z,), or None for all; the other latents are set to their
     prior mean 0 and left out of the weights, which gives the bound of the model without them.
     """
-    model.eval()
     kept = torch.ones(model.latent_dim, device=compute.device)
     if active is not None:
         kept = torch.from_numpy(active).to(kept)
     total = 0.0
-    for index, x in enumerate(in_order(images, BATCH, compute.device)):
+    for index, x in enumerate(evaluation_batches(model, images, compute.device)):
         random = generator(seed, "importance", index, compute.device)
         with compute.autocast():
             mu, logvar = model.encode(x)

@@ -1,6 +1,7 @@
 """A linear probe: how well a linear classifier reads an image's class from its latents."""
 
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,16 +70,8 @@ def classes_read(labels: NDArray[np.object_], guesses: NDArray[np.object_] | Non
         return []
     rows = []
     for name in sorted({str(label) for label in labels if label is not None}):
-        of_class = np.array([label is not None and str(label) == name for label in labels])
-        others, counts = np.unique(guesses[of_class & (guesses != name)].astype(str), return_counts=True)
-        most = int(counts.argmax()) if len(counts) else None
-        rows.append(
-            ClassRead(
-                name,
-                int(of_class.sum()),
-                int((guesses[of_class] == name).sum()),
-                None if most is None else str(others[most]),
-                0 if most is None else int(counts[most]),
-            )
-        )
+        found = Counter(guesses[np.array([label is not None and str(label) == name for label in labels])])
+        images, right = found.total(), found.pop(name, 0)
+        taken_for, wrong = min(found.items(), key=lambda other: (-other[1], other[0]), default=(None, 0))
+        rows.append(ClassRead(name, images, right, taken_for, wrong))
     return rows

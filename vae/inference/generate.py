@@ -44,11 +44,7 @@ def samples(saved: Saved, count: int, compute: Compute, seed: int) -> Pictures:
 
 @torch.no_grad()
 def traversals(
-    saved: Saved,
-    image: NDArray[np.uint8],
-    latents: NDArray[np.int64],
-    values: NDArray[np.float64],
-    compute: Compute,
+    saved: Saved, image: NDArray[np.uint8], latents: NDArray[np.int64], values: NDArray[np.float64], compute: Compute
 ) -> Pictures:
     """One latent at a time set to each of the values, the others at the image's own μ.
 

@@ -157,10 +157,7 @@ def fitted_sigma(model: VAE, images: np.ndarray | Tensor, compute: Compute, seed
     error = torch.zeros((), dtype=torch.float64, device=compute.device)
     for index, x in enumerate(evaluation_batches(model, images, compute.device)):
         noise = torch.randn(
-            len(x),
-            model.latent_dim,
-            generator=generator(seed, "sigma", index, compute.device),
-            device=compute.device,
+            len(x), model.latent_dim, generator=generator(seed, "sigma", index, compute.device), device=compute.device
         )
         with compute.autocast():
             output, _, _ = model(x, noise)

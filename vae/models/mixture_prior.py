@@ -44,14 +44,10 @@ class Mixture:
 
     def is_valid(self, latents: int) -> bool:
         """Whether the tensors, which may come from a stranger's file, are a mixture over this many latents."""
-        components = len(self.weights)
-        fits = self.means.shape == (components, latents) and self.scales.shape == (
-            components,
-            latents,
-            latents,
-        )
-        numbers = all(t.dtype == torch.float64 and bool(t.isfinite().all()) for t in self.tensors().values())
-        if not (fits and numbers):
+        shape = (len(self.weights), latents)
+        if self.means.shape != shape or self.scales.shape != (*shape, latents):
+            return False
+        if not all(t.dtype == torch.float64 and bool(t.isfinite().all()) for t in self.tensors().values()):
             return False
         cholesky = torch.equal(self.scales, self.scales.tril())
         positive = bool((self.scales.diagonal(dim1=-2, dim2=-1) > 0).all() and (self.weights >= 0).all())

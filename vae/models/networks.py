@@ -5,7 +5,6 @@ The encoder maps (B, C, H, W) to (B, features), the decoder (B, Z) to (B, C, H, 
 
 import itertools
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +12,7 @@ from torch.nn import functional
 
 
 def convolutional(
-    image_shape: tuple[int, int, int],
-    latent_dim: int,
-    widths: list[int],
-    batch_norm: bool,
-    decoded: int | None = None,
+    image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], batch_norm: bool, decoded: int | None = None
 ) -> tuple[nn.Module, int, nn.Module]:
     """decoded: the decoder's output channels, where its output is not an image."""
     channels, height, width = image_shape
@@ -27,16 +22,16 @@ def convolutional(
     filters, mirrored = [channels, *widths], [decoded or channels, *widths]
     features = widths[-1] * math.prod(sizes[-1])
 
+    def normalised_silu(width: int) -> list[nn.Module]:
+        return [nn.BatchNorm2d(width), nn.SiLU()] if batch_norm else [nn.SiLU()]
+
     down: list[nn.Module] = []
     for before, after in itertools.pairwise(filters):
-        down += [
-            nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not batch_norm),
-            *_normalised_silu(nn.BatchNorm2d(after) if batch_norm else None),
-        ]
+        down += [nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not batch_norm), *normalised_silu(after)]
     up: list[nn.Module] = [
         nn.Linear(latent_dim, features, bias=not batch_norm),
         _Unflatten(1, (widths[-1], *sizes[-1])),
-        *_normalised_silu(nn.BatchNorm2d(widths[-1]) if batch_norm else None),
+        *normalised_silu(widths[-1]),
     ]
     for level in range(len(widths), 0, -1):
         last = level == 1
@@ -48,7 +43,7 @@ def convolutional(
             )
         )  # fmt: skip
         if not last:
-            up += _normalised_silu(nn.BatchNorm2d(mirrored[level - 1]) if batch_norm else None)
+            up += normalised_silu(mirrored[level - 1])
     *down, silu = down  # moved behind the change of memory order, so that its gradient has the order of its input
     return nn.Sequential(*down, nn.Flatten(), silu), features, nn.Sequential(*up)
 
@@ -61,39 +56,23 @@ class _Unflatten(nn.Unflatten):
 
 
 def fully_connected(
-    image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], batch_norm: bool
+    image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], batch_norm: bool, gated: bool
 ) -> tuple[nn.Module, int, nn.Module]:
+    """gated: hidden layers are `GatedLinear` instead of linear with a SiLU."""
+
     def layer(before: int, after: int) -> list[nn.Module]:
-        linear = nn.Linear(before, after, bias=not batch_norm)
-        return [linear, *_normalised_silu(nn.BatchNorm1d(after) if batch_norm else None)]
+        norm: list[nn.Module] = [nn.BatchNorm1d(after)] if batch_norm else []
+        if gated:
+            return [GatedLinear(before, after), *norm]
+        return [nn.Linear(before, after, bias=not batch_norm), *norm, nn.SiLU()]
 
-    return _mlp(image_shape, latent_dim, widths, layer)
-
-
-def gated(
-    image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], batch_norm: bool
-) -> tuple[nn.Module, int, nn.Module]:
-    def layer(before: int, after: int) -> list[nn.Module]:
-        return [GatedLinear(before, after), *([nn.BatchNorm1d(after)] if batch_norm else [])]
-
-    return _mlp(image_shape, latent_dim, widths, layer)
-
-
-def _mlp(
-    image_shape: tuple[int, int, int],
-    latent_dim: int,
-    widths: list[int],
-    layer: Callable[[int, int], list[nn.Module]],
-) -> tuple[nn.Module, int, nn.Module]:
     def hidden(units: list[int]) -> list[nn.Module]:
         return [module for before, after in itertools.pairwise(units) for module in layer(before, after)]
 
     pixels = math.prod(image_shape)
     encoder = nn.Sequential(nn.Flatten(), *hidden([pixels, *widths]))
     decoder = nn.Sequential(
-        *hidden([latent_dim, *reversed(widths)]),
-        nn.Linear(widths[0], pixels),
-        nn.Unflatten(1, image_shape),
+        *hidden([latent_dim, *reversed(widths)]), nn.Linear(widths[0], pixels), nn.Unflatten(1, image_shape)
     )
     return encoder, widths[-1], decoder
 
@@ -107,7 +86,3 @@ class GatedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.glu(self.linear(x), dim=1)
-
-
-def _normalised_silu(norm: nn.Module | None) -> list[nn.Module]:
-    return [nn.SiLU()] if norm is None else [norm, nn.SiLU()]

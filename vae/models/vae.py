@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vae.config.parameters import Parameters
-from vae.models.networks import convolutional, fully_connected, gated
+from vae.models.networks import convolutional, fully_connected
 from vae.models.pixelcnn import MaskedConv2d, PixelCNN
 
 # exp(±logvar) stays a number in every precision: a runaway encoder is then seen as a large KL, not as NaN.
@@ -21,7 +21,7 @@ class VAE(nn.Module):
         image_shape: (C, H, W).
         architecture: `conv`: a stride-2 4×4 convolution for each width and its mirror; `mlp`: a hidden
             layer for each width and its mirror; `gated_mlp`: the same of gated linear layers; `autoregressive`:
-            the encoder of `conv`, and a PixelCNN that its mirror conditions (vae.autoregressive).
+            the encoder of `conv`, and a PixelCNN that its mirror conditions (vae.models.pixelcnn).
         latent_dim: Z, the number of latents.
         widths: filters or hidden units of each layer.
         batch_norm: after each convolution or hidden layer.
@@ -55,9 +55,12 @@ class VAE(nn.Module):
             self.decoder: nn.Module = PixelCNN(
                 conditions, widths[0], image_shape[0], bernoulli=likelihood == "bernoulli"
             )
+        elif architecture == "conv":
+            self.encoder, features, self.decoder = convolutional(image_shape, latent_dim, widths, batch_norm)
         else:
-            build = {"conv": convolutional, "mlp": fully_connected, "gated_mlp": gated}[architecture]
-            self.encoder, features, self.decoder = build(image_shape, latent_dim, widths, batch_norm)
+            self.encoder, features, self.decoder = fully_connected(
+                image_shape, latent_dim, widths, batch_norm, gated=architecture == "gated_mlp"
+            )
         self.posterior = nn.Linear(features, 2 * latent_dim)  # mu and logvar
         self.mean_norm = None
         if mean_batch_norm is not None:

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib.style
@@ -16,16 +17,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-BLUE, ORANGE, GREEN, RED, INK, GREY, LIGHT = (
-    "#2f6db3", "#d9822b", "#3c8d5a", "#c0392b", "#22272e", "#7a828c", "#d5dae0",
-)  # fmt: skip
-CLASSES = (
-    "#2f6db3", "#d9822b", "#3c8d5a", "#c0392b", "#7d5ba6", "#8c5a3c", "#d069a8", "#a3a72f", "#2fa7b3", "#5b6470",
-)  # fmt: skip
+SHEET = Path(__file__).parent / "templates/charts.mplstyle"
+STYLE = matplotlib.rc_params_from_file(SHEET, use_default_template=False)
+
+BLUE, ORANGE, GREEN, RED = "#2f6db3", "#d9822b", "#3c8d5a", "#c0392b"
+INK, GREY, LIGHT = STYLE["text.color"], STYLE["axes.edgecolor"], STYLE["grid.color"]
+CLASSES = (BLUE, ORANGE, GREEN, RED, "#7d5ba6", "#8c5a3c", "#d069a8", "#a3a72f", "#2fa7b3", "#5b6470")
 LONGEST_NAME = 30  # characters of a class name in a legend
 WIDTH = 5.6  # inches
 # The page replaces these colours by its own variables: light, dark and print differ.
@@ -33,185 +33,154 @@ PAGE_COLOURS = {
     BLUE: "blue", ORANGE: "orange", GREEN: "green", RED: "red", INK: "ink", GREY: "quiet", LIGHT: "line",
 }  # fmt: skip
 
-_STYLE = {
-    "font.size": 11,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 12,
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LIGHT,
-    "grid.linewidth": 0.6,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "lines.linewidth": 1.8,
-    "legend.frameon": False,
-    "legend.fontsize": 10,
-}
+
+@contextmanager
+def styled() -> Iterator[None]:
+    with matplotlib.style.context(["default", SHEET]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # class names may be in any script
+        yield
 
 
+@styled()
 def training_curves(history: pd.DataFrame, ramp_epochs: float, kept_epoch: int) -> Figure:
     """Reconstruction, KL and KL weight over epochs, with the ramp shaded and the kept epoch marked.
 
     history: the columns of `vae.training.history.COLUMNS`. kept_epoch: from 1, or 0 for none.
     """
-    with _style():
-        figure = Figure(figsize=(WIDTH, 6), layout="constrained")
-        axes = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.4])
-        epochs = history["epoch"].to_numpy()
-        for ax, name, title in (
-            (axes[0], "reconstruction", "Reconstruction: −ln p(x|z), nats per image"),
-            (axes[1], "kl", "KL: information in the latents, nats per image"),
-        ):
-            for split, colour in (("train", BLUE), ("valid", ORANGE)):
-                ax.plot(epochs, history[f"{split}/{name}"], color=colour, label=split, **_dots(len(epochs)))
-            ax.set_title(title)
-            values = history[[f"train/{name}", f"valid/{name}"]].to_numpy()
-            _limit_to_later_epochs(ax, values, from_zero=name == "kl")
-        axes[2].plot(epochs, history["kl_weight"], color=GREEN, **_dots(len(epochs)))
-        axes[2].set_title("KL weight at the end of the epoch")
-        axes[2].set_ylim(bottom=0)
-        axes[2].set_xlabel("epoch")
-        axes[2].xaxis.set_major_locator(MaxNLocator(integer=True))
-        right = max(float(epochs.max()), 1.0)
-        for ax in axes:
-            if ramp_epochs > 0:
-                ax.axvspan(0.5, min(ramp_epochs, right) + 0.5, color=GREEN, alpha=0.1, lw=0, label="KL ramp")
-            if kept_epoch > 0:
-                ax.axvline(kept_epoch, color=INK, lw=1, ls=":", label=f"kept epoch {kept_epoch}")
-            ax.set_xlim(0.5, right + 0.5)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
-        return figure
+    figure = Figure(figsize=(WIDTH, 6), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.4])
+    epochs = history["epoch"].to_numpy()
+    for ax, name, title in (
+        (axes[0], "reconstruction", "Reconstruction: −ln p(x|z), nats per image"),
+        (axes[1], "kl", "KL: information in the latents, nats per image"),
+    ):
+        for split, colour in (("train", BLUE), ("valid", ORANGE)):
+            ax.plot(epochs, history[f"{split}/{name}"], color=colour, label=split, **_dots(len(epochs)))
+        ax.set_title(title)
+        values = history[[f"train/{name}", f"valid/{name}"]].to_numpy()
+        _limit_to_later_epochs(ax, values, from_zero=name == "kl")
+    axes[2].plot(epochs, history["kl_weight"], color=GREEN, **_dots(len(epochs)))
+    axes[2].set_title("KL weight at the end of the epoch")
+    axes[2].set_ylim(bottom=0)
+    axes[2].set_xlabel("epoch")
+    axes[2].xaxis.set_major_locator(MaxNLocator(integer=True))
+    right = max(float(epochs.max()), 1.0)
+    for ax in axes:
+        if ramp_epochs > 0:
+            ax.axvspan(0.5, min(ramp_epochs, right) + 0.5, color=GREEN, alpha=0.1, lw=0, label="KL ramp")
+        if kept_epoch > 0:
+            ax.axvline(kept_epoch, color=INK, lw=1, ls=":", label=f"kept epoch {kept_epoch}")
+        ax.set_xlim(0.5, right + 0.5)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    return figure
 
 
+@styled()
 def kl_per_latent(
-    kl: NDArray[np.float64],
-    posterior_share: NDArray[np.float64],
-    predicted: Sequence[float] | None,
-    informative: float,
+    kl: NDArray[np.float64], posterior_share: NDArray[np.float64], predicted: Sequence[float] | None, informative: float
 ) -> Figure:
     """KL of each latent, largest first, with the prediction of linear theory and the threshold `informative`.
 
     kl: (Z,), nats per image. posterior_share: (Z,), in [0, 1], plotted below in the same order.
     """
-    with _style():
-        figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
-        ax, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.2])
-        kl = np.nan_to_num(kl, nan=0, posinf=0)
-        ranked = np.argsort(-kl, kind="stable")
-        place, order = np.arange(1, len(kl) + 1), kl[ranked]
-        above = order > informative
-        for bars, colour, label in (
-            (above, BLUE, "informative"),
-            (~above, GREY, f"at most {informative:g} nats"),
-        ):
-            if bars.any():
-                ax.bar(place[bars], order[bars], width=0.85, color=colour, label=label)
-                below.bar(place[bars], np.nan_to_num(posterior_share)[ranked][bars], width=0.85, color=colour)
-        if predicted is not None and len(predicted):
-            expected = np.sort(np.asarray(predicted, dtype=np.float64))[::-1]
-            steps = np.arange(len(expected) + 1) + 0.5
-            ax.stairs(expected, steps, baseline=None, color=ORANGE, lw=1.6, label="predicted by linear theory")
-        ax.axhline(informative, color=RED, lw=1, ls="--")
-        ax.set(ylabel="KL, nats per image", xlim=(0.4, len(order) + 0.6))
-        below.set(xlabel="latent, sorted", ylabel="posterior's share\nof variance", ylim=(0, 1))
-        ax.set_ylim(0, max(ax.get_ylim()[1], 2 * informative))
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.legend()
-        return figure
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    ax, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.2])
+    kl = np.nan_to_num(kl, nan=0, posinf=0)
+    ranked = np.argsort(-kl, kind="stable")
+    place, order = np.arange(1, len(kl) + 1), kl[ranked]
+    above = order > informative
+    for bars, colour, label in ((above, BLUE, "informative"), (~above, GREY, f"at most {informative:g} nats")):
+        if bars.any():
+            ax.bar(place[bars], order[bars], width=0.85, color=colour, label=label)
+            below.bar(place[bars], np.nan_to_num(posterior_share)[ranked][bars], width=0.85, color=colour)
+    if predicted is not None and len(predicted):
+        expected = np.sort(np.asarray(predicted, dtype=np.float64))[::-1]
+        steps = np.arange(len(expected) + 1) + 0.5
+        ax.stairs(expected, steps, baseline=None, color=ORANGE, lw=1.6, label="predicted by linear theory")
+    ax.axhline(informative, color=RED, lw=1, ls="--")
+    ax.set(ylabel="KL, nats per image", xlim=(0.4, len(order) + 0.6))
+    below.set(xlabel="latent, sorted", ylabel="posterior's share\nof variance", ylim=(0, 1))
+    ax.set_ylim(0, max(ax.get_ylim()[1], 2 * informative))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend()
+    return figure
 
 
+@styled()
 def kl_over_time(epochs: pd.DataFrame, kept_epoch: int) -> Figure:
     """Heat map of KL in nats per image: epochs on x, latents on y, sorted by their last KL.
 
     epochs: the column `epoch` and one column per latent. The colour scale is a square root, so that 0.1 nats differ
     visibly from 0 beside latents of several nats. kept_epoch: as above.
     """
-    with _style():
-        kl = np.nan_to_num(epochs.drop(columns="epoch").to_numpy(np.float64), nan=0, posinf=0)
-        ranked = np.argsort(-kl[-1], kind="stable")
-        figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
-        ax = figure.subplots()
-        drawn = ax.imshow(
-            kl[:, ranked].T,
-            extent=(0.5, len(kl) + 0.5, kl.shape[1] + 0.5, 0.5),
-            norm=PowerNorm(0.5, vmin=0, vmax=max(kl.max(), 1e-3)),
-            cmap="viridis",
-            aspect="auto",
-            interpolation="nearest",
-        )
-        if kept_epoch > 0:
-            ax.axvline(kept_epoch, color="white", lw=1, ls=":")
-        ax.grid(visible=False)
-        ax.set(xlabel="epoch", ylabel="latent, sorted by its last KL")
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True))
-        figure.colorbar(drawn, ax=ax, label="KL, nats per image")
-        return figure
+    kl = np.nan_to_num(epochs.drop(columns="epoch").to_numpy(np.float64), nan=0, posinf=0)
+    ranked = np.argsort(-kl[-1], kind="stable")
+    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+    ax = figure.subplots()
+    drawn = ax.imshow(
+        kl[:, ranked].T,
+        extent=(0.5, len(kl) + 0.5, kl.shape[1] + 0.5, 0.5),
+        norm=PowerNorm(0.5, vmin=0, vmax=max(kl.max(), 1e-3)),
+        cmap="viridis",
+        aspect="auto",
+        interpolation="nearest",
+    )
+    if kept_epoch > 0:
+        ax.axvline(kept_epoch, color="white", lw=1, ls=":")
+    ax.grid(visible=False)
+    ax.set(xlabel="epoch", ylabel="latent, sorted by its last KL")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(drawn, ax=ax, label="KL, nats per image")
+    return figure
 
 
+@styled()
 def expected_kl(
-    weights: NDArray[np.float64],
-    kl: NDArray[np.float64],
-    collapse: float | None,
-    weight: float,
-    measured: float | None,
+    weights: NDArray[np.float64], kl: NDArray[np.float64], collapse: float | None, weight: float, measured: float | None
 ) -> Figure:
     """Predicted KL over KL weights, with the weight of this run and its measured KL.
 
     weights, kl: (K,), kl in nats per image. collapse: collapse is predicted above this weight.
     """
-    with _style():
-        figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
-        ax = figure.subplots()
-        ax.semilogx(weights, kl, color=ORANGE, label="predicted by linear theory")
-        if collapse is not None and collapse < weights[-1]:
-            ax.axvspan(
-                max(collapse, weights[0]),
-                weights[-1],
-                color=RED,
-                alpha=0.12,
-                lw=0,
-                label="collapse predicted",
-            )
-        if weight > 0:
-            ax.axvline(weight, color=INK, lw=1, ls=":", label=f"weight of this run: {weight:g}")
-            if measured is not None:
-                ax.plot([weight], [measured], "o", color=BLUE, ms=8, label=f"measured: {measured:.3g} nats")
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        ax.set(xlabel="KL weight", ylabel="KL, nats per image", xlim=(weights[0], weights[-1]))
-        ax.set_ylim(bottom=0)
-        ax.legend()
-        return figure
+    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+    ax = figure.subplots()
+    ax.semilogx(weights, kl, color=ORANGE, label="predicted by linear theory")
+    if collapse is not None and collapse < weights[-1]:
+        ax.axvspan(max(collapse, weights[0]), weights[-1], color=RED, alpha=0.12, lw=0, label="collapse predicted")
+    if weight > 0:
+        ax.axvline(weight, color=INK, lw=1, ls=":", label=f"weight of this run: {weight:g}")
+        if measured is not None:
+            ax.plot([weight], [measured], "o", color=BLUE, ms=8, label=f"measured: {measured:.3g} nats")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.set(xlabel="KL weight", ylabel="KL, nats per image", xlim=(weights[0], weights[-1]))
+    ax.set_ylim(bottom=0)
+    ax.legend()
+    return figure
 
 
+@styled()
 def latent_map(mu: NDArray[np.float32], labels: NDArray[np.object_]) -> Figure:
     """The first two principal components of the posterior means, coloured by class; rare classes share a grey.
 
     mu: (N, Z). labels: (N,), None for an image without a class.
     """
-    with _style():
-        figure = Figure(figsize=(8, 5.6), layout="constrained")
-        ax = figure.subplots()
-        points, explained = principal_components(mu)
-        style: dict[str, Any] = {"s": 22 if len(mu) < 3000 else 5, "alpha": 0.75, "lw": 0}
-        by_class = groups(labels)
-        for name, members, colour in by_class:
-            ax.scatter(*points[members].T, color=colour, label=name, **style)
-        ax.set(
-            xlabel=f"first principal component ({explained[0]:.0%} of the variance)",
-            ylabel=f"second ({explained[1]:.0%})",
-        )
-        if len(by_class) > 1:
-            legend = ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2 if len(mu) < 3000 else 3)
-            _without_formulas(legend)
-        return figure
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    ax = figure.subplots()
+    points, explained = principal_components(mu)
+    style: dict[str, Any] = {"s": 22 if len(mu) < 3000 else 5, "alpha": 0.75, "lw": 0}
+    by_class = groups(labels)
+    for name, members, colour in by_class:
+        ax.scatter(*points[members].T, color=colour, label=name, **style)
+    ax.set(
+        xlabel=f"first principal component ({explained[0]:.0%} of the variance)",
+        ylabel=f"second ({explained[1]:.0%})",
+    )
+    if len(by_class) > 1:
+        legend = ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2 if len(mu) < 3000 else 3)
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a class name such as `$x^` is not a formula
+    return figure
 
 
 def principal_components(mu: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -247,21 +216,22 @@ def groups(labels: NDArray[np.object_]) -> list[tuple[str, NDArray[np.bool_], st
     return found
 
 
+@styled()
 def png(figure: Figure) -> bytes:
     """The figure as PNG, without a date: the same bytes each time."""
     buffer = io.BytesIO()
-    with _style():
-        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
 
 
+@styled()
 def svg(figure: Figure, name: str) -> str:
     """The figure as an `<svg>` element with text as text and the page's colours (`PAGE_COLOURS`).
 
     name: unique on the page; it seeds the ids inside the element.
     """
     buffer = io.StringIO()
-    with _style(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
@@ -273,13 +243,6 @@ def svg(figure: Figure, name: str) -> str:
     for colour, page_colour in PAGE_COLOURS.items():
         drawing = drawing.replace(colour, f"var(--{page_colour})")
     return drawing.strip()
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # class names may be in any script
-        yield
 
 
 def _dots(epochs: int) -> dict[str, Any]:
@@ -308,9 +271,3 @@ def _short(name: str) -> str:
     text = "".join(c if c.isprintable() else "?" for c in " ".join(name.split()))
     text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
     return f" {text}" if text.startswith("_") else text  # matplotlib omits labels with a leading _
-
-
-def _without_formulas(legend: Legend) -> None:
-    """A class name such as `$x^` is not a formula."""
-    for text in legend.get_texts():
-        text.set_parse_math(False)

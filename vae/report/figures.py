@@ -39,12 +39,7 @@ FEW = Amount(pairs=4, samples=12, latents=3, steps=5)  # an autoregressive decod
 
 
 def generated(
-    p: ResolvedParameters,
-    model: Saved,
-    compute: Compute,
-    images: NDArray[np.uint8],
-    result: Evaluation,
-    verdict: str,
+    p: ResolvedParameters, model: Saved, compute: Compute, images: NDArray[np.uint8], result: Evaluation, verdict: str
 ) -> Iterator[Picture]:
     """Images that the model generates; `images` and `result` are of the test split."""
     amount = FEW if p.model.architecture == "autoregressive" else MANY

@@ -54,11 +54,7 @@ class LatentMap:
 
 
 def draw(
-    mu: NDArray[np.float32],
-    images: NDArray[np.uint8],
-    labels: NDArray[np.object_],
-    texts: Sequence[str],
-    seed: int,
+    mu: NDArray[np.float32], images: NDArray[np.uint8], labels: NDArray[np.object_], texts: Sequence[str], seed: int
 ) -> LatentMap:
     """mu: (N, Z). images: uint8 (N, H, W, C). labels: (N,), None for no class. texts: N."""
     chosen = np.arange(len(mu))

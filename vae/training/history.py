@@ -45,8 +45,7 @@ def why_stop(history: list[Row], p: Parameters) -> str | None:
     if history and not is_finite(history[-1]):
         return f"diverged: epoch {len(history)} gave a number that is not finite"
     final = [row for row in history if at_final_weight(row, p)]
-    enough = len(final) >= ALARM_EPOCHS and steps_at_final_weight(history, p) >= ALARM_STEPS
-    if p.train.on_collapse != "continue" and enough and is_collapse(final[-ALARM_EPOCHS:]):
+    if p.train.on_collapse != "continue" and ends_collapsed(history, p):
         kl, active = final[-1]["valid/kl"], final[-1]["valid/active_units"]
         return (
             f"collapsed: a KL of {kl:.4f} nats and {active:.0f} active units "
@@ -57,6 +56,13 @@ def why_stop(history: list[Row], p: Parameters) -> str | None:
         if len(history) - best["epoch"] >= p.train.patience:
             return f"no better validation loss for {p.train.patience} epochs since epoch {best['epoch']:.0f}"
     return None
+
+
+def ends_collapsed(history: list[Row], p: Parameters) -> bool:
+    """Whether the last epochs at the final weight are a collapse; False while they are too few to judge."""
+    final = [row for row in history if at_final_weight(row, p)][-ALARM_EPOCHS:]
+    enough = len(final) == ALARM_EPOCHS and steps_at_final_weight(history, p) >= ALARM_STEPS
+    return enough and is_collapse(final)
 
 
 def is_collapse(rows: list[Row]) -> bool:

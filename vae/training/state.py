@@ -86,10 +86,7 @@ class TrainState:
         self.history.append(row)
         self.kl_per_latent.append(kl_per_latent)
         if chosen_epoch(self.history, self.p) == len(self.history):
-            self.kept_epoch, self.kept_weights = (
-                len(self.history),
-                copy.deepcopy(self.judged.state_dict()),
-            )
+            self.kept_epoch, self.kept_weights = len(self.history), copy.deepcopy(self.judged.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         return {

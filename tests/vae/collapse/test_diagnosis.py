@@ -151,23 +151,23 @@ def test_remedies_of_a_collapse(changes: Changes, theory: Changes, remedy: Chang
     assert not theory or f"kl.max_weight = {params(changes).kl.max_weight:g} " in got.reasons[1]
 
 
-@pytest.mark.parametrize(("weight", "larger"), [(0.01, 1), (1.0, 2)])
-def test_under_regularised_is_met_with_a_larger_weight(weight: float, larger: float) -> None:
-    assert judged({"kl.max_weight": weight}, **WRONG["under_regularised"]).remedy == {"kl.max_weight": larger}
+LONGER = {"train.epochs": 4 * params().train.epochs}
 
 
-def test_a_young_model_far_from_the_prior_is_told_to_train_longer() -> None:
-    """Its aggregate posterior still moves: a higher KL weight would be the wrong advice."""
-    young = judged(**WRONG["under_regularised"], history=history(losses=FALLING[:8]), kept_epoch=8)
-    assert young.verdict == "under_regularised"
-    assert young.recommendations == [f"set train.epochs to {4 * params().train.epochs}"]
-
-
-def test_a_training_too_short_wants_time_and_a_flat_one_smaller_steps() -> None:
-    falling = judged(**WRONG["not_learning"], history=history(losses=FALLING))
-    assert falling.remedy == {"train.epochs": 4 * params().train.epochs}
-    flat = judged(**WRONG["not_learning"]).remedy
-    assert flat["train.learning_rate"] == pytest.approx(params().train.learning_rate / 4)
+@pytest.mark.parametrize(
+    ("verdict", "changes", "found", "remedy"),
+    [
+        ("under_regularised", {"kl.max_weight": 0.01}, {}, {"kl.max_weight": 1}),
+        ("under_regularised", {}, {}, {"kl.max_weight": 2}),
+        # While the aggregate posterior still moves, a higher KL weight would be the wrong advice.
+        ("under_regularised", {}, {"history": history(losses=FALLING[:8]), "kept_epoch": 8}, LONGER),
+        ("not_learning", {}, {"history": history(losses=FALLING)}, LONGER),
+        ("not_learning", {}, {}, LONGER | SLOWER),
+    ],
+)
+def test_remedies_of_other_verdicts(verdict: str, changes: Changes, found: Changes, remedy: Changes) -> None:
+    got = judged(changes, **(WRONG[verdict] | found))
+    assert (got.verdict, got.remedy, got.advice) == (verdict, remedy, [])
 
 
 @pytest.mark.parametrize(("images", "doubted"), [(1000, False), (3 * LATENTS, True)])

@@ -37,13 +37,12 @@ def saved_model(likelihood: Likelihood, side: int = SIDE, channels: int = 1) -> 
     return Saved(network(made).eval(), made, None, "0" * 64)
 
 
-def evaluated(saved: Saved, labels: bool = True, images: np.ndarray | None = None) -> dict:
+def evaluated(saved: Saved, images: np.ndarray | None = None) -> dict:
     channels, side, _ = saved.config.image_shape
     arrays, classes = {}, {}
     for split, count in (("train", 40), ("valid", 20), ("test", 24)):
         arrays[split] = pictures(count, count, side, channels) if images is None else images
-        names = ["left", "right"] if labels else [None, None]
-        classes[split] = np.resize(np.array(names, dtype=object), len(arrays[split]))
+        classes[split] = np.resize(np.array(["left", "right"], dtype=object), len(arrays[split]))
     p = Parameters(evaluate=Evaluate(importance_samples=20))
     return evaluate.evaluate(saved, arrays, classes, p, CPU)
 
@@ -127,11 +126,6 @@ def test_bernoulli_on_grey_pixels_has_no_likelihood_and_on_binary_ones_has() -> 
     assert grey["nll"] is None and grey["nll_pruned"] is None and grey["elbo_calibrated"] is None
     binary = evaluated(saved, images=np.where(pictures(40) > 128, 255, 0).astype(np.uint8))["test"].metrics
     assert -binary["nll"] >= binary["elbo"]
-
-
-def test_images_without_classes_have_no_probe() -> None:
-    metrics = evaluated(saved_model(Likelihood("gaussian", 0.3)), labels=False)["test"].metrics
-    assert metrics["probe_accuracy"] is None and metrics["probe_majority"] is None
 
 
 @pytest.mark.filterwarnings("error")

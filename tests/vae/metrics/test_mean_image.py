@@ -5,10 +5,13 @@ import pytest
 from scipy import stats
 
 from vae.config.constants import SMALLEST_SIGMA
+from vae.metrics import moments
 from vae.metrics.mean_image import MeanImage
 
 
-def test_the_mean_image_by_hand() -> None:
+@pytest.mark.parametrize("chunk", [3, 1024])
+def test_the_mean_image_by_hand(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(moments, "CHUNK", chunk)
     images = np.zeros((4, 1, 3, 1), np.uint8)
     images[:, 0, 0, 0] = (0, 255, 0, 255)  # mean 0.5, variance 0.25
     images[:, 0, 1, 0] = (0, 51, 102, 153)  # mean 0.3, variance 0.05

@@ -127,6 +127,7 @@ def test_every_case_has_a_report(
     json.dumps(facts.metrics, allow_nan=False)
     assert ("nan" in page.text) is False
     assert ("No classes." in page.text) is not labelled
+    assert labelled or facts.metrics["test"]["probe_accuracy"] is facts.metrics["test"]["probe_majority"] is None
     assert ("set kl.max_weight to 0.01" in page.text) is (verdict != "healthy")
     level = "good" if verdict == "healthy" else "bad"
     assert ("div", "class", f"verdict {level}") in page.attributes

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.models import Malicious
 
 from vae.training import checkpoint
 
@@ -93,14 +94,6 @@ def test_a_damaged_one_is_skipped_and_removed(path: Path, damage: Callable[[byte
     path.with_name("state.pt.previous").write_bytes(b"")
     found, (problem,) = checkpoint.load(path, CPU)
     assert found is None and "state.pt.previous" in problem
-
-
-class Malicious:
-    def __init__(self, witness: Path) -> None:
-        self.witness = witness
-
-    def __reduce__(self) -> tuple:
-        return (Path.touch, (self.witness,))
 
 
 @pytest.mark.parametrize("archive", [True, False])
