@@ -26,9 +26,7 @@ DEFAULT = "default"  # the experiment that changes nothing
 
 
 def apply(
-    experiment: str | None,
-    overrides: Mapping[str, Any] | None,
-    check: Callable[[Parameters], None] = lambda p: None,
+    experiment: str | None, overrides: Mapping[str, Any] | None, check: Callable[[Parameters], None] = lambda p: None
 ) -> list[str]:
     """Writes `params.yaml`; returns one line for each value that changed.
 

@@ -141,13 +141,7 @@ def run(job: Job, checkpoints: Path) -> None:
         trained = kept.trained if kept else job.train(job.p, tracked, checkpoints)
         sha256 = write_model(job, trained, kept, tried)
         write_history(trained.history, trained.kl_per_latent)
-        tracked.tag(
-            {
-                store.WEIGHTS: sha256,
-                "kept_epoch": str(trained.kept_epoch),
-                "stopped": trained.stopped or "no",
-            }
-        )
+        tracked.tag({store.WEIGHTS: sha256, "kept_epoch": str(trained.kept_epoch), "stopped": trained.stopped or "no"})
     # Kept until monitor runs: DVC has yet to cache the results, and a kill meanwhile would lose them.
     checkpoint.finish(checkpoints)
     if trained.stopped:
@@ -215,11 +209,7 @@ class Recorder:
         ):
             _append(path, values, fresh=number == 1)
         events.emit(
-            "epoch",
-            attempt=self.attempt,
-            epoch=number,
-            epochs=epochs,
-            images_per_second=epoch.images_per_second,
+            "epoch", attempt=self.attempt, epoch=number, epochs=epochs, images_per_second=epoch.images_per_second
         )
         log.info(
             f"{which}epoch {number}/{epochs}  valid: reconstruction {row['valid/reconstruction']:.2f}  "

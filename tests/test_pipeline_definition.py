@@ -194,10 +194,7 @@ def test_imports_point_one_way(path: str) -> None:
 
 
 def test_the_plots_draw_columns_that_the_stages_write() -> None:
-    columns = {
-        "reports/history.csv": set(COLUMNS),
-        "reports/latents.csv": {"rank", "latent", "kl", "posterior_share"},
-    }
+    columns = {"reports/history.csv": set(COLUMNS), "reports/latents.csv": {"rank", "latent", "kl", "posterior_share"}}
     drawn = [plot for entry in definition()["plots"] for plot in entry.values()]
     assert len(drawn) >= 5
     for plot in drawn:

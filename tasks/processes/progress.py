@@ -21,13 +21,7 @@ def bar(
     seconds_between_lines: how often a log that nobody watches gets a line; None: never.
     """
     if sys.stderr.isatty():
-        columns = (
-            TextColumn(what),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeRemainingColumn(),
-        )
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(what, completed=done, total=total)
             yield lambda completed: progress.update(task, completed=completed)

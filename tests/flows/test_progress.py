@@ -27,9 +27,7 @@ def test_it_has_epochs_speed_and_the_time_left(artifact: progress.Artifact) -> N
     assert artifact.after(kept, 129.0) == (100.0, "kept epoch 58 of the 60 trained")
 
 
-def test_the_speed_is_counted_from_where_a_training_resumed_and_from_each_attempt(
-    artifact: progress.Artifact,
-) -> None:
+def test_the_speed_is_counted_from_where_a_training_resumed_and_from_each_attempt(artifact: progress.Artifact) -> None:
     artifact.after(epoch(51), 0.0)
     assert artifact.after(epoch(53), 8.0) == (100 * 53 / 60, "epoch 53 of 60, 5,594 images/s, 0:00:28 left")
     again = artifact.after(epoch(1, attempt=1), 100.0)

@@ -62,9 +62,7 @@ def test_only_a_server_that_does_not_answer_is_kept_from_the_terminal() -> None:
 # With the servers of the tests
 
 
-def test_the_server_has_each_automation_once_and_leaves_it_off_if_its_owner_has_paused_it(
-    served: Workspace,
-) -> None:
+def test_the_server_has_each_automation_once_and_leaves_it_off_if_its_owner_has_paused_it(served: Workspace) -> None:
     def existing() -> dict[str, Any]:
         found = served.ask_prefect("automations/filter")
         assert len(found) == 2, "`make up` twice makes none twice"
@@ -90,9 +88,7 @@ def test_the_deployment_describes_itself_and_has_a_schedule_that_is_off(served: 
     assert [schedule["active"] for schedule in deployment["schedules"]] == [False]
 
 
-def test_a_schedule_that_is_switched_on_makes_runs_and_switched_off_takes_them_back(
-    served: Workspace,
-) -> None:
+def test_a_schedule_that_is_switched_on_makes_runs_and_switched_off_takes_them_back(served: Workspace) -> None:
     deployment = served.ask_prefect("deployments/filter")[0]
     server, (schedule,) = f"http://127.0.0.1:{served.prefect_port}/api", deployment["schedules"]
     scheduled = {"flow_runs": {"tags": {"all_": ["auto-scheduled"]}}}

@@ -37,9 +37,7 @@ def test_a_deployment_takes_overrides_and_without_them_the_file_before_comes_bac
 def test_a_training_outlives_prefects_server_and_the_run_ends_in_one_line(served: Workspace) -> None:
     settings = "train.epochs=30 seed=105"
     running = served.start(
-        *("-m", "flows.vae_train", "--set", settings),
-        PREFECT_CLIENT_MAX_RETRIES="0",
-        PREFECT_API_REQUEST_TIMEOUT="5",
+        *("-m", "flows.vae_train", "--set", settings), PREFECT_CLIENT_MAX_RETRIES="0", PREFECT_API_REQUEST_TIMEOUT="5"
     )
     running.wait_to_say("epoch 3/30 ", seconds=90)
     server = psutil.Process(int((served.folder / ".run" / "prefect-server.pid").read_text()))

@@ -28,12 +28,7 @@ START_DEPLOYMENT = ("-m", "prefect", "deployment", "run", "vae-train/vae-train")
 DEPLOYMENT = (*START_DEPLOYMENT, "--watch")
 
 # A whole run within seconds. So short a training proves nothing about the model: no verdict fails a run.
-SMALL = {
-    "train.epochs": 3,
-    "kl.annealing_epochs": 1,
-    "evaluate.importance_samples": 5,
-    "monitor.on_unhealthy": "warn",
-}
+SMALL = {"train.epochs": 3, "kl.annealing_epochs": 1, "evaluate.importance_samples": 5, "monitor.on_unhealthy": "warn"}
 
 # What the person who runs the tests has set in the environment must not reach the copies.
 _OF_THE_TOOLS = ("PREFECT_", "MLFLOW_", "DVC_", "VAE_TRAIN_", "GIT_", "OMP_", "MKL_", "MAKE")
@@ -123,9 +118,7 @@ class Workspace:
     def task_states(self, flow_run_id: str) -> dict[str, str]:
         """Stage → the name of its task's state, in the order in which they ran."""
         tasks = self.ask_prefect(
-            "task_runs/filter",
-            flow_runs={"id": {"any_": [flow_run_id]}},
-            sort="EXPECTED_START_TIME_ASC",
+            "task_runs/filter", flow_runs={"id": {"any_": [flow_run_id]}}, sort="EXPECTED_START_TIME_ASC"
         )
         return {task["name"]: task["state"]["name"] for task in tasks}
 
@@ -209,11 +202,7 @@ class Running:
         def said() -> bool:
             return re.search(pattern, self.output) is not None
 
-        wait_for(
-            lambda: said() or self.process.poll() is not None,
-            seconds,
-            f"{pattern!r} in:\n…{self.output[-3000:]}",
-        )
+        wait_for(lambda: said() or self.process.poll() is not None, seconds, f"{pattern!r} in:\n…{self.output[-3000:]}")
         assert said(), (
             f"ended with exit code {self.process.returncode} before it said {pattern!r}:\n…{self.output[-3000:]}"
         )

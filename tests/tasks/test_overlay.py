@@ -80,11 +80,7 @@ def test_line_ends_and_quotes_and_a_person_s_layout_are_kept(params: Path) -> No
 def test_an_experiment_starts_from_the_defaults_whatever_the_file_holds(params: Path, name: str) -> None:
     overlay.apply(name, None)
     from_defaults = params.read_text()
-    for mine in (
-        DEFAULTS.replace("batch_size: 64", "batch_size: 5"),
-        "seed: 7\ntrain:\nkl: {ratio: 1.0}\n",
-        "",
-    ):
+    for mine in (DEFAULTS.replace("batch_size: 64", "batch_size: 5"), "seed: 7\ntrain:\nkl: {ratio: 1.0}\n", ""):
         params.write_text(mine, encoding="utf-8")
         overlay.apply(name, None)
         assert loading.load(params) == loading.parse(loading.read_mapping(from_defaults, ""))
@@ -252,11 +248,7 @@ def test_what_is_laid_over_is_read_back_and_taken_off_again(params: Path, values
     overlay.apply(None, values)
     text = params.read_text(encoding="utf-8")
     assert {key: value(text, key) for key in values} == values
-    for line in (
-        "# Every parameter of the pipeline.",
-        "  batch_size: 64\n",
-        "  ema: null                 # decay",
-    ):
+    for line in ("# Every parameter of the pipeline.", "  batch_size: 64\n", "  ema: null                 # decay"):
         assert line in text
     overlay.apply(None, None)
     assert params.read_text(encoding="utf-8") == DEFAULTS

@@ -21,16 +21,8 @@ from vae.models import mixture_prior, saved
 from vae.models.saved import Attempted
 from vae.training import checkpoint
 
-EPOCHS, STOPPED = (
-    24,
-    4,
-)  # of a training; of one that collapses: with 30 steps per epoch the alarm comes past 100
-TOO_HIGH = {
-    "kl.max_weight": 1e5,
-    "train.epochs": EPOCHS,
-    "train.on_collapse": "remedy",
-    "train.select": "best",
-}
+EPOCHS, STOPPED = (24, 4)  # of a training; of one that collapses: with 30 steps per epoch the alarm comes past 100
+TOO_HIGH = {"kl.max_weight": 1e5, "train.epochs": EPOCHS, "train.on_collapse": "remedy", "train.select": "best"}
 FILES = (
     workspace.HISTORY,
     workspace.KL_PER_LATENT,
