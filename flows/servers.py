@@ -51,11 +51,12 @@ class Service:
         """
         if services.noted_process(self.name) is not None:
             return False
-        if self.url is not None and _is_taken(self.url):
-            raise InputError(
-                f"{self.name}: another program answers at {self.url.host}:{self.url.port}; stop it, or choose another "
-                "port (prefect.toml for Prefect, VAE_TRAIN_MLFLOW_PORT for MLflow)"
-            )
+        if self.url is not None:
+            with suppress(OSError), create_connection((self.url.host, self.url.port or 80), timeout=1):
+                raise InputError(
+                    f"{self.name}: another program answers at {self.url.netloc.decode()}; stop it, or choose another "
+                    "port (prefect.toml for Prefect, VAE_TRAIN_MLFLOW_PORT for MLflow)"
+                )
         path = workspace.root() / ".run" / f"{self.name}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as log:
@@ -88,12 +89,6 @@ class Service:
         if process is not None:
             owner.end(process, patience=(STOP_SECONDS,) * 3)
         return process is not None
-
-
-def _is_taken(url: httpx.URL) -> bool:
-    with suppress(OSError), create_connection((url.host, url.port or 80), timeout=1):
-        return True
-    return False
 
 
 def prefect_service() -> Service:

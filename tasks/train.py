@@ -204,9 +204,7 @@ class Recorder:
         timing = {"seconds": epoch.seconds, "images_per_second": epoch.images_per_second}
         write_history([row], [epoch.kl_per_latent], append=number > 1)
         _write(workspace.TIMING, pd.DataFrame([{"epoch": number, **timing}]), append=number > 1)
-        events.emit(
-            "epoch", attempt=self.attempt, epoch=number, epochs=epochs, images_per_second=epoch.images_per_second
-        )
+        events.emit("epoch", attempt=self.attempt, epoch=number, epochs=epochs, **timing)
         log.info(
             f"{which}epoch {number}/{epochs}  valid: reconstruction {row['valid/reconstruction']:.2f}  "
             f"KL {row['valid/kl']:.3f}  KL weight {row['kl_weight']:.4g}  total {row['valid/loss']:.2f}  "
