@@ -54,7 +54,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(autouse=True)
 def _fresh_logging() -> Iterator[None]:
     """What the project logs reaches `caplog`; `entry.log_to`, which sets the handlers for good, is undone."""
-    loggers = [logging.getLogger(name) for name in ("flows", "tasks", "vae", "benchmarks")]
+    loggers = [logging.getLogger(name) for name in ("__main__", "flows", "tasks", "vae", "benchmarks")]
     for logger in loggers:
         logger.setLevel(logging.INFO)
     yield

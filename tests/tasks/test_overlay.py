@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.parameters import parse
-from helpers.project import PROJECT
+from helpers.parameters import default_file, parse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +14,7 @@ from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters
 
-DEFAULTS = overlay.lay_over((PROJECT / "params.yaml").read_text(encoding="utf-8"), overlay.defaults())
+DEFAULTS = default_file()
 EXPERIMENTS = {
     "wide": "model: {latent_dim: 4, widths: [8, 8]}\ntrain: {epochs: 7, gradient_clip: null}\n",
     "collapse/one": "kl:\n  max_weight: 100.0\n",

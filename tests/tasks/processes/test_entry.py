@@ -29,13 +29,8 @@ def press_ctrl_c() -> None:
 @pytest.fixture(autouse=True)
 def handlers_as_before() -> Iterator[None]:
     """`entry.run` sets those of the whole process."""
-    loggers = [logging.getLogger(name) for name in ("__main__", "flows", "tasks", "vae", "benchmarks")]
-    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
     for number, handler in signals.items():
         signal.signal(number, handler)
 
