@@ -273,6 +273,15 @@ def edit(place: Workspace, values: dict[str, Any]) -> None:
     params.write_text(overlay.lay_over(params.read_text(encoding="utf-8"), values), encoding="utf-8")
 
 
+def make_pipeline(pipeline: str, option: str = "") -> None:
+    """A DVC repository in the working folder; what `dvc init` leaves, without its second."""
+    Path(".dvc").mkdir()
+    site = f"site_cache_dir = {Path('.dvc/site').absolute()}"
+    Path(".dvc/config").write_text(f"[core]\n  analytics = false\n  {site}\n  {option}\n")
+    Path(".dvc/.gitignore").write_text("/tmp\n/cache\n/config.local\n/site\n")
+    Path("dvc.yaml").write_text(pipeline)
+
+
 @dataclass(frozen=True)
 class ByDVC:
     """What plain `dvc repro` did: with small parameters, after train.epochs = 2, and with bad parameters."""
