@@ -62,11 +62,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kept() -> list[str]:
-    return sorted(
-        ref.rpartition("/")[2]
-        for ref in git("for-each-ref", "--format=%(refname)", "refs/exps").split()
-        if not ref.startswith(("refs/exps/exec", "refs/exps/apply"))
-    )
+    return dvc("exp", "list", "--name-only").split()
 
 
 def test_a_run_is_kept_listed_with_its_metrics_and_brought_back(repository: Path) -> None:

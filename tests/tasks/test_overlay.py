@@ -136,10 +136,6 @@ REFUSED: dict[str, tuple[str | None, dict[str, Any], str]] = {
     "a value for a section": (None, {"train": 2}, "train = 2"),
     "zero latents": (None, {"model.latent_dim": 0}, "model.latent_dim = 0: should be greater than or equal to 1"),
     "NaN": (None, {"kl.max_weight": float("nan")}, "kl.max_weight = nan"),
-    "infinity": (None, {"kl.max_weight": float("inf")}, "kl.max_weight = inf"),
-    "a word for a number": (None, {"train.epochs": "two"}, "train.epochs = 'two'"),
-    "a number as a word": (None, {"train.epochs": "2"}, "train.epochs = '2'"),
-    "a choice": (None, {"data.source": "$(reboot)"}, "data.source = '$(reboot)': should be 'digits', 'folder'"),
 }  # fmt: skip
 
 
