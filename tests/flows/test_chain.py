@@ -164,18 +164,7 @@ def test_the_tags_lead_from_the_run_to_commit_data_weights_stage_and_flow_run(by
 def test_edited_epochs_run_train_monitor_and_evaluate_again_and_no_other(by_dvc: ByDVC) -> None:
     assert by_dvc.edited.code == 0, by_dvc.edited.output
     assert by_dvc.edited.ran() == ["train", "monitor", "evaluate"]
-    assert by_dvc.epochs == 2
-
-
-def test_every_bad_parameter_has_a_line_of_its_own(by_dvc: ByDVC) -> None:
-    assert by_dvc.bad.code != 0
-    assert "Traceback" not in by_dvc.bad.output
-    for line in (
-        r"params\.yaml: model\.latent_dim = 0: should be greater than or equal to 1$",
-        r"params\.yaml: train\.epochs = nan: .+",
-        r"params\.yaml: train\.epoch is not a parameter; known here: epochs, .+",
-    ):
-        assert re.search(line, by_dvc.bad.output, re.MULTILINE), (line, by_dvc.bad.output)
+    assert by_dvc.place.json("reports/monitor.json")["epochs"] == 2
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +228,6 @@ BAD = {
         "data.source=folder data.path='no such/place'",
         r"data\.path = no such/place does not exist \(looked for /.*\)",
     ),
-    "unknown parameter": ("train.epoch=2", r"train\.epoch is not a parameter"),
     "batch larger than the training images": (
         "train.batch_size=5000",
         r"train\.batch_size = 5000.*1439",
