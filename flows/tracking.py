@@ -24,12 +24,12 @@ def point_candidate(name: str) -> None:
         evaluation_run.point_candidate(saved.weights_hash(workspace.MODEL), name)
 
 
-def results() -> None:
+def results() -> Links:
     """The MLflow run that made the model, even if this flow run has found it cached, and a picture of its results.
 
-    The picture is at its address in MLflow: Prefect stores no images.
+    The picture is at its address in MLflow: Prefect stores no images. Returns `links`.
     """
-    with store.away("the flow run has no link to its MLflow run, and no picture"):
+    with store.away("the flow run has no links to its MLflow run, and no picture"):
         run = store.run_here()
         if RECONSTRUCTIONS.exists():
             create_image_artifact(
@@ -43,6 +43,8 @@ def results() -> None:
             link_text=f"MLflow run {run.info.run_name}",
             description="\n".join(f"- {what}: {value}" for what, value in trace.described(run)),
         )
+        return store.links(run)
+    return []
 
 
 def links() -> Links:
