@@ -12,7 +12,6 @@ from tasks.workspace import LOCK, PARAMS
 
 SECONDS = 600  # DVC looks at every source file
 _NOT_OF_A_REFERENCE = re.compile(r"(?:[^A-Za-z0-9_=.]|(?<!\d)\.|\.(?!\d))+")  # a point only between digits
-_WHO = {"NAME": "vae-train", "EMAIL": "vae-train@localhost"}  # if Git knows no name of the user's
 
 
 def keep(flow_run_name: str, flow_run_id: str, something_ran: bool) -> str:
@@ -66,13 +65,11 @@ def _save(commit: str, name: str) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "GIT_INDEX_FILE": str(Path(folder) / "index")}
-        if None in (git.says("config", "user.name"), git.says("config", "user.email")):
-            for what, value in _WHO.items():
-                for role in ("AUTHOR", "COMMITTER"):
-                    environment.setdefault(f"GIT_{role}_{what}", value)
+        named = git.says("config", "user.name") and git.says("config", "user.email")
+        git_as = ["git"] if named else ["git", "-c", "user.name=vae-train", "-c", "user.email=vae-train@localhost"]
 
         def run(*arguments: str) -> str:
-            done = subprocess.run(["git", *arguments], env=environment, capture_output=True, text=True, check=True)
+            done = subprocess.run([*git_as, *arguments], env=environment, capture_output=True, text=True, check=True)
             return done.stdout.strip()
 
         run("read-tree", commit)

@@ -23,8 +23,6 @@ class Artifact:
         self.id: UUID | None = None
         self.answers = True
         self._shown = -EVERY
-        # Attempt, epoch and time that the speed is counted from.
-        self._first: tuple[int | None, int, float] | None = None
 
     def update(self) -> None:
         """While Prefect's server does not answer, it warns once, and only the last event tries again."""
@@ -56,16 +54,10 @@ class Artifact:
         epoch, epochs = event["epoch"], event["epochs"]
         if event["event"] == "kept":
             return 100.0, f"kept epoch {epoch} of the {epochs} trained"
-        attempt = event["attempt"]
-        if self._first is None or self._first[0] != attempt:
-            self._first = (attempt, epoch, now)
         if now - self._shown < EVERY and epoch < epochs:
             return None
         self._shown = now
-        _, first, began = self._first
-        which = "" if attempt is None else f"attempt {attempt}: "
-        words = [f"{which}epoch {epoch} of {epochs}", f"{event['images_per_second']:,.0f} images/s"]
-        if first < epoch < epochs:
-            seconds = (now - began) / (epoch - first) * (epochs - epoch)
-            words.append(f"{datetime.timedelta(seconds=round(seconds))} left")
-        return 100 * epoch / epochs, ", ".join(words)
+        which = "" if event["attempt"] is None else f"attempt {event['attempt']}: "
+        left = datetime.timedelta(seconds=round(event["seconds"] * (epochs - epoch)))
+        speed = f"{event['images_per_second']:,.0f} images/s"
+        return 100 * epoch / epochs, f"{which}epoch {epoch} of {epochs}, {speed}, {left} left"

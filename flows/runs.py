@@ -34,17 +34,13 @@ def called(experiment: str | None, overrides: Mapping[str, Any] | None) -> str:
     """The experiment, or `params`, and the values laid over it: `leaves-epochs=2`.
 
     Only letters, digits and `. = -`, which files, Git and DVC accept. Nothing is checked yet: any key and any value
-    gives a name. Values that do not fit are counted: `leaves-epochs=2-3-more`.
+    gives a name. A long one is cut.
     """
     words = [_word(experiment or "") or "params"]
-    values = [(str(key).rpartition(".")[2], value) for key, value in (overrides or {}).items()]
-    for number, (key, value) in enumerate(values):
-        word = _word(f"{key}={PurePath(value).name if isinstance(value, str) else value}")
-        if len("-".join([*words, word])) > LONGEST:
-            words.append(f"{len(values) - number}-more")
-            break
-        words.append(word)
-    return "-".join(words)
+    for key, value in (overrides or {}).items():
+        name = str(key).rpartition(".")[2]
+        words.append(_word(f"{name}={PurePath(value).name if isinstance(value, str) else value}"))
+    return "-".join(words)[:LONGEST].rstrip("-.")
 
 
 def _word(text: str) -> str:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from socket import create_connection
 
@@ -31,108 +30,92 @@ SETTLED_SECONDS = 1  # a worker has no address to ask; by then it would have fai
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Service:
-    """A process of ours: started in a session of its own, with a log and a note of its process id.
+def start(name: str, *arguments: str, url: httpx.URL | None = None) -> bool:
+    """Starts `python -m ARGUMENTS…` in a session of its own and waits until it answers; False if it is up already.
 
-    Attributes:
+    Its log and a note of its process id are in .run/.
+
+    Args:
         url: answers when it is ready; a worker has none.
+
+    Raises:
+        InputError: its port is taken by another program, or it did not start.
     """
-
-    name: str
-    arguments: tuple[str, ...]
-    url: httpx.URL | None = None
-
-    def start(self) -> bool:
-        """Starts it and waits until it answers; False if it is running already.
-
-        Raises:
-            InputError: its port is taken by another program, or it did not start.
-        """
-        if services.noted_process(self.name) is not None:
-            return False
-        if self.url is not None and _is_taken(self.url):
+    where = f": http://{url.netloc.decode()}" if url else ""
+    if services.noted_process(name) is not None:
+        log.info("%s was up already%s", name, where)
+        return False
+    if url is not None:
+        with suppress(OSError), create_connection((url.host, url.port or 80), timeout=1):
             raise InputError(
-                f"{self.name}: another program answers at {self.url.host}:{self.url.port}; stop it, or choose another "
-                "port (prefect.toml for Prefect, VAE_TRAIN_MLFLOW_PORT for MLflow)"
+                f"{name}: another program answers at {url.netloc.decode()}; stop it, or choose another port "
+                "(prefect.toml for Prefect, VAE_TRAIN_MLFLOW_PORT for MLflow)"
             )
-        path = workspace.root() / ".run" / f"{self.name}.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as log:
-            child = subprocess.Popen(
-                [sys.executable, *self.arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=owner.with_interpreter(os.environ) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            )
-        workspace.write(services.note(self.name), str(child.pid))
-        began = time.monotonic()
-        while not self._is_ready(time.monotonic() - began):
-            if child.poll() is not None:
-                raise InputError(f"{self.name} ended with exit code {child.returncode}; see {path}")
-            if time.monotonic() - began > START_SECONDS:
-                self.stop()
-                raise InputError(f"{self.name} did not answer within {START_SECONDS} s; see {path}")
-            time.sleep(0.2)
-        return True
-
-    def _is_ready(self, seconds: float) -> bool:
-        return seconds > SETTLED_SECONDS if self.url is None else services.answers(str(self.url))
-
-    def stop(self) -> bool:
-        """Ends it and its descendants, by force in the end; False if it was not running."""
-        process = services.noted_process(self.name)
-        services.note(self.name).unlink(missing_ok=True)
-        if process is not None:
-            owner.end(process, patience=(STOP_SECONDS,) * 3)
-        return process is not None
+    path = workspace.root() / ".run" / f"{name}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=owner.with_interpreter(os.environ) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        )
+    workspace.write(services.note(name), str(child.pid))
+    began = time.monotonic()
+    while not services.answers(str(url)) if url else time.monotonic() - began < SETTLED_SECONDS:
+        if child.poll() is not None:
+            raise InputError(f"{name} ended with exit code {child.returncode}; see {path}")
+        if time.monotonic() - began > START_SECONDS:
+            stop(name)
+            raise InputError(f"{name} did not answer within {START_SECONDS} s; see {path}")
+        time.sleep(0.2)
+    log.info("%s is up%s", name, where)
+    return True
 
 
-def _is_taken(url: httpx.URL) -> bool:
-    with suppress(OSError), create_connection((url.host, url.port or 80), timeout=1):
-        return True
-    return False
+def stop(name: str) -> bool:
+    """Ends it and its descendants, by force in the end; False if it was not running."""
+    process = services.noted_process(name)
+    services.note(name).unlink(missing_ok=True)
+    if process is not None:
+        owner.end(process, patience=(STOP_SECONDS,) * 3)
+    return process is not None
 
 
-def prefect_service() -> Service:
+def start_prefect() -> bool:
     api = get_current_settings().api.url
     if not api:
         raise InputError("no Prefect server is configured; run this from the project's folder, where prefect.toml is")
     url = httpx.URL(f"{api}/health")
     address = ("--host", url.host, "--port", str(url.port or 4200))
-    return Service(services.PREFECT, ("-m", "prefect", "server", "start", *address), url)
+    return start(services.PREFECT, "prefect", "server", "start", *address, url=url)
 
 
-def mlflow_service() -> Service:
+def start_mlflow() -> bool:
     root, url = workspace.root(), httpx.URL(services.MLFLOW_HEALTH)
     arguments = (
-        "-m", "mlflow", "server", "--host", url.host, "--port", str(url.port), "--workers", "1",
+        "--host", url.host, "--port", str(url.port), "--workers", "1",
         "--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}",
         "--no-serve-artifacts", "--default-artifact-root", (root / "mlruns").as_uri(),
     )  # fmt: skip
-    return Service(services.MLFLOW, arguments, url)
-
-
-def worker_service() -> Service:
-    return Service(services.WORKER, ("-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"))
+    return start(services.MLFLOW, "mlflow", "server", *arguments, url=url)
 
 
 @contextmanager
 def prefect_server() -> Iterator[None]:
     """A Prefect server for as long as it is needed: one that is up already is used, and left up."""
-    service = prefect_service()
-    if services.noted_process(service.name) is None:
+    if services.noted_process(services.PREFECT) is None:
         log.info("starting Prefect …: its pages answer while this runs, and again after `make up`")
-    ours = service.start()
+    ours = start_prefect()
     try:
         runs.sweep()
         yield
     finally:
         if ours and not _kept().exists():
             APILogHandler().flush()  # what the flow logged last is still on its way
-            service.stop()
+            stop(services.PREFECT)
 
 
 def up() -> None:
@@ -141,22 +124,16 @@ def up() -> None:
 
     store.connect()  # makes the database once, before several processes find it missing
     _kept().touch()
-    _start(prefect_service())
-    _start(mlflow_service())
+    start_prefect()
+    start_mlflow()
     for name in runs.sweep():
         log.info("flow run %s had lost its process; it is set to Crashed", name)
     _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
     _prefect("--no-prompt", "deploy", "--name", "vae-train")
     automations.create()
-    _start(worker_service())
+    start(services.WORKER, "prefect", "worker", "start", "--pool", POOL, "--type", "process")
     log.info("runs and their images: %s/#/experiments/1/runs", workspace.mlflow_url())
     log.info("start a run with: prefect deployment run vae-train/vae-train")
-
-
-def _start(service: Service) -> None:
-    state = "is up" if service.start() else "was up already"
-    where = f": http://{service.url.netloc.decode()}" if service.url else ""
-    log.info("%s %s%s", service.name, state, where)
 
 
 def down() -> None:
@@ -164,8 +141,8 @@ def down() -> None:
     _kept().unlink(missing_ok=True)
     if services.noted_process(services.PREFECT) is not None:
         _cancel_runs()
-    for service in (worker_service(), mlflow_service(), prefect_service()):
-        log.info("%s %s", service.name, "is down" if service.stop() else "was not up")
+    for name in (services.WORKER, services.MLFLOW, services.PREFECT):
+        log.info("%s %s", name, "is down" if stop(name) else "was not up")
 
 
 def _cancel_runs() -> None:

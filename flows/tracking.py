@@ -24,28 +24,27 @@ def point_candidate(name: str) -> None:
         evaluation_run.point_candidate(saved.weights_hash(workspace.MODEL), name)
 
 
-def reconstructions() -> None:
-    """Test images above their reconstructions, at their address in MLflow: Prefect stores no images."""
-    if not RECONSTRUCTIONS.exists():
-        return
-    with store.away("the flow run's artifacts have no picture"):
-        create_image_artifact(
-            store.artifact_url(store.run_here(), RECONSTRUCTIONS.relative_to(workspace.REPORTS).as_posix()),
-            key="reconstructions",
-            description="Test images of median error above their reconstructions",
-        )
+def results() -> Links:
+    """The MLflow run that made the model, even if this flow run has found it cached, and a picture of its results.
 
-
-def origin() -> None:
-    """A link to the MLflow run that made the model, even if this flow run has found it cached."""
-    with store.away("the flow run has no link to its MLflow run"):
+    The picture is at its address in MLflow: Prefect stores no images. Returns `links`.
+    """
+    with store.away("the flow run has no links to its MLflow run, and no picture"):
         run = store.run_here()
+        if RECONSTRUCTIONS.exists():
+            create_image_artifact(
+                store.artifact_url(run, RECONSTRUCTIONS.relative_to(workspace.REPORTS).as_posix()),
+                key="reconstructions",
+                description="Test images of median error above their reconstructions",
+            )
         create_link_artifact(
             store.run_url(run),
             key="mlflow-run",
             link_text=f"MLflow run {run.info.run_name}",
             description="\n".join(f"- {what}: {value}" for what, value in trace.described(run)),
         )
+        return store.links(run)
+    return []
 
 
 def links() -> Links:

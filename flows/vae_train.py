@@ -117,9 +117,7 @@ def finish(p: Parameters, something_ran: bool) -> State:
     monitor = workspace.read_json(workspace.MONITOR)
     tracking.point_candidate(p.evaluate.register_as)
     logged(get_run_logger(), experiments.keep(str(flow_run.name), str(flow_run.id), something_ran))
-    tracking.reconstructions()
-    tracking.origin()
-    artifacts.page(tracking.links())
+    artifacts.page(tracking.results())
     runs.tag(f"verdict:{monitor['verdict']}")
     message = f"{monitor['verdict']}: {monitor['summary']}"
     if monitor["verdict"] != "healthy" and p.monitor.on_unhealthy == "fail":

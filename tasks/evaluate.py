@@ -3,7 +3,6 @@
 import logging
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,7 +66,7 @@ def gather(
         InputError: a file of an earlier stage is missing or does not fit the others.
     """
     images = {split: open_images(workspace.images(split)) for split in SPLITS}
-    manifest = read_manifest()
+    manifest = workspace.read(workspace.MANIFEST, pd.read_parquet)
     rows = {split: rows_of(manifest, split, len(array)) for split, array in images.items()}
     labels = {split: labels_of(found) for split, found in rows.items()}
     preflight = of_remedied(workspace.read_json(workspace.PREFLIGHT), p, model.config.changes, model.pixels)
@@ -77,7 +76,7 @@ def gather(
     )
     evaluated = evaluate(model, images, labels, p, compute)
     test = evaluated["test"]
-    epochs, latent_epochs = read_epochs(workspace.HISTORY), read_epochs(workspace.KL_PER_LATENT)
+    epochs, latent_epochs = (workspace.read(path, pd.read_csv) for path in (workspace.HISTORY, workspace.KL_PER_LATENT))
     drawn = figures.generated(p, model, compute, images["test"], test, monitor["verdict"])
     charted = figures.charted(p, model, test, labels["test"], epochs, latent_epochs, preflight)
     descriptions = described(rows["test"], test.errors)
@@ -124,17 +123,8 @@ def latent_table(result: Evaluation) -> pd.DataFrame:
         "mean_variance": result.measurement.mean_variance,
         "posterior_share": result.measurement.posterior_share,
     }
-    return pd.DataFrame(
-        {"rank": np.arange(1, len(kl) + 1), "latent": order}
-        | {name: rounded(values[order].tolist()) for name, values in columns.items()}
-    )
-
-
-def read_manifest() -> pd.DataFrame:
-    try:
-        return pd.read_parquet(workspace.MANIFEST)
-    except FileNotFoundError:
-        raise InputError(f"{workspace.MANIFEST} does not exist; run `dvc repro`") from None
+    sorted_columns = {name: rounded(values[order].tolist()) for name, values in columns.items()}
+    return pd.DataFrame({"rank": np.arange(1, len(kl) + 1), "latent": order} | sorted_columns)
 
 
 def rows_of(manifest: pd.DataFrame, split: str, count: int) -> pd.DataFrame:
@@ -159,14 +149,6 @@ def described(rows: pd.DataFrame, errors: NDArray[np.float64]) -> list[str]:
         f"{path}{'' if pd.isna(label) else f', class {label}'}, error {number(float(error))}"
         for path, label, error in zip(rows["path"], rows["label"], errors, strict=True)
     ]
-
-
-def read_epochs(path: Path) -> pd.DataFrame:
-    """A table of the stage train with one row per epoch."""
-    try:
-        return pd.read_csv(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; run `dvc repro`") from None
 
 
 if __name__ == "__main__":

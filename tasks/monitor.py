@@ -4,7 +4,6 @@ import logging
 import math
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from tasks import workspace
@@ -13,7 +12,6 @@ from vae.collapse import linear_theory, remedies
 from vae.collapse.diagnosis import Evidence, Verdict, judge
 from vae.compute import devices
 from vae.compute.batches import for_measuring, open_images
-from vae.compute.devices import Compute
 from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters, changed
@@ -42,21 +40,23 @@ def main() -> None:
     compute = model.compute(next(model.model.parameters()).device)
     devices.set_up(compute.device, p.train.deterministic)
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
-    history: list[Row] = pd.read_csv(workspace.HISTORY).to_dict("records")  # type: ignore[assignment]  # keys are str
+    history: list[Row] = workspace.read(workspace.HISTORY, pd.read_csv).to_dict("records")  # type: ignore[assignment]
     valid = measure(model.model, valid_images, model.likelihood, compute, p.seed)
     check_agreement(model, valid, history)
 
-    p = changed(p, model.config.changes)
+    p, fitted_gap = changed(p, model.config.changes), None
+    if model.prior is not None:
+        mu, logvar = encode(model.model, valid_images, compute)
+        fitted_gap = mixture_prior.gap(valid.prior_gap, mu, logvar, model.prior, p.seed)
+    preflight = workspace.read_json(workspace.PREFLIGHT)
     evidence = Evidence(
         valid=valid,
         mean_image_mse=MeanImage.of(for_measuring(train_images, p)).mse(valid_images),
         history=history,
-        predicted=linear_theory.of_remedied(
-            workspace.read_json(workspace.PREFLIGHT), p, model.config.changes, model.pixels
-        ),
+        predicted=linear_theory.of_remedied(preflight, p, model.config.changes, model.pixels),
         train=model.config.train,
         kept_epoch=model.config.kept_epoch,
-        fitted_gap=fitted_gap(model, valid, valid_images, compute, p.seed),
+        fitted_gap=fitted_gap,
     )
     result = report(p, model, evidence, in_steps=loading.load(workspace.PARAMS).kl.annealing_steps is not None)
     workspace.write_json(workspace.MONITOR, rounded(result))
@@ -67,13 +67,6 @@ def main() -> None:
             log.info(f"  {name}: {line}")
     for line in result["remedies"]:
         log.info(f"  remedied: {line}")
-
-
-def fitted_gap(model: Saved, valid: Measurement, valid_images: np.ndarray, compute: Compute, seed: int) -> float | None:
-    if model.prior is None:
-        return None
-    mu, logvar = encode(model.model, valid_images, compute)
-    return mixture_prior.gap(valid.prior_gap, mu, logvar, model.prior, seed)
 
 
 def check_agreement(model: Saved, valid: Measurement, history: list[Row]) -> None:

@@ -26,9 +26,7 @@ DEFAULT = "default"  # the experiment that changes nothing
 
 
 def apply(
-    experiment: str | None,
-    overrides: Mapping[str, Any] | None,
-    check: Callable[[Parameters], None] = lambda p: None,
+    experiment: str | None, overrides: Mapping[str, Any] | None, check: Callable[[Parameters], None] = lambda p: None
 ) -> list[str]:
     """Writes `params.yaml`; returns one line for each value that changed.
 
@@ -127,7 +125,10 @@ def lay_over(text: str, values: Mapping[str, Any]) -> str:
         InputError: the text is not a mapping, or a name is deeper than `section.name`; it is not checked otherwise.
     """
     loading.read_mapping(text, str(workspace.PARAMS))
-    yaml = _yaml()
+    yaml = YAML()
+    yaml.width, yaml.preserve_quotes = 4096, True
+    # ruamel writes null as nothing at all, which looks like a mistake.
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     document = yaml.load(text) or {}
     _set(document, values)
     stream = io.StringIO()
@@ -168,12 +169,3 @@ def _kept_aside(current: str) -> str | None:
     """The user's own file, if `params.yaml` is still what an overlay wrote."""
     record = workspace.read_note(_record())
     return record.get("before") if record.get("written") == current else None
-
-
-def _yaml() -> YAML:
-    yaml = YAML()
-    yaml.width = 4096
-    yaml.preserve_quotes = True
-    # ruamel writes null as nothing at all, which looks like a mistake.
-    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    return yaml

@@ -71,10 +71,7 @@ def plot(p: Parameters, weight: float, spectrum: Spectrum) -> Figure:
     if weight > 0:
         right.axvline(weight, color="#c0392b", ls="--", label=f"kl.max_weight = {weight:g}")
     right.set(
-        xlabel="KL weight",
-        ylabel="predicted KL (nats per image)",
-        title="Predicted KL",
-        xlim=(weights[0], weights[-1]),
+        xlabel="KL weight", ylabel="predicted KL (nats per image)", title="Predicted KL", xlim=(weights[0], weights[-1])
     )
     right.legend()
     return figure

@@ -141,13 +141,7 @@ def run(job: Job, checkpoints: Path) -> None:
         trained = kept.trained if kept else job.train(job.p, tracked, checkpoints)
         sha256 = write_model(job, trained, kept, tried)
         write_history(trained.history, trained.kl_per_latent)
-        tracked.tag(
-            {
-                store.WEIGHTS: sha256,
-                "kept_epoch": str(trained.kept_epoch),
-                "stopped": trained.stopped or "no",
-            }
-        )
+        tracked.tag({store.WEIGHTS: sha256, "kept_epoch": str(trained.kept_epoch), "stopped": trained.stopped or "no"})
     # Kept until monitor runs: DVC has yet to cache the results, and a kill meanwhile would lose them.
     checkpoint.finish(checkpoints)
     if trained.stopped:
@@ -208,19 +202,9 @@ class Recorder:
         row, number, epochs = epoch.row, int(epoch.row["epoch"]), self.p.train.epochs
         which = "" if self.attempt is None else f"attempt {self.attempt}: "
         timing = {"seconds": epoch.seconds, "images_per_second": epoch.images_per_second}
-        for path, values in (
-            (workspace.TIMING, {"epoch": number, **timing}),
-            (workspace.HISTORY, row),
-            (workspace.KL_PER_LATENT, latent_row(number, epoch.kl_per_latent)),
-        ):
-            _append(path, values, fresh=number == 1)
-        events.emit(
-            "epoch",
-            attempt=self.attempt,
-            epoch=number,
-            epochs=epochs,
-            images_per_second=epoch.images_per_second,
-        )
+        write_history([row], [epoch.kl_per_latent], append=number > 1)
+        _write(workspace.TIMING, pd.DataFrame([{"epoch": number, **timing}]), append=number > 1)
+        events.emit("epoch", attempt=self.attempt, epoch=number, epochs=epochs, **timing)
         log.info(
             f"{which}epoch {number}/{epochs}  valid: reconstruction {row['valid/reconstruction']:.2f}  "
             f"KL {row['valid/kl']:.3f}  KL weight {row['kl_weight']:.4g}  total {row['valid/loss']:.2f}  "
@@ -239,25 +223,26 @@ class Recorder:
         if number not in (1, self.p.train.epochs) and number % every:
             return None
         originals = self.valid_images[:GRID_IMAGES]
-        return reconstruction_grid(
-            originals, generate.reconstruct(epoch.model, originals, epoch.likelihood, self.compute)
-        )
+        reconstructions = generate.reconstruct(epoch.model, originals, epoch.likelihood, self.compute)
+        return reconstruction_grid(originals, reconstructions)
 
 
-def write_history(history: list[Row], kl_per_latent: list[list[float]]) -> None:
-    """Write `reports/history.csv` and `reports/kl_per_latent.csv`, which the same parameters reproduce to the bit."""
-    workspace.REPORTS.mkdir(parents=True, exist_ok=True)
-    frame = pd.DataFrame(history, columns=list(COLUMNS))
-    whole = ["epoch", "step", "valid/active_units", "valid/informative_units"]
-    frame[whole] = frame[whole].astype(int)
-    frame.to_csv(workspace.HISTORY, index=False)
-    rows = [latent_row(number, kl) for number, kl in enumerate(kl_per_latent, 1)]
-    pd.DataFrame(rows).to_csv(workspace.KL_PER_LATENT, index=False)
+def write_history(history: list[Row], kl_per_latent: list[list[float]], append: bool = False) -> None:
+    """Write `reports/history.csv` and `reports/kl_per_latent.csv`, which the same parameters reproduce to the bit.
+
+    kl_per_latent: of the validation split in nats per image, Z numbers for each row of the history.
+    """
+    whole = ("epoch", "step", "valid/active_units", "valid/informative_units")
+    frame = pd.DataFrame(history, columns=list(COLUMNS)).astype(dict.fromkeys(whole, int))
+    latents = pd.DataFrame(kl_per_latent).add_prefix("z")
+    latents.insert(0, "epoch", frame["epoch"])
+    _write(workspace.HISTORY, frame, append)
+    _write(workspace.KL_PER_LATENT, latents, append)
 
 
-def latent_row(epoch: int, kl_per_latent: list[float]) -> Row:
-    """The KL of each latent over the validation split, in nats per image."""
-    return {"epoch": epoch, **{f"z{j}": kl for j, kl in enumerate(kl_per_latent)}}
+def _write(path: Path, table: pd.DataFrame, append: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, mode="a" if append else "w", header=not (append and path.exists()), index=False)
 
 
 def write_model(job: Job, trained: Trained, kept: Attempt | None, tried: list[Attempt]) -> str:
@@ -301,12 +286,6 @@ def attempted(attempt: Attempt, kept: bool) -> Attempted:
         reasons=attempt.verdict.reasons,
         kept=kept,
     )
-
-
-def _append(path: Path, row: dict[str, float], fresh: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = fresh or not path.exists()
-    pd.DataFrame([row]).to_csv(path, mode="w" if fresh else "a", header=header, index=False)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ A stage reads and writes relative to its working folder, because DVC may run it 
 import hashlib
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from tasks import PROJECT
 from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters, resolve
+
+Output = TypeVar("Output")
 
 PARAMS, LOCK = Path("params.yaml"), Path("dvc.lock")
 
@@ -60,14 +64,19 @@ def images(split: str) -> Path:
     return IMAGES / f"{split}.npy"
 
 
-def read_json(path: Path) -> Any:
-    """Raises: InputError: it is missing or damaged."""
+def read(path: Path, reader: Callable[[Path], Output]) -> Output:
+    """What `reader` makes of a stage's output. Raises: InputError: it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return reader(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); `dvc repro` makes it anew") from None
+
+
+def read_json(path: Path) -> Any:
+    """Raises: InputError: it is missing or damaged."""
+    return read(path, lambda path: json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_note(path: Path) -> dict[str, Any]:
@@ -108,12 +117,5 @@ def load_parameters() -> ResolvedParameters:
     if p.kl.max_weight == "calibrated":
         weight = read_json(PREFLIGHT)["calibrated_kl_weight"]
     if p.kl.annealing_steps is not None:
-        steps = p.train.steps_per_epoch(_training_images())
+        steps = p.train.steps_per_epoch(len(read(images("train"), partial(np.load, mmap_mode="r"))))
     return resolve(p, steps, weight)
-
-
-def _training_images() -> int:
-    try:
-        return len(np.load(images("train"), mmap_mode="r"))
-    except FileNotFoundError:
-        raise InputError(f"{images('train')} does not exist; `dvc repro ingest` makes it") from None

@@ -7,23 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from helpers.workspaces import (
-    BROWSERS,
-    ByDVC,
-    ByFlow,
-    Workspace,
-    browser_path,
-    copy_project,
-    run_by_dvc,
-    run_by_flow,
-    stand_in,
-)
+from helpers.workspaces import ByDVC, ByFlow, Workspace, copy_project, run_by_dvc, run_by_flow, stand_in
 
 # A script's `pytest &` starts with Ctrl-C ignored, and so would all that the tests start, and then interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-_without_browser: list[str] = []
 
 
 def pytest_configure() -> None:
@@ -31,30 +18,10 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `browser` are taken out where there is none; the last lines of the run then say so."""
-    if browser_path() is not None:
-        return
-    left_out = [item for item in items if item.get_closest_marker("browser")]
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=left_out)
-    _without_browser.extend(item.nodeid for item in left_out)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _without_browser:
-        terminalreporter.section("NOT TESTED: no browser", yellow=True, bold=True)
-        terminalreporter.line(
-            f"{len(_without_browser)} tests open pages in a Chromium, and none of {', '.join(BROWSERS)} is on the "
-            "PATH. Install one, or name it in VAE_TRAIN_BROWSER.",
-            yellow=True,
-        )
-
-
 @pytest.fixture(autouse=True)
 def _fresh_logging() -> Iterator[None]:
     """What the project logs reaches `caplog`; `entry.log_to`, which sets the handlers for good, is undone."""
-    loggers = [logging.getLogger(name) for name in ("flows", "tasks", "vae", "benchmarks")]
+    loggers = [logging.getLogger(name) for name in ("__main__", "flows", "tasks", "vae", "benchmarks")]
     for logger in loggers:
         logger.setLevel(logging.INFO)
     yield

@@ -28,6 +28,7 @@ from dvc.cli import DvcParserError, parse_args
 from helpers import pages
 from helpers.commands import picture, register, vae, write_model
 from helpers.pages import Call
+from helpers.parameters import default_file
 from helpers.project import PROJECT
 from helpers.workspaces import ByFlow, Workspace, stand_in
 from ruamel.yaml import YAML
@@ -36,7 +37,6 @@ from flows.vae_train import STAGES, vae_train
 from tasks import overlay, workspace
 from tasks.cli import app
 from tasks.tracking import registry, store
-from vae.config import loading
 
 pytestmark = pytest.mark.timeout(600)  # the first test may wait for the flow's workspace
 
@@ -66,7 +66,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("reader")
     with pytest.MonkeyPatch.context() as patch:
         stand_in(folder, patch)
-        Path("params.yaml").write_text(defaults(), encoding="utf-8")
+        Path("params.yaml").write_text(default_file(), encoding="utf-8")
+        Path("experiments").symlink_to(PROJECT / "experiments")
         write_model(seed=1)
         register("first", 1.0)
         store.connect()[0].set_registered_model_alias("vae", registry.CHAMPION, "1")
@@ -86,11 +87,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def defaults() -> str:
-    """params.yaml with its default values; the project's own may have been edited."""
-    return overlay.lay_over((PROJECT / "params.yaml").read_text(encoding="utf-8"), overlay.defaults())
-
-
 # The rules, one for each program. They run in `place`; `flow` gives the workspace where the flow has run.
 
 Flow = Callable[[], ByFlow]
@@ -106,12 +102,9 @@ def make(call: Call, flow: Flow) -> None:
 
 
 def lay_over(experiment: str | None, values: dict[str, Any]) -> None:
-    """What a run with these would write into params.yaml, read as the run would read it."""
-    text = defaults()
-    if experiment:
-        named = (PROJECT / "experiments" / f"{experiment}.yaml").read_text(encoding="utf-8")
-        text = overlay.lay_over(text, overlay.flat(loading.read_mapping(named, experiment)))
-    loading.parse(loading.read_mapping(overlay.lay_over(text, overlay.flat(values)), "params.yaml"))
+    """Writes into params.yaml what a run with these would write, and takes it back."""
+    overlay.apply(experiment, values)
+    overlay.apply(None, None)
 
 
 def run_vae(call: Call, flow: Flow) -> None:

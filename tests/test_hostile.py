@@ -107,6 +107,8 @@ def test_any_overrides_are_laid_over_or_an_input_error(place: Path, overrides: d
         overlay.apply(None, overrides)
     except InputError:
         assert (place / "params.yaml").read_text(encoding="utf-8") == DEFAULTS
+    else:
+        assert overlay.flat(overrides).keys() <= {*NAMES, "seed", "data", "kl"}, "no other name gets in"
     assert files(place) <= {"params.yaml", ".run/overlay.json"}
 
 

@@ -33,7 +33,8 @@ def root() -> Path:
 def held(p: Parameters, conditions: Mapping[str, str]) -> Iterator[Path]:
     """The folder, for this process alone. Those of other, complete trainings are removed."""
     key = key_of(p)
-    place = root() / f"{key}-{_digest(conditions)[:8]}"
+    digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
+    place = root() / f"{key}-{digest[:8]}"
     checkpoint.remove_finished(root(), but=place)
     for other in sorted(root().glob(f"{key}-*/{CONDITIONS}")):
         if other.parent != place:
@@ -68,10 +69,6 @@ def _files(dependency: Path) -> list[Path]:
     if not dependency.is_dir():
         return [dependency]
     return sorted(f for f in dependency.rglob("*") if f.is_file() and "__pycache__" not in f.parts)
-
-
-def _digest(values: Mapping[str, str]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _made_otherwise(noted: Path, here: Mapping[str, str]) -> str:

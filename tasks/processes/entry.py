@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from tasks.processes import owner
 from vae.config.errors import InputError
@@ -25,7 +25,7 @@ def run(program: Callable[[], None]) -> NoReturn:
     log_to("stdout")
     # SIGTERM ends it as Ctrl-C does, and so does SIGINT where a shell's & had it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        signal.signal(number, signal.default_int_handler)
     if "DVC_STAGE" in os.environ:
         owner.end_with_owners()
     try:
@@ -75,7 +75,3 @@ class _Handler(logging.Handler):
 def _end(line: str, code: int) -> NoReturn:
     print(line, file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-def _interrupt(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt

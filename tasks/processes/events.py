@@ -1,6 +1,6 @@
 """The progress of a training as events: one JSON object per line, in the file that VAE_TRAIN_EVENTS names.
 
-{"event": "epoch", "attempt": null, "epoch": 3, "epochs": 60, "images_per_second": 6800.0}
+{"event": "epoch", "attempt": null, "epoch": 3, "epochs": 60, "seconds": 0.25, "images_per_second": 6800.0}
 {"event": "kept", "epoch": 59, "epochs": 60}
 """
 

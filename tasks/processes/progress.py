@@ -14,22 +14,16 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def bar(
-    what: str, total: int, done: int = 0, unit: str = "", seconds_between_lines: float | None = None
+    what: str, total: int, unit: str = "", seconds_between_lines: float | None = None
 ) -> Iterator[Callable[[int], None]]:
     """Yields a function that is called with how many are done. The bar is on standard error.
 
     seconds_between_lines: how often a log that nobody watches gets a line; None: never.
     """
     if sys.stderr.isatty():
-        columns = (
-            TextColumn(what),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeRemainingColumn(),
-        )
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(what, completed=done, total=total)
+            task = progress.add_task(what, total=total)
             yield lambda completed: progress.update(task, completed=completed)
         return
     last = time.monotonic()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.parameters import default_file
 from helpers.project import PROJECT
 
 from benchmarks import case_images, collapse_cases
@@ -88,7 +89,7 @@ def test_images_of_factors_have_as_many_large_eigenvalues(latents: int) -> None:
 
 
 def test_cases_are_run(cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = overlay.lay_over((PROJECT / "params.yaml").read_text(encoding="utf-8"), overlay.defaults())
+    base = default_file()
     names = ("same-image", "geco-with-optimal-sigma", "beta-far-above-critical")
     texts = {name: (FOLDER / f"{name}.yaml").read_text(encoding="utf-8") for name in names}
     texts[names[2]] = texts[names[2]].replace("epochs: 30", "epochs: 16")

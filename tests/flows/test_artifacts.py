@@ -10,12 +10,7 @@ import pytest
 from flows import artifacts, vae_train
 from tasks import overlay, workspace
 
-REMEDY = {
-    "model.widths": [16, 32],
-    "kl.max_weight": 0.00066,
-    "kl.annealing_steps": None,
-    "objective.sigma": "optimal",
-}
+REMEDY = {"model.widths": [16, 32], "kl.max_weight": 0.00066, "kl.annealing_steps": None, "objective.sigma": "optimal"}
 SETTINGS = [
     "",
     "kl.max_weight=100 train.epochs=7",

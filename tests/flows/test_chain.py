@@ -90,12 +90,9 @@ def test_a_second_run_finds_every_task_cached(by_flow: ByFlow, served: Workspace
     assert done.code == 0 and "Completed" in done.output.splitlines()[-1], done.output
     assert served.task_states(done.flow_run) == dict.fromkeys(STAGES, "Cached")
     artifacts = served.ask_prefect("artifacts/filter", flow_runs={"id": {"any_": [done.flow_run]}})
-    assert {artifact["key"] for artifact in artifacts} == {
-        "monitor",
-        "reconstructions",
-        "verdict",
-        "mlflow-run",
-    }, "nothing trained"
+    assert {artifact["key"] for artifact in artifacts} == {"monitor", "reconstructions", "verdict", "mlflow-run"}, (
+        "nothing trained"
+    )
 
 
 # MLflow
@@ -131,20 +128,14 @@ def test_mlflow_holds_the_curves_of_the_history(store: MlflowClient, run: Any) -
     assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"digits-train", "digits-valid"}
 
 
-def files(store: MlflowClient, run_id: str, folder: str = "") -> list[str]:
-    found: list[str] = []
-    for item in store.list_artifacts(run_id, folder or None):
-        found += files(store, run_id, item.path) if item.is_dir else [item.path]
-    return found
-
-
 def test_mlflow_holds_images_report_and_plots(store: MlflowClient, run: Any) -> None:
-    names = files(store, run.info.run_id)
+    root = Path(store.download_artifacts(run.info.run_id, ""))
+    names = [path.relative_to(root).as_posix() for path in root.rglob("*")]
     assert {"report.html", "metrics.json", "monitor.json", "preflight.json", "validation.json"} <= set(names)
     assert any(name.startswith("plots/") and name.endswith(".png") for name in names)
     steps = [re.fullmatch(r"images/reconstructions\Wstep\W(\d+)\W.*\.png", name) for name in names]
     assert sorted(int(step[1]) for step in steps if step) == [1, 2, 3]
-    report = Path(store.download_artifacts(run.info.run_id, "report.html")).read_text(encoding="utf-8")
+    report = (root / "report.html").read_text(encoding="utf-8")
     assert run.info.run_id in report and "flow-run/" in report
     assert store.get_model_version_by_alias("vae", "candidate").run_id == run.info.run_id
 
@@ -173,18 +164,7 @@ def test_the_tags_lead_from_the_run_to_commit_data_weights_stage_and_flow_run(by
 def test_edited_epochs_run_train_monitor_and_evaluate_again_and_no_other(by_dvc: ByDVC) -> None:
     assert by_dvc.edited.code == 0, by_dvc.edited.output
     assert by_dvc.edited.ran() == ["train", "monitor", "evaluate"]
-    assert by_dvc.epochs == 2
-
-
-def test_every_bad_parameter_has_a_line_of_its_own(by_dvc: ByDVC) -> None:
-    assert by_dvc.bad.code != 0
-    assert "Traceback" not in by_dvc.bad.output
-    for line in (
-        r"params\.yaml: model\.latent_dim = 0: should be greater than or equal to 1$",
-        r"params\.yaml: train\.epochs = nan: .+",
-        r"params\.yaml: train\.epoch is not a parameter; known here: epochs, .+",
-    ):
-        assert re.search(line, by_dvc.bad.output, re.MULTILINE), (line, by_dvc.bad.output)
+    assert by_dvc.place.json("reports/monitor.json")["epochs"] == 2
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +228,6 @@ BAD = {
         "data.source=folder data.path='no such/place'",
         r"data\.path = no such/place does not exist \(looked for /.*\)",
     ),
-    "unknown parameter": ("train.epoch=2", r"train\.epoch is not a parameter"),
     "batch larger than the training images": (
         "train.batch_size=5000",
         r"train\.batch_size = 5000.*1439",

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.workspaces import make_pipeline
 
 from flows import experiments
 
@@ -52,11 +53,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     git("init", "--quiet", "--initial-branch", "main")
-    # What `dvc init` leaves, without its second.
-    Path(".dvc").mkdir()
-    Path(".dvc/config").write_text(f"[core]\n  analytics = false\n  site_cache_dir = {tmp_path / 'site'}\n")
-    Path(".dvc/.gitignore").write_text("/tmp\n/cache\n/config.local\n")
-    Path("dvc.yaml").write_text(PIPELINE)
+    make_pipeline(PIPELINE)
     Path(".gitignore").write_text("/metrics.json\n")
     train(1)
     git("add", "--all")
@@ -65,11 +62,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kept() -> list[str]:
-    return sorted(
-        ref.rpartition("/")[2]
-        for ref in git("for-each-ref", "--format=%(refname)", "refs/exps").split()
-        if not ref.startswith(("refs/exps/exec", "refs/exps/apply"))
-    )
+    return dvc("exp", "list", "--name-only").split()
 
 
 def test_a_run_is_kept_listed_with_its_metrics_and_brought_back(repository: Path) -> None:
@@ -119,7 +112,7 @@ def test_without_git_or_a_commit_it_is_said_and_nothing_fails(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("flow_run", "name"),
     [
-        ("params-20260131-120000", "params-20260131-120000"),
+        ("leaves-weight=0.5-20260131-120000", "leaves-weight=0.5-20260131-120000"),
         ("-x", "x"),
         ("a..b.lock", "a-b-lock"),
         ("§", "run"),

@@ -2,7 +2,6 @@
 
 import logging
 import re
-import subprocess
 from typing import Any
 
 import httpx
@@ -25,7 +24,7 @@ from flows import automations, away, experiments, runs
         (
             "leaves",
             {f"a.key{number}": number for number in range(12)},
-            "leaves-key0=0-key1=1-key2=2-key3=3-key4=4-key5=5-key6=6-key7=7-key8=8-3-more",
+            "leaves-key0=0-key1=1-key2=2-key3=3-key4=4-key5=5-key6=6-key7=7-key8=8-ke",
         ),
     ],
 )  # fmt: skip
@@ -39,14 +38,8 @@ def test_any_name_is_bounded_and_of_characters_that_git_dvc_and_files_take(
 ) -> None:
     name = runs.called(experiment, overrides)
     assert re.fullmatch(r"[A-Za-z0-9.=-]+", name)
-    assert len(name) <= runs.LONGEST + len("-999-more")
+    assert len(name) <= runs.LONGEST
     assert experiments.unique(name, "0" * 32, set()), "and DVC has one for it"
-
-
-def test_the_name_of_an_experiment_is_that_of_the_flow_run() -> None:
-    name = "leaves-epochs=2-max-weight=0.5-20260131-120000"
-    assert experiments.unique(name, "0" * 32, set()) == name
-    subprocess.run(["git", "check-ref-format", f"refs/exps/{name}"], check=True)
 
 
 def test_only_a_server_that_does_not_answer_is_kept_from_the_terminal() -> None:
@@ -62,9 +55,7 @@ def test_only_a_server_that_does_not_answer_is_kept_from_the_terminal() -> None:
 # With the servers of the tests
 
 
-def test_the_server_has_each_automation_once_and_leaves_it_off_if_its_owner_has_paused_it(
-    served: Workspace,
-) -> None:
+def test_the_server_has_each_automation_once_and_leaves_it_off_if_its_owner_has_paused_it(served: Workspace) -> None:
     def existing() -> dict[str, Any]:
         found = served.ask_prefect("automations/filter")
         assert len(found) == 2, "`make up` twice makes none twice"
@@ -90,9 +81,7 @@ def test_the_deployment_describes_itself_and_has_a_schedule_that_is_off(served: 
     assert [schedule["active"] for schedule in deployment["schedules"]] == [False]
 
 
-def test_a_schedule_that_is_switched_on_makes_runs_and_switched_off_takes_them_back(
-    served: Workspace,
-) -> None:
+def test_a_schedule_that_is_switched_on_makes_runs_and_switched_off_takes_them_back(served: Workspace) -> None:
     deployment = served.ask_prefect("deployments/filter")[0]
     server, (schedule,) = f"http://127.0.0.1:{served.prefect_port}/api", deployment["schedules"]
     scheduled = {"flow_runs": {"tags": {"all_": ["auto-scheduled"]}}}

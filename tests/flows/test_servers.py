@@ -37,9 +37,7 @@ def test_a_deployment_takes_overrides_and_without_them_the_file_before_comes_bac
 def test_a_training_outlives_prefects_server_and_the_run_ends_in_one_line(served: Workspace) -> None:
     settings = "train.epochs=30 seed=105"
     running = served.start(
-        *("-m", "flows.vae_train", "--set", settings),
-        PREFECT_CLIENT_MAX_RETRIES="0",
-        PREFECT_API_REQUEST_TIMEOUT="5",
+        *("-m", "flows.vae_train", "--set", settings), PREFECT_CLIENT_MAX_RETRIES="0", PREFECT_API_REQUEST_TIMEOUT="5"
     )
     running.wait_to_say("epoch 3/30 ", seconds=90)
     server = psutil.Process(int((served.folder / ".run" / "prefect-server.pid").read_text()))
@@ -78,11 +76,9 @@ def test_a_taken_port_is_named_and_so_is_a_log_file(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        service = servers.Service("mlflow-server", ("-c", ""), httpx.URL(f"http://127.0.0.1:{port}/health"))
         with pytest.raises(InputError, match=rf"mlflow-server: another program answers at 127\.0\.0\.1:{port}; "):
-            service.start()
-    ends_at_once = servers.Service("prefect-worker", ("-c", "print('why'); raise SystemExit(3)"))
-    with pytest.raises(InputError, match=r"prefect-worker ended with exit code 3; see .*prefect-worker\.log"):
-        ends_at_once.start()
-    assert (tmp_path / ".run" / "prefect-worker.log").read_text() == "why\n"
-    assert not ends_at_once.stop()
+            servers.start("mlflow-server", "mlflow", url=httpx.URL(f"http://127.0.0.1:{port}/health"))
+    with pytest.raises(InputError, match=r"prefect-worker ended with exit code 2; see .*prefect-worker\.log"):
+        servers.start("prefect-worker", "timeit", "--no-such-option")
+    assert "--no-such-option" in (tmp_path / ".run" / "prefect-worker.log").read_text()
+    assert not servers.stop("prefect-worker")

@@ -5,25 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from click.testing import Result
+from helpers.models import config, network
+from helpers.trainings import CPU
 from PIL import Image
 from typer.testing import CliRunner
 
 from tasks import workspace
 from tasks.cli import app
 from tasks.tracking import evaluation_run, store, training_run
-from vae.compute.devices import Compute
 from vae.config.constants import SPLITS
 from vae.config.parameters import Model, Parameters, Promote
 from vae.config.preprocessing import Preprocessing
 from vae.config.resolved import resolve
 from vae.inference import scoring
 from vae.models import saved
-from vae.models.likelihood import Likelihood
 from vae.models.mixture_prior import Mixture
-from vae.models.saved import ModelConfig, Saved, Validation
-from vae.models.vae import VAE
+from vae.models.saved import Saved, Validation
 from vae.report.facts import Origin
 
 SHAPE, PREPROCESSING = (3, 8, 12), Preprocessing(8, 12, 3)
@@ -31,24 +29,13 @@ SHAPE, PREPROCESSING = (3, 8, 12), Preprocessing(8, 12, 3)
 
 def write_model(folder: Path = workspace.MODEL, seed: int = 0, prior: Mixture | None = None) -> Saved:
     """A convolutional VAE of 4 latents with random weights; it keeps the scores of 30 validation images."""
-    torch.manual_seed(seed)
-    network = Model(architecture="conv", latent_dim=4, widths=[4])
-    model, likelihood = VAE(SHAPE, **network.model_dump()).eval(), Likelihood("gaussian", 0.2)
+    train = {"images": 1439, "elbo": 1.0}
+    made = config(SHAPE, Model(architecture="conv", latent_dim=4, widths=[4]), kept_epoch=7, train=train)
+    model = network(made, seed).eval()
     valid = np.random.default_rng(1).integers(0, 256, (30, 8, 12, 3), dtype=np.uint8)
-    percentiles = scoring.percentiles(model, valid, likelihood, Compute(torch.device("cpu"), "fp32"))
-    config = ModelConfig(
-        format=1,
-        model=network,
-        image_shape=SHAPE,
-        likelihood=likelihood,
-        preprocessing=PREPROCESSING,
-        precision="fp32",
-        kept_epoch=7,
-        stopped=None,
-        train={"images": 1439, "elbo": 1.0},
-        valid=Validation(images=30, score_percentiles=percentiles),
-    )
-    saved.save(folder, model, config, prior)
+    percentiles = scoring.percentiles(model, valid, made.likelihood, CPU)
+    scored = made.model_copy(update={"valid": Validation(images=len(valid), score_percentiles=percentiles)})
+    saved.save(folder, model, scored, prior)
     return saved.load(folder)
 
 

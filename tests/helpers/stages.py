@@ -5,13 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from helpers.trainings import CPU
 
 from tasks import overlay, train, workspace
 from tasks.train import Job
-from vae.compute.devices import Compute
-
-CPU = Compute(torch.device("cpu"), "fp32")
 
 EPOCHS, LATENTS = 4, 3
 

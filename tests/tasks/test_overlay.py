@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.project import PROJECT
+from helpers.parameters import default_file, parse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ruamel.yaml import YAML
 
 from tasks import overlay
 from vae.config import loading
 from vae.config.errors import InputError
+from vae.config.parameters import Parameters
 
-DEFAULTS = overlay.lay_over((PROJECT / "params.yaml").read_text(encoding="utf-8"), overlay.defaults())
+DEFAULTS = default_file()
 EXPERIMENTS = {
     "wide": "model: {latent_dim: 4, widths: [8, 8]}\ntrain: {epochs: 7, gradient_clip: null}\n",
     "collapse/one": "kl:\n  max_weight: 100.0\n",
@@ -33,13 +33,6 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "params.yaml"
     path.write_text(DEFAULTS, encoding="utf-8")
     return path
-
-
-def value(text: str, key: str) -> Any:
-    found = YAML(typ="safe").load(text)
-    for part in key.split("."):
-        found = found[part]
-    return found
 
 
 def changed_lines(before: str, after: str) -> list[str]:
@@ -76,50 +69,33 @@ def test_line_ends_and_quotes_and_a_person_s_layout_are_kept(params: Path) -> No
     assert params.read_text() == ("# mine\n\n" + mine + "\n# the end\n").replace("seed: 0", "seed: 3")
 
 
-@pytest.mark.parametrize("name", ["wide", "default"])
-def test_an_experiment_starts_from_the_defaults_whatever_the_file_holds(params: Path, name: str) -> None:
-    overlay.apply(name, None)
-    from_defaults = params.read_text()
-    for mine in (
-        DEFAULTS.replace("batch_size: 64", "batch_size: 5"),
-        "seed: 7\ntrain:\nkl: {ratio: 1.0}\n",
-        "",
-    ):
-        params.write_text(mine, encoding="utf-8")
-        overlay.apply(name, None)
-        assert loading.load(params) == loading.parse(loading.read_mapping(from_defaults, ""))
-    assert loading.load(params).train.epochs == (7 if name == "wide" else 60)
+OWN = DEFAULTS.replace("batch_size: 64", "batch_size: 5    # mine")  # a person's file
 
 
-def test_experiments_do_not_pile_up(params: Path) -> None:
-    overlay.apply("wide", None)
+@pytest.mark.parametrize("before", [OWN, "seed: 7\ntrain:\nkl: {ratio: 1.0}\n", "", "after another experiment"])
+def test_an_experiment_starts_from_the_defaults_whatever_the_file_holds(params: Path, before: str) -> None:
+    if before == "after another experiment":
+        overlay.apply("wide", None)
+    else:
+        params.write_text(before, encoding="utf-8")
     overlay.apply("collapse/one", {"train.epochs": 3})
-    p = loading.load(params)
-    assert (p.model.latent_dim, p.kl.max_weight, p.train.epochs) == (16, 100, 3)
+    assert loading.load(params) == parse({"kl.max_weight": 100.0, "train.epochs": 3})
+    overlay.apply("default", None)
+    assert loading.load(params) == Parameters()
 
 
-def test_single_values_alone_start_from_the_person_s_own_file(params: Path) -> None:
-    mine = DEFAULTS.replace("batch_size: 64", "batch_size: 5")
-    params.write_text(mine, encoding="utf-8")
-    overlay.apply("wide", None)
-    changes = overlay.apply(None, {"train.epochs": 3})
-    assert "no longer apply" in changes[0]
-    assert params.read_text() == mine.replace("epochs: 60", "epochs: 3")
-
-
-def test_the_file_before_comes_back_with_the_next_run_without_overlay(params: Path) -> None:
-    mine = DEFAULTS.replace("batch_size: 64", "batch_size: 5    # mine")
-    params.write_text(mine, encoding="utf-8")
+def test_single_values_alone_start_from_the_person_s_own_file_and_without_them_it_comes_back(params: Path) -> None:
+    params.write_text(OWN, encoding="utf-8")
     overlay.apply("wide", {"train.epochs": 2})
-    overlay.apply(None, {"train.epochs": 4})
+    assert "no longer apply" in overlay.apply(None, {"train.epochs": 4})[0]
+    assert params.read_text() == OWN.replace("epochs: 60", "epochs: 4")
     assert "params.yaml: train.epochs: 4 → 60" in overlay.apply(None, None)
-    assert params.read_text() == mine
+    assert params.read_text() == OWN
     assert overlay.apply(None, None) == []
 
 
 def test_a_run_that_is_killed_while_it_writes_loses_nothing(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = DEFAULTS.replace("batch_size: 64", "batch_size: 5")
-    params.write_text(mine, encoding="utf-8")
+    params.write_text(OWN, encoding="utf-8")
     real, written = Path.replace, []
 
     def replace(self: Path, target: Path) -> Path:
@@ -131,8 +107,8 @@ def test_a_run_that_is_killed_while_it_writes_loses_nothing(params: Path, monkey
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "replace", replace)
         overlay.apply("wide", None)
-    assert written == ["overlay.json"] and params.read_text() == mine
-    assert overlay.apply(None, None) == [] and params.read_text() == mine
+    assert written == ["overlay.json"] and params.read_text() == OWN
+    assert overlay.apply(None, None) == [] and params.read_text() == OWN
 
 
 def test_what_a_person_has_edited_since_is_left_alone(params: Path) -> None:
@@ -160,10 +136,6 @@ REFUSED: dict[str, tuple[str | None, dict[str, Any], str]] = {
     "a value for a section": (None, {"train": 2}, "train = 2"),
     "zero latents": (None, {"model.latent_dim": 0}, "model.latent_dim = 0: should be greater than or equal to 1"),
     "NaN": (None, {"kl.max_weight": float("nan")}, "kl.max_weight = nan"),
-    "infinity": (None, {"kl.max_weight": float("inf")}, "kl.max_weight = inf"),
-    "a word for a number": (None, {"train.epochs": "two"}, "train.epochs = 'two'"),
-    "a number as a word": (None, {"train.epochs": "2"}, "train.epochs = '2'"),
-    "a choice": (None, {"data.source": "$(reboot)"}, "data.source = '$(reboot)': should be 'digits', 'folder'"),
 }  # fmt: skip
 
 
@@ -179,34 +151,18 @@ def test_what_is_refused_is_named_and_nothing_is_written(
     assert overlay.apply(None, None) == []
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["seed: [1", "seed: 1\nseed: 2\n", "- a\n- b\n", "words", "seed: !!python/object:os.system 1\n", "a: \x00\n"],
-    ids=["open bracket", "twice", "list", "words", "tag", "control character"],
-)  # fmt: skip
-def test_a_file_that_is_not_a_mapping_of_sections_is_named(params: Path, text: str) -> None:
-    params.write_text(text, encoding="utf-8")
-    for experiment, overrides in ((None, None), (None, {"seed": 3})):
-        with pytest.raises(InputError, match=r"params\.yaml"):
+@pytest.mark.parametrize("experiment", [None, "broken"])
+@pytest.mark.parametrize("content", [b"seed: [1", b"seed: 1\nseed: 2\n", b"- a\n", b"words", b"seed: \xff\n", b"a: \0"])
+def test_a_file_that_is_not_a_mapping_is_named_and_nothing_is_written(
+    params: Path, experiment: str | None, content: bytes
+) -> None:
+    file = Path(f"experiments/{experiment}.yaml") if experiment else Path("params.yaml")
+    file.write_bytes(content)
+    before = params.read_bytes()
+    for overrides in (None, {"seed": 3}):
+        with pytest.raises(InputError, match=str(file)):
             overlay.apply(experiment, overrides)
-    assert params.read_text() == text
-
-
-def test_a_file_that_is_not_text_or_missing_is_named(params: Path) -> None:
-    params.write_bytes(b"seed: \xff\xfe\n")
-    with pytest.raises(InputError, match=r"params\.yaml is not text"):
-        overlay.apply(None, None)
-    params.unlink()
-    with pytest.raises(InputError, match=r"params\.yaml does not exist"):
-        overlay.apply(None, None)
-
-
-@pytest.mark.parametrize("text", ["train: [", "- a\n", "words\n"], ids=["bracket", "list", "words"])
-def test_a_broken_experiment_is_named_and_nothing_is_written(params: Path, text: str) -> None:
-    Path("experiments/broken.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=r"experiments/broken\.yaml"):
-        overlay.apply("broken", None)
-    assert params.read_text() == DEFAULTS
+    assert params.read_bytes() == before
 
 
 def test_settings_are_words_of_yaml() -> None:
@@ -251,12 +207,9 @@ VALUES = st.fixed_dictionaries(
 def test_what_is_laid_over_is_read_back_and_taken_off_again(params: Path, values: dict[str, Any]) -> None:
     overlay.apply(None, values)
     text = params.read_text(encoding="utf-8")
-    assert {key: value(text, key) for key in values} == values
-    for line in (
-        "# Every parameter of the pipeline.",
-        "  batch_size: 64\n",
-        "  ema: null                 # decay",
-    ):
+    written = overlay.flat(loading.read_mapping(text, ""))
+    assert {key: written[key] for key in values} == values
+    for line in ("# Every parameter of the pipeline.", "  batch_size: 64\n", "  ema: null                 # decay"):
         assert line in text
     overlay.apply(None, None)
     assert params.read_text(encoding="utf-8") == DEFAULTS
@@ -267,13 +220,3 @@ def test_what_is_laid_over_is_read_back_and_taken_off_again(params: Path, values
 def test_values_written_as_settings_are_read_back(values: dict[str, Any]) -> None:
     words = [f"{name}={overlay.written(value)}" for name, value in values.items()]
     assert overlay.parse_settings(shlex.join(words)) == values
-
-
-@SETTINGS
-@given(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.text()), min_size=1))
-def test_no_key_of_any_spelling_gets_in(params: Path, values: dict[str, Any]) -> None:
-    if set(values) <= {"seed"}:
-        return
-    with pytest.raises(InputError):
-        overlay.apply(None, values)
-    assert params.read_text() == DEFAULTS

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.stages import CPU, EPOCHS, LATENTS, run_train, write_params
+from helpers.stages import EPOCHS, LATENTS, run_train, write_params
+from helpers.trainings import CPU
 from ruamel.yaml import YAML
 
 from tasks import PROJECT, workspace

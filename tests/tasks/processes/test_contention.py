@@ -1,6 +1,5 @@
 import sys
 import time
-from typing import Any
 
 import psutil
 import pytest
@@ -8,42 +7,26 @@ import pytest
 from tasks.processes import contention
 
 
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Four cores on which all programs have computed for `total` seconds, and this one for `own`."""
-
-    def machine(seconds: float, total: float, own: float) -> contention.Mark:
-        monkeypatch.setattr(contention, "_cores", lambda: {0, 1, 2, 3})
-        monkeypatch.setattr(contention, "mark", lambda: contention.Mark(100 + seconds, 50 + total, 7 + own))
-        return contention.Mark(100, 50, 7)
-
-    return machine
-
-
 @pytest.mark.parametrize(
-    ("total", "own", "threads", "advice"),
+    ("taken", "threads", "advice"),
     [
-        (2.0, 2.0, 4, None),  # nobody else
-        (3.4, 2.0, 4, None),  # 0.7 of a core: many idle programs
-        (4.0, 2.0, 4, "OMP_NUM_THREADS=3"),
-        (4.0, 2.0, 3, None),  # a core is left for it
-        (10.0, 2.0, 4, "OMP_NUM_THREADS=1"),
-        (10.0, 2.0, 1, "Wait until they have ended"),
+        (None, 4, None),  # too short a time to say
+        (0.0, 4, None),
+        (0.7, 4, None),  # many idle programs
+        (1.0, 4, "OMP_NUM_THREADS=3"),
+        (1.0, 3, None),  # a core is left for it
+        (4.0, 4, "OMP_NUM_THREADS=1"),
+        (4.0, 1, "Wait until they have ended"),
     ],
 )
 def test_it_warns_where_threads_find_no_core(
-    machine: Any, total: float, own: float, threads: int, advice: str | None
+    taken: float | None, threads: int, advice: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = contention.warning(machine(2.0, total, own), threads)
+    monkeypatch.setattr(contention, "_cores", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(contention, "cores_taken", lambda since: taken)
+    said = contention.warning(contention.mark(), threads)
     assert said is None if advice is None else said is not None and advice in said
-
-
-def test_with_one_thread_there_is_no_smaller_number(machine: Any) -> None:
-    assert "OMP_NUM_THREADS" not in str(contention.warning(machine(2.0, 10.0, 2.0), 1))
-
-
-def test_a_moment_is_too_short_to_say(machine: Any) -> None:
-    assert contention.warning(machine(0.1, 0.4, 0.0), 4) is None
+    assert threads > 1 or "OMP_NUM_THREADS" not in str(said), "there is no smaller number"
 
 
 def test_a_program_beside_is_counted_and_this_one_is_not() -> None:
@@ -51,6 +34,7 @@ def test_a_program_beside_is_counted_and_this_one_is_not() -> None:
     this, other = psutil.Process(), psutil.Popen([sys.executable, "-c", "while True: sum(range(10000))"])
     try:
         began, before = contention.mark(), [cpu_seconds(process) for process in (this, other)]
+        assert contention.cores_taken(began) is None, "a moment is too short to say"
         end = time.monotonic() + 1.0
         while time.monotonic() < end:
             pass

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.workspaces import stand_in
+from helpers.workspaces import make_pipeline, stand_in
 
 from flows import stage
 from tasks.processes import dvc_files
@@ -22,10 +22,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("repository")
     with pytest.MonkeyPatch.context() as patch:
         stand_in(folder, patch)
-        Path(".dvc").mkdir()
-        Path(".dvc/config").write_text(f"[core]\n  analytics = false\n  site_cache_dir = {folder / 'site'}\n")
+        make_pipeline(PIPELINE)
         Path("source").write_text("first\n")
-        Path("dvc.yaml").write_text(PIPELINE)
         subprocess.run(["git", "init", "--quiet"], check=True)
         assert stage.run("copy", print, {}) == "Completed"
         subprocess.run(["git", "add", "dvc.lock"], check=True)

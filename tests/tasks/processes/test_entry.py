@@ -29,13 +29,8 @@ def press_ctrl_c() -> None:
 @pytest.fixture(autouse=True)
 def handlers_as_before() -> Iterator[None]:
     """`entry.run` sets those of the whole process."""
-    loggers = [logging.getLogger(name) for name in ("__main__", "flows", "tasks", "vae", "benchmarks")]
-    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
     for number, handler in signals.items():
         signal.signal(number, handler)
 
@@ -43,16 +38,8 @@ def handlers_as_before() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("stage", "code", "line"),
     [
-        (
-            fill_the_disk,
-            2,
-            "error: No space left on device; free some space, then run the same command again",
-        ),
-        (
-            write_where_nobody_may,
-            2,
-            "error: models/vae: Permission denied; make it writable, then run the same",
-        ),
+        (fill_the_disk, 2, "error: No space left on device; free some space, then run the same command again"),
+        (write_where_nobody_may, 2, "error: models/vae: Permission denied; make it writable, then run the same"),
         (press_ctrl_c, 130, "interrupted"),
     ],
 )

@@ -45,10 +45,7 @@ def test_it_is_free_again_after_the_block_and_after_an_error(lock: Path) -> None
 
 
 def test_the_second_learns_who_holds_it(lock: Path, other: "subprocess.Popen[str]") -> None:
-    with (
-        pytest.raises(InputError, match=rf"by flow run quiet-otter \(process {other.pid}\)"),
-        hold(lock, "b"),
-    ):
+    with pytest.raises(InputError, match=rf"by flow run quiet-otter \(process {other.pid}\)"), hold(lock, "b"):
         pass
     assert lock.with_suffix(".holder").exists(), "the second must not remove the first one's note"
     for damaged in ("not json", "[]", "{}"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers.project import PROJECT
-from helpers.workspaces import wait_for
+from helpers.workspaces import make_pipeline, wait_for
 
 PROMISED_SECONDS = 10  # until nothing of a run is left, and its locks are free
 
@@ -41,15 +41,11 @@ FLOW = "from flows import stage; stage.run('one', print, {})"
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A DVC repository, as `dvc init` makes it, with one stage."""
+    """A DVC repository with one stage."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
-    Path(".dvc").mkdir()
-    Path(".dvc/config").write_text(
-        f"[core]\n  no_scm = true\n  analytics = false\n  site_cache_dir = {tmp_path / 'site'}\n"
-    )
+    make_pipeline(PIPELINE, "no_scm = true")
     Path("stage.py").write_text(STAGE)
-    Path("dvc.yaml").write_text(PIPELINE)
     yield tmp_path
     for process in running(tmp_path):
         process.kill()

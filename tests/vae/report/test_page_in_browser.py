@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 from helpers.reports import COUNTS, NASTY_CLASS, facts_of, make_workspace
-from helpers.workspaces import browser_path
+from helpers.workspaces import BROWSERS, browser_path
 
 from vae.report import page as report
 from vae.report.facts import Facts, Origin
 
-pytestmark = pytest.mark.browser
+BROWSER = browser_path()
+pytestmark = pytest.mark.skipif(
+    BROWSER is None,
+    reason=f"none of {', '.join(BROWSERS)} is on the PATH; install one, or name it in VAE_TRAIN_BROWSER",
+)
 
 ORIGIN = Origin(
     [("MLflow run", "bold-owl-1", "http://127.0.0.1:5000/#/experiments/1/runs/1"), ("Git commit", "abc", None)],
@@ -27,7 +31,7 @@ def browser() -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         # A container has no sandbox for a browser, and this one opens nothing but our own file.
-        browser = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         yield browser
         browser.close()
 
