@@ -120,18 +120,18 @@ def doctor(
     as_json: AsJson = False,
     mend: Annotated[bool, typer.Option("--mend", help="Repair files that a killed DVC left half written.")] = False,
 ) -> None:
-    """Check installation, versions, GPU, servers, locks, disk and workspace; exit code 3 if there is a problem."""
+    """Check versions, GPU, disk, stages, locks and servers; exit code 3 if there is a problem."""
     from tasks.cli import doctor
 
     for line in doctor.mend() if mend else []:
         say(line)
     checks = doctor.examine()
-    healthy = all(check.state != "problem" for check in checks)
+    healthy = all(check["state"] != "problem" for check in checks)
     if as_json:
-        print_json({"healthy": healthy, "checks": [asdict(check) for check in checks]})
+        print_json({"healthy": healthy, "checks": checks})
     else:
         for check in checks:
-            typer.echo(str(check))
+            typer.echo("{state:<8} {name:<9} {text}".format(**check))
     raise typer.Exit(0 if healthy else LOOK)
 
 
