@@ -54,7 +54,7 @@ def packages() -> Found:
     """The installed versions against constraints.txt."""
     file = workspace.root() / "constraints.txt"
     pins = [Requirement(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
-    installed = {canonicalize_name(one.name): one.version for one in metadata.distributions()}
+    installed: dict[str, str] = {canonicalize_name(one.name): one.version for one in metadata.distributions()}
     others = [
         f"{pin.name} {installed[pin.name]} instead of {str(pin.specifier).removeprefix('==')}"
         for pin in pins

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tasks.cli.console import LOOK, AsJson, print_json, say
+from tasks.cli.console import LOOK, AsJson, print_json, say, table
 
 if TYPE_CHECKING:
     from tasks.tracking.promotion import Outcome
@@ -25,9 +25,9 @@ def compare(first: RunName, second: RunName, as_json: AsJson = False) -> None:
 
     found = comparison.compare(named_run.find(first), named_run.find(second))
     if as_json:
-        print_json(asdict(found))
+        print_json(found)
     else:
-        typer.echo(str(found))
+        typer.echo("\n".join(comparison.lines(found)))
 
 
 def report(
@@ -113,7 +113,7 @@ def trace(
     from tasks.tracking import store
 
     for run in [store.run_here()] if anything is None else trace.find(anything):
-        typer.echo("\n".join(f"{what:<12}{value}" for what, value in trace.described(run)) + "\n")
+        typer.echo("\n".join(table(*trace.described(run))) + "\n")
 
 
 def doctor(
@@ -130,8 +130,7 @@ def doctor(
     if as_json:
         print_json({"healthy": healthy, "checks": checks})
     else:
-        for check in checks:
-            typer.echo("{state:<8} {name:<9} {text}".format(**check))
+        typer.echo("\n".join(table(*((check["state"], check["name"], check["text"]) for check in checks))))
     raise typer.Exit(0 if healthy else LOOK)
 
 

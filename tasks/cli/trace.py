@@ -4,6 +4,7 @@ import re
 
 from mlflow.entities import Run
 
+from tasks import workspace
 from tasks.processes import git
 from tasks.tracking import lineage, store
 from vae.config.errors import InputError
@@ -62,7 +63,7 @@ def _of_revision(name: str) -> list[str]:
     commit = git.says("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     if commit is None:
         return []
-    stage = lineage.stage_hash(git.says("show", f"{commit}:{lineage.LOCK}") or "", "train")
+    stage = lineage.stage_hash(git.says("show", f"{commit}:{workspace.LOCK}") or "", "train")
     searches = [f"tags.`{STAGE}` = '{stage}'"] if stage else []
     trained_at = f"tags.`git.commit` = '{commit}'"
     # An experiment's commit holds results; a person's commit is one to train at.

@@ -65,16 +65,12 @@ def log_evaluation(
 
 def _log_files(metrics: Mapping[str, Mapping[str, float | None]]) -> None:
     """Numbers, plots and reports into the active run."""
-    numbers = {
-        f"{split}/{metric}": value
-        for split, values in metrics.items()
-        for metric, value in values.items()
-        if value is not None
-    }
-    # `valid/…` are the curves of the training, by epoch; the final numbers have names of their own.
-    mlflow.log_metrics({key.replace("valid/", "final_valid/"): value for key, value in numbers.items()})
+    for split, values in metrics.items():
+        # `valid/…` are the curves of the training, by epoch; the final numbers have names of their own.
+        name = "final_valid" if split == "valid" else split
+        mlflow.log_metrics({f"{name}/{metric}": value for metric, value in values.items() if value is not None})
     mlflow.log_artifacts(str(workspace.PLOTS), "plots")
-    for report in (*workspace.JSON_REPORTS, *workspace.TABLES, workspace.PARAMS, lineage.LOCK):
+    for report in (*workspace.JSON_REPORTS, *workspace.TABLES, workspace.PARAMS, workspace.LOCK):
         if report.exists():
             mlflow.log_artifact(str(report))
 
@@ -131,5 +127,5 @@ def origin(run: Run, promotion_sentence: str | None, champion: tuple[str, Run] |
 def champion_of(client: MlflowClient, name: str) -> tuple[str, Run] | None:
     """The number of the champion's version, and the run that evaluated it."""
     version = registry.champion(client, name)
-    run = None if version is None else registry.run_behind(client, version)
-    return None if version is None or run is None else (str(version.version), run)
+    run = version and registry.run_behind(client, version)
+    return (str(version.version), run) if version and run else None

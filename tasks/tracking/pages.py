@@ -36,7 +36,7 @@ def of_run(run_id: str, monitor: Mapping[str, Any], test: Metrics, promotion: st
         f"Test ELBO {number(test.get('elbo'))} nats per image, KL {number(test.get('kl'))}, "
         f"{number(test.get('active_units'))} active units."
     )
-    advice = [*_list(monitor, "reasons"), *_list(monitor, "recommendations")]
+    advice = [*monitor.get("reasons", []), *monitor.get("recommendations", [])]
     parts = [
         f"{_verdict(monitor)} {headline}",
         f"![originals above, reconstructions below]({picture})",
@@ -50,15 +50,13 @@ def of_run(run_id: str, monitor: Mapping[str, Any], test: Metrics, promotion: st
 
 def of_name(name: str) -> str:
     """The description of a registered model, whatever its versions."""
-    return _fitted(
-        [
-            "Variational autoencoders, one per version, registered by the pipeline after their evaluation.",
-            "- `candidate`: the model of the latest run, whatever its verdict.\n"
-            "- `champion`: the best so far. `vae promote` moves it, or with `promote.mode: enabled` each evaluation, "
-            "if the gate accepts the model; `vae rollback` moves it back.",
-            f'`mlflow.pyfunc.load_model("models:/{name}@champion")` takes images of any size and returns latents, '
-            "reconstructions or scores.",
-        ]
+    return (
+        "Variational autoencoders, one per version, registered by the pipeline after their evaluation.\n\n"
+        "- `candidate`: the model of the latest run, whatever its verdict.\n"
+        "- `champion`: the best so far. `vae promote` moves it, or with `promote.mode: enabled` each evaluation, if "
+        "the gate accepts the model; `vae rollback` moves it back.\n\n"
+        f'`mlflow.pyfunc.load_model("models:/{name}@champion")` takes images of any size and returns latents, '
+        "reconstructions or scores.\n"
     )
 
 
@@ -98,10 +96,9 @@ def of_version(
 
 def _limits(saved: Saved, monitor: Mapping[str, Any]) -> Iterator[str]:
     _, height, width = saved.config.image_shape
-    if monitor.get("verdict") != "healthy":
+    if monitor["verdict"] != "healthy":
         yield "It is not healthy: latents, samples and scores may be meaningless."
-    for line in _list(monitor, "warnings"):
-        yield plain(line)
+    yield from map(plain, monitor.get("warnings", []))
     yield f"Every image is resized to {height}×{width} pixels: finer detail is lost."
     yield "It knows images like those it was trained on, and encodes and scores any others without a warning."
     yield (
@@ -112,16 +109,12 @@ def _limits(saved: Saved, monitor: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _verdict(monitor: Mapping[str, Any]) -> str:
-    return f"**{plain(str(monitor.get('verdict', 'unknown')))}** {plain(str(monitor.get('summary', '')))}".strip()
+    return f"**{plain(monitor['verdict'])}** {plain(monitor['summary'])}"
 
 
 def _table(test: Metrics) -> str:
     rows = [f"| {n.label} | {number(test[n.key])} |" for n in KEY_NUMBERS if test.get(n.key) is not None]
     return "\n".join(["| on the test split | |", "| --- | --- |", *rows])
-
-
-def _list(monitor: Mapping[str, Any], name: str) -> list[str]:
-    return [str(line) for line in monitor.get(name) or []]
 
 
 def _fitted(parts: list[str]) -> str:

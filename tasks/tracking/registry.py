@@ -133,19 +133,12 @@ def _known(client: MlflowClient, name: str) -> str:
 
 def champion(client: MlflowClient, name: str) -> ModelVersion | None:
     """The version with the alias `champion`."""
-    if CHAMPION not in client.get_registered_model(name).aliases:
-        return None
-    return client.get_model_version_by_alias(name, CHAMPION)
+    return store.if_there(client.get_model_version_by_alias, name, CHAMPION)
 
 
 def run_behind(client: MlflowClient, version: ModelVersion) -> Run | None:
     """The run that evaluated a version last; None where it was removed."""
-    try:
-        return client.get_run(version.tags.get(RUN) or version.run_id or "")
-    except MlflowException as error:
-        if store.is_away(error):
-            raise
-        return None
+    return store.if_there(client.get_run, version.tags.get(RUN) or version.run_id or "")
 
 
 def test_metrics(run: Run) -> dict[str, float]:

@@ -158,7 +158,7 @@ class TrainingRun:
 
     def _send_inputs(self, client: MlflowClient, run_id: str) -> None:
         if self._inputs:
-            for path in (workspace.PARAMS, lineage.LOCK):
+            for path in (workspace.PARAMS, workspace.LOCK):
                 if path.exists():
                     client.log_artifact(run_id, str(path))
             client.log_inputs(run_id, self._inputs)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,8 @@ from PIL import Image
 
 from flows import runs as runs_of_the_flow
 from tasks import workspace
-from tasks.cli import apply, doctor, named_run, reading
+from tasks.cli import apply, comparison, doctor, named_run, reading
 from tasks.cli.app import app
-from tasks.cli.comparison import Comparison
 from tasks.cli.console import LOOK
 from tasks.processes import services
 from tasks.processes.entry import INPUT_ERROR
@@ -221,10 +221,10 @@ def test_the_doctor_knows_the_servers_of_make_up(place: Path) -> None:
 
 
 def test_runs_on_other_data_are_not_comparable() -> None:
-    about = {"data": ("1", "2"), "verdict": ("under_regularised", "healthy")}
-    told = str(Comparison(("a", "b"), about, {}, {}))
-    assert "different data" in told and "under_regularised" in told
-    assert "different data" not in str(Comparison(("a", "b"), {**about, "data": ("1", "1")}, {}, {}))
+    found: dict[str, Any] = {"names": ("a", "b"), "metrics": {}, "parameters": {}}
+    told = comparison.lines({**found, "about": {"data": ("1", "2"), "verdict": ("under_regularised", "healthy")}})
+    assert "different data" in told[-1] and "under_regularised" in told[-2]
+    assert "different data" not in comparison.lines({**found, "about": {"data": ("1", "1")}})[-1]
 
 
 @pytest.mark.parametrize(
