@@ -52,8 +52,9 @@ def log_evaluation(
         sentence = promotion.consider(client, version, p.promote.mode).sentence
         dry = " (dry run)" if p.promote.mode == "dry_run" else ""
         log.info("promotion%s: version %s %s", dry, version.version, sentence)
-    client.set_tag(run_id, NOTE, pages.of_run(run_id, monitor, test, sentence, model_uri))
-    card = pages.of_version(name, version.version, saved, p, monitor, test, data, sentence)
+    shown = {"monitor": monitor, "test": test, "promotion": sentence, "uri": model_uri}
+    client.set_tag(run_id, NOTE, pages.render("run", run_id=run_id, **shown))
+    card = pages.render("version", name=name, version=version.version, saved=saved, p=p, data=data, **shown)
     client.update_model_version(name, version.version, card)
     client.log_text(run_id, make_report(origin(client.get_run(run_id), sentence, champion)), "report.html")
     return model_uri

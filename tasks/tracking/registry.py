@@ -39,7 +39,7 @@ def register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdict
     if number is None:
         logged = _log(saved, run_id)
         if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name, description=pages.of_name(name))
+            client.create_registered_model(name, description=pages.render("model", name=name))
         source = f"models:/{logged.model_id}"
         number = client.create_model_version(name, source, run_id, model_id=logged.model_id).version
     channels, height, width = saved.config.image_shape
