@@ -90,10 +90,7 @@ def aurocs(table: pd.DataFrame, usual: str) -> dict[str, float]:
     is_usual = table["label"] == usual
     others = sorted(set(table.loc[~is_usual, "label"].dropna()))
     if not is_usual.any() or is_usual.all():
-        raise InputError(
-            f"{usual!r} has {int(is_usual.sum()):,} of {len(table):,} images; --usual needs class folders of usual "
-            f"and of other images; there are: {', '.join(map(repr, others)) or 'no others'}"
-        )
+        raise InputError(f"--usual {usual!r} needs images of this and of another class folder; others: {others}")
     scores = table["score"].fillna(np.inf)  # more unusual than any number
     ours = scores[is_usual].to_numpy()
     groups = {name: table["label"] == name for name in others} if len(others) > 1 else {}

@@ -31,15 +31,9 @@ def compare(first: RunName, second: RunName, as_json: AsJson = False) -> None:
 
 
 def report(
-    run: Annotated[
-        str | None,
-        typer.Argument(help="A run's id or name, or a model as for --model; without it, the latest run."),
-    ] = None,
+    run: Annotated[str | None, typer.Argument(help="As for `vae compare`; without it, the latest run.")] = None,
     to: Annotated[Path | None, typer.Option(help="Copy it there.")] = None,
-    show: Annotated[
-        bool | None,
-        typer.Option("--open/--no-open", help="Open it in the browser; by default in a terminal only."),
-    ] = None,
+    show: Annotated[bool | None, typer.Option("--open/--no-open", help="Open it; by default in a terminal.")] = None,
 ) -> None:
     """Open the report of a run, or copy it; print its path."""
     from tasks.cli import named_run
@@ -101,14 +95,13 @@ def reproduce(
 def trace(
     anything: Annotated[
         str | None,
-        typer.Argument(
-            metavar="ANY",
-            help="An MLflow run or a flow run (id or name), a commit, a DVC experiment, or the hash of the train stage "
-            "in dvc.lock; without it, the model in this workspace.",
-        ),
+        typer.Argument(metavar="ANY", help="A run, flow run, commit, DVC experiment or hash of the train stage."),
     ] = None,
 ) -> None:
-    """Show where a model came from: its MLflow run, commit, train stage and flow run, from any one of them."""
+    """Show where a model came from: its MLflow run, commit, train stage and flow run, from any one of them.
+
+    Without a name: the model in this workspace.
+    """
     from tasks.cli import trace
     from tasks.tracking import store
 

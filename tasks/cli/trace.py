@@ -43,8 +43,8 @@ def described(run: Run) -> list[tuple[str, str]]:
     tags = run.data.tags
     commit, flow = tags.get("git.commit", "unknown"), "none: it was run by dvc"
     if "git.commit" in tags:
-        changed = ", ".join(filter(None, tags.get("git.changed", "").split("\n"))) or "files not recorded"
-        commit += f", dirty: {changed}" if tags.get("git.dirty") == "true" else ", clean"
+        changed = tags.get("git.changed", "").replace("\n", ", ")
+        commit += f", dirty: {changed}" if changed else ", clean"
     if "prefect.flow_run_id" in tags:
         name, url = (tags.get(f"prefect.flow_run_{part}", "") for part in ("name", "url"))
         flow = f"{name} ({tags['prefect.flow_run_id']}) {url}"

@@ -154,9 +154,7 @@ def scores(client: MlflowClient, version: ModelVersion, data_sha256: str) -> Flo
         return pd.read_csv(io.StringIO(text))["elbo"].to_numpy(np.float64)
     images = workspace.images("test")
     if not images.exists() or lineage.data()["data.sha256"] != data_sha256:
-        raise InputError(
-            f"version {version.version} has no stored scores, and the images that it was tested on are not here"
-        )
+        raise InputError(f"version {version.version} has no stored scores, and its test images are not here")
     log.info("scoring version %s of %s on the test images", version.version, version.name)
     device = devices.named("auto")
     saved = registry.load(f"models:/{version.name}/{version.version}", device)

@@ -154,7 +154,7 @@ def test_a_champion_that_kept_no_scores_is_loaded_and_scored(client: MlflowClien
     candidate = registered(client, far_better + 1000)
     by_hand(client, "1", "forced")
     np.save(workspace.images("test"), images[::-1])
-    assert "the images that it was tested on are not here" in consider(client, candidate)
+    assert "its test images are not here" in consider(client, candidate)
     assert champion(client) == "1"
 
 
