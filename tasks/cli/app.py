@@ -216,9 +216,8 @@ def _model(name: str | None, device: str) -> "tuple[Saved, Compute, dict[str, st
     from vae.compute import devices
 
     chosen = devices.named(device)
-    saved = named_model.load(name, chosen)
-    origin = {"place": named_model.place_of(name), "weights_sha256": saved.sha256}
-    return saved, saved.compute(chosen), origin
+    saved, place = named_model.load(name, chosen)
+    return saved, saved.compute(chosen), {"place": place, "weights_sha256": saved.sha256}
 
 
 def _end(origin: Mapping[str, str], source: "Reading | None", result: Mapping[str, Any], as_json: bool) -> None:

@@ -6,7 +6,7 @@ noise, and not worse in `GUARDS`. Without a champion, healthy is enough. docs/pr
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class Contender:
     weights: str | None
     data: str | None
     likelihood: str | None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float]
     rolled_back: str | None = None
 
 
@@ -87,8 +87,7 @@ class Decision:
     checks: tuple[Check, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        bootstrap = {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED}
-        return {**asdict(self), "bootstrap": bootstrap}
+        return asdict(self) | {"bootstrap": {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED}}
 
 
 def checks(candidate: Contender, champion: Contender, images: int) -> Iterator[Check]:

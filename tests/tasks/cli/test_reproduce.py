@@ -53,9 +53,7 @@ def nothing_left(folder: Path) -> bool:
     return not list((folder / ".run").glob("reproduce-*")) and not list((folder / ".git/worktrees").glob("*"))
 
 
-def test_a_run_of_uncommitted_parameters_is_identical_again_and_the_workspace_untouched(
-    place: Workspace, store: MlflowClient
-) -> None:
+def test_a_run_is_identical_again_and_the_workspace_untouched(place: Workspace, store: MlflowClient) -> None:
     run = run_of(store, epochs=2)
     tags = run.data.tags
     assert (tags["git.dirty"], tags["git.changed"]) == ("true", "params.yaml")

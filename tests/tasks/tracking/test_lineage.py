@@ -62,9 +62,7 @@ def test_outside_a_repository_the_commit_is_that_of_the_image(tmp_path: Path, mo
         ("file:///srv/git/b.git", None),
     ],
 )
-def test_a_commit_is_linked_where_its_remote_is_on_the_web_and_no_secret_with_it(
-    repository: Path, remote: str, url: str | None
-) -> None:
+def test_a_commit_is_linked_without_secrets(repository: Path, remote: str, url: str | None) -> None:
     assert lineage.commit_url("abc") is None
     git("remote", "add", "origin", remote)
     assert lineage.commit_url("abc") == url

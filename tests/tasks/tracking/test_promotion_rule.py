@@ -100,9 +100,7 @@ def test_a_better_elbo_does_not_pay_for_what_got_worse(changes: dict[str, float]
         ({}, {"probe_accuracy": math.nan}, True),
     ],
 )
-def test_a_little_worse_within_the_tolerance_passes(
-    ours: dict[str, float], theirs: dict[str, float], passes: bool
-) -> None:
+def test_tolerances(ours: dict[str, float], theirs: dict[str, float], passes: bool) -> None:
     candidate, champion = (
         replace(one, metrics={**METRICS, **changes}) for one, changes in ((CANDIDATE, ours), (CHAMPION, theirs))
     )

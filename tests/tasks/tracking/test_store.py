@@ -72,9 +72,7 @@ def test_a_wrong_request_is_an_error_and_not_an_outage(client: MlflowClient, cap
     assert not store.is_away(ValueError("a bug"))
 
 
-def test_a_run_is_found_by_its_weights_or_created_from_the_files(
-    client: MlflowClient, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_is_found_by_its_weights_or_created(client: MlflowClient, caplog: pytest.LogCaptureFixture) -> None:
     workspace.REPORTS.mkdir(exist_ok=True)
     history = pd.DataFrame([{**dict.fromkeys(COLUMNS, 0.5), "epoch": epoch} for epoch in range(1, 4)])
     history.to_csv(workspace.HISTORY, index=False)

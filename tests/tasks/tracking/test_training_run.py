@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
@@ -74,12 +75,10 @@ def train(run: TrainingRun, epochs: range) -> None:
 def test_a_run_ends_as_its_training_ended(
     backend: Backend, remembered: Path, error: type[BaseException] | None, expected: str
 ) -> None:
-    try:
-        with training_run("a name", remembered, {"git.commit": "abc"}):
-            if error:
-                raise error
-    except (RuntimeError, KeyboardInterrupt, SystemExit):
-        pass
+    outcome = suppress(RuntimeError, KeyboardInterrupt, SystemExit)
+    with outcome, training_run("a name", remembered, {"git.commit": "abc"}):
+        if error:
+            raise error
     run = backend.runs()["a name"]
     assert (run.info.status, run.data.tags["ended"]) == (expected, expected)
     assert (run.data.tags["git.commit"], run.data.tags["resumed"]) == ("abc", "false")
@@ -131,9 +130,7 @@ def test_a_run_records_its_data_and_its_name_says_what_is_trained(backend: Backe
     assert "[40, 8, 12, 3]" in inputs["digits-train"].profile
 
 
-def test_a_training_is_watched_by_the_system_metrics_and_its_attempts_are_not(
-    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attempts_have_no_system_metrics(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     metric = "system/cpu_utilization_percentage"
     with (
@@ -217,9 +214,7 @@ def test_a_training_that_was_killed_during_an_outage_is_killed_in_the_store(back
     assert math.isnan(found.data.metrics["valid/elbo"])
 
 
-def test_an_interrupted_training_that_the_store_never_heard_of_leaves_no_run(
-    backend: Backend, remembered: Path
-) -> None:
+def test_an_interrupted_training_unknown_to_the_store_leaves_no_run(backend: Backend, remembered: Path) -> None:
     backend.leave()
     with pytest.raises(KeyboardInterrupt), training_run("n", remembered, {}):
         raise KeyboardInterrupt
