@@ -3,7 +3,6 @@
 Heavy imports are in the commands that need them, so that `vae --help` answers at once.
 """
 
-import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from tasks.cli.reading import Reading
     from vae.compute.devices import Compute
     from vae.models.saved import Saved
-
-
-log = logging.getLogger(__name__)
 
 
 class Commands(TyperGroup):
@@ -46,10 +42,8 @@ def _store_error(error: Exception) -> str | None:
         return None
     from tasks.tracking import store  # now that MLflow is loaded anyway
 
-    if not store.is_away(error):
-        return None
-    reason = store.reason_of(error)
-    return f"MLflow does not answer: {reason}; `vae doctor` checks the servers, `make up` starts them"
+    advice = "`vae doctor` checks the servers, `make up` starts them"
+    return f"MLflow does not answer: {store.reason_of(error)}; {advice}" if store.is_away(error) else None
 
 
 app = typer.Typer(
@@ -65,12 +59,7 @@ Images = Annotated[Path, typer.Argument(help="A folder of images, one image, or 
 Pictures = Annotated[Path, typer.Argument(help="A .png with all of them, or a .npy of uint8 pictures.")]
 Model = Annotated[
     str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="A folder, an MLflow URI (models:/vae@candidate, runs:/ID), or an alias or version (candidate, 3).",
-        show_default="models/vae",
-    ),
+    typer.Option("--model", "-m", help="A folder, MLflow URI (runs:/ID), alias or version.", show_default="models/vae"),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
@@ -96,9 +85,7 @@ def reconstruct(
     images: Images,
     output: Annotated[Path, typer.Argument(help="The folder to write to.")] = Path("reconstructions"),
     model: Model = None,
-    pairs: Annotated[
-        bool, typer.Option("--pairs", help="Put the model's input to the left of each reconstruction.")
-    ] = False,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Put the model's input to the left of each.")] = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -116,19 +103,10 @@ def score(
     images: Images,
     model: Model = None,
     to: Annotated[Path | None, typer.Option(help="A .csv or .parquet file; without it, standard output.")] = None,
-    percentile: Annotated[
-        float,
-        typer.Option(min=0, max=100, help="Unusual: above this percentile of the validation images' scores."),
-    ] = 99,
+    percentile: Annotated[float, typer.Option(min=0, max=100, help="Of validation scores; above it is unusual.")] = 99,
     threshold: Annotated[float | None, typer.Option(help="Unusual: above this score in nats, instead.")] = None,
-    unseen: Annotated[
-        bool,
-        typer.Option("--unseen", help="Leave out files whose content data/manifest.parquet has in train or valid."),
-    ] = False,
-    usual: Annotated[
-        str | None,
-        typer.Option(help="The class folder of usual images: print the AUROC of all others against it."),
-    ] = None,
+    unseen: Annotated[bool, typer.Option("--unseen", help="Leave out what the model was trained on.")] = False,
+    usual: Annotated[str | None, typer.Option(help="The class of usual images: print the AUROC of others.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -188,9 +166,7 @@ def traverse(
     image: Annotated[Path, typer.Argument(help="The image to start from.")],
     output: Pictures = Path("traversals.png"),
     model: Model = None,
-    latents: Annotated[
-        str, typer.Option(help="Such as 3,5,7; without it, the most informative latents (highest KL).")
-    ] = "",
+    latents: Annotated[str, typer.Option(help="Such as 3,5,7; by default the most informative (highest KL).")] = "",
     top: Annotated[int, typer.Option(min=1, help="How many of those.")] = 8,
     span: Annotated[float, typer.Option(min=0, help="From −SPAN to SPAN.")] = 3.0,
     steps: Annotated[int, typer.Option(min=2, max=99)] = 9,
@@ -240,9 +216,8 @@ def _model(name: str | None, device: str) -> "tuple[Saved, Compute, dict[str, st
     from vae.compute import devices
 
     chosen = devices.named(device)
-    saved = named_model.load(name, chosen)
-    origin = {"place": named_model.place_of(name), "weights_sha256": saved.sha256}
-    return saved, saved.compute(chosen), origin
+    saved, place = named_model.load(name, chosen)
+    return saved, saved.compute(chosen), {"place": place, "weights_sha256": saved.sha256}
 
 
 def _end(origin: Mapping[str, str], source: "Reading | None", result: Mapping[str, Any], as_json: bool) -> None:

@@ -14,6 +14,7 @@ from tasks.cli.reading import Pixels, Reading
 from vae.compute.devices import Compute
 from vae.config.errors import InputError
 from vae.config.files import writing, written_aside
+from vae.data.item import Item
 from vae.inference import generate, grids, scoring
 from vae.losses.elbo import kl_per_latent
 from vae.metrics import measurement
@@ -61,19 +62,22 @@ def kept_threshold(saved: Saved, percentile: float) -> tuple[float | None, str |
 
 def score(saved: Saved, source: Reading, threshold: float | None, compute: Compute) -> pd.DataFrame:
     """path, label, score (nats), percentile (of the validation images' scores), unusual; the most unusual first."""
-    parts = []
-    for items, pixels in source.batches():
-        found = scoring.scores(saved, pixels, compute)
-        columns = {
+    items: list[Item] = []
+    parts: list[NDArray[np.float64]] = []
+    for batch, pixels in source.batches():
+        items += batch
+        parts.append(scoring.scores(saved, pixels, compute))
+    scores = np.concatenate(parts)
+    table = pd.DataFrame(
+        {
             "path": [item.path for item in items],
             "label": [item.label for item in items],
-            "score": found,
-            "percentile": scoring.ranks(saved, found),
+            "score": scores,
+            "percentile": scoring.ranks(saved, scores),
             # written so that NaN is unusual
-            "unusual": None if threshold is None else ~(found <= threshold),
+            "unusual": None if threshold is None else ~(scores <= threshold),
         }
-        parts.append(pd.DataFrame(columns))
-    table = pd.concat(parts, ignore_index=True)
+    )
     return table.sort_values("score", ascending=False, kind="stable", ignore_index=True, na_position="first")
 
 
@@ -86,10 +90,7 @@ def aurocs(table: pd.DataFrame, usual: str) -> dict[str, float]:
     is_usual = table["label"] == usual
     others = sorted(set(table.loc[~is_usual, "label"].dropna()))
     if not is_usual.any() or is_usual.all():
-        raise InputError(
-            f"{usual!r} has {int(is_usual.sum()):,} of {len(table):,} images; --usual needs class folders of usual "
-            f"and of other images; there are: {', '.join(map(repr, others)) or 'no others'}"
-        )
+        raise InputError(f"--usual {usual!r} needs images of this and of another class folder; others: {others}")
     scores = table["score"].fillna(np.inf)  # more unusual than any number
     ours = scores[is_usual].to_numpy()
     groups = {name: table["label"] == name for name in others} if len(others) > 1 else {}

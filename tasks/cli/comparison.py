@@ -1,56 +1,48 @@
 """Two runs side by side."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from mlflow.entities import Run
 
+from tasks.cli import console
 from tasks.tracking import registry, store
 from vae.config.text import number
 
 _ABOUT = {"verdict": store.VERDICT, "data": "data.sha256", "commit": "git.commit", "weights": store.WEIGHTS}
 
-Pairs = dict[str, tuple[Any, Any]]
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """The names of two runs, what they were made from, their metrics of the test split, and parameters that differ."""
-
-    names: tuple[str, str]
-    about: Pairs
-    metrics: Pairs
-    parameters: Pairs
-
-    def __str__(self) -> str:
-        rows = [("", *self.names)]
-        rows += [(name, one or "-", other or "-") for name, (one, other) in self.about.items()]
-        rows += [(f"test {name}", number(one), number(other)) for name, (one, other) in self.metrics.items()]
-        rows += [(name, one or "-", other or "-") for name, (one, other) in self.parameters.items()]
-        first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-        lines = [f"{name:<{first}}  {one:<{second}}  {other}".rstrip() for name, one, other in rows]
-        if self.about["data"][0] != self.about["data"][1]:
-            lines.append("(different data: these metrics do not say which model is better)")
-        return "\n".join(lines)
-
-
-def compare(one: Run, other: Run) -> Comparison:
-    about = _pairs(_about(one), _about(other))
+def compare(one: Run, other: Run) -> dict[str, Any]:
+    """Names, what the two came from, metrics of the test split, parameters that differ; None for what one lacks."""
     parameters = _pairs(one.data.params, other.data.params)
-    return Comparison(
-        names=(str(one.info.run_name), str(other.info.run_name)),
-        about={name: about[name] for name in _ABOUT},
-        metrics=_pairs(registry.test_metrics(one), registry.test_metrics(other)),
-        parameters={name: pair for name, pair in parameters.items() if pair[0] != pair[1]},
-    )
+    return {
+        "names": (one.info.run_name, other.info.run_name),
+        "about": {name: (_about(one, tag), _about(other, tag)) for name, tag in _ABOUT.items()},
+        "metrics": _pairs(registry.test_metrics(one), registry.test_metrics(other)),
+        "parameters": {name: pair for name, pair in parameters.items() if pair[0] != pair[1]},
+    }
 
 
-def _about(run: Run) -> dict[str, str | None]:
-    values = {name: run.data.tags.get(tag) for name, tag in _ABOUT.items()}
-    return {name: value if name == "verdict" else value and value[:12] for name, value in values.items()}
+def lines(compared: Mapping[str, Any]) -> list[str]:
+    """As a table."""
+    rows = [("", *compared["names"])]
+    rows += [(name, *map(_or_dash, pair)) for name, pair in compared["about"].items()]
+    rows += [(f"test {name}", *map(number, pair)) for name, pair in compared["metrics"].items()]
+    rows += [(name, *map(_or_dash, pair)) for name, pair in compared["parameters"].items()]
+    found, (data, other_data) = console.table(*rows), compared["about"]["data"]
+    if data != other_data:
+        found.append("(different data: these metrics do not say which model is better)")
+    return found
 
 
-def _pairs(one: Mapping[str, Any], other: Mapping[str, Any]) -> Pairs:
-    """Both values of each name, None where there is none."""
+def _about(run: Run, tag: str) -> str | None:
+    value = run.data.tags.get(tag)
+    return value if tag == store.VERDICT else value and value[:12]
+
+
+def _or_dash(value: str | None) -> str:
+    return value or "-"
+
+
+def _pairs(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {name: (one.get(name), other.get(name)) for name in sorted(one.keys() | other.keys())}

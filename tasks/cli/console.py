@@ -1,7 +1,7 @@
 """The output of the commands of `vae`: data on standard output, messages on standard error."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -21,3 +21,9 @@ def say(text: str) -> None:
 
 def print_json(document: Mapping[str, Any]) -> None:
     typer.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def table(*rows: Sequence[str]) -> list[str]:
+    """One line per row, with its columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks import overlay
+from tasks.cli.console import table
 
 # The tags of what decides the last bits beside data, parameters and code.
 CONDITIONS = ("compute.", "machine.", "version.", "resumed")
@@ -33,43 +34,30 @@ class Difference:
 
 
 def of_files(path: Path, then: bytes | None, here: bytes) -> Difference:
-    """history.csv or metrics.json, by their SHA-256; the detail names the first numbers that differ."""
+    """history.csv or metrics.json, by their SHA-256; the detail names the first number that differs."""
     hashes = [None if content is None else hashlib.sha256(content).hexdigest() for content in (then, here)]
-    detail = ""
-    if then is not None and then != here:
-        detail = (of_histories if path.suffix == ".csv" else of_metrics)(then, here)
-    return Difference(str(path), hashes[0], str(hashes[1]), detail)
+    return Difference(str(path), hashes[0], str(hashes[1]), "" if then in (None, here) else _first(path, then, here))
 
 
-def of_histories(then: bytes, here: bytes) -> str:
-    """The first epoch in which two histories differ, and by what."""
-    old, new = (list(csv.DictReader(io.StringIO(table.decode(errors="replace")))) for table in (then, here))
-    for before, now in zip(old, new, strict=False):
-        for name, value in before.items():
-            if value != now.get(name):
-                return f"from epoch {before.get('epoch')}: {name} {value}, here {now.get(name)}"
-    return f"{len(old)} epochs, here {len(new)}" if len(old) != len(new) else "other columns"
-
-
-def of_metrics(then: bytes, here: bytes) -> str:
-    """How many numbers differ, and the one that differs most."""
+def _first(path: Path, *contents: bytes) -> str:
+    """How many numbers differ, and the first of them in the order of the file."""
     try:
-        old, new = (overlay.flat(json.loads(text)) for text in (then, here))
+        old, new = (_numbers(path, content.decode()) for content in contents)
     except (ValueError, AttributeError) as error:
-        return f"not JSON: {error}"
-
-    def distance(name: str) -> float:
-        """Relative; infinite where one of the two is not a number."""
-        one, other = old.get(name), new.get(name)
-        if not isinstance(one, int | float) or not isinstance(other, int | float):
-            return float("inf")
-        return abs(one - other) / max(abs(one), abs(other))
-
-    differ = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+        return f"damaged: {error}"
+    differ = [name for name in old | new if old.get(name) != new.get(name)]
     if not differ:
         return "the same numbers, formatted differently"
-    most = max(differ, key=distance)
-    return f"{len(differ)} of {len(old)} numbers; {most} {old.get(most)}, here {new.get(most)}"
+    first = differ[0]
+    return f"{len(differ)} of {len(old)} numbers; from {first} {old.get(first)}, here {new.get(first)}"
+
+
+def _numbers(path: Path, text: str) -> dict[str, object]:
+    """Every number by its name: `epoch 2, valid/kl` or `test.kl`."""
+    if path.suffix == ".json":
+        return overlay.flat(json.loads(text))
+    rows = csv.DictReader(io.StringIO(text))
+    return {f"epoch {row.get('epoch')}, {name}": row[name] for row in rows for name in row if name != "epoch"}
 
 
 def of_conditions(then: Mapping[str, str], here: Mapping[str, str]) -> list[Difference]:
@@ -93,17 +81,11 @@ def report(files: Sequence[Difference], conditions: Sequence[Difference]) -> Ite
     if not different:
         yield f"identical  to the bit: {same}"
         return
-    yield from _table("differs", [(d.what, str(d.then)[:12], d.here[:12], d.detail) for d in different])
+    rows = [(one.what, str(one.then)[:12], one.here[:12], one.detail) for one in different]
+    yield from table(("differs", "the run", "here", ""), *rows)
     if same:
         yield f"identical  {same}"
     if conditions:
-        yield from _table("possible reason", [(d.what, str(d.then), d.here, "") for d in conditions])
+        yield from table(("possible reason", "the run", "here"), *((d.what, str(d.then), d.here) for d in conditions))
     else:
         yield "no recorded difference in code, machine or libraries: the cause is unknown"
-
-
-def _table(title: str, rows: Sequence[tuple[str, str, str, str]]) -> Iterator[str]:
-    head = (title, "the run", "here", "")
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        yield "  ".join(map(str.ljust, row, widths)).rstrip()

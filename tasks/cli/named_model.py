@@ -14,24 +14,18 @@ _URI = re.compile(r"(models|runs|mlflow-artifacts|file|s3|gs|https?):/.+")
 _ALIAS = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def load(name: str | None, device: torch.device) -> Saved:
-    """The model of that name; None: `models/vae`.
+def load(name: str | None, device: torch.device) -> tuple[Saved, str]:
+    """The model of that name (None: `models/vae`), and its folder or URI.
 
     Raises:
         InputError: there is none.
     """
-    if name is None or not in_mlflow(name):
-        return saved.load(Path(place_of(name)), device)
-    from tasks.tracking import registry  # MLflow takes seconds to import, and a folder needs none of it
+    if name is not None and in_mlflow(name):
+        from tasks.tracking import registry  # MLflow takes seconds to import, and a folder needs none of it
 
-    return registry.load(uri_of(name), device)
-
-
-def place_of(name: str | None) -> str:
-    """A folder or a URI."""
-    if name is None:
-        return str(here(workspace.MODEL))
-    return uri_of(name) if in_mlflow(name) else str(Path(name).expanduser())
+        return registry.load(uri_of(name), device), uri_of(name)
+    folder = here(workspace.MODEL) if name is None else Path(name).expanduser()
+    return saved.load(folder, device), str(folder)
 
 
 def in_mlflow(name: str) -> bool:

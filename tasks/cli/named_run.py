@@ -75,7 +75,4 @@ def _downloaded(run: Run) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         return Path(download_artifacts(run_id=run.info.run_id, artifact_path="report.html", dst_path=str(place)))
     except (MlflowException, OSError) as error:
-        raise InputError(
-            f"report of run {run.info.run_name} unavailable ({store.reason_of(error)}): its evaluation did not finish, "
-            "or its artifacts cannot be reached"
-        ) from None
+        raise InputError(f"report of run {run.info.run_name} unavailable: {store.reason_of(error)}") from None

@@ -56,12 +56,10 @@ def reproduce(name: str, ingest: bool = False) -> int:
         (tree / PARAMS).write_bytes(files[PARAMS])
         locate(root, tree, "train.initial_weights")
         configure(root, tree)
-        which: tuple[str, ...] = ()
-        if not ingest and data_from_cache(tags, files.get(LOCK), tree):
-            which = ("--downstream", AFTER_DATA)
-            print("data       from DVC's cache", flush=True)
-        else:
-            print(f"data       ingested again from {locate(root, tree, 'data.path')}", flush=True)
+        cached = not ingest and data_from_cache(tags, files.get(LOCK), tree)
+        origin = "from DVC's cache" if cached else f"ingested again from {locate(root, tree, 'data.path')}"
+        print(f"data       {origin}", flush=True)
+        which = ("--downstream", AFTER_DATA) if cached else ()
         # Without commits the run-cache is off too, so no result of this can stand in for one of the user's.
         code, last = run_dvc(tags, tree, "repro", "--force", "--no-commit", "--no-run-cache", *which)
         if code != 0:
@@ -134,12 +132,7 @@ def uncommitted(tags: Tags, tree: Path) -> str:
             f"the run was made with uncommitted changes in {', '.join(lost)}, which are not in Git: "
             f"commit {tags['git.commit'][:12]} alone does not reproduce it"
         )
-    words = []
-    if str(PARAMS) in changed:
-        words.append("uncommitted parameters, kept with the run")
-    if others := [name for name in changed if name != str(PARAMS)]:
-        words.append(f"uncommitted changes that no stage reads: {', '.join(others)}")
-    return f", with {' and '.join(words)}" if words else ""
+    return f", with uncommitted changes that are kept with the run or not read: {', '.join(changed)}" if changed else ""
 
 
 def configure(root: Path, tree: Path) -> None:

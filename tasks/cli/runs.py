@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tasks.cli.console import LOOK, AsJson, print_json, say
+from tasks.cli.console import LOOK, AsJson, print_json, say, table
 
 if TYPE_CHECKING:
     from tasks.tracking.promotion import Outcome
@@ -25,21 +25,15 @@ def compare(first: RunName, second: RunName, as_json: AsJson = False) -> None:
 
     found = comparison.compare(named_run.find(first), named_run.find(second))
     if as_json:
-        print_json(asdict(found))
+        print_json(found)
     else:
-        typer.echo(str(found))
+        typer.echo("\n".join(comparison.lines(found)))
 
 
 def report(
-    run: Annotated[
-        str | None,
-        typer.Argument(help="A run's id or name, or a model as for --model; without it, the latest run."),
-    ] = None,
+    run: Annotated[str | None, typer.Argument(help="As for `vae compare`; without it, the latest run.")] = None,
     to: Annotated[Path | None, typer.Option(help="Copy it there.")] = None,
-    show: Annotated[
-        bool | None,
-        typer.Option("--open/--no-open", help="Open it in the browser; by default in a terminal only."),
-    ] = None,
+    show: Annotated[bool | None, typer.Option("--open/--no-open", help="Open it; by default in a terminal.")] = None,
 ) -> None:
     """Open the report of a run, or copy it; print its path."""
     from tasks.cli import named_run
@@ -101,37 +95,35 @@ def reproduce(
 def trace(
     anything: Annotated[
         str | None,
-        typer.Argument(
-            metavar="ANY",
-            help="An MLflow run or a flow run (id or name), a commit, a DVC experiment, or the hash of the train stage "
-            "in dvc.lock; without it, the model in this workspace.",
-        ),
+        typer.Argument(metavar="ANY", help="A run, flow run, commit, DVC experiment or hash of the train stage."),
     ] = None,
 ) -> None:
-    """Show where a model came from: its MLflow run, commit, train stage and flow run, from any one of them."""
+    """Show where a model came from: its MLflow run, commit, train stage and flow run, from any one of them.
+
+    Without a name: the model in this workspace.
+    """
     from tasks.cli import trace
     from tasks.tracking import store
 
     for run in [store.run_here()] if anything is None else trace.find(anything):
-        typer.echo("\n".join(f"{what:<12}{value}" for what, value in trace.described(run)) + "\n")
+        typer.echo("\n".join(table(*trace.described(run))) + "\n")
 
 
 def doctor(
     as_json: AsJson = False,
     mend: Annotated[bool, typer.Option("--mend", help="Repair files that a killed DVC left half written.")] = False,
 ) -> None:
-    """Check installation, versions, GPU, servers, locks, disk and workspace; exit code 3 if there is a problem."""
+    """Check versions, GPU, disk, stages, locks and servers; exit code 3 if there is a problem."""
     from tasks.cli import doctor
 
     for line in doctor.mend() if mend else []:
         say(line)
     checks = doctor.examine()
-    healthy = all(check.state != "problem" for check in checks)
+    healthy = all(check["state"] != "problem" for check in checks)
     if as_json:
-        print_json({"healthy": healthy, "checks": [asdict(check) for check in checks]})
+        print_json({"healthy": healthy, "checks": checks})
     else:
-        for check in checks:
-            typer.echo(str(check))
+        typer.echo("\n".join(table(*((check["state"], check["name"], check["text"]) for check in checks))))
     raise typer.Exit(0 if healthy else LOOK)
 
 

@@ -4,6 +4,7 @@ import re
 
 from mlflow.entities import Run
 
+from tasks import workspace
 from tasks.processes import git
 from tasks.tracking import lineage, store
 from vae.config.errors import InputError
@@ -42,8 +43,8 @@ def described(run: Run) -> list[tuple[str, str]]:
     tags = run.data.tags
     commit, flow = tags.get("git.commit", "unknown"), "none: it was run by dvc"
     if "git.commit" in tags:
-        changed = ", ".join(filter(None, tags.get("git.changed", "").split("\n"))) or "files not recorded"
-        commit += f", dirty: {changed}" if tags.get("git.dirty") == "true" else ", clean"
+        changed = tags.get("git.changed", "").replace("\n", ", ")
+        commit += f", dirty: {changed}" if changed else ", clean"
     if "prefect.flow_run_id" in tags:
         name, url = (tags.get(f"prefect.flow_run_{part}", "") for part in ("name", "url"))
         flow = f"{name} ({tags['prefect.flow_run_id']}) {url}"
@@ -62,7 +63,7 @@ def _of_revision(name: str) -> list[str]:
     commit = git.says("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     if commit is None:
         return []
-    stage = lineage.stage_hash(git.says("show", f"{commit}:{lineage.LOCK}") or "", "train")
+    stage = lineage.stage_hash(git.says("show", f"{commit}:{workspace.LOCK}") or "", "train")
     searches = [f"tags.`{STAGE}` = '{stage}'"] if stage else []
     trained_at = f"tags.`git.commit` = '{commit}'"
     # An experiment's commit holds results; a person's commit is one to train at.

@@ -1,9 +1,7 @@
 """An evaluation in MLflow: metrics, plots, report and registered model, in the run that made the weights."""
 
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlflow
@@ -12,9 +10,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tasks import workspace
-from tasks.processes import run_notes
 from tasks.tracking import lineage, pages, promotion, registry, store
-from tasks.tracking.store import ENDED, VERDICT
+from tasks.tracking.store import VERDICT
 from vae.config.resolved import ResolvedParameters
 from vae.models.saved import Saved
 from vae.report.facts import Origin
@@ -44,54 +41,36 @@ def log_evaluation(
     tags = {**lineage.subject(p), **lineage.stage("train"), **evaluated, VERDICT: monitor["verdict"]}
     store.set_tags(client, run_id, tags)
     client.update_run(run_id, name=_with_verdict(run, monitor["verdict"]))
-    with _reopened(client, run), mlflow.start_run(run_id=run_id, log_system_metrics=False):
-        store.complete_from_files(client, run_id)
-        _log_files(metrics)
-        data, test = lineage.data()["data.sha256"], metrics["test"]
-        promotion.keep_scores(client, run_id, test_elbos, data)
-        version = registry.register(client, saved, run_id, name, monitor["verdict"])
-        model_uri, champion = f"models:/{name}/{version.version}", champion_of(client, name)
-        sentence = None
-        if p.promote.mode != "disabled":
-            sentence = promotion.consider(client, version, p.promote.mode).sentence
-            dry = " (dry run)" if p.promote.mode == "dry_run" else ""
-            log.info("promotion%s: version %s %s", dry, version.version, sentence)
-        client.set_tag(run_id, NOTE, pages.of_run(run_id, monitor, test, sentence, model_uri))
-        card = pages.of_version(name, version.version, saved, p, monitor, test, data, sentence)
-        client.update_model_version(name, version.version, card)
-        mlflow.log_text(make_report(origin(client.get_run(run_id), sentence, champion)), "report.html")
+    store.complete_from_files(client, run_id)
+    _log_files(client, run_id, metrics)
+    data, test = lineage.data()["data.sha256"], metrics["test"]
+    promotion.keep_scores(client, run_id, test_elbos, data)
+    version = registry.register(client, saved, run_id, name, monitor["verdict"])
+    model_uri, champion = f"models:/{name}/{version.version}", champion_of(client, name)
+    sentence = None
+    if p.promote.mode != "disabled":
+        sentence = promotion.consider(client, version, p.promote.mode).sentence
+        dry = " (dry run)" if p.promote.mode == "dry_run" else ""
+        log.info("promotion%s: version %s %s", dry, version.version, sentence)
+    shown = {"monitor": monitor, "test": test, "promotion": sentence, "uri": model_uri}
+    client.set_tag(run_id, NOTE, pages.render("run", run_id=run_id, **shown))
+    card = pages.render("version", name=name, version=version.version, saved=saved, p=p, data=data, **shown)
+    client.update_model_version(name, version.version, card)
+    client.log_text(run_id, make_report(origin(client.get_run(run_id), sentence, champion)), "report.html")
     return model_uri
 
 
-def _log_files(metrics: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Numbers, plots and reports into the active run."""
-    numbers = {
-        f"{split}/{metric}": value
-        for split, values in metrics.items()
-        for metric, value in values.items()
-        if value is not None
-    }
-    # `valid/…` are the curves of the training, by epoch; the final numbers have names of their own.
-    mlflow.log_metrics({key.replace("valid/", "final_valid/"): value for key, value in numbers.items()})
-    mlflow.log_artifacts(str(workspace.PLOTS), "plots")
-    for report in (*workspace.JSON_REPORTS, *workspace.TABLES, workspace.PARAMS, lineage.LOCK):
+def _log_files(client: MlflowClient, run_id: str, metrics: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Numbers, plots and reports into the run."""
+    for split, values in metrics.items():
+        # `valid/…` are the curves of the training, by epoch; the final numbers have names of their own.
+        name = "final_valid" if split == "valid" else split
+        numbers = {f"{name}/{metric}": value for metric, value in values.items() if value is not None}
+        mlflow.log_metrics(numbers, run_id=run_id)
+    client.log_artifacts(run_id, str(workspace.PLOTS), "plots")
+    for report in (*workspace.JSON_REPORTS, *workspace.TABLES, workspace.PARAMS, workspace.LOCK):
         if report.exists():
-            mlflow.log_artifact(str(report))
-
-
-@contextmanager
-def _reopened(client: MlflowClient, run: Run) -> Iterator[None]:
-    """Whatever ends an evaluation, its run keeps the status that the training ended with."""
-    run_id = run.info.run_id
-    try:
-        with run_notes.noted(store.notes(), run_id, {"pid": os.getpid()}):
-            try:
-                yield
-            finally:
-                client.set_terminated(run_id, run.data.tags.get(ENDED, "FINISHED"))
-    except BaseException:
-        store.leave_note(run_id, {})  # in case the store is away: the next process ends the run by its tag
-        raise
+            client.log_artifact(run_id, str(report))
 
 
 def _with_verdict(run: Run, verdict: str) -> str:
@@ -131,5 +110,5 @@ def origin(run: Run, promotion_sentence: str | None, champion: tuple[str, Run] |
 def champion_of(client: MlflowClient, name: str) -> tuple[str, Run] | None:
     """The number of the champion's version, and the run that evaluated it."""
     version = registry.champion(client, name)
-    run = None if version is None else registry.run_behind(client, version)
-    return None if version is None or run is None else (str(version.version), run)
+    run = version and registry.run_behind(client, version)
+    return (str(version.version), run) if version and run else None

@@ -16,8 +16,6 @@ from tasks.processes import git
 from vae.config.constants import SPLITS
 from vae.config.parameters import Parameters
 
-LOCK = workspace.LOCK
-
 # Set by the flow for the stages that it runs.
 FLOW_RUN_ID = "VAE_TRAIN_FLOW_RUN_ID"
 FLOW_RUN_NAME = "VAE_TRAIN_FLOW_RUN_NAME"
@@ -47,7 +45,7 @@ def commit() -> dict[str, str]:
         return {"git.commit": os.environ["GIT_COMMIT"]} if os.environ.get("GIT_COMMIT") else {}
     changed = (git.says("diff", "--name-only", "--relative", "-z", "HEAD") or "").split("\0")
     # dvc.lock changes while the pipeline runs: it records results and does not affect them.
-    changed = [name for name in changed if name and name != str(LOCK)]
+    changed = [name for name in changed if name and name != str(workspace.LOCK)]
     named = [*changed[:MANY], *(["…"] if len(changed) > MANY else [])]
     return {"git.commit": head, "git.dirty": str(bool(changed)).lower(), "git.changed": "\n".join(named)}
 
@@ -97,7 +95,7 @@ def machine() -> dict[str, str]:
 
 def stage(name: str) -> dict[str, str]:
     """`dvc.STAGE`: the hash of a stage's entry in dvc.lock, that is, of its code, data, parameters and results."""
-    hashed = stage_hash(LOCK.read_text(encoding="utf-8"), name) if LOCK.exists() else None
+    hashed = stage_hash(workspace.LOCK.read_text(encoding="utf-8"), name) if workspace.LOCK.exists() else None
     return {} if hashed is None else {f"dvc.{name}": hashed}
 
 

@@ -5,8 +5,7 @@ The versions that were champion are listed, oldest first, in a tag of the regist
 
 import io
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,6 @@ from mlflow import MlflowClient
 from mlflow.artifacts import load_text
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from tasks import workspace
 from tasks.processes.lock import hold
@@ -37,11 +35,9 @@ MOST_CHAMPIONS = 100
 log = logging.getLogger(__name__)
 
 
-@contextmanager
-def alone() -> Iterator[None]:
+def alone() -> AbstractContextManager[None]:
     """One process of this machine at a time reads the champion and moves the alias."""
-    with hold(workspace.root() / ".run" / "promotion.lock", "a promotion", seconds=600):
-        yield
+    return hold(workspace.root() / ".run" / "promotion.lock", "a promotion", seconds=600)
 
 
 def keep_scores(client: MlflowClient, run_id: str, elbos: Floats, data_sha256: str) -> None:
@@ -99,7 +95,7 @@ def roll_back(name: str) -> Outcome:
         raise InputError(f"no model {name} is registered yet: a run of the pipeline registers one")
     with alone():
         now, past = _champions(client, name)
-        while past and (past[-1] == now or not _exists(client, name, past[-1])):
+        while past and (past[-1] == now or not store.if_there(client.get_model_version, name, past[-1])):
             past.pop()
         if not past:
             whom = f" before version {now}" if now else ""
@@ -130,13 +126,12 @@ def judge(client: MlflowClient, version: ModelVersion) -> Decision:
 
 def contender(client: MlflowClient, version: ModelVersion) -> Contender:
     run = registry.run_behind(client, version)
-    parameters = run.data.params if run else {}
     return Contender(
         version=str(version.version),
         verdict=version.tags.get(VERDICT, "unknown"),
         weights=version.tags.get(WEIGHTS),
         data=data_of(run) if run else None,
-        likelihood=version.tags.get(registry.LIKELIHOOD) or parameters.get("objective.likelihood"),
+        likelihood=version.tags.get(registry.LIKELIHOOD),
         metrics=registry.test_metrics(run) if run else {},
         rolled_back=version.tags.get(ROLLED_BACK),
     )
@@ -148,30 +143,18 @@ def data_of(run: Run) -> str | None:
 
 
 def scores(client: MlflowClient, version: ModelVersion, data_sha256: str) -> Floats:
-    """The ELBO of each test image of these data, (N,) nats: from the run's artifacts, else measured.
+    """The ELBO of each test image of these data, (N,) nats: from the run's artifacts, else measured here.
 
     Raises:
-        InputError: the run has none, and the model or the images are not available.
+        InputError: the run has none, and the images here are different ones, or the model cannot be loaded.
     """
-    run = registry.run_behind(client, version)
-    file = scores_file(data_sha256)
+    run, file = registry.run_behind(client, version), scores_file(data_sha256)
     if run is not None and file in {item.path for item in client.list_artifacts(run.info.run_id, SCORES)}:
         text = load_text(f"{run.info.artifact_uri}/{file}")
         return pd.read_csv(io.StringIO(text))["elbo"].to_numpy(np.float64)
-    return measured(version, data_sha256)
-
-
-def measured(version: ModelVersion, data_sha256: str) -> Floats:
-    """The same, by the registered model on the images of this workspace.
-
-    Raises:
-        InputError: the images here are different ones, or the model cannot be loaded.
-    """
     images = workspace.images("test")
     if not images.exists() or lineage.data()["data.sha256"] != data_sha256:
-        raise InputError(
-            f"version {version.version} has no stored scores, and the images that it was tested on are not here"
-        )
+        raise InputError(f"version {version.version} has no stored scores, and its test images are not here")
     log.info("scoring version %s of %s on the test images", version.version, version.name)
     device = devices.named("auto")
     saved = registry.load(f"models:/{version.name}/{version.version}", device)
@@ -214,13 +197,3 @@ def _champions(client: MlflowClient, name: str) -> tuple[str | None, list[str]]:
 
 def _remember(client: MlflowClient, name: str, champions: list[str]) -> None:
     client.set_registered_model_tag(name, CHAMPIONS, " ".join(champions[-MOST_CHAMPIONS:]))
-
-
-def _exists(client: MlflowClient, name: str, number: str) -> bool:
-    try:
-        client.get_model_version(name, number)
-        return True
-    except MlflowException as error:
-        if store.is_away(error):
-            raise
-        return False

@@ -5,8 +5,8 @@ noise, and not worse in `GUARDS`. Without a champion, healthy is enough. docs/pr
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class Contender:
     weights: str | None
     data: str | None
     likelihood: str | None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float]
     rolled_back: str | None = None
 
 
@@ -87,26 +87,17 @@ class Decision:
     checks: tuple[Check, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        bootstrap = {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED}
-        return {**asdict(self), "bootstrap": bootstrap}
+        return asdict(self) | {"bootstrap": {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED}}
 
 
-@dataclass(frozen=True)
-class Guard:
-    """A metric that must not be worse than a limit, a function of the champion's value and the number of images."""
-
-    name: str
-    higher_is_better: bool
-    limit: Callable[[float, int], float]
-
-    def check(self, candidate: Contender, champion: Contender, images: int) -> Check | None:
-        """None where the champion does not have this metric."""
-        ours, theirs = (_finite(one.metrics).get(self.name) for one in (candidate, champion))
-        if theirs is None:
-            return None
-        limit = self.limit(theirs, images)
-        passed = ours is not None and (ours >= limit if self.higher_is_better else ours <= limit)
-        return Check(self.name, ours, theirs, limit, self.higher_is_better, passed)
+def checks(candidate: Contender, champion: Contender, images: int) -> Iterator[Check]:
+    """One for each of `GUARDS` whose metric the champion has."""
+    ours, theirs = _finite(candidate.metrics), _finite(champion.metrics)
+    for name, higher_is_better, limit_of in GUARDS:
+        if name in theirs:
+            value, limit = ours.get(name), limit_of(theirs[name], images)
+            passed = value is not None and (value >= limit if higher_is_better else value <= limit)
+            yield Check(name, value, theirs[name], limit, higher_is_better, passed)
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -123,14 +114,15 @@ def _two_errors_below(accuracy: float, images: int) -> float:
     return accuracy - 2 * math.sqrt(2 * share * (1 - share) / (images + 4))
 
 
-GUARDS = (
+# The metrics that must not get worse: name, whether higher is better, limit by the champion's value and the images.
+GUARDS: tuple[tuple[str, bool, Callable[[float, int], float]], ...] = (
     # Seeds alone move it by 3% (docs/leaves.md).
-    Guard("mse_sampled", False, lambda theirs, images: 1.05 * theirs),
-    Guard("probe_accuracy", True, _two_errors_below),
+    ("mse_sampled", False, lambda theirs, images: 1.05 * theirs),
+    ("probe_accuracy", True, _two_errors_below),
     # Healthy models of one data set lie between 0.06 and 0.16; from 0.4 on samples are noise.
-    Guard("prior_gap_share", False, lambda theirs, images: theirs + 0.1),
+    ("prior_gap_share", False, lambda theirs, images: theirs + 0.1),
     # A better model may need a few latents fewer; one that loses a quarter of them has begun to collapse.
-    Guard("active_units", True, lambda theirs, images: 0.75 * theirs),
+    ("active_units", True, lambda theirs, images: 0.75 * theirs),
 )
 
 
@@ -166,28 +158,35 @@ def decide(
     ours, theirs: the ELBO of each test image, (N,) nats, under candidate and champion; needed only where there is a
     champion and `barred` is None.
     """
+    version = champion.version if champion else None
     if reason := barred(candidate, champion):
-        return Decision(False, reason, champion.version if champion else None)
+        return Decision(False, reason, version)
     if champion is None:
         return Decision(True, "it is healthy and there is no champion yet", None)
-    if ours is None or theirs is None or ours.shape != theirs.shape:
-        counts = " and ".join("no" if one is None else f"{len(one)}" for one in (ours, theirs))
-        return Decision(False, f"the two have scores for {counts} test images", champion.version)
-    if len(ours) < FEWEST:
-        return Decision(False, f"{len(ours)} test images are too few; at least {FEWEST} are needed", champion.version)
-    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
-        return Decision(False, "the ELBO of some test images is not finite", champion.version)
+    assert ours is not None and theirs is not None
+    if reason := _unfit(ours, theirs):
+        return Decision(False, reason, version)
 
-    gain = compare(ours, theirs)
-    checks = tuple(filter(None, (guard.check(candidate, champion, len(ours)) for guard in GUARDS)))
-    failed = [str(check) for check in checks if not check.passed]
-    elbo = f"test ELBO {gain.candidate:.4g} against {gain.champion:.4g} of champion version {champion.version} ({gain})"
+    gain, found = compare(ours, theirs), tuple(checks(candidate, champion, len(ours)))
+    failed = [str(check) for check in found if not check.passed]
+    reason = f"test ELBO {gain.candidate:.4g} against {gain.champion:.4g} of champion version {version} ({gain})"
     if gain.low <= 0:
         how = "not better" if gain.high < 0 else "not better beyond the noise"
-        return Decision(False, "; ".join([f"{how}: {elbo}", *failed]), champion.version, gain, checks)
-    if failed:
-        return Decision(False, f"{elbo}, but {'; '.join(failed)}", champion.version, gain, checks)
-    return Decision(True, elbo, champion.version, gain, checks)
+        reason = "; ".join([f"{how}: {reason}", *failed])
+    elif failed:
+        reason = f"{reason}, but {'; '.join(failed)}"
+    return Decision(gain.low > 0 and not failed, reason, version, gain, found)
+
+
+def _unfit(ours: Floats, theirs: Floats) -> str | None:
+    """Why these scores prove nothing; None where they can be compared."""
+    if len(ours) != len(theirs):
+        return f"the two have scores for {len(ours)} and {len(theirs)} test images"
+    if len(ours) < FEWEST:
+        return f"{len(ours)} test images are too few; at least {FEWEST} are needed"
+    if not np.isfinite([ours, theirs]).all():
+        return "the ELBO of some test images is not finite"
+    return None
 
 
 def compare(ours: Floats, theirs: Floats) -> Gain:
@@ -210,11 +209,5 @@ def compare(ours: Floats, theirs: Floats) -> Gain:
             batch=max(1, DRAWN_AT_ONCE // len(differences)),
             rng=np.random.default_rng(SEED),
         ).confidence_interval
-    return Gain(
-        candidate=float(ours.mean()),
-        champion=float(theirs.mean()),
-        difference=float(differences.mean()),
-        low=float(low),
-        high=float(high),
-        images=len(differences),
-    )
+    means = float(ours.mean()), float(theirs.mean()), float(differences.mean())
+    return Gain(*means, float(low), float(high), len(differences))

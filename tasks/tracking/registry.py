@@ -4,7 +4,6 @@ import re
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -14,7 +13,8 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
+from mlflow.models.model import ModelInfo
 from mlflow.types.schema import DataType, ParamSchema, ParamSpec
 
 from tasks import PROJECT, workspace
@@ -34,12 +34,12 @@ _SIGNATURE = ModelSignature(params=ParamSchema([ParamSpec("task", DataType.strin
 
 
 def register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdict: str) -> ModelVersion:
-    """Logs the model into the active run and registers it as the candidate; the same model is registered once."""
+    """Logs the model into the run and registers it as the candidate; the same model is registered once."""
     number = version_with(client, name, saved.sha256, prior_hash())
     if number is None:
-        logged = _log(saved)
+        logged = _log(saved, run_id)
         if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name, description=pages.of_name(name))
+            client.create_registered_model(name, description=pages.render("model", name=name))
         source = f"models:/{logged.model_id}"
         number = client.create_model_version(name, source, run_id, model_id=logged.model_id).version
     channels, height, width = saved.config.image_shape
@@ -57,11 +57,14 @@ def register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdict
     return client.get_model_version(name, number)
 
 
-def _log(saved: Saved) -> Any:
+def _log(saved: Saved, run_id: str) -> ModelInfo:
     channels, height, width = saved.config.image_shape
     example = np.zeros((2, height, width, channels), np.uint8)
-    return mlflow.pyfunc.log_model(
+    return Model.log(  # unlike `mlflow.pyfunc.log_model`, it needs no active run, whose end would change the status
+        artifact_path=None,
         name="model",
+        flavor=mlflow.pyfunc,
+        run_id=run_id,
         python_model=str(Path(__file__).with_name("served_model.py")),
         artifacts={"vae": str(workspace.MODEL)},
         code_paths=[str(PROJECT / "vae")],
@@ -133,19 +136,12 @@ def _known(client: MlflowClient, name: str) -> str:
 
 def champion(client: MlflowClient, name: str) -> ModelVersion | None:
     """The version with the alias `champion`."""
-    if CHAMPION not in client.get_registered_model(name).aliases:
-        return None
-    return client.get_model_version_by_alias(name, CHAMPION)
+    return store.if_there(client.get_model_version_by_alias, name, CHAMPION)
 
 
 def run_behind(client: MlflowClient, version: ModelVersion) -> Run | None:
     """The run that evaluated a version last; None where it was removed."""
-    try:
-        return client.get_run(version.tags.get(RUN) or version.run_id or "")
-    except MlflowException as error:
-        if store.is_away(error):
-            raise
-        return None
+    return store.if_there(client.get_run, version.tags.get(RUN) or version.run_id or "")
 
 
 def test_metrics(run: Run) -> dict[str, float]:

@@ -5,10 +5,10 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import mlflow
@@ -29,7 +29,7 @@ from vae.models.saved import weights_hash
 EXPERIMENT = "vae-train"
 WEIGHTS, VERDICT, ENDED = "weights.sha256", "verdict", "ended"  # tags of a run
 
-_AT_ONCE = 100  # parameters per request; MLflow's own limit
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -120,14 +120,23 @@ def reason_of(error: Exception) -> str:
     return lines[0][:300].rstrip(".")
 
 
-def exists(client: MlflowClient, run_id: str) -> bool:
-    """False where a person has deleted it. Raises: what the store raises where it does not answer."""
+def if_there(get: Callable[..., T], *arguments: str) -> T | None:
+    """What a request of the client returns; None where the store answers that there is no such thing.
+
+    Raises: what the store raises where it does not answer.
+    """
     try:
-        return client.get_run(run_id).info.lifecycle_stage == "active"
+        return get(*arguments)
     except MlflowException as error:
         if is_away(error):
             raise
-        return False
+        return None
+
+
+def exists(client: MlflowClient, run_id: str) -> bool:
+    """False where a person has deleted it."""
+    run = if_there(client.get_run, run_id)
+    return run is not None and run.info.lifecycle_stage == "active"
 
 
 def find(client: MlflowClient, experiment_id: str, condition: str) -> Run | None:
@@ -170,9 +179,7 @@ def backfill(
 ) -> None:
     """Logs those of the parameters and of the history's rows that the run lacks."""
     known = client.get_run(run_id).data.params
-    missing = [Param(name, str(value)) for name, value in parameters.items() if name not in known]
-    for start in range(0, len(missing), _AT_ONCE):
-        client.log_batch(run_id, params=missing[start : start + _AT_ONCE])
+    client.log_batch(run_id, params=[Param(n, str(value)) for n, value in parameters.items() if n not in known])
     epochs = {metric.step for metric in client.get_metric_history(run_id, "valid/kl")}
     for row in history:
         if int(row["epoch"]) not in epochs:

@@ -25,7 +25,6 @@ from tasks.processes import run_notes
 from tasks.tracking import lineage, store
 from vae.config.parameters import Parameters
 
-INITIAL_WEIGHTS = "initial_weights.sha256"
 NAME = "mlflow.runName"
 SILENCE = 60  # seconds without another try, where the store did not answer
 
@@ -88,7 +87,7 @@ class TrainingRun:
         if self.run_id is None or self.tags.get("resumed") == "false":
             self.tags.setdefault(NAME, _name_of(p))
         if p.train.initial_weights:
-            self.tags[INITIAL_WEIGHTS] = workspace.sha256(Path(p.train.initial_weights))
+            self.tags["initial_weights.sha256"] = workspace.sha256(Path(p.train.initial_weights))
         for split, images in (("train", train_images), ("valid", valid_images)):
             digest = workspace.sha256(workspace.images(split))[:36]
             dataset = mlflow.data.from_numpy(  # type: ignore[attr-defined]  # created at import, unseen by mypy
@@ -158,7 +157,7 @@ class TrainingRun:
 
     def _send_inputs(self, client: MlflowClient, run_id: str) -> None:
         if self._inputs:
-            for path in (workspace.PARAMS, lineage.LOCK):
+            for path in (workspace.PARAMS, workspace.LOCK):
                 if path.exists():
                     client.log_artifact(run_id, str(path))
             client.log_inputs(run_id, self._inputs)

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tasks.cli import differences
 from tasks.cli.differences import Difference
 
@@ -14,32 +16,34 @@ def metrics(**test: object) -> bytes:
     return json.dumps({"valid": {"elbo": 1.0}, "test": test}).encode()
 
 
-def test_the_first_epoch_and_column_that_differ_are_named() -> None:
-    found = differences.of_files(HISTORY, TABLE, TABLE.replace(b"2,40.0,4.5", b"2,40.0,4.500000001"))
-    assert not found.same
-    assert found.detail == "from epoch 2: valid/kl 4.5, here 4.500000001"
-    shorter = differences.of_files(HISTORY, TABLE, TABLE[: TABLE.index(b"2,")])
-    assert shorter.detail == "2 epochs, here 1"
-    renamed = differences.of_files(HISTORY, TABLE, TABLE.replace(b"valid/kl", b"valid/rate"))
-    assert renamed.detail == "from epoch 1: valid/kl 3.5, here None"
-    wider = differences.of_files(HISTORY, b"epoch\n1\n", b"epoch,new\n1,2\n")
-    assert (wider.same, wider.detail) == (False, "other columns")
+@pytest.mark.parametrize(
+    ("before", "after", "detail"),
+    [
+        (b"2,40.0,4.5", b"2,40.0,4.500000001", "1 of 4 numbers; from epoch 2, valid/kl 4.5, here 4.500000001"),
+        (b"2,40.0,4.5\n", b"", "2 of 4 numbers; from epoch 2, train/loss 40.0, here None"),
+        (b"valid/kl", b"valid/rate", "4 of 4 numbers; from epoch 1, valid/kl 3.5, here None"),
+        (b"\n", b"\r\n", "the same numbers, formatted differently"),
+        (b"epoch", b"\xff", "damaged: "),
+    ],
+)
+def test_the_first_epoch_and_column_that_differ_are_named(before: bytes, after: bytes, detail: str) -> None:
+    found = differences.of_files(HISTORY, TABLE, TABLE.replace(before, after))
+    assert not found.same and found.detail.startswith(detail)
 
 
-def test_of_metrics_the_number_that_differs_most_is_named() -> None:
-    then, here = metrics(elbo=100.0, kl=2.0, nll=None), metrics(elbo=101.0, kl=3.0, nll=None)
-    assert differences.of_files(METRICS, then, here).detail == "2 of 4 numbers; test.kl 2.0, here 3.0"
-    lost = differences.of_files(METRICS, then, metrics(elbo=100.1, kl=2.0))
-    assert lost.detail.startswith("1 of 4 numbers; test.elbo")
-    gone = differences.of_files(METRICS, then, metrics(elbo=100.1, kl=2.0, nll=5.0))
-    assert gone.detail == "2 of 4 numbers; test.nll None, here 5.0"
-    spaced = differences.of_files(METRICS, then, then + b"\n")
-    assert (spaced.same, spaced.detail) == (False, "the same numbers, formatted differently")
-
-
-def test_damaged_files_differ() -> None:
-    assert differences.of_files(METRICS, b"{", metrics()).detail.startswith("not JSON: ")
-    assert not differences.of_files(HISTORY, b"\xff\x00", TABLE).same
+@pytest.mark.parametrize(
+    ("here", "detail"),
+    [
+        (metrics(elbo=101.0, kl=3.0, nll=None), "2 of 4 numbers; from test.elbo 100.0, here 101.0"),
+        (metrics(elbo=100.0, kl=2.0, nll=5.0), "1 of 4 numbers; from test.nll None, here 5.0"),
+        (metrics(elbo=100.0, kl=2.0, nll=None) + b"\n", "the same numbers, formatted differently"),
+        (b"{", "damaged: "),
+        (b"[]", "damaged: "),
+    ],
+)
+def test_the_first_metric_that_differs_is_named(here: bytes, detail: str) -> None:
+    found = differences.of_files(METRICS, metrics(elbo=100.0, kl=2.0, nll=None), here)
+    assert not found.same and found.detail.startswith(detail)
 
 
 def test_conditions_are_of_machine_and_code_and_only_those_that_differ() -> None:

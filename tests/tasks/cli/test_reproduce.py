@@ -53,9 +53,7 @@ def nothing_left(folder: Path) -> bool:
     return not list((folder / ".run").glob("reproduce-*")) and not list((folder / ".git/worktrees").glob("*"))
 
 
-def test_a_run_of_uncommitted_parameters_is_identical_again_and_the_workspace_untouched(
-    place: Workspace, store: MlflowClient
-) -> None:
+def test_a_run_is_identical_again_and_the_workspace_untouched(place: Workspace, store: MlflowClient) -> None:
     run = run_of(store, epochs=2)
     tags = run.data.tags
     assert (tags["git.dirty"], tags["git.changed"]) == ("true", "params.yaml")
@@ -66,7 +64,7 @@ def test_a_run_of_uncommitted_parameters_is_identical_again_and_the_workspace_un
     done = place.start("-m", "tasks.reproduce", run.info.run_id, MLFLOW_TRACKING_URI=uri).ended()
     assert done.code == IDENTICAL, done.output
     assert "warning: `python -m tasks.reproduce` is deprecated; use `vae reproduce`" in done.output
-    assert "uncommitted parameters, kept with the run" in done.output
+    assert "uncommitted changes that are kept with the run or not read: params.yaml" in done.output
     assert "from DVC's cache" in done.output
     assert done.ran() == ["validate", "preflight", "train", "monitor", "evaluate"]
     assert done.output.splitlines()[-1] == (

@@ -27,25 +27,15 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_clean_commit_names_no_change_and_dvc_lock_is_none(repository: Path) -> None:
+def test_every_changed_file_is_named_whether_staged_or_not_but_dvc_lock(repository: Path) -> None:
     Path("dvc.lock").write_text("other results\n")
     Path("untracked.txt").write_text("")
-    assert lineage.commit() == {
-        "git.commit": git("rev-parse", "HEAD"),
-        "git.dirty": "false",
-        "git.changed": "",
-    }
-
-
-def test_every_changed_file_is_named_whether_staged_or_not(repository: Path) -> None:
-    Path("params.yaml").write_text("after\n")
-    Path("sömë code.py").write_text("after\n")
+    assert lineage.commit() == {"git.commit": git("rev-parse", "HEAD"), "git.dirty": "false", "git.changed": ""}
+    for name in ("params.yaml", "sömë code.py"):
+        Path(name).write_text("after\n")
     git("add", "params.yaml")
     found = lineage.commit()
     assert (found["git.dirty"], found["git.changed"]) == ("true", "params.yaml\nsömë code.py")
-
-
-def test_a_long_list_of_changes_ends_with_an_ellipsis(repository: Path) -> None:
     for number in range(lineage.MANY + 5):
         Path(f"new {number:03}").write_text("")
     git("add", "--all")
@@ -72,9 +62,7 @@ def test_outside_a_repository_the_commit_is_that_of_the_image(tmp_path: Path, mo
         ("file:///srv/git/b.git", None),
     ],
 )
-def test_a_commit_is_linked_where_its_remote_is_on_the_web_and_no_secret_with_it(
-    repository: Path, remote: str, url: str | None
-) -> None:
+def test_a_commit_is_linked_without_secrets(repository: Path, remote: str, url: str | None) -> None:
     assert lineage.commit_url("abc") is None
     git("remote", "add", "origin", remote)
     assert lineage.commit_url("abc") == url

@@ -26,12 +26,13 @@ def html(markdown: str) -> str:
 
 def card(folder: Path, test: dict[str, Any], monitor: dict[str, Any], path: str = "photos/[x](y)") -> str:
     p = resolve(Parameters(data=Data(source="folder", path=path)), 1)
-    saved = write_model(folder)
-    return pages.of_version("vae", "3", saved, p, monitor, test, "cd" * 32, "would be promoted: it is better")
+    shown = {"monitor": monitor, "test": test, "promotion": "would be promoted: it is better", "uri": "models:/vae/3"}
+    return pages.render("version", name="vae", version="3", saved=write_model(folder), p=p, data="cd" * 32, **shown)
 
 
 def test_the_note_of_a_run_begins_with_verdict_and_numbers_and_fetches_a_picture() -> None:
-    page = html(pages.of_run("r" * 32, MONITOR, TEST, "was not promoted: no better", "models:/vae/3"))
+    shown = {"monitor": MONITOR, "test": TEST, "promotion": "was not promoted: no better", "uri": "models:/vae/3"}
+    page = html(pages.render("run", run_id="r" * 32, **shown))
     first = page.split("</p>")[0]
     assert "<strong>overfitted</strong>" in first and "Test ELBO 305.9 nats per image" in first
     assert f'src="get-artifact?run_uuid={"r" * 32}&amp;path=plots%2Freconstructions_median.png"' in page
@@ -55,4 +56,4 @@ def test_the_card_of_a_model_says_what_it_is_how_to_use_it_and_its_limits(tmp_pa
 def test_a_card_fits_the_registrys_column(tmp_path: Path) -> None:
     long = card(tmp_path, TEST, MONITOR, path="x" * 4000)
     assert len(long) <= 5000 and long.startswith("**overfitted**")
-    assert len(pages.of_name("x" * 100)) <= 5000
+    assert len(pages.render("model", name="x" * 100)) <= 5000

@@ -2,25 +2,24 @@
 
 import base64
 import io
-import json
 import os
 import signal
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from helpers.commands import PREPROCESSING, register, write_model
 from helpers.workspaces import free_ports, stand_in, wait_for
 from PIL import Image
 
 from tasks import workspace
 from tasks.cli import apply, reading
+from tasks.processes import services
 from tasks.tracking import registry, store
 from vae.data import images
 from vae.inference import generate, scoring
@@ -45,21 +44,13 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     environment.pop("PYTHONPATH", None)  # the code that was logged with the model has to do
     command = ["-m", "mlflow", "models", "serve", "-m", "models:/vae@champion", "--env-manager", "local"]
     with Path("serve.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, *command, "--port", str(port)],
-            stdout=log,
-            stderr=log,
-            env=environment,
-            start_new_session=True,
-        )
+        command = [sys.executable, *command, "--port", str(port)]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
 
     def up() -> bool:
         assert process.poll() is None, Path("serve.log").read_text()
-        try:
-            return urllib.request.urlopen(f"{address}/ping", timeout=1).status == 200
-        except OSError:
-            return False
+        return services.answers(f"{address}/ping")
 
     try:
         wait_for(up, 120, "the server")
@@ -70,14 +61,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def ask(address: str, **document: Any) -> tuple[int, Any]:
-    request = urllib.request.Request(
-        f"{address}/invocations", json.dumps(document).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            return reply.status, json.load(reply)["predictions"]
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+    reply = requests.post(f"{address}/invocations", json=document, timeout=60)
+    return reply.status_code, reply.json()["predictions"] if reply.ok else reply.text
 
 
 def test_it_encodes_reconstructs_and_scores_files_and_arrays_as_the_library_does(server: str) -> None:

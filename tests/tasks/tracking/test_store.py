@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -26,15 +27,9 @@ def test_two_processes_at_once_create_one_store(tmp_path: Path) -> None:
     environment = {**os.environ, "DVC_ROOT": str(folder), "PYTHONPATH": str(PROJECT)}
     environment.pop("MLFLOW_TRACKING_URI", None)
     code = "from tasks.tracking import store; print(store.connect()[1])"
-    starters = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    said = [starter.communicate(timeout=200)[0].split() for starter in starters]
-    assert said == [["1"]] * 2
+    place: dict[str, Any] = {"env": environment, "cwd": folder, "text": True}
+    starters = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, **place) for _ in range(2)]
+    assert [starter.communicate(timeout=200)[0].split() for starter in starters] == [["1"]] * 2
 
 
 @pytest.mark.parametrize(
@@ -77,9 +72,7 @@ def test_a_wrong_request_is_an_error_and_not_an_outage(client: MlflowClient, cap
     assert not store.is_away(ValueError("a bug"))
 
 
-def test_a_run_is_found_by_its_weights_or_created_from_the_files(
-    client: MlflowClient, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_is_found_by_its_weights_or_created(client: MlflowClient, caplog: pytest.LogCaptureFixture) -> None:
     workspace.REPORTS.mkdir(exist_ok=True)
     history = pd.DataFrame([{**dict.fromkeys(COLUMNS, 0.5), "epoch": epoch} for epoch in range(1, 4)])
     history.to_csv(workspace.HISTORY, index=False)
@@ -87,11 +80,8 @@ def test_a_run_is_found_by_its_weights_or_created_from_the_files(
     with caplog.at_level(logging.INFO, "tasks"):
         run = store.run_here()
     assert "created run" in caplog.text
-    assert (run.info.status, run.data.tags["ended"], run.data.tags["made_from_files"]) == (
-        "FINISHED",
-        "FINISHED",
-        "true",
-    )
+    tags = run.data.tags
+    assert (run.info.status, tags["ended"], tags["made_from_files"]) == ("FINISHED", "FINISHED", "true")
     assert [m.step for m in client.get_metric_history(run.info.run_id, "valid/elbo")] == [1, 2, 3]
     assert run.data.params["train.epochs"] == "60"
     assert store.run_of(unknown.sha256).info.run_id == run.info.run_id

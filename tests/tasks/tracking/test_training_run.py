@@ -2,10 +2,12 @@
 
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 from helpers.commands import evaluate, write_model
 from helpers.workspaces import wait_for
@@ -73,12 +75,10 @@ def train(run: TrainingRun, epochs: range) -> None:
 def test_a_run_ends_as_its_training_ended(
     backend: Backend, remembered: Path, error: type[BaseException] | None, expected: str
 ) -> None:
-    try:
-        with training_run("a name", remembered, {"git.commit": "abc"}):
-            if error:
-                raise error
-    except (RuntimeError, KeyboardInterrupt, SystemExit):
-        pass
+    outcome = suppress(RuntimeError, KeyboardInterrupt, SystemExit)
+    with outcome, training_run("a name", remembered, {"git.commit": "abc"}):
+        if error:
+            raise error
     run = backend.runs()["a name"]
     assert (run.info.status, run.data.tags["ended"]) == (expected, expected)
     assert (run.data.tags["git.commit"], run.data.tags["resumed"]) == ("abc", "false")
@@ -119,23 +119,6 @@ def test_a_run_that_is_gone_is_not_resumed(backend: Backend, remembered: Path) -
         assert backend.client.get_run(str(run.run_id)).data.tags["resumed"] == "false"
 
 
-def test_attempts_are_runs_within_the_run_and_end_before_it(backend: Backend, tmp_path: Path) -> None:
-    with training_run("n", tmp_path / "id", {}) as outer:
-        for number in range(2):
-            tags = {"reason": f"why {number}"}
-            with training_run(f"attempt {number}", tmp_path / f"{number}" / "id", tags, parent=outer) as inner:
-                inner.log_epoch(row(1), {}, None)
-            inner.tag({"verdict": "collapsed"})
-            assert backend.runs()[f"attempt {number}"].info.status == "FINISHED"
-            assert backend.runs()["n"].info.status == "RUNNING"
-    runs = backend.runs()
-    assert backend.epochs(runs.pop("n")) == [], "each curve is in its own run"
-    assert {name: (run.data.tags["reason"], run.data.tags["verdict"]) for name, run in runs.items()} == {
-        "attempt 0": ("why 0", "collapsed"), "attempt 1": ("why 1", "collapsed"),
-    }  # fmt: skip
-    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {outer.run_id}
-
-
 def test_a_run_records_its_data_and_its_name_says_what_is_trained(backend: Backend, remembered: Path) -> None:
     with training_run(None, remembered, {}) as run:
         run.log_inputs(Parameters(), np.load(workspace.images("train")), IMAGES)
@@ -147,9 +130,7 @@ def test_a_run_records_its_data_and_its_name_says_what_is_trained(backend: Backe
     assert "[40, 8, 12, 3]" in inputs["digits-train"].profile
 
 
-def test_a_training_is_watched_by_the_system_metrics_and_its_attempts_are_not(
-    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attempts_have_no_system_metrics(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     metric = "system/cpu_utilization_percentage"
     with (
@@ -182,11 +163,7 @@ def test_nothing_is_missing_in_the_end(
         assert len(list(store.notes().glob("*.json"))) == 1
     assert "MLflow at " in caplog.text and "the training continues" in caplog.text
     workspace.REPORTS.mkdir(exist_ok=True)
-    header, rows = (
-        ",".join(COLUMNS),
-        [",".join(str(row(epoch)[name]) for name in COLUMNS) for epoch in range(1, 5)],
-    )
-    workspace.HISTORY.write_text("\n".join([header, *rows]))
+    pd.DataFrame([row(epoch) for epoch in range(1, 5)]).to_csv(workspace.HISTORY, index=False)
     evaluate(model, {"elbo": 5.0}, np.zeros(40))
     (found,) = backend.runs().values()
     assert (found.info.status, found.info.run_name) == ("FINISHED", "a name-healthy")
@@ -218,10 +195,7 @@ def test_an_attempt_that_began_during_an_outage_belongs_to_its_training(backend:
             inner.log_epoch(row(2), {}, None)
         outer.tag({store.WEIGHTS: "f" * 64})
     runs = backend.runs()
-    assert {name: run.info.status for name, run in runs.items()} == {
-        "outer": "FINISHED",
-        "attempt 1": "FINISHED",
-    }
+    assert {name: run.info.status for name, run in runs.items()} == {"outer": "FINISHED", "attempt 1": "FINISHED"}
     assert backend.epochs(runs["attempt 1"]) == [(1, 1.0), (2, 2.0)]
     assert runs["attempt 1"].data.tags["mlflow.parentRunId"] == runs["outer"].info.run_id
     assert runs["outer"].data.tags[store.WEIGHTS] == "f" * 64
@@ -240,9 +214,7 @@ def test_a_training_that_was_killed_during_an_outage_is_killed_in_the_store(back
     assert math.isnan(found.data.metrics["valid/elbo"])
 
 
-def test_an_interrupted_training_that_the_store_never_heard_of_leaves_no_run(
-    backend: Backend, remembered: Path
-) -> None:
+def test_an_interrupted_training_unknown_to_the_store_leaves_no_run(backend: Backend, remembered: Path) -> None:
     backend.leave()
     with pytest.raises(KeyboardInterrupt), training_run("n", remembered, {}):
         raise KeyboardInterrupt
