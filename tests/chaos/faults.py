@@ -465,7 +465,7 @@ FAULTS: tuple[Callable[[Workspace], str], ...] = (
 
 
 def main(only: str = "") -> None:
-    rows = ["| fault | what is seen | after it, the same command |", "| --- | --- | --- |"]
+    rows = ["| fault | what the user sees | after it, the same command |", "| --- | --- | --- |"]
     lost = 0
     # A shell's & has Ctrl-C ignored, and every process that is started from here would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
