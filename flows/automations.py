@@ -1,6 +1,6 @@
 """What the Prefect server does by itself, without any account: `python -m flows.automations`, and `make up`.
 
-Prefect Cloud watches over runs; a server of one's own needs automations for it. One that is missing is created, one
+Prefect Cloud watches over runs; a self-hosted server needs automations for that. One that is missing is created, one
 that exists is updated; whether it is enabled stays as its owner left it.
 """
 
@@ -32,8 +32,8 @@ def automations() -> list[AutomationCore]:
     return [
         AutomationCore(
             name="vae-train: a run without heartbeats has crashed",
-            description=f"A flow run without a sign of life for {silence} is set to Crashed: its process was killed "
-            "or its machine is off. It would be Running forever, and the deployment's next run would wait for it.",
+            description=f"A flow run without a heartbeat for {silence} is set to Crashed: its process was killed "
+            "or its machine is off. Otherwise it would stay Running, and the deployment's next run would wait forever.",
             trigger=EventTrigger(
                 after={"prefect.flow-run.heartbeat"},
                 expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in ENDS)},

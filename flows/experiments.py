@@ -22,7 +22,7 @@ def keep(flow_run_name: str, flow_run_id: str, something_ran: bool) -> str:
     """
     commit = git.says("rev-parse", "--verify", "--quiet", "HEAD")
     if commit is None:
-        return "not kept as a DVC experiment: that takes a Git repository with a commit"
+        return "not kept as a DVC experiment: that needs a Git repository with a commit"
     kept = git.experiments()
     of_this_commit = [ref for ref in kept if ref.startswith(f"refs/exps/{commit[:2]}/{commit[2:]}/")]
     if not something_ran and (found := _with_these_results(of_this_commit)):

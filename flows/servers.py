@@ -107,7 +107,7 @@ def start_mlflow() -> bool:
 def prefect_server() -> Iterator[None]:
     """A Prefect server for as long as it is needed: one that is up already is used, and left up."""
     if services.noted_process(services.PREFECT) is None:
-        log.info("starting Prefect …: its pages answer while this runs, and again after `make up`")
+        log.info("starting Prefect …; its pages are available during this run, and after `make up`")
     ours = start_prefect()
     try:
         runs.sweep()
@@ -127,7 +127,7 @@ def up() -> None:
     start_prefect()
     start_mlflow()
     for name in runs.sweep():
-        log.info("flow run %s had lost its process; it is set to Crashed", name)
+        log.info("the process of flow run %s had died; the run is set to Crashed", name)
     _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
     _prefect("--no-prompt", "deploy", "--name", "vae-train")
     automations.create()

@@ -102,7 +102,7 @@ class _Output:
         elif blocker := _BLOCKER.search(line):
             # DVC names the holder of its lock on a line of its own.
             busy = self.reason.split(": ", 1)[-1].removesuffix(", it is being blocked by:")
-            self.reason = f"{busy} by {blocker[0]}"
+            self.reason = f"{busy}, blocked by {blocker[0]}"
             return f"another DVC is running here: {blocker[0]}"
         elif line.startswith("ERROR: "):
             if found := _EXIT.search(line):

@@ -1,6 +1,6 @@
-"""What a flow run shows of MLflow, and tells it. Imported late: MLflow and PyTorch take seconds to load.
+"""What a flow run reads from MLflow and records there. Imported late: MLflow and PyTorch take seconds to load.
 
-MLflow may be away: then a warning says what is missing, and the flow continues.
+MLflow may be unreachable: then a warning says what is missing, and the flow continues.
 """
 
 from prefect.artifacts import create_image_artifact, create_link_artifact

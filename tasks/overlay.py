@@ -59,7 +59,7 @@ def apply(
         _record().unlink(missing_ok=True)
     changes = _changes(current, text)
     if own is not None and overrides and not experiment:
-        changes.insert(0, "params.yaml: EXPERIMENT and SET of the last run no longer apply; repeat those to keep")
+        changes.insert(0, "params.yaml: EXPERIMENT and SET of the last run no longer apply; repeat any to keep")
     return changes
 
 

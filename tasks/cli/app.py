@@ -1,4 +1,4 @@
-"""The command `vae`: what a person does with a trained model (here), and with runs (`tasks.cli.runs`).
+"""The command `vae`: its subcommands for trained models are here, those for runs in `tasks.cli.runs`.
 
 Heavy imports are in the commands that need them, so that `vae --help` answers at once.
 """
@@ -103,10 +103,10 @@ def score(
     images: Images,
     model: Model = None,
     to: Annotated[Path | None, typer.Option(help="A .csv or .parquet file; without it, standard output.")] = None,
-    percentile: Annotated[float, typer.Option(min=0, max=100, help="Of validation scores; above it is unusual.")] = 99,
+    percentile: Annotated[float, typer.Option(min=0, max=100, help="Unusual: above this validation percentile.")] = 99,
     threshold: Annotated[float | None, typer.Option(help="Unusual: above this score in nats, instead.")] = None,
     unseen: Annotated[bool, typer.Option("--unseen", help="Leave out what the model was trained on.")] = False,
-    usual: Annotated[str | None, typer.Option(help="The class of usual images: print the AUROC of others.")] = None,
+    usual: Annotated[str | None, typer.Option(help="Print the AUROC of each other class against this.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -145,7 +145,7 @@ def sample(
     output: Pictures = Path("samples.png"),
     model: Model = None,
     count: Annotated[int, typer.Option(min=1, max=10_000)] = 48,
-    columns: Annotated[int, typer.Option(min=1, help="Of the .png.")] = 8,
+    columns: Annotated[int, typer.Option(min=1, help="Pictures per row of the .png.")] = 8,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -167,8 +167,8 @@ def traverse(
     output: Pictures = Path("traversals.png"),
     model: Model = None,
     latents: Annotated[str, typer.Option(help="Such as 3,5,7; by default the most informative (highest KL).")] = "",
-    top: Annotated[int, typer.Option(min=1, help="How many of those.")] = 8,
-    span: Annotated[float, typer.Option(min=0, help="From −SPAN to SPAN.")] = 3.0,
+    top: Annotated[int, typer.Option(min=1, help="How many of the most informative.")] = 8,
+    span: Annotated[float, typer.Option(min=0, help="Values from −SPAN to SPAN.")] = 3.0,
     steps: Annotated[int, typer.Option(min=2, max=99)] = 9,
     device: Device = "auto",
     as_json: AsJson = False,

@@ -1,4 +1,4 @@
-"""What a saved model does with images, in batches, and the files that come of it."""
+"""Applies a saved model to images, in batches, and writes the results to files."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -11,7 +11,7 @@ from pathlib import Path
 from tasks import overlay
 from tasks.cli.console import table
 
-# The tags of what decides the last bits beside data, parameters and code.
+# The tags of what determines the last bits besides data, parameters and code.
 CONDITIONS = ("compute.", "machine.", "version.", "resumed")
 
 # The training's code is run again; the final numbers may have come from other code.
@@ -49,7 +49,7 @@ def _first(path: Path, *contents: bytes) -> str:
     if not differ:
         return "the same numbers, formatted differently"
     first = differ[0]
-    return f"{len(differ)} of {len(old)} numbers; from {first} {old.get(first)}, here {new.get(first)}"
+    return f"{len(differ)} of {len(old)} numbers differ, first {first}: {old.get(first)}, here {new.get(first)}"
 
 
 def _numbers(path: Path, text: str) -> dict[str, object]:
@@ -79,7 +79,7 @@ def report(files: Sequence[Difference], conditions: Sequence[Difference]) -> Ite
     same = ", ".join(one.what for one in files if one.then is not None and one.same)
     different = [one for one in files if not one.same]
     if not different:
-        yield f"identical  to the bit: {same}"
+        yield f"identical  bit for bit: {same}"
         return
     rows = [(one.what, str(one.then)[:12], one.here[:12], one.detail) for one in different]
     yield from table(("differs", "the run", "here", ""), *rows)

@@ -1,4 +1,4 @@
-"""Is everything in order here? Checks of what running the pipeline does not show at once, each with what to do."""
+"""Checks of the installation and the workspace that find problems before a run does; each says what to do."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def mend() -> Iterator[str]:
     with hold(workspace.root() / ".run" / "workspace.lock", "vae doctor --mend"):
         removed = dvc_files.free_dvc(workspace.root())
         if removed is None:
-            raise InputError("a DVC is running here: wait for it to end, or stop it, then mend")
+            raise InputError("DVC is running here: wait for it to end, or stop it, then repeat")
         if removed:
             yield ".dvc/tmp/rwlock: removed, as a killed DVC had left it"
         if dvc_files.lock_is_torn():

@@ -1,4 +1,4 @@
-"""A run as a person names it on the command line: by its id or name, or by the model that came of it."""
+"""A run as a person names it on the command line: by its id or name, or by the model that it made."""
 
 import re
 import shutil

@@ -31,9 +31,9 @@ def compare(first: RunName, second: RunName, as_json: AsJson = False) -> None:
 
 
 def report(
-    run: Annotated[str | None, typer.Argument(help="As for `vae compare`; without it, the latest run.")] = None,
-    to: Annotated[Path | None, typer.Option(help="Copy it there.")] = None,
-    show: Annotated[bool | None, typer.Option("--open/--no-open", help="Open it; by default in a terminal.")] = None,
+    run: Annotated[str | None, typer.Argument(help="As for `vae compare`; by default the latest run.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Copy the report to this file.")] = None,
+    show: Annotated[bool | None, typer.Option("--open/--no-open", help="Open it; the default in a terminal.")] = None,
 ) -> None:
     """Open the report of a run, or copy it; print its path."""
     from tasks.cli import named_run
@@ -86,7 +86,7 @@ def reproduce(
     """
     from tasks.cli import reproduce
 
-    # The worktree is removed whatever ends this, also where a shell's & had SIGINT ignored.
+    # The worktree is removed however this ends, even if a shell's & has set SIGINT to be ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     raise typer.Exit(reproduce.reproduce(run, ingest))

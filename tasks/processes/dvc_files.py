@@ -75,4 +75,4 @@ def restore_lock() -> str:
     shutil.move(LOCK, torn)
     committed = git.says("checkout", "--", str(LOCK)) is not None
     now = "the committed version is restored" if committed else "DVC begins a new one"
-    return f"{LOCK} was half written, by a DVC that was killed; it was moved to {torn}, and {now}"
+    return f"{LOCK} was half written by a DVC that was killed; it was moved to {torn}, and {now}"

@@ -1,4 +1,4 @@
-"""What Git says of the working folder."""
+"""What Git knows about the working folder."""
 
 import re
 import subprocess

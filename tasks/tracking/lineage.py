@@ -82,7 +82,7 @@ def subject(p: Parameters) -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """`machine.*` and `version.*`: what may decide the last bits beside `vae.compute.devices.Compute.describe`."""
+    """`machine.*` and `version.*`: what may affect the last bits besides `vae.compute.devices.Compute.describe`."""
     switches = [f"{name}={os.environ[name]}" for name in SWITCHES if name in os.environ]
     return {
         "machine.cpu": _cpu(),

@@ -53,7 +53,7 @@ def scores_file(data_sha256: str) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a request to change the champion: the version requested, the champion now, and why."""
+    """The outcome of a request to change the champion: the version requested, the champion now, and why."""
 
     version: str
     champion: str | None

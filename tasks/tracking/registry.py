@@ -25,7 +25,7 @@ from vae.models import saved as saved_files
 from vae.models.saved import PRIOR_FILE, WEIGHTS_FILE, Saved
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-# Tags of a version, beside those of `store`. RUN is the latest run that evaluated it, not always the one that made it.
+# Tags of a version, besides those of `store`. RUN is the latest run that evaluated it, not always the one that made it.
 PRIOR, RUN, LIKELIHOOD, IMAGE = "prior.sha256", "run_id", "likelihood", "image"
 
 _SERVED_WITH = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors", "torch")

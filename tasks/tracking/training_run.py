@@ -1,7 +1,7 @@
 """The MLflow run of a training.
 
-The store may be away at any moment: the training continues, and the run is completed when the store answers again, at
-the latest from the files when the model is evaluated.
+The store may be unreachable at any moment: the training continues, and the run is completed when the store answers
+again, at the latest from the files when the model is evaluated.
 """
 
 import datetime

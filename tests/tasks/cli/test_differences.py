@@ -19,9 +19,9 @@ def metrics(**test: object) -> bytes:
 @pytest.mark.parametrize(
     ("before", "after", "detail"),
     [
-        (b"2,40.0,4.5", b"2,40.0,4.500000001", "1 of 4 numbers; from epoch 2, valid/kl 4.5, here 4.500000001"),
-        (b"2,40.0,4.5\n", b"", "2 of 4 numbers; from epoch 2, train/loss 40.0, here None"),
-        (b"valid/kl", b"valid/rate", "4 of 4 numbers; from epoch 1, valid/kl 3.5, here None"),
+        (b"2,40.0,4.5", b"2,40.0,4.500000001", "1 of 4 numbers differ, first epoch 2, valid/kl: 4.5, here 4.500000001"),
+        (b"2,40.0,4.5\n", b"", "2 of 4 numbers differ, first epoch 2, train/loss: 40.0, here None"),
+        (b"valid/kl", b"valid/rate", "4 of 4 numbers differ, first epoch 1, valid/kl: 3.5, here None"),
         (b"\n", b"\r\n", "the same numbers, formatted differently"),
         (b"epoch", b"\xff", "damaged: "),
     ],
@@ -34,8 +34,8 @@ def test_the_first_epoch_and_column_that_differ_are_named(before: bytes, after: 
 @pytest.mark.parametrize(
     ("here", "detail"),
     [
-        (metrics(elbo=101.0, kl=3.0, nll=None), "2 of 4 numbers; from test.elbo 100.0, here 101.0"),
-        (metrics(elbo=100.0, kl=2.0, nll=5.0), "1 of 4 numbers; from test.nll None, here 5.0"),
+        (metrics(elbo=101.0, kl=3.0, nll=None), "2 of 4 numbers differ, first test.elbo: 100.0, here 101.0"),
+        (metrics(elbo=100.0, kl=2.0, nll=5.0), "1 of 4 numbers differ, first test.nll: None, here 5.0"),
         (metrics(elbo=100.0, kl=2.0, nll=None) + b"\n", "the same numbers, formatted differently"),
         (b"{", "damaged: "),
         (b"[]", "damaged: "),
@@ -71,10 +71,10 @@ SAME, OTHER, UNKNOWN = Difference("a", "1", "1"), Difference("b", "1", "2", "why
 
 
 def test_identical_names_what_was_compared_and_what_was_not() -> None:
-    assert list(differences.report([SAME], [])) == ["identical  to the bit: a"]
+    assert list(differences.report([SAME], [])) == ["identical  bit for bit: a"]
     assert list(differences.report([SAME, UNKNOWN], [OTHER])) == [
         "not compared: the run did not record c",
-        "identical  to the bit: a",
+        "identical  bit for bit: a",
     ]
 
 

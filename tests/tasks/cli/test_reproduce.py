@@ -68,7 +68,7 @@ def test_a_run_is_identical_again_and_the_workspace_untouched(place: Workspace, 
     assert "from DVC's cache" in done.output
     assert done.ran() == ["validate", "preflight", "train", "monitor", "evaluate"]
     assert done.output.splitlines()[-1] == (
-        "identical  to the bit: data/images, models/vae/weights.safetensors, reports/history.csv, reports/metrics.json"
+        "identical  bit for bit: data/images, models/vae/weights.safetensors, reports/history.csv, reports/metrics.json"
     )
     assert snapshot(place.folder) == before
     assert nothing_left(place.folder)
