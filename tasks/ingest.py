@@ -4,7 +4,7 @@ Two passes, so that memory holds a few chunks and never the data set. The first 
 `vae.data.decode_cache` keeps in `data/.ingest`, where an interrupted ingest finds them: DVC does not know that folder
 and leaves it alone. The second knows all contents, hence all splits, and writes one array per split. The outputs
 are written in `data/images/.partial` and moved into place at the end.
-The result is the same to the bit for any number of workers and of interruptions.
+The result is bit-identical for any number of workers and interruptions.
 """
 
 import logging

@@ -228,7 +228,7 @@ class Recorder:
 
 
 def write_history(history: list[Row], kl_per_latent: list[list[float]], append: bool = False) -> None:
-    """Write `reports/history.csv` and `reports/kl_per_latent.csv`, which the same parameters reproduce to the bit.
+    """Write `reports/history.csv` and `reports/kl_per_latent.csv`, which the same parameters reproduce exactly.
 
     kl_per_latent: of the validation split in nats per image, Z numbers for each row of the history.
     """

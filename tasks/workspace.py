@@ -1,4 +1,4 @@
-"""What is where, and JSON in and out.
+"""The paths of a workspace, and reading and writing its JSON files.
 
 A stage reads and writes relative to its working folder, because DVC may run it in a copy of the workspace
 (`dvc exp run --temp`). Stores, locks and checkpoints are shared by all copies: they are under `root()`.

@@ -130,7 +130,7 @@ def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         ]
     elif ends_collapsed(e.history, p):
         last = e.history[-1]
-        summary = "The posterior collapsed during the training: the kept epoch is from before."
+        summary = "The posterior collapsed during training; the kept epoch precedes the collapse."
         reasons = [
             f"KL of {last['valid/kl']:.4g} nats and {last['valid/active_units']:.0f} active units in the last epoch, "
             f"{e.valid.rate:.3g} nats in epoch {e.kept_epoch}, which was kept"
@@ -141,20 +141,20 @@ def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     collapse_weight = e.predicted["collapse_kl_weight"]
     steps = steps_at_final_weight(e.history, p)
     if collapse_weight == 0:
-        reasons.append("linear theory expects less than 1 nat of these images at any KL weight")
-        advice = ["use other images in data.path: these are all the same"]
+        reasons.append("linear theory expects less than 1 nat for these images at any KL weight")
+        advice = ["use other images in data.path: these are all alike"]
         return Verdict("collapsed", summary, reasons, advice=advice)
     if p.kl.control != "schedule" and _expected(e) < COLLAPSED_BELOW_NATS:
         reasons.append(f"the control (kl.{p.kl.control}) was asked for a rate of {_expected(e):.2g} nats")
         return Verdict("collapsed", summary, reasons, remedies.without_target(p, e.predicted))
     if p.kl.control == "schedule" and p.kl.max_weight >= collapse_weight:
         reasons.append(
-            f"kl.max_weight = {p.kl.max_weight:g} is not below {collapse_weight:.3g}, "
-            "from where on linear theory expects less than 1 nat of these images"
+            f"kl.max_weight = {p.kl.max_weight:g} is at or above {collapse_weight:.3g}; "
+            "there, linear theory expects less than 1 nat for these images"
         )
         return Verdict("collapsed", summary, reasons, remedies.elbo(p, e.predicted) | remedies.normalised(p))
     if p.model.architecture == "autoregressive":
-        reasons.append("an autoregressive decoder can ignore the latents: it sees the pixels before each one")
+        reasons.append("an autoregressive decoder can ignore the latents: it sees the preceding pixels")
         return Verdict("collapsed", summary, reasons, remedies.of_autoregressive(p, e.predicted))
     if steps < ALARM_STEPS:
         reasons.append(
@@ -178,8 +178,8 @@ def _not_learning(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     if e.valid.mse_sampled < NO_BETTER_THAN_MEAN * e.mean_image_mse:
         return None
     reason = (
-        f"mean squared error {e.valid.mse_sampled:.4g}, the mean image's is {e.mean_image_mse:.4g}; "
-        f"less than {NO_BETTER_THAN_MEAN:g} of that is learning"
+        f"mean squared error {e.valid.mse_sampled:.4g} against {e.mean_image_mse:.4g} of the mean image; "
+        f"a model that learns gets below {NO_BETTER_THAN_MEAN:g} of that"
     )
     rate = p.train.learning_rate
     if rate > remedies.USUAL_LEARNING_RATE or rate < remedies.SMALL_LEARNING_RATE:
@@ -207,12 +207,12 @@ def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     )
     images = int(e.train["images"])
     doubt = (
-        f"{p.model.latent_dim} latents for {images} training images: that expectation is too high there, and too few "
-        "images may be the whole cause; keep the recommended change only if its test ELBO is better"
+        f"{p.model.latent_dim} latents for {images} training images: with so few, the prediction is too high, "
+        "and too few images may be the whole cause; keep the recommended change only if its test ELBO is better"
     )
     return Verdict(
         "partly_collapsed",
-        "Part of the latents collapsed: the KL is far below what these images allow.",
+        "Some of the latents collapsed: the KL is far below what these images allow.",
         [reason, *([doubt] if p.model.latent_dim > images * MOST_LATENTS_PER_IMAGE else [])],
         remedies.gentler(p, images),
     )
@@ -246,7 +246,7 @@ def _under_regularised(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         longer = remedies.longer_training(p, 4 * p.train.epochs, len(e.history))
         return Verdict("under_regularised", summary, reasons, longer)
     if p.kl.control != "schedule":
-        advice = f"ask less of the control (kl.{p.kl.control}), or sample from a prior fitted to the latents"
+        advice = f"relax the target of the control (kl.{p.kl.control}), or sample from a prior fitted to the latents"
         return Verdict("under_regularised", summary, reasons, advice=[advice])
     return Verdict("under_regularised", summary, reasons, remedies.higher_weight(p, e.predicted))
 
@@ -266,7 +266,7 @@ def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     advice = "add images" + (" or set data.augment to flip" if p.data.augment == "none" else "")
     return Verdict(
         "overfitted",
-        "The model fits its training images far better than others.",
+        "The model fits its training images far better than unseen ones.",
         [
             f"ELBO of {e.train['elbo']:.4g} nats in training, {e.valid.elbo:.4g} in validation: the difference "
             f"is {gap / learnt:.2f} of what was learnt over the mean image (more than {OVERFITTED_SHARE:g})"

@@ -88,7 +88,7 @@ def attempts(
             log.info(f"no further remedy: {error}")
             return tried
         if any(following == attempt.parameters for attempt in tried):
-            log.info("no further remedy: every change left was tried already")
+            log.info("no further remedy: every remaining change has been tried")
             return tried
         changes = changes | verdict.remedy
         reason = f"{verdict.verdict}: {'; '.join(verdict.reasons)}"

@@ -19,23 +19,23 @@ def warnings(p: Parameters, expected: dict[str, Any], spectrum: Spectrum) -> lis
     found = _collapse_ahead(p, expected, spectrum)
     if beta < SMALLEST_BETA:
         found.append(
-            f"the KL term hardly counts: an effective beta of {beta:.2g}; samples from the prior will be noise "
+            f"the KL term hardly counts: effective beta {beta:.2g}; samples from the prior will be noise "
             f"(kl.max_weight = {calibrated:.2g} is calibrated)"
         )
     if p.model.latent_dim > spectrum.images * MOST_LATENTS_PER_IMAGE:
         found.append(
             f"model.latent_dim = {p.model.latent_dim} for {spectrum.images} training images: "
-            "the prediction is too high where latents are nearly as many as images"
+            "with nearly as many latents as images, the prediction is too high"
         )
     if p.model.architecture == "autoregressive":
         found.append(
-            "model.architecture = autoregressive: the decoder explains pixels by those before them, so the latents may "
-            "die at a far lower kl.max_weight than linear theory says"
+            "model.architecture = autoregressive: the decoder predicts pixels from those before them, so the latents "
+            "may die at a far lower kl.max_weight than linear theory says"
         )
     if p.objective.likelihood == "bernoulli" and p.data.binarise == "none":
         found.append(
             "a Bernoulli likelihood on grey pixels is not normalised: its ELBO is a cross-entropy bound, "
-            "its nll is left out (data.binarise makes it a likelihood)"
+            "its nll is omitted (data.binarise makes it a likelihood)"
         )
     return found + _controller(p, spectrum, weight, collapse)
 
@@ -99,7 +99,7 @@ def _too_long_above(kl: KL, weight: float, collapse: float) -> str:
     t = ramp_time(kl, collapse / weight)
     assert t is not None
     ratio = math.ceil(100 * MOST_ABOVE / t) / 100 if t > 0 else math.inf
-    longer = f" (kl.ratio = {ratio:g} would make it a half)" if ratio <= 1 else ""
+    longer = f" (kl.ratio = {ratio:g} would make it half)" if ratio <= 1 else ""
     return (
         f"kl.schedule = cyclical spends {time_above(kl, collapse / weight):.0%} of each cycle at weights from "
         f"{collapse:.3g} on, where linear theory expects collapse; lower kl.max_weight = {weight:g}{longer}"
@@ -112,7 +112,7 @@ def _controller(p: Parameters, spectrum: Spectrum, weight: float, collapse: floa
     if kl.target_kl is None or spectrum.total <= 0:
         return []
     needed = collapse_weight(p, spectrum, nats=kl.target_kl)
-    takes = f"kl.target_kl = {kl.target_kl:g} nats takes a weight of about {needed:.2g} by linear theory"
+    takes = f"kl.target_kl = {kl.target_kl:g} nats needs a weight of about {needed:.2g} by linear theory"
     if needed < kl.min_weight:
         return [f"{takes}, below kl.min_weight = {kl.min_weight:g}: the KL will stay lower; lower kl.min_weight"]
     if needed > weight:

@@ -134,7 +134,7 @@ def named(name: str) -> torch.device:
         raise InputError(f"device = {name}: no CUDA device is visible; use auto or cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device = {name}: there are {torch.cuda.device_count()} CUDA devices")
+        raise InputError(f"device = {name}: the number of visible CUDA devices is {torch.cuda.device_count()}")
     return device
 
 

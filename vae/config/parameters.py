@@ -100,11 +100,11 @@ class KL(_Section):
         targets = {name: getattr(self, name) for name in ("capacity", "target_kl", "reconstruction_target")}
         given = [f"{name} = {value:g}" for name, value in targets.items() if value is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude one another; leave all but one at null")
+            raise ValueError(f"{' and '.join(given)} cannot be combined; leave all but one at null")
         if given and (self.free_bits or self.free_bits_total):
-            raise ValueError(f"{given[0]} and free bits exclude one another; set free_bits and free_bits_total to 0")
+            raise ValueError(f"{given[0]} and free bits cannot be combined; set free_bits and free_bits_total to 0")
         if self.free_bits and self.free_bits_total:
-            raise ValueError("free_bits and free_bits_total exclude one another; set one of them to 0")
+            raise ValueError("free_bits and free_bits_total cannot be combined; set one of them to 0")
         if self.target_kl is None:
             return self
         if isinstance(self.max_weight, str):
@@ -221,5 +221,5 @@ class Parameters(_Section):
         if self.kl.control != "schedule" or self.kl.free_bits or self.kl.free_bits_total:
             raise ValueError(f"{name} needs a schedule alone: its bound has no rate for a control or free bits")
         if self.train.aggressive_encoder:
-            raise ValueError(f"train.aggressive_encoder = true and {name} exclude one another; set one to its default")
+            raise ValueError(f"train.aggressive_encoder = true and {name} cannot be combined; set one to its default")
         return self

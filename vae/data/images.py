@@ -1,6 +1,6 @@
 """One image, from a file or from memory, becomes a uint8 array (H, W, C).
 
-Ingest and the encoding of new photos both use this module, so that they agree to the bit. The rules:
+Ingest and the encoding of new photos both use this module, so that they agree bit for bit. The rules:
 
 - The first frame of an animation or a multi-picture file is the image.
 - EXIF orientation is applied; EXIF data that cannot be read are ignored. Colour profiles are not applied.

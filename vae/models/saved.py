@@ -58,12 +58,12 @@ class Validation(_Checked):
     @model_validator(mode="after")
     def _percentiles_rise(self) -> "Validation":
         if any(low > high for low, high in itertools.pairwise(self.score_percentiles or [])):
-            raise ValueError("score_percentiles do not rise")
+            raise ValueError("score_percentiles must not decrease")
         return self
 
 
 class ModelConfig(_Checked):
-    """`config.json`: all that is needed, beside the weights, to judge a model and to give it new images.
+    """`config.json`: all that is needed, besides the weights, to judge a model and to give it new images.
 
     Attributes:
         likelihood: frozen when training ended.
@@ -226,7 +226,7 @@ def _check_size(config: ModelConfig, weights: dict[str, Tensor]) -> None:
     fewest = 2 * last * config.model.latent_dim
     fewest += sum(before * after for before, after in itertools.pairwise((first, *widths)))
     if fewest > sum(tensor.numel() for tensor in weights.values()):
-        raise ValueError(f"{WEIGHTS_FILE} holds fewer weights than the {fewest:,} or more of such a model")
+        raise ValueError(f"{WEIGHTS_FILE} holds fewer weights than such a model needs (at least {fewest:,})")
 
 
 def _read_prior(path: Path, latents: int) -> Mixture | None:

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file, the same to the bit for the same inputs.
+"""The report: one self-contained HTML file, bit-identical for the same inputs.
 
 It holds no time, host, run or absolute path. Names from users (classes, files, parameters) are escaped, and the
 page's content security policy allows its one script and loads nothing.

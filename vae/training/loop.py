@@ -167,6 +167,6 @@ def check_images(p: ResolvedParameters, train: int, valid: int) -> None:
         )
     if valid < 2:
         raise InputError(
-            f"the validation split holds {valid} image(s); whether a latent varies takes at least 2, "
-            "and a verdict worth having 20 or more: add images or raise data.valid_fraction"
+            f"the validation split holds {valid} image(s); measuring whether a latent varies takes at "
+            "least 2, a reliable verdict 20 or more: add images or raise data.valid_fraction"
         )

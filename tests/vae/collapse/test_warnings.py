@@ -34,7 +34,7 @@ def test_a_cycle_that_is_long_above(ratio: float, times: float, share: float) ->
 
 def test_the_ratio_that_it_names_is_enough() -> None:
     changes = {**CYCLICAL, "kl.max_weight": 1.5 * COLLAPSE}
-    assert "kl.ratio = 0.75 would make it a half" in warned(changes)
+    assert "kl.ratio = 0.75 would make it half" in warned(changes)
     assert above({**changes, "kl.ratio": 0.75})[0] == pytest.approx(0.5)
     assert "of each cycle" not in warned({**changes, "kl.ratio": 0.76})
     # no ratio is long enough

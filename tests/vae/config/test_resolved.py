@@ -57,7 +57,7 @@ def test_parameters_are_changed_by_name() -> None:
         ({"seed": 1}, "seed is not a parameter that can be changed"),
         ({"kl.max_weight": -1.0}, "the changed parameters: kl.max_weight = -1.0: "),
         ({"kl.max_weight": "calibrated"}, "kl.max_weight = 'calibrated': "),
-        ({"kl.capacity": 1.0, "kl.free_bits": 0.1}, "exclude one another"),
+        ({"kl.capacity": 1.0, "kl.free_bits": 0.1}, "cannot be combined"),
     ],
 )
 def test_changes_that_do_not_fit_are_refused(changes: Changes, words: str) -> None:
