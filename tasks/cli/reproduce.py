@@ -132,7 +132,7 @@ def uncommitted(tags: Tags, tree: Path) -> str:
             f"the run was made with uncommitted changes in {', '.join(lost)}, which are not in Git: "
             f"commit {tags['git.commit'][:12]} alone does not reproduce it"
         )
-    return f", with uncommitted changes that are kept with the run or not read: {', '.join(changed)}" if changed else ""
+    return f", with uncommitted changes that the run stored or did not read: {', '.join(changed)}" if changed else ""
 
 
 def configure(root: Path, tree: Path) -> None:

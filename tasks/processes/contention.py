@@ -1,4 +1,4 @@
-"""Detects CPU contention: other busy programs make a training many times slower, and nothing else would say so.
+"""Detects CPU contention: other busy programs make a training many times slower, and nothing else would reveal it.
 
 Each step waits again and again for the slowest thread; a thread without a core of its own is the slowest.
 """

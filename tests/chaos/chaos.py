@@ -1,6 +1,6 @@
 """Kills runs at random moments and compares their results, bit for bit, with those of an undisturbed run.
 
-Each run starts from nothing, by `dvc repro` or by the flow, is killed several times (SIGKILL: everything at
+Each run starts from scratch, by `dvc repro` or by the flow, is killed several times (SIGKILL: everything at
 once, as a power cut does; the stage alone; DVC alone; the flow alone) and restarted by the same command.
 Further runs are killed at the n-th fsync or rename, before it or after it. `make chaos` prints the tally.
 """
