@@ -64,7 +64,7 @@ def test_a_run_is_identical_again_and_the_workspace_untouched(place: Workspace, 
     done = place.start("-m", "tasks.reproduce", run.info.run_id, MLFLOW_TRACKING_URI=uri).ended()
     assert done.code == IDENTICAL, done.output
     assert "warning: `python -m tasks.reproduce` is deprecated; use `vae reproduce`" in done.output
-    assert "uncommitted changes that are kept with the run or not read: params.yaml" in done.output
+    assert "uncommitted changes that the run stored or did not read: params.yaml" in done.output
     assert "from DVC's cache" in done.output
     assert done.ran() == ["validate", "preflight", "train", "monitor", "evaluate"]
     assert done.output.splitlines()[-1] == (
