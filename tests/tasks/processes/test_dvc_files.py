@@ -45,7 +45,7 @@ def test_the_flow_continues_with_the_committed_one(pipeline: Path, end: str) -> 
     whole = LOCK.read_text()
     torn = whole[: whole.index(end)] + end[:3]
     LOCK.write_text(torn)
-    with pytest.raises(stage.StageFailed, match="half written, by a DVC that was killed") as failure:
+    with pytest.raises(stage.StageFailed, match="half written by a DVC that was killed") as failure:
         stage.run("copy", print, {})
     assert failure.value.may_be_retried
     assert (pipeline / ".run" / "dvc.lock.torn").read_text() == torn

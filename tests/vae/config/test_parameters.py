@@ -135,7 +135,7 @@ REDUCTION, GECO = "objective.reduction", "kl.reconstruction_target"
         ({"data.binarise": "static", "data.channels": 3}, ["data.binarise = static", "data.channels = 1"]),
         ({"kl.capacity": 3.0, "kl.target_kl": 2.0}, ["capacity = 3 and target_kl = 2 cannot be combined"]),
         ({"kl.target_kl": 2.0, GECO: 0.1}, ["cannot be combined"]),
-        ({"kl.target_kl": 2.0, "kl.free_bits": 0.1}, ["free bits exclude"]),
+        ({"kl.target_kl": 2.0, "kl.free_bits": 0.1}, ["free bits cannot be combined"]),
         ({"kl.target_kl": 2.0, "kl.min_weight": 1.0}, ["min_weight = 1 must be below max_weight = 1"]),
         ({"kl.target_kl": 2.0, "kl.max_weight": "calibrated"}, ["target_kl needs a number for max_weight"]),
         ({"kl.free_bits": 0.1, "kl.free_bits_total": 1.0}, ["set one of them to 0"]),
