@@ -321,7 +321,7 @@ def _rwlock(place: Workspace, content: str) -> None:
 
 
 def stale_server_note(place: Workspace) -> str:
-    """The note of the Prefect server's process names a stranger"""
+    """The pid file of the Prefect server names another process"""
     clean(place)
     assert place.python("-m", "flows.servers", "down").code == 0
     (place.folder / ".run" / "prefect-server.pid").write_text(str(os.getpid()))
