@@ -95,7 +95,7 @@ class _Output:
         elif line == f"Stage '{self.stage}' is cached - skipping run, checking out outputs":
             self.outcome = "Restored"
         elif line.startswith("error: "):
-            self.reason = self.reason or line.removeprefix("error: ")
+            self.reason = line.removeprefix("error: ")  # the last: a failed validation names its broken rules first
             return line
         elif _TORN_LOCK.match(line):
             self.lock_is_torn = True

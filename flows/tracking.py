@@ -7,7 +7,6 @@ from prefect.artifacts import create_image_artifact, create_link_artifact
 
 from flows.artifacts import RECONSTRUCTIONS, Links
 from tasks import workspace
-from tasks.cli import trace
 from tasks.tracking import evaluation_run, store
 from vae.models import saved
 
@@ -41,7 +40,7 @@ def results() -> Links:
             store.run_url(run),
             key="mlflow-run",
             link_text=f"MLflow run {run.info.run_name}",
-            description="\n".join(f"- {what}: {value}" for what, value in trace.described(run)),
+            description="\n".join(f"- {what}: {value}" for what, value in store.described(run)),
         )
         return store.links(run)
     return []

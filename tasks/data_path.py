@@ -1,4 +1,4 @@
-"""A check of `data.path` before DVC reads it: DVC's own errors do not help, and it would read a pipe for ever."""
+"""A check of `data.path` before DVC reads it: DVC's own errors do not help, and it would read a pipe forever."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ BUNDLED = "data/bundled"  # the value of data.path for data.source = digits, whi
 
 
 def check(data: Data) -> None:
-    """Raises: InputError: the path is missing or unreadable, or DVC would fail on it or read it for ever."""
+    """Raises: InputError: the path is missing or unreadable, or DVC would fail on it or read it forever."""
     path = Path(data.path)
     bundled = path.absolute() == Path(BUNDLED).absolute()
     if data.source == "digits" and not bundled:

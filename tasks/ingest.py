@@ -33,7 +33,7 @@ from vae.data import sources, splits
 from vae.data.decode_cache import Chunk, DecodeCache, Examined
 from vae.data.images import binarised
 from vae.data.item import Item
-from vae.data.parallel import in_order
+from vae.data.parallel import map_in_order
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def _outputs_aside() -> Iterator[None]:
     try:
         PARTIAL.mkdir(parents=True)
         yield
-        # The manifest goes first and comes last: arrays without a manifest are unfinished.
+        # The manifest is removed first and restored last: arrays without a manifest are unfinished.
         workspace.MANIFEST.unlink(missing_ok=True)
         for split in SPLITS:
             (PARTIAL / f"{split}.npy").replace(workspace.images(split))
@@ -95,7 +95,7 @@ def _decode(items: Sequence[Item], cache: DecodeCache, workers: int) -> list[Chu
     try:
         with (
             bar("decoding", len(items), unit="items", seconds_between_lines=SECONDS_BETWEEN_LINES) as show,
-            closing(in_order(cache.decode, cache.split(items), workers, stop=cache.stop.set)) as decoded,
+            closing(map_in_order(cache.decode, cache.split(items), workers, stop=cache.stop.set)) as decoded,
         ):
             for chunk in decoded:
                 chunks.append(chunk)
@@ -151,7 +151,7 @@ def _write_arrays(
         for split, file in outputs.items():
             header = {"descr": "|u1", "fortran_order": False, "shape": (counts[split], *preprocessing.shape)}
             np.lib.format.write_array_header_1_0(file, header)
-        finished = files.enter_context(closing(in_order(partial(_finish, preprocessing), batches, workers)))
+        finished = files.enter_context(closing(map_in_order(partial(_finish, preprocessing), batches, workers)))
         for (_, assigned), (pixels, chunk_moments) in zip(batches, finished, strict=True):
             found.append(chunk_moments)
             for split, file in outputs.items():

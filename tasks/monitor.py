@@ -105,7 +105,7 @@ def recommendations(model: Saved, verdict: Verdict, remedy: dict[str, Any]) -> l
     return sentences + verdict.advice
 
 
-def in_words(tried: list[Attempted]) -> list[str]:
+def attempts_in_words(tried: list[Attempted]) -> list[str]:
     """One line per attempt: the changes, the verdict and its reasons, and which was kept."""
     lines = []
     for number, attempt in enumerate(tried):
@@ -142,7 +142,7 @@ def report(p: ResolvedParameters, model: Saved, e: Evidence, in_steps: bool = Fa
         "recommendations": recommendations(model, verdict, remedy),
         "remedy": remedy,
         "warnings": warnings(p, e),
-        "remedies": in_words(config.remedies),
+        "remedies": attempts_in_words(config.remedies),
         "changes": config.changes,
         "fitted_prior": model.prior is not None,
         "kept_epoch": config.kept_epoch,

@@ -81,7 +81,7 @@ def parse_settings(text: str) -> dict[str, Any]:
     return values
 
 
-def written(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """A value as YAML on one line: text as it is where that reads as text, everything else as JSON."""
     if isinstance(value, str) and value.isprintable():
         with suppress(InputError):
@@ -155,7 +155,7 @@ def _set(document: dict[str, Any], values: Mapping[str, Any]) -> None:
 def _changes(old: str, new: str) -> list[str]:
     before, after = (flat(loading.read_mapping(text, str(workspace.PARAMS))) for text in (old, new))
     return [
-        f"{workspace.PARAMS}: {key}: {printable(written(before.get(key)))} → {printable(written(value))}"
+        f"{workspace.PARAMS}: {key}: {printable(as_yaml(before.get(key)))} → {printable(as_yaml(value))}"
         for key, value in after.items()
         if before.get(key) != value
     ]

@@ -32,7 +32,7 @@ from vae.inference.grids import reconstruction_grid
 from vae.metrics.mean_image import MeanImage
 from vae.models import saved
 from vae.models.flops import training_flops
-from vae.models.saved import Attempted, ModelConfig, Validation
+from vae.models.saved import Attempted, ModelConfig, ValidationScores
 from vae.schedules.kl import first_final_epoch
 from vae.training import checkpoint, loop
 from vae.training.history import COLUMNS, Row
@@ -271,7 +271,7 @@ def write_model(job: Job, trained: Trained, kept: Attempt | None, tried: list[At
         kept_epoch=trained.kept_epoch,
         stopped=trained.stopped,
         train=rounded(train),
-        valid=Validation(images=len(job.valid_images), score_percentiles=rounded(percentiles)),
+        valid=ValidationScores(images=len(job.valid_images), score_percentiles=rounded(percentiles)),
         changes=kept.changes if kept else {},
         remedies=[attempted(one, one is kept) for one in tried] if len(tried) > 1 else [],
     )

@@ -17,6 +17,7 @@ import numpy as np
 from tasks import PROJECT
 from vae.config import loading
 from vae.config.errors import InputError
+from vae.config.files import written_aside
 from vae.config.resolved import ResolvedParameters, resolve
 
 Output = TypeVar("Output")
@@ -71,7 +72,7 @@ def read(path: Path, reader: Callable[[Path], Output]) -> Output:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `dvc repro` makes it") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}); `dvc repro` makes it anew") from None
+        raise InputError(f"{path} is damaged ({error}); run `dvc repro` to recreate it") from None
 
 
 def read_json(path: Path) -> Any:
@@ -95,11 +96,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write(path: Path, text: str) -> None:
     """A whole file or none: written aside, then renamed; its folder is made. A link stays a link."""
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.new")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    with written_aside(path.resolve()) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def sha256(path: Path) -> str:

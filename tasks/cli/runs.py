@@ -106,7 +106,7 @@ def trace(
     from tasks.tracking import store
 
     for run in [store.run_here()] if anything is None else trace.find(anything):
-        typer.echo("\n".join(table(*trace.described(run))) + "\n")
+        typer.echo("\n".join(table(*store.described(run))) + "\n")
 
 
 def doctor(

@@ -9,7 +9,6 @@ from tasks.processes import git
 from tasks.tracking import lineage, store
 from vae.config.errors import InputError
 
-STAGE = "dvc.train"
 _MOST = 1000  # runs that one commit is searched for
 _NAME = re.compile(r"\w[\w./:@^~ -]*")  # no quotes and no options: it goes into searches and to Git
 
@@ -27,7 +26,7 @@ def find(name: str) -> list[Run]:
         f"attributes.run_id = '{name}'",
         f"tags.`prefect.flow_run_id` = '{name}'",
         f"tags.`prefect.flow_run_name` = '{name}'",
-        f"tags.`{STAGE}` LIKE '{name}%'",
+        f"tags.`{store.STAGE}` LIKE '{name}%'",
         f"attributes.run_name = '{name}'",
         f"tags.`dvc.experiment` = '{name}'",
         *_of_revision(name),
@@ -38,25 +37,6 @@ def find(name: str) -> list[Run]:
     raise InputError(f"no MLflow run found for {name!r}: it is not a known run, flow run, commit or train stage")
 
 
-def described(run: Run) -> list[tuple[str, str]]:
-    """(what, value): the run, its commit, its train stage and its flow run, as far as they are known."""
-    tags = run.data.tags
-    commit, flow = tags.get("git.commit", "unknown"), "none: it was run by dvc"
-    if "git.commit" in tags:
-        changed = tags.get("git.changed", "").replace("\n", ", ")
-        commit += f", dirty: {changed}" if changed else ", clean"
-    if "prefect.flow_run_id" in tags:
-        name, url = (tags.get(f"prefect.flow_run_{part}", "") for part in ("name", "url"))
-        flow = f"{name} ({tags['prefect.flow_run_id']}) {url}"
-    return [
-        ("MLflow run", f"{run.info.run_name} ({run.info.run_id}) {store.run_url(run)}"),
-        ("commit", commit),
-        (STAGE, tags.get(STAGE, "unknown: the run was not evaluated")),
-        ("flow run", flow),
-        ("weights", tags.get(store.WEIGHTS, "none")),
-    ]
-
-
 def _of_revision(name: str) -> list[str]:
     """The searches for a commit: for what was trained at it, and for what its dvc.lock records."""
     revision = next((ref for ref in git.experiments() if ref.endswith(f"/{name}")), name)
@@ -64,7 +44,7 @@ def _of_revision(name: str) -> list[str]:
     if commit is None:
         return []
     stage = lineage.stage_hash(git.says("show", f"{commit}:{workspace.LOCK}") or "", "train")
-    searches = [f"tags.`{STAGE}` = '{stage}'"] if stage else []
+    searches = [f"tags.`{store.STAGE}` = '{stage}'"] if stage else []
     trained_at = f"tags.`git.commit` = '{commit}'"
     # An experiment's commit holds results; a person's commit is one to train at.
     return [*searches, trained_at] if revision != name else [trained_at, *searches]

@@ -47,8 +47,12 @@ def user_error(error: Exception) -> str | None:
     if not isinstance(error, OSError) or error.errno not in _PLACE_ERRORS:
         return None
     where = f"{error.filename}: " if error.filename else ""
-    todo = "free some space" if error.errno in _FULL else "make it writable"
-    return f"{where}{error.strerror}; {todo}, then run the same command again"
+    todo = {
+        errno.EACCES: "check its permissions",
+        errno.EPERM: "check its permissions",
+        errno.EROFS: "make it writable",
+    }
+    return f"{where}{error.strerror}; {todo.get(error.errno, 'free some space')}, then run the same command again"
 
 
 def log_to(stream: str) -> None:

@@ -1,7 +1,7 @@
-"""A stage ends with the DVC that runs it, and with the program that runs that DVC.
+"""A stage ends with the DVC that runs it, and both end with the program that runs that DVC.
 
-DVC passes no signals on, and a killed program cannot. So a stage checks both, twice a second, and interrupts itself
-once one of them is gone; DVC then releases its locks.
+DVC passes no signals on, and a killed program cannot. So each looks for those above it, twice a second, and interrupts
+itself once one of them is gone; DVC then releases its locks.
 """
 
 import contextlib
@@ -27,21 +27,32 @@ _REAPERS = ("systemd", "init", "launchd", "tini", "dumb-init", "docker-init")
 
 
 def end_with_owners() -> None:
-    """From now on this process ends when the DVC that runs it is gone, or the program that runs that DVC."""
-    threading.Thread(target=_watch, daemon=True).start()
+    """From now on this stage ends when the DVC that runs it is gone, or the program that runs that DVC."""
+    _end_without([_runner(), *_program()], PATIENCE[0])
 
 
-def _watch() -> None:
-    owners = [_runner()]
-    if pid := os.environ.get(OWNER):
-        owners.append(_process(int(pid)))
-    while all(map(_lives, owners)):
-        time.sleep(0.5)
-    with contextlib.suppress(OSError):  # whoever read this stage's output may be gone as well
-        print("the program that ran this stage is gone", file=sys.stderr, flush=True)
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(PATIENCE[0])
-    os._exit(130)  # still running after SIGINT
+def end_with_program() -> None:
+    """From now on this DVC ends when the program that runs it is gone; it may first wait for its stage to end."""
+    _end_without(_program(), sum(PATIENCE[:2]))
+
+
+def _program() -> list[psutil.Process | None]:
+    return [_process(int(pid))] if (pid := os.environ.get(OWNER)) else []
+
+
+def _end_without(owners: Sequence[psutil.Process | None], patience: float) -> None:
+    """In the background: SIGINT once an owner is gone, and an end by force if this process still runs after that."""
+
+    def watch() -> None:
+        while all(map(_lives, owners)):
+            time.sleep(0.5)
+        with contextlib.suppress(OSError):  # whoever read this output may be gone as well
+            print("the program that ran this is gone", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(patience)
+        os._exit(130)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _lives(process: psutil.Process | None) -> bool:
@@ -76,12 +87,12 @@ def _runner() -> psutil.Process | None:
 def owned_dvc(
     command: Sequence[str], environment: Mapping[str, str], folder: Path | None = None
 ) -> Iterator["subprocess.Popen[str]"]:
-    """`python -m dvc COMMAND…` with errors on its standard output. The block's end waits for it, an error ends it.
+    """`dvc COMMAND…` with errors on its standard output. The block's end waits for it, an error ends it.
 
     In a session of its own, so that Ctrl-C reaches this process first.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", *command],
+        [sys.executable, "-m", "tasks.processes.owned_dvc", *command],
         cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

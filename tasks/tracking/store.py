@@ -1,7 +1,6 @@
 """MLflow's store: connecting to it, carrying on without it, and finding the run of a model."""
 
 import hashlib
-import json
 import logging
 import os
 import time
@@ -27,7 +26,7 @@ from vae.config import loading
 from vae.models.saved import weights_hash
 
 EXPERIMENT = "vae-train"
-WEIGHTS, VERDICT, ENDED = "weights.sha256", "verdict", "ended"  # tags of a run
+WEIGHTS, VERDICT, ENDED, STAGE = "weights.sha256", "verdict", "ended", "dvc.train"  # tags of a run
 
 T = TypeVar("T")
 
@@ -50,11 +49,12 @@ def connect() -> tuple[MlflowClient, str]:
     with nullcontext() if server else alone:
         client = MlflowClient()
         if client.get_experiment_by_name(EXPERIMENT) is None:
-            client.create_experiment(
+            if_there(  # None where another program has just created it
+                client.create_experiment,
                 EXPERIMENT,
                 # A server may own the artifacts; otherwise they lie beside the database.
                 None if server else (workspace.root() / "mlruns").as_uri(),
-                tags={"mlflow.experimentKind": "custom_model_development"},  # the UI's pages for training
+                {"mlflow.experimentKind": "custom_model_development"},  # the UI's pages for training
             )
     experiment_id = mlflow.set_experiment(EXPERIMENT).experiment_id
     locks.mkdir(exist_ok=True)
@@ -65,17 +65,19 @@ def connect() -> tuple[MlflowClient, str]:
 
 def _end_dead_runs(client: MlflowClient, experiment_id: str) -> None:
     """Gives the runs of dead processes the tags that their notes hold, and the status in them, else KILLED."""
-    for run_id, note in run_notes.left_behind(notes()):
-        tags = note.get("tags", {})
+    for noted_as, note in run_notes.left_behind(notes()):
+        run_id, tags = noted_as, note.get("tags", {})
         if exists(client, run_id):
             set_tags(client, run_id, tags)
         elif tags:  # a training during which the store never answered
             run_id = client.create_run(experiment_id, tags=tags).info.run_id
+            _note(noted_as).rename(_note(run_id))  # if this is interrupted, the next process ends the same run
         else:
             continue
         run = client.get_run(run_id)
         if run.info.status == "RUNNING":
             end_run(client, run_id, run.data.tags.get(ENDED, "KILLED"))
+        _note(run_id).unlink(missing_ok=True)
 
 
 def notes() -> Path:
@@ -83,11 +85,14 @@ def notes() -> Path:
     return workspace.root() / ".run" / "mlflow_runs" / hashlib.sha256(uri().encode()).hexdigest()[:8]
 
 
+def _note(run_id: str) -> Path:
+    return notes() / f"{run_id}.json"
+
+
 def leave_note(run_id: str, tags: Mapping[str, str]) -> None:
     """Leaves it to the next process that reaches the store to end a run and to set these tags."""
     with suppress(OSError):
-        notes().mkdir(parents=True, exist_ok=True)
-        (notes() / f"{run_id}.json").write_text(json.dumps({"tags": tags}), "utf-8")
+        workspace.write_json(_note(run_id), {"tags": dict(tags)})
 
 
 def end_run(client: MlflowClient, run_id: str, status: str) -> None:
@@ -120,8 +125,8 @@ def reason_of(error: Exception) -> str:
     return lines[0][:300].rstrip(".")
 
 
-def if_there(get: Callable[..., T], *arguments: str) -> T | None:
-    """What a request of the client returns; None where the store answers that there is no such thing.
+def if_there(get: Callable[..., T], *arguments: Any) -> T | None:
+    """What a request of the client returns; None where the store refuses it, above all since there is no such thing.
 
     Raises: what the store raises where it does not answer.
     """
@@ -204,6 +209,25 @@ def links(run: Run) -> list[tuple[str, str]]:
     if url and url.startswith(("http://", "https://")):  # whoever reaches the store can set a tag
         found.append((f"Prefect flow run {run.data.tags.get('prefect.flow_run_name', '')}".rstrip(), url))
     return found
+
+
+def described(run: Run) -> list[tuple[str, str]]:
+    """(what, value): the run, its commit, its train stage and its flow run, as far as they are known."""
+    tags = run.data.tags
+    commit, flow = tags.get("git.commit", "unknown"), "none: it was run by dvc"
+    if "git.commit" in tags:
+        changed = tags.get("git.changed", "").replace("\n", ", ")
+        commit += f", dirty: {changed}" if changed else ", clean"
+    if "prefect.flow_run_id" in tags:
+        name, url = (tags.get(f"prefect.flow_run_{part}", "") for part in ("name", "url"))
+        flow = f"{name} ({tags['prefect.flow_run_id']}) {url}"
+    return [
+        ("MLflow run", f"{run.info.run_name} ({run.info.run_id}) {run_url(run)}"),
+        ("commit", commit),
+        (STAGE, tags.get(STAGE, "unknown: the run was not evaluated")),
+        ("flow run", flow),
+        ("weights", tags.get(WEIGHTS, "none")),
+    ]
 
 
 def run_url(run: Run) -> str:

@@ -60,6 +60,9 @@ def training_run(
 class TrainingRun:
     """What is known of a training, and whether its run in the store lacks some of it.
 
+    The run is unknown (no `run_id`), open, away (no `_client`, silent for a while) or ended. `send` moves between the
+    first three; after `end` a note says what the store still lacks.
+
     Attributes:
         run_id: None where the store has never answered.
         behind: whether the store lacks some of the tags, parameters, inputs or history.
@@ -182,15 +185,19 @@ class TrainingRun:
             self.remembered.parent.mkdir(parents=True, exist_ok=True)
             self.remembered.write_text(run_id)
         self._open.close()  # from before the store was away
-        self._open.enter_context(run_notes.noted(store.notes(), run_id, {"pid": os.getpid()}))
+        with suppress(OSError):  # without a note, nobody ends the run if this process is killed
+            self._open.enter_context(run_notes.noted(store.notes(), run_id, {"pid": os.getpid()}))
         if self.parent is None:  # the system metrics of an attempt are those of the whole training
             monitor = SystemMetricsMonitor(run_id, resume_logging=known)
             monitor.start()
             self._open.callback(monitor.finish)
 
     def _leave_note(self) -> None:
-        """A training without a run gets one only if it finished: otherwise its run would be empty."""
-        if self.run_id is not None or self.tags[store.ENDED] == "FINISHED":
+        """A training without a run gets one only if it finished: otherwise its run would be empty.
+
+        An attempt without a run gets none: the whole training, of which it would be a part, may have none either.
+        """
+        if self.run_id is not None or (self.tags[store.ENDED] == "FINISHED" and self.parent is None):
             store.leave_note(self.run_id or self._note_name, self.tags)
 
 

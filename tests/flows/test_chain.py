@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def assert_calm(output: str) -> None:
-    for word in ("Traceback", "Warning", "WARNING", "ERROR", "error:"):
+    for word in ("Traceback", "Warning", "WARNING", "warning:", "ERROR", "error:"):
         assert word not in output, output
 
 

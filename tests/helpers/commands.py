@@ -21,7 +21,7 @@ from vae.config.resolved import resolve
 from vae.inference import scoring
 from vae.models import saved
 from vae.models.mixture_prior import Mixture
-from vae.models.saved import Saved, Validation
+from vae.models.saved import Saved, ValidationScores
 from vae.report.facts import Origin
 
 SHAPE, PREPROCESSING = (3, 8, 12), Preprocessing(8, 12, 3)
@@ -34,7 +34,7 @@ def write_model(folder: Path = workspace.MODEL, seed: int = 0, prior: Mixture | 
     model = network(made, seed).eval()
     valid = np.random.default_rng(1).integers(0, 256, (30, 8, 12, 3), dtype=np.uint8)
     percentiles = scoring.percentiles(model, valid, made.likelihood, CPU)
-    scored = made.model_copy(update={"valid": Validation(images=len(valid), score_percentiles=percentiles)})
+    scored = made.model_copy(update={"valid": ValidationScores(images=len(valid), score_percentiles=percentiles)})
     saved.save(folder, model, scored, prior)
     return saved.load(folder)
 

@@ -135,7 +135,8 @@ class Workspace:
         for process in self.processes():
             with suppress(psutil.Error):
                 modules = [word for word in process.cmdline() if word.startswith(("flows.vae_train", "tasks.", "dvc"))]
-                part = {"flows": "flow", "tasks": "stage", "dvc": "dvc"}.get("".join(modules[:1]).partition(".")[0])
+                module = "dvc" if modules[:1] == ["tasks.processes.owned_dvc"] else "".join(modules[:1])
+                part = {"flows": "flow", "tasks": "stage", "dvc": "dvc"}.get(module.partition(".")[0])
                 if part:
                     found.setdefault(part, []).append(process)
         return found

@@ -218,5 +218,5 @@ def test_what_is_laid_over_is_read_back_and_taken_off_again(params: Path, values
 @SETTINGS
 @given(VALUES | st.dictionaries(st.just("data.path"), TEXT | st.lists(TEXT | st.none())))
 def test_values_written_as_settings_are_read_back(values: dict[str, Any]) -> None:
-    words = [f"{name}={overlay.written(value)}" for name, value in values.items()]
+    words = [f"{name}={overlay.as_yaml(value)}" for name, value in values.items()]
     assert overlay.parse_settings(shlex.join(words)) == values

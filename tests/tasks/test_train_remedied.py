@@ -48,7 +48,7 @@ def contents() -> list[bytes]:
     return [path.read_bytes() for path in FILES]
 
 
-def test_a_training_that_collapsed_is_started_again_and_all_of_it_is_told(place: Path) -> None:
+def test_a_training_that_collapsed_starts_again_and_everything_is_recorded(place: Path) -> None:
     written = workspace.PARAMS.read_bytes()
     run_train()
     assert workspace.PARAMS.read_bytes() == written, "the recorded parameters stay the user's"

@@ -26,7 +26,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """For a path that the user chose: Raises: InputError: it cannot be written."""
+    """For a path that the user chose. Raises: InputError: it cannot be written."""
     try:
         yield
     except OSError as error:

@@ -15,7 +15,7 @@ from vae.config.errors import InputError
 
 
 def expect_regular(path: Path) -> None:
-    """Raises: InputError: it is not a regular file: opening a pipe, for example, would wait for ever."""
+    """Raises: InputError: it is not a regular file: opening a pipe, for example, would wait forever."""
     if path.exists() and not path.is_file():
         raise InputError(f"{str(path)!r} is not a regular file; replace it by one")
 

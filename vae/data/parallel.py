@@ -9,7 +9,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-def in_order(
+def map_in_order(
     work: Callable[[In], Out], inputs: Iterable[In], workers: int, stop: Callable[[], None] = lambda: None
 ) -> Generator[Out, None, None]:
     """The result for each input, at most two per worker ahead. Close it (`contextlib.closing`) to end the threads.

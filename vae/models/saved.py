@@ -49,14 +49,14 @@ class Attempted(_Checked):
     kept: bool
 
 
-class Validation(_Checked):
+class ValidationScores(_Checked):
     """Of the validation split; empty in models saved before scores were kept."""
 
     images: int | None = None
     score_percentiles: Annotated[list[float], Field(min_length=101, max_length=101)] | None = None
 
     @model_validator(mode="after")
-    def _percentiles_rise(self) -> "Validation":
+    def _percentiles_rise(self) -> "ValidationScores":
         if any(low > high for low, high in itertools.pairwise(self.score_percentiles or [])):
             raise ValueError("score_percentiles must not decrease")
         return self
@@ -85,7 +85,7 @@ class ModelConfig(_Checked):
     kept_epoch: Annotated[int, Field(ge=0)]
     stopped: str | None
     train: dict[str, int | float | None]
-    valid: Validation = Validation()
+    valid: ValidationScores = ValidationScores()
     changes: dict[str, Any] = {}
     remedies: list[Attempted] = []
 
@@ -186,7 +186,7 @@ def read_config(folder: Path) -> ModelConfig:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads a safetensors file; anything else, a pickle above all, is refused."""
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        if path.exists() and not path.is_file():  # opening a pipe would wait forever
             raise InputError(f"{path} is not a safetensors file but a folder, a pipe or a device")
         return load_file(path)
     except FileNotFoundError:

@@ -112,7 +112,7 @@ def train(
             progress = number / steps
             share = ramp(p.kl, progress, p.train.epochs)
             state.set_learning_rate(learning_rate(p.train, progress))
-            logs = step(state, images, number, beta=p.elbo.beta * share)
+            logs = step(images, number, beta=p.elbo.beta * share)
             sums += torch.stack([logs["loss"], logs["reconstruction"], logs["kl"]])
             on_step(number + 1)
         loss, distortion, rate = (sums / steps).tolist()

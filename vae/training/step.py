@@ -21,14 +21,14 @@ from vae.training.state import TrainState
 
 
 class Step:
-    """`logs = step(state, images, number, beta)`; nothing here waits for the device.
+    """`logs = step(images, number, beta)`; nothing here waits for the device.
 
     Args:
         stored: the training images, from which the aggressive phase draws batches of its own.
     """
 
     def __init__(self, p: ResolvedParameters, state: TrainState, stored: np.ndarray | Tensor, compute: Compute) -> None:
-        self.p, self.stored, self.compute = p, stored, compute
+        self.p, self.state, self.stored, self.compute = p, state, stored, compute
         self.inference, self.generation = aggressive.halves(state.model)
         self.loss: ELBOLoss | ImportanceWeightedLoss
         if p.objective.importance_samples_train > 1:
@@ -36,38 +36,38 @@ class Step:
         else:
             self.loss = ELBOLoss(p.elbo, state.control, compute.compiled)
 
-    def __call__(self, state: TrainState, images: Tensor, number: int, beta: float) -> Logs:
+    def __call__(self, images: Tensor, number: int, beta: float) -> Logs:
         """images: uint8 (B, H, W, C). number: of the step, from 0. beta: of the schedule."""
         with memory_errors_explained(self.p.train):
             x, noise = draw(self.p, images, number, self.compute.device)
-            if not state.phase.on:
-                logs = self._descend(state, x, noise, beta)
+            if not self.state.phase.on:
+                logs = self._descend(x, noise, beta)
             else:  # the encoder goes first, on other batches, and this step is the decoder's
-                aggressive.converge(functools.partial(self._encoder_step, state, number, beta))
+                aggressive.converge(functools.partial(self._encoder_step, number, beta))
                 with aggressive.frozen(self.inference):
-                    logs = self._descend(state, x, noise, beta)
-        state.update_average(first=number == 0)
+                    logs = self._descend(x, noise, beta)
+        self.state.update_average(first=number == 0)
         return logs
 
-    def _descend(self, state: TrainState, x: Tensor, noise: Tensor, beta: float, steer: bool = True) -> Logs:
+    def _descend(self, x: Tensor, noise: Tensor, beta: float, steer: bool = True) -> Logs:
         """One optimiser step on all weights that are not frozen."""
         with self.compute.autocast():
-            loss, logs = self.loss(state.model, x, noise, beta, steer)
-        state.optimiser.zero_grad(set_to_none=True)
+            loss, logs = self.loss(self.state.model, x, noise, beta, steer)
+        self.state.optimiser.zero_grad(set_to_none=True)
         (self.p.elbo.scale * loss).backward()
         if self.p.train.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.p.train.gradient_clip)
-        state.optimiser.step()
+            torch.nn.utils.clip_grad_norm_(self.state.model.parameters(), self.p.train.gradient_clip)
+        self.state.optimiser.step()
         return logs
 
-    def _encoder_step(self, state: TrainState, number: int, beta: float, sub_step: int) -> Tensor:
+    def _encoder_step(self, number: int, beta: float, sub_step: int) -> Tensor:
         """One sub-step of the aggressive phase, on a batch of its own; the control does not change."""
         device, train = self.compute.device, self.p.train
         chosen = aggressive.random_batch(self.p.seed, number, sub_step, len(self.stored), train.batch_size)
         images = gather(self.stored, chosen, device)
         x, noise = draw(self.p, images, number, device, f"aggressive{sub_step}.")
         with aggressive.frozen(self.generation):
-            return self._descend(state, x, noise, beta, steer=False)["loss"]
+            return self._descend(x, noise, beta, steer=False)["loss"]
 
 
 def draw(

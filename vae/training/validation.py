@@ -14,7 +14,7 @@ from vae.training.step import memory_errors_explained
 
 
 @dataclass(frozen=True)
-class Validation:
+class EpochValidation:
     """Of the model that would be kept; likelihood: p(x|z) with the σ of this epoch."""
 
     measured: Measurement
@@ -36,11 +36,11 @@ class Validation:
 
 def validate(
     p: ResolvedParameters, model: VAE, valid_images: np.ndarray, train_sample: np.ndarray, compute: Compute
-) -> Validation:
+) -> EpochValidation:
     """train_sample: images of the training split that an optimal σ is fitted to."""
     with memory_errors_explained(p.train):
         likelihood = likelihood_of(p, model, train_sample, compute)
-        return Validation(measure(model, valid_images, likelihood, compute, p.seed), likelihood)
+        return EpochValidation(measure(model, valid_images, likelihood, compute, p.seed), likelihood)
 
 
 def likelihood_of(p: ResolvedParameters, model: VAE, train_images: np.ndarray, compute: Compute) -> Likelihood:

@@ -34,7 +34,7 @@ def test_each_of_the_four_leads_to_the_run_and_the_run_to_all_four(by_flow: ByFl
     assert ids(run.info.run_id) == ids(by_flow.first.flow_run) == ids(tags["prefect.flow_run_name"]) == only
     assert ids(tags["dvc.train"][:12]) == only
     assert run.info.run_id in ids("HEAD"), "among what was trained at this commit"
-    told = dict(trace.described(run))
+    told = dict(store.described(run))
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     assert told["commit"] == f"{head.stdout.strip()}, clean"
     assert run.info.run_id in told["MLflow run"] and by_flow.first.flow_run in told["flow run"]

@@ -39,7 +39,7 @@ def handlers_as_before() -> Iterator[None]:
     ("stage", "code", "line"),
     [
         (fill_the_disk, 2, "error: No space left on device; free some space, then run the same command again"),
-        (write_where_nobody_may, 2, "error: models/vae: Permission denied; make it writable, then run the same"),
+        (write_where_nobody_may, 2, "error: models/vae: Permission denied; check its permissions, then run the same"),
         (press_ctrl_c, 130, "interrupted"),
     ],
 )

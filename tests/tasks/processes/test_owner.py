@@ -78,13 +78,24 @@ def test_whatever_ends_the_flow_or_dvc_ends_the_stage_and_frees_the_locks(
     Path(stage).touch()
     flow = subprocess.Popen([sys.executable, "-c", FLOW], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for(Path("stage.pid").exists, 60, "the stage to start")
-    dvc = next(p for p in psutil.Process(flow.pid).children() if "dvc" in p.cmdline())
+    dvc = next(p for p in psutil.Process(flow.pid).children() if "tasks.processes.owned_dvc" in p.cmdline())
     (flow if victim == "flow" else dvc).send_signal(number)
     wait_for(lambda: not running(place), PROMISED_SECONDS, "flow, DVC and stage to end")
     assert flow.wait() != 0
     Path("again").touch()
     again = subprocess.run([sys.executable, "-m", "dvc", "repro"], capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_a_flow_that_is_killed_while_dvc_hashes_takes_dvc_along(place: Path) -> None:
+    Path("dvc.yaml").write_text(PIPELINE.replace("[stage.py]", "[stage.py, photos]"))
+    Path("photos").mkdir()
+    os.mkfifo("photos/pipe")  # DVC waits for its content forever
+    flow = subprocess.Popen([sys.executable, "-c", FLOW], stdout=subprocess.DEVNULL)
+    wait_for(Path(".dvc/tmp/rwlock").exists, 60, "DVC to begin")
+    flow.kill()
+    wait_for(lambda: not running(place), PROMISED_SECONDS, "flow and DVC to end")
+    flow.wait()
 
 
 def test_a_stage_that_was_started_by_hand_outlives_its_parent(place: Path) -> None:

@@ -15,7 +15,7 @@ from vae.inference import scoring
 from vae.inference.scoring import elbo_per_image
 from vae.metrics.measurement import BATCH, encode, measure
 from vae.models.likelihood import gaussian_log_prob
-from vae.models.saved import Saved, Validation
+from vae.models.saved import Saved, ValidationScores
 
 
 def images(count: int, seed: int = 0) -> np.ndarray:
@@ -24,7 +24,10 @@ def images(count: int, seed: int = 0) -> np.ndarray:
 
 def saved_model(percentiles: list[float] | None = None) -> Saved:
     made = config(
-        (1, 8, 8), Model(latent_dim=3, widths=[4, 8]), likelihood=NOISE, valid=Validation(score_percentiles=percentiles)
+        (1, 8, 8),
+        Model(latent_dim=3, widths=[4, 8]),
+        likelihood=NOISE,
+        valid=ValidationScores(score_percentiles=percentiles),
     )
     return Saved(network(made).eval(), made, None, "0" * 64)
 

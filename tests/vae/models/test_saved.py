@@ -15,7 +15,7 @@ from vae.config.parameters import Model
 from vae.models import mixture_prior, saved
 from vae.models.likelihood import Likelihood
 from vae.models.mixture_prior import Mixture
-from vae.models.saved import Attempted, ModelConfig, Validation
+from vae.models.saved import Attempted, ModelConfig, ValidationScores
 from vae.models.vae import VAE, to_device
 
 SHAPE = (3, 9, 12)
@@ -62,7 +62,7 @@ def test_a_round_trip_to_the_bit(tmp_path: Path, kind: str, likelihood: Likeliho
         Model(**{**MODEL, "architecture": kind, "logvar_max": -2.0}),
         likelihood=likelihood,
         stopped="collapsed: a KL of 0.0000 nats",
-        valid=Validation(images=3, score_percentiles=[float(score) for score in range(101)]),
+        valid=ValidationScores(images=3, score_percentiles=[float(score) for score in range(101)]),
         changes=changes,
         remedies=[Attempted(changes=changes, fitted_prior=True, verdict="collapsed", reasons=["a"], kept=True)],
     )
@@ -86,7 +86,7 @@ def test_what_older_models_lack_has_its_default(folder: Path) -> None:
     tampered(folder, model=MODEL, valid=None, changes=None, remedies=None)
     made = saved.load(folder).config
     assert (made.model.logvar_max, made.changes, made.remedies) == (10, {}, [])
-    assert made.valid == Validation(images=None, score_percentiles=None)
+    assert made.valid == ValidationScores(images=None, score_percentiles=None)
 
 
 def test_a_fitted_prior_comes_back_and_goes_with_its_model(folder: Path) -> None:

@@ -139,7 +139,7 @@ def test_every_case_has_a_report(
 def test_only_the_copy_of_a_run_shows_its_origin(facts: Facts) -> None:
     test = facts.metrics["test"]
     address = "http://127.0.0.1:5000/#/x?a=1&b=2"
-    theirs = {"elbo": test["elbo"] - 2, "mse": test["mse"] / 2, "kl": test["kl"] + 1, "psnr": None}
+    theirs = {"elbo": test["elbo"] - 2, "mse": test["mse"] / 2, "kl": test["kl"] + 1, "nll": None}
     origin = Origin(
         [("MLflow run", "grave-<b>", address), ("Git commit", "abc123", None)],
         "would be promoted: it is better",
@@ -149,7 +149,7 @@ def test_only_the_copy_of_a_run_shows_its_origin(facts: Facts) -> None:
     assert ("a", "href", address) in page.attributes
     for expected in ("grave-<b>", "abc123", "would be promoted: it is better.", "version 3", "+2 better", "worse"):
         assert expected in page.text
-    assert "PSNR, dB" not in page.text  # the champion has none
+    assert "negative log-likelihood, nats" not in page.text  # the champion has none
     plain = Page(report.html(facts))
     assert "Against the champion" not in plain.text and "the champion" in plain.text  # where it is found
     assert address not in plain.text
