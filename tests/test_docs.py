@@ -217,7 +217,9 @@ def cp(call: Call, flow: Flow) -> None:
     *sources, _ = (word for word in call.words[1:] if not word.startswith("-"))
     assert sources
     for source in sources:
-        assert (PROJECT / source).exists() or (flow().place.folder / source).exists(), source
+        if not (PROJECT / source).exists():
+            bring_back(flow().place)
+            assert (flow().place.folder / source).exists(), source
 
 
 def git(call: Call, flow: Flow) -> None:
