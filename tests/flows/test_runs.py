@@ -3,12 +3,14 @@
 import logging
 import re
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 from helpers.workspaces import Workspace
 from hypothesis import given
 from hypothesis import strategies as st
+from prefect.client.orchestration import SyncPrefectClient
 
 from flows import automations, away, experiments, runs
 
@@ -82,13 +84,15 @@ def test_the_deployment_describes_itself_and_has_a_schedule_that_is_off(served: 
 
 
 def test_a_schedule_that_is_switched_on_makes_runs_and_switched_off_takes_them_back(served: Workspace) -> None:
-    deployment = served.ask_prefect("deployments/filter")[0]
-    server, (schedule,) = f"http://127.0.0.1:{served.prefect_port}/api", deployment["schedules"]
+    found = served.ask_prefect("deployments/filter")[0]
+    deployment, schedule = UUID(found["id"]), UUID(found["schedules"][0]["id"])
     scheduled = {"flow_runs": {"tags": {"all_": ["auto-scheduled"]}}}
-    with httpx.Client(base_url=f"{server}/deployments/{deployment['id']}", timeout=20) as client:
-        client.patch(f"schedules/{schedule['id']}", json={"active": True}).raise_for_status()
-        client.post("schedule", json={}).raise_for_status()  # what the server itself does once a minute
+    # Prefect's own client tries again where the server is busy (503).
+    with SyncPrefectClient(f"http://127.0.0.1:{served.prefect_port}/api") as client:
+        client.update_deployment_schedule(deployment, schedule, active=True)
+        # What the server itself does once a minute:
+        client.request("POST", "/deployments/{id}/schedule", path_params={"id": deployment}, json={})
         made = served.ask_prefect("flow_runs/filter", **scheduled)
-        client.patch(f"schedules/{schedule['id']}", json={"active": False}).raise_for_status()
+        client.update_deployment_schedule(deployment, schedule, active=False)
     assert made and {run["state"]["type"] for run in made} == {"SCHEDULED"}
     assert served.ask_prefect("flow_runs/filter", **scheduled) == []
