@@ -4,9 +4,10 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Passed through the environment, so that the shell never interprets them.
-export EXPERIMENT ?=
-export SET ?=
+# As they were typed: neither make nor the shell interprets them.
+override EXPERIMENT := $(value EXPERIMENT)
+override SET := $(value SET)
+export EXPERIMENT SET
 
 # No download is cached outside this folder; PIP_NO_CACHE_DIR=0 enables pip's cache.
 export PIP_NO_CACHE_DIR ?= 1

@@ -9,8 +9,7 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.settings import get_current_settings
 
-from tasks import workspace
-from tasks.overlay import as_yaml
+from tasks import overlay, workspace
 from tasks.tracking.markdown import link, plain
 from vae.config.text import number
 from vae.report.numbers import KEY_NUMBERS
@@ -111,8 +110,6 @@ def closing(links: Links, experiment: str, settings: str, flow_run_page: str | N
 
 def command(experiment: str, settings: str, remedy: dict[str, object]) -> str:
     """`make run …` with a remedy's values laid over this run's settings."""
-    kept = [word for word in shlex.split(settings) if word.partition("=")[0] not in remedy]
-    words = shlex.join([*kept, *(f"{name}={as_yaml(value)}" for name, value in remedy.items())])
-    # Inside double quotes the shell reads these characters; inside any, make reads the dollar.
-    quoted = shlex.quote(words.replace("$", "$$")) if set(words) & set('$`"\\!') else f'"{words}"'
+    words = overlay.as_settings(overlay.parse_settings(settings) | remedy)
+    quoted = shlex.quote(words) if set(words) & set('$`"\\!') else f'"{words}"'  # what the shell reads inside "…"
     return f"make run {f'EXPERIMENT={experiment} ' if experiment else ''}SET={quoted}"

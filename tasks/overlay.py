@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from tasks import workspace
@@ -64,7 +65,11 @@ def apply(
 
 
 def parse_settings(text: str) -> dict[str, Any]:
-    """`data.path=photos train.epochs=2` → values, each read as YAML; quotes keep spaces together."""
+    """`data.path=photos train.epochs=2` → values; quotes keep spaces together.
+
+    The value of a text parameter is taken as it is, so that a folder may be called `2024`, `a #2` or `trip: rome`. Any
+    other value is read as YAML.
+    """
     values: dict[str, Any] = {}
     try:
         words = shlex.split(text)
@@ -77,8 +82,32 @@ def parse_settings(text: str) -> dict[str, Any]:
                 f"SET: {word!r} is not of the form name=value, such as train.epochs=2; "
                 "put quotes around a value with spaces: data.path='my photos'"
             )
-        values[name] = loading.read_yaml(value, f"SET: {name} = {value[:200]!r}")
+        as_it_is = _is_text(name) and not (value == "null" and "null" in _types(name))
+        values[name] = value if as_it_is else loading.read_yaml(value, f"SET: {name} = {value[:200]!r}")
     return values
+
+
+def as_settings(values: Mapping[str, Any]) -> str:
+    """The text from which `parse_settings` reads these values."""
+    return shlex.join(
+        f"{name}={value if isinstance(value, str) and _is_text(name) else as_yaml(value)}"
+        for name, value in values.items()
+    )
+
+
+def _is_text(name: str) -> bool:
+    """Whether a parameter accepts text, and nothing else but null."""
+    return "string" in (types := _types(name)) and types <= {"string", "null"}
+
+
+def _types(name: str) -> set[str]:
+    """The JSON types that a parameter accepts; none for an unknown one."""
+    section, _, key = name.partition(".")
+    model = Parameters.model_fields[section].annotation if section in Parameters.model_fields else None
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return set()
+    schema = model.model_json_schema()["properties"].get(key, {})
+    return {one.get("type") for one in schema.get("anyOf", [schema])}
 
 
 def as_yaml(value: Any) -> str:

@@ -100,7 +100,8 @@ def _describe(error: Any) -> str:
         case "value_error":
             return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
     message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{name} = {_shown(error['input'])}: {message.replace('input ', '').replace('Input ', '')}"
+    quotes = "; put quotes around it in YAML" if error["type"] == "string_type" and error["input"] is not None else ""
+    return f"{name} = {_shown(error['input'])}: {message.replace('input ', '').replace('Input ', '')}{quotes}"
 
 
 def _shown(value: Any) -> str:
