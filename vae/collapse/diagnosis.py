@@ -25,6 +25,7 @@ KL_GROWS = 1.05  # over the last epochs
 PRIOR_GAP_SHARE = 0.4  # of the rate
 OVERFITTED_SHARE = 0.25  # of what was learnt
 RUNAWAY_NATS = 1e5
+RUNAWAY_RATIO = 10  # of the predicted KL, where the model is no better than the mean image
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,13 @@ def _diverged(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         reason = (
             f"KL of {row['valid/kl']:.3g} nats in the last epoch; more than {RUNAWAY_NATS:.0e} is a runaway encoder"
         )
+    elif _exploded(p, e):
+        summary = "Training exploded: the KL is high, and the model is no better than the mean image."
+        reason = (
+            f"KL of {e.valid.rate:.4g} nats (linear theory expected {_expected(e):.3g}) with "
+            f"{e.valid.active_units(p.monitor.active_unit_threshold)} active units, mean squared error "
+            f"{e.valid.mse_sampled:.3g} against {e.mean_image_mse:.3g} of the mean image"
+        )
     else:
         return None
     remedy: dict[str, Any] = {"train.learning_rate": remedies.USUAL_LEARNING_RATE}
@@ -121,9 +129,21 @@ def _diverged(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     return Verdict("diverged", summary, [reason], remedy, advice)
 
 
+def _exploded(p: ResolvedParameters, e: Evidence) -> bool:
+    """Whether too large steps destroyed the model: it spends nats, and none of them describes an image."""
+    if not _no_better_than_mean(e):
+        return False
+    same_for_all = e.valid.active_units(p.monitor.active_unit_threshold) == 0
+    much = _expected(e) if same_for_all else RUNAWAY_RATIO * _expected(e)
+    return e.valid.mse_sampled > 1 or e.valid.rate > max(much, RUNAWAY_RATIO * COLLAPSED_BELOW_NATS)
+
+
 def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     active = e.valid.active_units(p.monitor.active_unit_threshold)
-    summary = f"The posterior collapsed: the latents carry next to nothing ({e.valid.rate:.2g} nats per image)."
+    if e.valid.rate < COLLAPSED_BELOW_NATS:
+        summary = f"The posterior collapsed: the latents carry next to nothing ({e.valid.rate:.2g} nats per image)."
+    else:
+        summary = f"The posterior collapsed: it is the same for every image, {e.valid.rate:.3g} nats from the prior."
     if active == 0 or e.valid.rate < COLLAPSED_BELOW_NATS:
         reasons = [
             f"KL of {e.valid.rate:.4g} nats per image over all {p.model.latent_dim} latents, {active} active units"
@@ -175,7 +195,7 @@ def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
 
 
 def _not_learning(p: ResolvedParameters, e: Evidence) -> Verdict | None:
-    if e.valid.mse_sampled < NO_BETTER_THAN_MEAN * e.mean_image_mse:
+    if not _no_better_than_mean(e):
         return None
     reason = (
         f"mean squared error {e.valid.mse_sampled:.4g} against {e.mean_image_mse:.4g} of the mean image; "
@@ -274,6 +294,10 @@ def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         remedy,
         [advice],
     )
+
+
+def _no_better_than_mean(e: Evidence) -> bool:
+    return e.valid.mse_sampled >= NO_BETTER_THAN_MEAN * e.mean_image_mse
 
 
 def _reached_share(p: ResolvedParameters, e: Evidence) -> float:

@@ -47,9 +47,9 @@ def why_stop(history: list[Row], p: Parameters) -> str | None:
     final = [row for row in history if at_final_weight(row, p)]
     if p.train.on_collapse != "continue" and ends_collapsed(history, p):
         kl, active = final[-1]["valid/kl"], final[-1]["valid/active_units"]
+        what = "collapsed" if kl < COLLAPSED_BELOW_NATS else "the posterior is the same for every image"
         return (
-            f"collapsed: a KL of {kl:.4f} nats and {active:.0f} active units "
-            f"after {len(final)} epochs at the final weight"
+            f"{what}: a KL of {kl:.4g} nats and {active:.0f} active units after {len(final)} epochs at the final weight"
         )
     if p.train.patience is not None and final:
         best = min(final, key=lambda row: row["valid/loss"])

@@ -34,11 +34,16 @@ JITTER = [(-1) ** (epoch + 1) - 0.01 * epoch for epoch in range(35)]
         ("diverged", {"history": history(1, **{"train/kl": math.nan}), "kept_epoch": 0}),
         ("collapsed", {"valid": measurement(kl=0.99)}),
         ("collapsed", {"valid": measurement(active=0)}),
+        ("diverged", {"valid": measurement(mse=1.1)}),
+        ("diverged", {"valid": measurement(mse=0.08, kl=23, active=0)}),
+        ("diverged", {"valid": measurement(mse=0.08, kl=221)}),
         # a loss that only jitters after the ramp is flat
         ("partly_collapsed", WRONG["partly_collapsed"] | {"history": history(losses=[500, 100, 60, 30, 10, *JITTER])}),
         # just short of a verdict
         ("healthy", {"valid": measurement(kl=1.0), "predicted": predicted(kl=2.4)}),
         ("healthy", {"valid": measurement(mse=0.0759)}),
+        ("not_learning", {"valid": measurement(mse=0.08, kl=219)}),
+        ("collapsed", {"valid": measurement(mse=0.08, kl=21, active=0)}),
         ("healthy", {"valid": measurement(kl=8.9)}),
         ("healthy", {"valid": measurement(kl=5.0), "kept_epoch": 9}),
         ("healthy", {"valid": measurement(kl=5.0), "history": history(14), "kept_epoch": 14}),
