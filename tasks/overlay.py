@@ -58,10 +58,17 @@ def apply(
         workspace.write(path, text)
     if not (experiment or overrides):
         _record().unlink(missing_ok=True)
-    changes = _changes(current, text)
+    changes = [f"{workspace.PARAMS}: {change}" for change in _changes(current, text)]
     if own is not None and overrides and not experiment:
         changes.insert(0, "params.yaml: EXPERIMENT and SET of the last run no longer apply; repeat any to keep")
     return changes
+
+
+def laid_over() -> list[str]:
+    """What the last run's experiment and settings changed of the user's own file: `train.epochs: 60 → 2`."""
+    current = loading.read_text(workspace.PARAMS)
+    own = _kept_aside(current)
+    return [] if own is None else _changes(own, current)
 
 
 def parse_settings(text: str) -> dict[str, Any]:
@@ -184,7 +191,7 @@ def _set(document: dict[str, Any], values: Mapping[str, Any]) -> None:
 def _changes(old: str, new: str) -> list[str]:
     before, after = (flat(loading.read_mapping(text, str(workspace.PARAMS))) for text in (old, new))
     return [
-        f"{workspace.PARAMS}: {key}: {printable(as_yaml(before.get(key)))} → {printable(as_yaml(value))}"
+        f"{key}: {printable(as_yaml(before.get(key)))} → {printable(as_yaml(value))}"
         for key, value in after.items()
         if before.get(key) != value
     ]

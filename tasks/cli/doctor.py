@@ -17,10 +17,11 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tasks import workspace
+from tasks import overlay, workspace
 from tasks.processes import dvc_files, services
 from tasks.processes.lock import hold
 from vae.compute.devices import Compute, named
+from vae.config import loading
 from vae.config.errors import InputError
 
 FREE_GB = 2.0  # enough for a run on a few thousand images with its cache and its MLflow artifacts
@@ -30,7 +31,7 @@ Found: TypeAlias = Iterator[tuple[str, str]]  # (state, text); `note`: worth kno
 
 def examine() -> list[dict[str, str]]:
     """The name, state and text of all checks, which change nothing and start nothing."""
-    checks = (packages, compute, disk, stages, locks, servers, mlflow)
+    checks = (packages, compute, disk, parameters, stages, results, locks, servers, mlflow)
     return [{"name": check.__name__, "state": state, "text": text} for check in checks for state, text in check()]
 
 
@@ -74,6 +75,8 @@ def compute() -> Found:
         yield "ok", f"{facts['hardware']}, {free:.0f} of {total:.0f} GiB free, PyTorch {facts['torch']}"
         return
     text = f"CPU ({facts['cpu_capability']}), {facts['threads']} threads, PyTorch {facts['torch']}"
+    if torch.backends.mps.is_available():
+        text += "; Apple's GPU is not used: it lacks float64, in which sums are kept"
     if torch.version.cuda is not None:
         yield "note", f"{text}, built for CUDA {torch.version.cuda}; no GPU is visible"
     elif shutil.which("nvidia-smi"):
@@ -88,6 +91,32 @@ def disk() -> Found:
         yield "problem", f"{free:.1f} GB free, less than {FREE_GB:g}: free some, for example by `dvc gc --workspace`"
     else:
         yield "ok", f"{free:.1f} GB free"
+
+
+def parameters() -> Found:
+    """Whether params.yaml is valid, and which of its values come from the last run's EXPERIMENT and SET."""
+    try:
+        loading.load(workspace.PARAMS)
+        laid_over = overlay.laid_over()
+    except InputError as error:
+        yield from (("problem", line) for line in str(error).splitlines())
+        return
+    if laid_over:
+        yield (
+            "note",
+            f"EXPERIMENT and SET of the last run: {', '.join(laid_over)}; a plain `make run` restores your own",
+        )
+    else:
+        yield "ok", f"{workspace.PARAMS} is valid"
+
+
+def results() -> Found:
+    """The last verdict."""
+    if verdict := workspace.read_note(workspace.MONITOR):
+        yield (
+            "ok" if verdict.get("verdict") == "healthy" else "note",
+            f"{verdict.get('verdict')}: {verdict.get('summary')}",
+        )
 
 
 def stages() -> Found:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from vae.config.errors import InputError
-from vae.config.parameters import Train
+from vae.config.parameters import Train, device_name
 
 # Compiling costs 10 to 25 seconds and speeds up what lies between convolutions and products. A CPU without matrix units
 # spends so little there that compiled training was 0.8 to 1.1 times as fast (docs/benchmarks.md); with matrix units,
@@ -126,8 +126,12 @@ def named(name: str) -> torch.device:
     """`auto`: CUDA where there is one, else the CPU; `cpu`; `cuda`; `cuda:1`.
 
     Raises:
-        InputError: CUDA is asked for and absent.
+        InputError: CUDA is asked for and absent, or it is another kind of device.
     """
+    try:
+        device_name(name)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():

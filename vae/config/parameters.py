@@ -3,9 +3,10 @@
 Every number has its unit in `params.yaml` and in docs/parameters.md.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 SMALLEST_IMAGE, LARGEST_IMAGE = 8, 256
 
@@ -22,6 +23,14 @@ def _pair(value: Any) -> Any:
             f"each {SMALLEST_IMAGE} to {LARGEST_IMAGE}"
         )
     return tuple(pair)
+
+
+def device_name(text: str) -> str:
+    """Raises: ValueError: it names no device that this project computes on."""
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
+        return text
+    apple = ": Apple's GPUs lack float64, in which sums are kept" if text == "mps" else ""
+    raise ValueError(f"device {text[:200]!r} is not supported{apple}; use auto, cpu, cuda or cuda:1")
 
 
 class _Section(BaseModel):
@@ -124,7 +133,7 @@ class Train(_Section):
     gradient_clip: Annotated[float, Field(gt=0)] | None = 100.0
     aggressive_encoder: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
+    device: Annotated[str, AfterValidator(device_name)] = "auto"
     compile: Literal["auto"] | bool = "auto"
     deterministic: bool = True
     patience: Annotated[int, Field(ge=1)] | None = None
