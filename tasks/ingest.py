@@ -207,6 +207,7 @@ def _write_manifest(
         "std": pa.array(moments[1], mask=refused),
         "status": pa.array(("quarantined" if bad else "ok" for bad in refused), pa.string()),
         "reason": pa.array((learnt.reason for learnt in examined), pa.string()),
+        "note": pa.array((learnt.note for learnt in examined), pa.string()),
     }
     pq.write_table(pa.table(columns), PARTIAL / "manifest.parquet")
 

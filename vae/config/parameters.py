@@ -3,9 +3,10 @@
 Every number has its unit in `params.yaml` and in docs/parameters.md.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 SMALLEST_IMAGE, LARGEST_IMAGE = 8, 256
 
@@ -24,6 +25,20 @@ def _pair(value: Any) -> Any:
     return tuple(pair)
 
 
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if not -math.inf < pair[0] < pair[1] < math.inf:
+        raise ValueError(f"invalid range [{pair[0]:g}, {pair[1]:g}]; give [black, white], two numbers that rise")
+    return pair
+
+
+# The source's values that become black and white. A list, as YAML has it, is a tuple here.
+ValueRange = Annotated[
+    tuple[float, float], BeforeValidator(lambda pair: tuple(pair) if isinstance(pair, list) else pair),
+    AfterValidator(_rising),
+]  # fmt: skip
+Alpha = Literal["white", "ignore"]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -33,6 +48,8 @@ class Data(_Section):
     path: PathText = "data/bundled"
     image_size: Annotated[tuple[int, int], BeforeValidator(_pair)] = (16, 16)
     channels: Literal[1, 3] = 1
+    value_range: ValueRange | None = None
+    alpha: Alpha = "white"
     valid_fraction: float = Field(gt=0, lt=1, default=0.1)
     test_fraction: float = Field(gt=0, lt=1, default=0.1)
     max_bad_fraction: float = Field(ge=0, le=1, default=0.02)
