@@ -98,6 +98,7 @@ def _rule_report(rule: Rule, inspection: Inspection) -> dict[str, Any]:
         "name": rule.name,
         "severity": rule.severity,
         "checks": rule.allowed,
+        "what_to_do": rule.what_to_do,
         "count": len(found),
         "skipped": inspection.skipped.get(rule.name),
         "examples": [{"file": f.file, "split": f.split, "value": f.value} for f in found[:EXAMPLES]],

@@ -22,6 +22,7 @@ from tasks.processes import dvc_files, services
 from tasks.processes.lock import hold
 from vae.compute.devices import Compute, named
 from vae.config.errors import InputError
+from vae.config.text import printable
 
 FREE_GB = 2.0  # enough for a run on a few thousand images with its cache and its MLflow artifacts
 
@@ -30,7 +31,7 @@ Found: TypeAlias = Iterator[tuple[str, str]]  # (state, text); `note`: worth kno
 
 def examine() -> list[dict[str, str]]:
     """The name, state and text of all checks, which change nothing and start nothing."""
-    checks = (packages, compute, disk, stages, locks, servers, mlflow)
+    checks = (packages, compute, disk, data, stages, locks, servers, mlflow)
     return [{"name": check.__name__, "state": state, "text": text} for check in checks for state, text in check()]
 
 
@@ -88,6 +89,27 @@ def disk() -> Found:
         yield "problem", f"{free:.1f} GB free, less than {FREE_GB:g}: free some, for example by `dvc gc --workspace`"
     else:
         yield "ok", f"{free:.1f} GB free"
+
+
+def data() -> Found:
+    """What the last validation found, a line for each rule."""
+    try:
+        rules = json.loads(workspace.VALIDATION.read_text("utf-8"))["rules"]
+        broken = [rule for rule in rules if rule["count"]]
+        for rule in broken:
+            example = rule["examples"][0]
+            where = example["file"] or example["split"]
+            found = f"{rule['name']} ({rule['count']:,}): {f'{where}: ' * bool(where)}{example['value']}"
+            text = f"{found}; to do: {rule['what_to_do']}"
+            yield "problem" if rule["severity"] == "error" else "note", printable(text)
+    except FileNotFoundError:
+        yield "note", "not validated yet"
+    except (ValueError, LookupError, TypeError):
+        yield "problem", f"{workspace.VALIDATION} is damaged: `dvc repro --force --single-item validate`"
+    else:
+        yield (
+            ("note", f"all findings: {workspace.VALIDATION_FAILURES}") if broken else ("ok", "validation found nothing")
+        )
 
 
 def stages() -> Found:

@@ -29,6 +29,12 @@ def joined(*notes: str | None) -> str | None:
     return "; ".join(filter(None, notes)) or None
 
 
+def parts(note: str) -> list[tuple[str, str]]:
+    """(kind, what happened) of each note in an image's text."""
+    split = (part.partition(": ") for part in note.split("; "))
+    return [(kind, text) for kind, _, text in split]
+
+
 def pages(image: Any) -> str | None:
     """Of an opened file, not yet loaded. Previews, masks and a phone's depth maps are no pictures of their own."""
     match image.format:
@@ -75,7 +81,9 @@ def alpha(band: Image.Image) -> str | None:
     counts = np.array(band.histogram())
     share = counts[1:OPAQUE].sum() / counts.sum()
     (levels,) = counts.nonzero()
-    if share <= MOSTLY and levels[-1] > 0:
+    if levels[-1] == 0:
+        return "alpha: 0 everywhere, the picture is hidden"
+    if share <= MOSTLY:
         return None
     return f"alpha: from {levels[0]} to {levels[-1]} of 255, {share:.0%} of the pixels translucent"
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vae.config.constants import SPLITS
 from vae.config.parameters import Data
+from vae.data import notes
 from vae.data.folder import LITTER
 from vae.validation import rules, schema
 from vae.validation.fingerprints import Fingerprints, fingerprint, near_duplicates
@@ -246,9 +247,8 @@ def _notes(ok: pd.DataFrame) -> Iterator[Finding]:
 def _noted(ok: pd.DataFrame) -> pd.DataFrame:
     """One row for each note, with its `kind` and `text`."""
     rows = ok[ok["note"].notna()]
-    rows = rows.assign(note=[note.split("; ") for note in rows["note"]]).explode("note")
-    parts = [str(note).partition(": ") for note in rows["note"]]
-    return rows.assign(kind=[kind for kind, _, _ in parts], text=[text for _, _, text in parts])
+    rows = rows.assign(part=[notes.parts(note) for note in rows["note"]]).explode("part")
+    return rows.assign(kind=[kind for kind, _ in rows["part"]], text=[text for _, text in rows["part"]])
 
 
 def _range(manifest: pd.DataFrame, prints: Mapping[str, Fingerprints]) -> Iterator[Finding]:
