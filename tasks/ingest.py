@@ -233,8 +233,8 @@ def _noted(examined: Sequence[Examined]) -> str:
     parts = [part for learnt in examined if learnt.note for part in notes.parts(learnt.note)]
     first = dict(reversed(parts))
     counts = Counter(kind for kind, _ in parts)
-    listed = "; ".join(f"{kind} of {number:,} images (such as {first[kind]})" for kind, number in counts.items())
-    return f"noted in {workspace.MANIFEST}: {listed}" if listed else ""
+    listed = "; ".join(f"{kind} {number:,} (such as {first[kind]})" for kind, number in counts.items())
+    return f"images with a note in {workspace.MANIFEST}: {listed}" if listed else ""
 
 
 def _some_reasons(items: Sequence[Item], examined: Sequence[Examined], most: int = 3) -> str:

@@ -21,6 +21,7 @@ import io
 import json
 import struct
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -32,15 +33,17 @@ from helpers.data_sets import pictures
 from helpers.ingests import encoded
 from helpers.models import config, network
 from helpers.validations import noted, pixels, validated, write
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from tasks import workspace
 from tasks.cli import doctor, reading
+from tasks.tracking.served_model import ServedVAE
 from vae.config.errors import InputError
 from vae.config.parameters import Data, Model
 from vae.config.preprocessing import Preprocessing
 from vae.data import notes, sources
-from vae.data.images import UnusableImage, load, prepare
+from vae.data.images import UnusableImage, load, prepare, scaled
 from vae.models import saved
 
 COUNT = 30
@@ -156,10 +159,42 @@ def test_what_is_no_range_is_refused(value_range: object) -> None:
         Data.model_validate({"value_range": value_range})
 
 
-def test_files_of_8_bits_have_their_range() -> None:
-    """Or else one grey JPEG among 12-bit files would be black."""
+def test_8_bits_have_their_range() -> None:
+    """Or else one grey JPEG among 12-bit files would be black, and so would what ingest has stored."""
     grey = encoded(Image.new("L", (16, 16), 200))
     assert load(grey, Preprocessing(16, 16, 1, value_range=(0, 4095))).max() == 200
+    assert scaled(np.array([7, 200], np.uint8), (0, 4095)).tolist() == [7, 200]
+
+
+def test_the_served_model_reads_numbers_as_ingest_does() -> None:
+    served = ServedVAE()
+    served.saved = model_with(Preprocessing(16, 16, 1, value_range=(0, 4095)))
+    values = scenes(0, 4095).round().astype(np.uint16)
+    by_file = [load(encoded(Image.fromarray(image)), served.saved.config.preprocessing) for image in values]
+    assert np.array_equal(served.prepared(list(values)), by_file)
+    assert np.array_equal(served.prepared([image.tolist() for image in values]), by_file)
+    assert np.array_equal(served.prepared(by_file), by_file)
+    with pytest.raises(MlflowException, match=r"image 0: values from 5000 to 5000, outside"):
+        served.prepared([np.full((16, 16), 5000)])
+
+
+def test_16_bit_colour_of_12_bits_is_noticed_though_only_its_owner_can_mend_it(here: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (4, 16, 16, 3)).astype(">u2")
+    content = {f"{i}.png": png_of_16_bits(image) for i, image in enumerate(values)}
+    broken = validated(write(here / "photos", content), channels=3, value_range=[0, 4095])
+    assert finding(broken["narrow_range"]) == "all 4 images lie between 0 and 15 of 255: 16 grey levels"
+    assert "colour images" in broken["narrow_range"]["what_to_do"]
+
+
+def png_of_16_bits(image: np.ndarray) -> bytes:
+    """image: (H, W, 3), big-endian. Pillow writes none."""
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in image))
+    header = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 16, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]
+    packed = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
 # Bands

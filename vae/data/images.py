@@ -156,12 +156,13 @@ def prepare(content: bytes | NDArray[np.uint8], preprocessing: Preprocessing) ->
 def scaled(values: NDArray[Any], value_range: tuple[float, float] | None) -> NDArray[np.uint8]:
     """Numbers as 8-bit pixels of the same shape: from 0 (black) to 255 (white), rounded.
 
-    value_range: the values of black and white. None: uint8 as they are, bool and floats from 0 to 1.
+    value_range: the values of black and white. None: uint8 as they are, bool and floats from 0 to 1. Where white is
+        beyond what uint8 can hold, uint8 are 8-bit pixels, as they are in files.
 
     Raises:
         UnusableImage: a value is outside, or the type has no range of its own.
     """
-    if value_range is None and values.dtype == np.uint8:
+    if values.dtype == np.uint8 and (value_range is None or value_range[1] > 255):
         return values
     low, high = float(values.min()), float(values.max())
     if value_range is None and not (values.dtype == np.bool_ or np.issubdtype(values.dtype, np.floating)):
