@@ -100,7 +100,7 @@ def data() -> Found:
             example = rule["examples"][0]
             where = example["file"] or example["split"]
             found = f"{rule['name']} ({rule['count']:,}): {f'{where}: ' * bool(where)}{example['value']}"
-            text = f"{found}; to do: {rule['what_to_do']}"
+            text = f"{found}; to do: {rule.get('what_to_do', rule['checks'])}"
             yield "problem" if rule["severity"] == "error" else "note", printable(text)
     except FileNotFoundError:
         yield "note", "not validated yet"

@@ -247,15 +247,15 @@ def _notes(ok: pd.DataFrame) -> Iterator[Finding]:
 def _noted(ok: pd.DataFrame) -> pd.DataFrame:
     """One row for each note, with its `kind` and `text`."""
     rows = ok[ok["note"].notna()]
-    rows = rows.assign(part=[notes.parts(note) for note in rows["note"]]).explode("part")
+    rows = rows.assign(part=rows["note"].map(notes.parts)).explode("part")
     return rows.assign(kind=[kind for kind, _ in rows["part"]], text=[text for _, text in rows["part"]])
 
 
 def _range(manifest: pd.DataFrame, prints: Mapping[str, Fingerprints]) -> Iterator[Finding]:
     """Of all images together: one dark photo is no sign, the same narrow range in every image is."""
     noted = _noted(manifest[manifest["status"] == "ok"])
-    ranges = [[int(n) for n in re.findall(r"\d+", text)] for text in noted["text"][noted["kind"] == "values"]]
-    if ranges:
+    texts = " ".join(noted["text"][noted["kind"] == "values"])
+    if ranges := [[int(n) for n in found] for found in re.findall(r"from (\d+) to (\d+) of (\d+)", texts)]:
         low, high, most = min(low for low, _, _ in ranges), max(high for _, high, _ in ranges), ranges[0][2]
         if (levels := _levels(255 * low / most, 255 * high / most)) <= rules.NARROW:
             bits = next((bits for bits in (10, 12, 14) if high < 2**bits), None)
