@@ -153,7 +153,7 @@ def test_a_value_outside_the_range_is_refused_with_its_number() -> None:
         load(encoded(image), Preprocessing(16, 16, 1, value_range=(0, 4095)))
 
 
-@pytest.mark.parametrize("value_range", [[5, 5], [9, 0], [0], 4095, [0, float("inf")]])
+@pytest.mark.parametrize("value_range", [[5, 5], [9, 0], [0], 4095, [0, float("inf")], [0, 10**400], ["0", 1]])
 def test_what_is_no_range_is_refused(value_range: object) -> None:
     with pytest.raises(ValueError, match="value_range"):
         Data.model_validate({"value_range": value_range})

@@ -3,10 +3,9 @@
 Every number has its unit in `params.yaml` and in docs/parameters.md.
 """
 
-import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 SMALLEST_IMAGE, LARGEST_IMAGE = 8, 256
 
@@ -25,17 +24,15 @@ def _pair(value: Any) -> Any:
     return tuple(pair)
 
 
-def _rising(pair: tuple[float, float]) -> tuple[float, float]:
-    if not -math.inf < pair[0] < pair[1] < math.inf:
-        raise ValueError(f"invalid range [{pair[0]:g}, {pair[1]:g}]; give [black, white], two numbers that rise")
-    return pair
+def _black_and_white(value: Any) -> Any:
+    pair = list(value) if isinstance(value, list | tuple) else []
+    if len(pair) != 2 or not all(type(n) in (int, float) for n in pair) or not -1e30 < pair[0] < pair[1] < 1e30:
+        raise ValueError(f"invalid range {value!r}; give [black, white], two numbers, the smaller one first")
+    return float(pair[0]), float(pair[1])
 
 
-# The source's values that become black and white. A list, as YAML has it, is a tuple here.
-ValueRange = Annotated[
-    tuple[float, float], BeforeValidator(lambda pair: tuple(pair) if isinstance(pair, list) else pair),
-    AfterValidator(_rising),
-]  # fmt: skip
+# The source's values that become black and white.
+ValueRange = Annotated[tuple[float, float], BeforeValidator(_black_and_white)]
 Alpha = Literal["white", "ignore"]
 
 
