@@ -39,13 +39,48 @@ class Finding:
     split: str = ""
 
 
+# What reading the files may have lost, or kept in vain; see `vae.data.notes`.
+_READING = tuple(
+    Rule("warning", *texts)
+    for texts in (
+        (
+            "narrow_range",
+            f"values that use more than {NARROW} of the 256 grey levels",
+            "set data.value_range to the source's values of black and white; colour images and 8-bit files have to be "
+            "saved again with the full range; nothing if they are meant to be this dark or bright",
+        ),
+        (
+            "translucent",
+            "at most half of a picture translucent, as in a cut-out",
+            "if the fourth band is no transparency but, for example, near infrared, set data.alpha to ignore",
+        ),
+        (
+            "unused_bands",
+            "grey, or red, green and blue",
+            "nothing if intended; else save the bands to use as grey or RGB images",
+        ),
+        (
+            "several_pages",
+            "one picture per file",
+            "nothing if intended: only the first is used; else save each page or frame as a file",
+        ),
+        ("colour_lost", "grey images for data.channels = 1", "set data.channels to 3 unless intended"),
+        (
+            "grey_in_colour",
+            "some colour for data.channels = 3",
+            "set data.channels to 1: the same pictures with a third of the numbers",
+        ),
+    )
+)
+
+
 def probe_decides(promote: Promote, training_classes: int) -> bool:
     """Whether the probe's accuracy, which wrong classes make wrong, decides which model becomes the champion."""
     return promote.mode == "enabled" and training_classes > 1
 
 
 def catalogue(data: Data, probe_decides: bool = False) -> tuple[Rule, ...]:
-    """Every rule, errors first, with what these parameters allow."""
+    """Every rule, errors first, with what these parameters allow. probe_decides: see the function of that name."""
     shape = f"uint8 (N, {data.image_size[0]}, {data.image_size[1]}, {data.channels})"
     again = "delete data/manifest.parquet and data/images, and run ingest again"
     ingest = f"ingest did not write this manifest: {again}"
@@ -114,31 +149,5 @@ def catalogue(data: Data, probe_decides: bool = False) -> tuple[Rule, ...]:
             f"the largest class at most {LARGEST_RATIO} times the smallest, in training",
             "add images of rare classes, or expect worse reconstructions of them",
         ),
-        warning(
-            "narrow_range",
-            f"values that use more than {NARROW} of the 256 grey levels",
-            "set data.value_range to the source's values of black and white; colour images and 8-bit files have to be "
-            "saved again with the full range; nothing if they are meant to be this dark or bright",
-        ),
-        warning(
-            "translucent",
-            "at most half of a picture translucent, as in a cut-out",
-            "if the fourth band is no transparency but, for example, near infrared, set data.alpha to ignore",
-        ),
-        warning(
-            "unused_bands",
-            "grey, or red, green and blue",
-            "nothing if intended; else save the bands to use as grey or RGB images",
-        ),
-        warning(
-            "several_pages",
-            "one picture per file",
-            "nothing if intended: only the first is used; else save each page or frame as a file",
-        ),
-        warning("colour_lost", "grey images for data.channels = 1", "set data.channels to 3 unless intended"),
-        warning(
-            "grey_in_colour",
-            "some colour for data.channels = 3",
-            "set data.channels to 1: the same pictures with a third of the numbers",
-        ),
+        *_READING,
     )
