@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ from vae.compute.devices import Compute
 from vae.config.constants import SPLITS
 from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters, changed
-from vae.config.text import number, rounded
+from vae.config.text import number, printable, rounded
 from vae.evaluation.evaluate import Evaluation, evaluate
-from vae.evaluation.probe import classes_read
+from vae.evaluation.probe import ClassRead, classes_read
 from vae.inference.scoring import elbo_per_image
 from vae.models import saved
 from vae.models.saved import Saved
@@ -30,6 +30,8 @@ from vae.report.facts import Facts
 from vae.report.numbers import KEY_NUMBERS
 
 log = logging.getLogger(__name__)
+
+CLASSES_NAMED = 5
 
 
 def main() -> None:
@@ -79,6 +81,9 @@ def gather(
     epochs, latent_epochs = (workspace.read(path, pd.read_csv) for path in (workspace.HISTORY, workspace.KL_PER_LATENT))
     drawn = figures.generated(p, model, compute, images["test"], test, monitor["verdict"])
     charted = figures.charted(p, model, test, labels["test"], epochs, latent_epochs, preflight)
+    read = classes_read(labels["test"], test.guesses, labels["train"])
+    if line := left_out(read):
+        log.info(line)
     descriptions = described(rows["test"], test.errors)
     facts = Facts(
         parameters=p,
@@ -89,7 +94,7 @@ def gather(
         manifest=manifest,
         pictures=[*drawn, *charted],
         latent_map=latent_map.draw(test.mu, images["test"], labels["test"], descriptions, p.seed),
-        classes_read=classes_read(labels["test"], test.guesses),
+        classes_read=read,
         hashes={
             **{f"{split} images": workspace.sha256(workspace.images(split)) for split in SPLITS},
             "model weights": model.sha256,
@@ -136,6 +141,19 @@ def rows_of(manifest: pd.DataFrame, split: str, count: int) -> pd.DataFrame:
             "run `dvc repro --force ingest`"
         )
     return rows
+
+
+def left_out(read: Sequence[ClassRead]) -> str | None:
+    """Which test images the probe's accuracy leaves out, if any."""
+    unseen = [row for row in read if row.unseen]
+    names = ", ".join(printable(row.name) for row in unseen[:CLASSES_NAMED])
+    more = f", and {len(unseen) - CLASSES_NAMED:,} more" if len(unseen) > CLASSES_NAMED else ""
+    if not unseen:
+        return None
+    return (
+        f"linear probe: leaves out {sum(row.images for row in unseen):,} test images, since the training split has "
+        f"none of their classes ({names}{more})"
+    )
 
 
 def labels_of(rows: pd.DataFrame) -> NDArray[np.object_]:

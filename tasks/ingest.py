@@ -29,7 +29,7 @@ from vae.config.constants import SPLITS
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters
 from vae.config.preprocessing import Preprocessing
-from vae.data import sources, splits
+from vae.data import notes, sources, splits
 from vae.data.decode_cache import Chunk, DecodeCache, Examined
 from vae.data.images import binarised
 from vae.data.item import Item
@@ -62,6 +62,8 @@ def main(workers: int | None = None) -> None:
         split_of = _assign(items, examined, params)
         moments = _write_arrays(chunks, split_of, preprocessing, workers)
         _write_manifest(items, examined, split_of, moments)
+    if noted := _noted(examined):
+        log.info("ingest: %s", noted)
     log.info(_summary(items, examined, split_of, preprocessing))
 
 
@@ -207,6 +209,7 @@ def _write_manifest(
         "std": pa.array(moments[1], mask=refused),
         "status": pa.array(("quarantined" if bad else "ok" for bad in refused), pa.string()),
         "reason": pa.array((learnt.reason for learnt in examined), pa.string()),
+        "note": pa.array((learnt.note for learnt in examined), pa.string()),
     }
     pq.write_table(pa.table(columns), PARTIAL / "manifest.parquet")
 
@@ -223,6 +226,15 @@ def _summary(
         f"{f'{len(labels):,} classes' if labels else 'no labels'}; "
         f"{counts[None]:,} of {len(items):,} quarantined{f': {reasons}' if reasons else ''}"
     )
+
+
+def _noted(examined: Sequence[Examined]) -> str:
+    """How many images have a note of each kind, and the first one's text; validation judges them."""
+    parts = [part for learnt in examined if learnt.note for part in notes.parts(learnt.note)]
+    first = dict(reversed(parts))
+    counts = Counter(kind for kind, _ in parts)
+    listed = "; ".join(f"{kind} {number:,} (such as {first[kind]})" for kind, number in counts.items())
+    return f"images with a note in {workspace.MANIFEST}: {listed}" if listed else ""
 
 
 def _some_reasons(items: Sequence[Item], examined: Sequence[Examined], most: int = 3) -> str:

@@ -23,8 +23,8 @@ from vae.config.constants import SPLITS
 from vae.config.errors import InputError
 from vae.config.text import one_line, printable
 from vae.validation.fingerprints import Fingerprints
-from vae.validation.inspection import Inspection, inspect
-from vae.validation.rules import Rule, catalogue
+from vae.validation.inspection import Inspection, classes_in_training, inspect
+from vae.validation.rules import Rule, catalogue, probe_decides
 from vae.validation.schema import COLUMNS
 
 log = logging.getLogger(__name__)
@@ -35,10 +35,10 @@ FAILURE_COLUMNS = ("severity", "rule", "file", "split", "value", "allowed", "wha
 
 def main() -> None:
     shutil.rmtree(workspace.DECODED, ignore_errors=True)  # DVC has stored ingest's outputs by now
-    data = loading.load(workspace.PARAMS).data
+    params = loading.load(workspace.PARAMS)
     manifest = read_manifest()
-    inspection = inspect(manifest, {split: _read_images(split) for split in SPLITS}, data)
-    rules = catalogue(data)
+    inspection = inspect(manifest, {split: _read_images(split) for split in SPLITS}, params.data)
+    rules = catalogue(params.data, probe_decides(params.promote, classes_in_training(manifest)))
     report = _report(rules, inspection, manifest)
     workspace.write_json(workspace.VALIDATION, report)
     _write_failures(rules, inspection)
@@ -98,6 +98,7 @@ def _rule_report(rule: Rule, inspection: Inspection) -> dict[str, Any]:
         "name": rule.name,
         "severity": rule.severity,
         "checks": rule.allowed,
+        "what_to_do": rule.what_to_do,
         "count": len(found),
         "skipped": inspection.skipped.get(rule.name),
         "examples": [{"file": f.file, "split": f.split, "value": f.value} for f in found[:EXAMPLES]],

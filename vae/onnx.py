@@ -25,7 +25,7 @@ from vae.models.vae import VAE
 OPSET = 18
 TOLERANCE = 1e-3  # by which mu and logvar, of about 1 to 10, may differ from PyTorch's
 PREPROCESS = (
-    "First frame; EXIF orientation applied; transparency on white; {mode}; the whole image resized to {height}×{width} "
+    "First frame; EXIF orientation applied; {alpha}; {mode}{range}; the whole image resized to {height}×{width} "
     "pixels (Pillow, bicubic, antialiased){binarise}; uint8 (batch, {height}, {width}, {channels}), 0 to 255."
 )
 
@@ -102,6 +102,8 @@ def _preprocess(saved: Saved) -> str:
     made = saved.config.preprocessing
     return PREPROCESS.format(
         mode="grey" if made.channels == 1 else "RGB",
+        alpha="transparency on white" if made.alpha == "white" else "transparency ignored",
+        range="" if made.value_range is None else " ({:g} is black, {:g} is white)".format(*made.value_range),
         height=made.height,
         width=made.width,
         channels=made.channels,

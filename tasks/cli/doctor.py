@@ -23,6 +23,7 @@ from tasks.processes.lock import hold
 from vae.compute.devices import Compute, named
 from vae.config import loading
 from vae.config.errors import InputError
+from vae.config.text import printable
 
 FREE_GB = 2.0  # enough for a run on a few thousand images with its cache and its MLflow artifacts
 
@@ -31,7 +32,7 @@ Found: TypeAlias = Iterator[tuple[str, str]]  # (state, text); `note`: worth kno
 
 def examine() -> list[dict[str, str]]:
     """The name, state and text of all checks, which change nothing and start nothing."""
-    checks = (packages, compute, disk, parameters, stages, results, locks, servers, mlflow)
+    checks = (packages, compute, disk, parameters, validation, stages, results, locks, servers, mlflow)
     return [{"name": check.__name__, "state": state, "text": text} for check in checks for state, text in check()]
 
 
@@ -116,6 +117,27 @@ def results() -> Found:
         yield (
             "ok" if verdict.get("verdict") == "healthy" else "note",
             f"{verdict.get('verdict')}: {verdict.get('summary')}",
+        )
+
+
+def validation() -> Found:
+    """What the last validation found, a line for each rule."""
+    try:
+        rules = json.loads(workspace.VALIDATION.read_text("utf-8"))["rules"]
+        broken = [rule for rule in rules if rule["count"]]
+        for rule in broken:
+            example = rule["examples"][0]
+            where = example["file"] or example["split"]
+            found = f"{rule['name']} ({rule['count']:,}): {f'{where}: ' * bool(where)}{example['value']}"
+            text = f"{found}; to do: {rule.get('what_to_do', rule['checks'])}"
+            yield "problem" if rule["severity"] == "error" else "note", printable(text)
+    except FileNotFoundError:
+        yield "note", "not validated yet"
+    except (ValueError, LookupError, TypeError):
+        yield "problem", f"{workspace.VALIDATION} is damaged: `dvc repro --force --single-item validate`"
+    else:
+        yield (
+            ("note", f"all findings: {workspace.VALIDATION_FAILURES}") if broken else ("ok", "validation found nothing")
         )
 
 

@@ -125,7 +125,7 @@ def reading(path: Path, saved: Saved, without: Collection[str] = frozenset()) ->
     if path.is_dir():
         items = folder.find(path)
     elif path.suffix == ".npy":
-        items = arrays.npy(path)
+        items = arrays.npy(path, saved.config.preprocessing.value_range)
     else:
         items = [Item(storable(path.name), None, None, partial(images.read_file, path))]
     if not items:

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
 from PIL import Image
 
-from vae.data.images import UnusableImage, load
+from vae.data.images import UnusableImage, load, scaled
 from vae.inference import generate, scoring
 from vae.metrics import measurement
 from vae.models import saved
@@ -25,7 +25,8 @@ TASKS = ("encode", "reconstruct", "score")
 class ServedVAE(PythonModel):
     """`predict(images, params={"task": …})`, with images of any size and kind, as one of
 
-    - uint8 (N, H, W, C) or (N, H, W), grey, RGB or RGBA; over HTTP nested lists of integers from 0 to 255;
+    - uint8 (N, H, W, C) or (N, H, W), grey, RGB or RGBA; over HTTP nested lists of integers from 0 to 255; where the
+      model was trained with `data.value_range`, numbers of that range;
     - image files as base64 strings;
     - a table with one column of either, for arrays of different sizes.
 
@@ -63,10 +64,10 @@ class ServedVAE(PythonModel):
         """uint8 (N, H, W, C) at the model's size."""
         if not rows:
             raise refused("no images given")
-        images = []
+        images, preprocessing = [], self.saved.config.preprocessing
         for number, row in enumerate(rows):
             try:
-                images.append(load(_content(row), self.saved.config.preprocessing))
+                images.append(load(_content(row, preprocessing.value_range), preprocessing))
             except (UnusableImage, ValueError, TypeError) as error:
                 raise refused(f"image {number}: {error}") from None
         return np.stack(images)
@@ -88,11 +89,12 @@ def _rows(model_input: Any) -> Iterable[Any]:
     return model_input
 
 
-def _content(row: Any) -> bytes | np.ndarray:
+def _content(row: Any, value_range: tuple[float, float] | None) -> bytes | np.ndarray:
     """A file's bytes, or pixels.
 
     Raises:
         ValueError: it is neither.
+        UnusableImage: numbers outside the range.
     """
     if isinstance(row, str):
         try:
@@ -100,6 +102,8 @@ def _content(row: Any) -> bytes | np.ndarray:
         except binascii.Error as error:
             raise ValueError(f"invalid base64: {error}") from None
     pixels = np.asarray(row)
+    if value_range is not None and pixels.dtype.kind in "biuf" and pixels.size:
+        return scaled(pixels, value_range)
     if pixels.dtype == np.uint8:
         return pixels
     if not np.issubdtype(pixels.dtype, np.integer) or pixels.min() < 0 or pixels.max() > 255:

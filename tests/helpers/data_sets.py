@@ -29,6 +29,6 @@ def manifest_of(arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
         }  # fmt: skip
         parts.append(pd.DataFrame(known))
     manifest = pd.concat(parts, ignore_index=True)
-    manifest = manifest.assign(width=9, height=9, mode="L", bytes=5, status="ok", reason=None)
+    manifest = manifest.assign(width=9, height=9, mode="L", bytes=5, status="ok", reason=None, note=None)
     whole = dict.fromkeys(("index", "width", "height", "bytes"), "Int64")
-    return manifest.astype(whole | {"reason": "str"})
+    return manifest.astype(whole | {"reason": "str", "note": "str"})

@@ -64,7 +64,7 @@ def test_manifest_and_arrays_agree(place: Callable[..., Path]) -> None:
     (root / "readme.txt").write_text("about these photos")
     ingest.main()
     manifest = pd.read_parquet(workspace.MANIFEST)
-    columns = "path split label index width height mode bytes sha256 mean std status reason"
+    columns = "path split label index width height mode bytes sha256 mean std status reason note"
     assert " ".join(manifest.columns) == columns and len(manifest) == 43
     assert manifest.path.is_monotonic_increasing
 
@@ -126,7 +126,7 @@ def test_binarised_splits(place: Callable[..., Path], binarise: str) -> None:
 
 
 def test_odd_names_reach_the_manifest_and_not_the_terminal(place: Callable[..., Path]) -> None:
-    here = place(source="folder", path="photos", image_size=8)
+    here = place(source="folder", path="photos", channels=3, image_size=8)
     names = ["two\nlines", "quo\"te's", "<script>", "Äpfel", "sp ace", "[bold]", "\x1b[31mred"]
     for i, name in enumerate(names):
         (here / "photos" / name).mkdir(parents=True)

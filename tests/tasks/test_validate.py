@@ -74,7 +74,7 @@ def test_sound_data_pass(tmp_path: Path) -> None:
 def test_errors_fail_the_stage_after_both_reports_are_written_and_repeat_to_the_bit(tmp_path: Path) -> None:
     manifest = write(tmp_path)
     manifest.loc[30, "sha256"] = manifest.loc[0, "sha256"]  # an error
-    manifest.loc[1, "sha256"] = manifest.loc[2, "sha256"]  # a warning
+    manifest.loc[5, "sha256"] = manifest.loc[1, "sha256"]  # a warning
     manifest.loc[3, "width"] = -4  # another error
     result = validate(tmp_path, manifest)
     assert result.returncode == entry.INPUT_ERROR
@@ -88,7 +88,7 @@ def test_errors_fail_the_stage_after_both_reports_are_written_and_repeat_to_the_
     assert [(row["severity"], row["rule"], row["file"], row["split"], row["value"]) for row in rows] == [
         ("error", "size_range", "train/b/03.png", "train", "width = -4"),
         ("error", "leakage", "test/a/06.png", "test", "same bytes as train: train/a/00.png"),
-        ("warning", "duplicate_in_split", "train/b/01.png", "train", "same bytes as train/a/02.png"),
+        ("warning", "duplicate_in_split", "train/b/05.png", "train", "same bytes as train/b/01.png"),
     ]
     assert all(row["allowed"] and row["what_to_do"] for row in rows)
     counts = {rule["name"]: rule["count"] for rule in report["rules"] if rule["count"]}

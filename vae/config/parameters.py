@@ -33,6 +33,18 @@ def device_name(text: str) -> str:
     raise ValueError(f"device {text[:200]!r} is not supported{apple}; use auto, cpu, cuda or cuda:1")
 
 
+def _black_and_white(value: Any) -> Any:
+    pair = list(value) if isinstance(value, list | tuple) else []
+    if len(pair) != 2 or not all(type(n) in (int, float) for n in pair) or not -1e30 < pair[0] < pair[1] < 1e30:
+        raise ValueError(f"invalid range {value!r}; give [black, white], two numbers, the smaller one first")
+    return float(pair[0]), float(pair[1])
+
+
+# The source's values that become black and white.
+ValueRange = Annotated[tuple[float, float], BeforeValidator(_black_and_white)]
+Alpha = Literal["white", "ignore"]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -42,6 +54,8 @@ class Data(_Section):
     path: PathText = "data/bundled"
     image_size: Annotated[tuple[int, int], BeforeValidator(_pair)] = (16, 16)
     channels: Literal[1, 3] = 1
+    value_range: ValueRange | None = None
+    alpha: Alpha = "white"
     valid_fraction: float = Field(gt=0, lt=1, default=0.1)
     test_fraction: float = Field(gt=0, lt=1, default=0.1)
     max_bad_fraction: float = Field(ge=0, le=1, default=0.02)

@@ -39,6 +39,7 @@ class Examined(NamedTuple):
     bytes: int | None = None
     sha256: str | None = None
     reason: str | None = None
+    note: str | None = None  # what may have been lost; see `vae.data.notes`
     transient: bool = False  # the reason is the machine's, not the image's
 
 
@@ -64,7 +65,8 @@ class DecodeCache:
     def __init__(self, folder: Path, scratch: Path, preprocessing: Preprocessing) -> None:
         self._preprocessing, self._scratch, self.stop = preprocessing, scratch, Event()
         code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
-        key = hashlib.sha256(f"{preprocessing.shape}, Pillow {PIL.__version__}\n".encode() + code).hexdigest()
+        settings = preprocessing.shape, preprocessing.value_range, preprocessing.alpha
+        key = hashlib.sha256(f"{settings}, Pillow {PIL.__version__}\n".encode() + code).hexdigest()
         self.folder = folder / key
         for other in set(folder.glob("*")) - {self.folder}:
             shutil.rmtree(other, ignore_errors=True)
@@ -130,4 +132,5 @@ def _examine(item: Item, preprocessing: Preprocessing) -> tuple[Examined, NDArra
     except UnusableImage as refusal:
         transient = isinstance(refusal, UnusableNow)
         return Examined(bytes=size, sha256=digest, reason=str(refusal), transient=transient), None
-    return Examined(prepared.width, prepared.height, prepared.mode, size, digest), prepared.pixels
+    learnt = Examined(prepared.width, prepared.height, prepared.mode, size, digest, note=prepared.note)
+    return learnt, prepared.pixels

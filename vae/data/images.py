@@ -6,14 +6,16 @@ Ingest and the encoding of new photos both use this module, so that they agree b
 - EXIF orientation is applied; EXIF data that cannot be read are ignored. Colour profiles are not applied.
 - JPEGs much larger than the requested size are decoded at 1/2, 1/4 or 1/8 of their size, never below twice
   the requested size.
-- Whatever is transparent (alpha, a palette's alpha, a colour key) becomes white.
-- 16-bit grey is divided by 257 and rounded; a 32-bit integer image within 0..65535 counts as 16-bit.
-  16-bit colour is cut to its high byte, by Pillow. Integers out of that range, and floats, have no known
-  range and are refused.
+- Whatever is transparent (alpha, a palette's alpha, a colour key) becomes white; with `alpha` = ignore, alpha is
+  dropped. A fourth band that the file does not call alpha is never used as such.
+- 16-bit grey is divided by 257 and rounded; a 32-bit integer image within 0..65535 counts as 16-bit, and of a
+  12-bit TIFF 4095 is white. 16-bit colour is cut to its high byte, by Pillow. Integers out of that range, and
+  floats, have no known range and are refused. With `value_range`, all of these are scaled by it; see `scaled`.
 - Everything else (1-bit, palette, CMYK, YCbCr, HSV) is converted by Pillow, to grey or RGB as `channels` says.
 - The whole image is resized to (height, width), each axis on its own, nothing cropped: bicubic, antialiased.
 - `binarise` comes last; see `binarised`.
 
+What of this may have lost something is noted; see `vae.data.notes`.
 An image that cannot be used raises `UnusableImage` and nothing else, whatever the file holds. Decoding is bounded
 by `MAX_BYTES` and, from the header, before any pixel is decoded, by `MAX_PIXELS`, `MAX_SIDE` and `MAX_SCANS`. Only
 one large image at a time is in memory decoded. A truncated image is refused.
@@ -32,18 +34,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vae.config.preprocessing import Preprocessing
-from vae.config.text import one_line
+from vae.config.text import one_line, written
+from vae.data import notes
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 100_000  # pixels; resizing needs memory and time in proportion to the longer side alone
 MAX_SCANS = 100  # of a JPEG, libtiff's limit: each costs a pass over all pixels, and few bytes
+SET_RANGE = "set data.value_range to the values of black and white"
 LARGE = 25_000_000  # pixels: such images are decoded one at a time, since each can take 20 bytes per pixel
 _large_image = threading.Lock()
 Image.init()  # registers all formats now: left to the first image, it would be a race between threads
@@ -72,6 +77,7 @@ class Prepared:
     width: int  # of the source, in pixels, as its header says
     height: int
     mode: str  # Pillow's name for the source's kind of pixel: L, RGB, CMYK, I;16, …
+    note: str | None  # what may have been lost; see `vae.data.notes`
 
 
 def load(source: Path | bytes | NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -79,6 +85,7 @@ def load(source: Path | bytes | NDArray[np.uint8], preprocessing: Preprocessing)
 
     Args:
         source: a file; a file's bytes; or pixels, uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with alpha.
+            Pixels of other types or ranges go through `scaled` first.
 
     Raises:
         UnusableImage: it cannot be read or decoded.
@@ -129,16 +136,44 @@ def prepare(content: bytes | NDArray[np.uint8], preprocessing: Preprocessing) ->
             raise UnusableImage(f"too large: {width}×{height} pixels, at most {MAX_SIDE:,} per side")
         if image.format in ("JPEG", "MPO") and isinstance(content, bytes) and _scans(content) > MAX_SCANS:
             raise UnusableImage(f"broken image: a JPEG of more than {MAX_SCANS} scans")
+        several, unused = notes.pages(image), notes.bands(image)
         # The longer side for both, since width and height may change places when the image is turned upright.
         image.draft(None, (2 * max(size), 2 * max(size)))
         with _large_image if image.width * image.height > LARGE else nullcontext():
             image.load()
             _turn_upright(image)
-            flat = _flattened(image).convert("L" if preprocessing.channels == 1 else "RGB")
+            flat, lost = _flattened(image, preprocessing)
+            if preprocessing.channels == 1 and flat.mode == "RGB":
+                lost = notes.joined(lost, notes.colour(np.asarray(flat.resize(size, Image.Resampling.NEAREST))))
+            flat = flat.convert("L" if preprocessing.channels == 1 else "RGB")
             pixels = np.asarray(flat.resize(size, Image.Resampling.BICUBIC))
             image.close()  # before the next large one begins
             del flat
-        return Prepared(pixels.reshape(preprocessing.shape), width, height, mode)
+        note = notes.joined(several, unused, lost)
+        return Prepared(pixels.reshape(preprocessing.shape), width, height, mode, note)
+
+
+def scaled(values: NDArray[Any], value_range: tuple[float, float] | None) -> NDArray[np.uint8]:
+    """Numbers as 8-bit pixels of the same shape: from 0 (black) to 255 (white), rounded.
+
+    value_range: the values of black and white. None: uint8 as they are, bool and floats from 0 to 1. Where white is
+        beyond what uint8 can hold, uint8 are 8-bit pixels, as they are in files.
+
+    Raises:
+        UnusableImage: a value is outside, or the type has no range of its own.
+    """
+    if values.dtype == np.uint8 and (value_range is None or value_range[1] > 255):
+        return values
+    low, high = float(values.min()), float(values.max())
+    if value_range is None and not (values.dtype == np.bool_ or np.issubdtype(values.dtype, np.floating)):
+        raise UnusableImage(f"{values.dtype} values from {low:g} to {high:g}: {SET_RANGE}")
+    black, white = value_range or (0.0, 1.0)
+    if not (low >= black and high <= white):  # written so that NaN is refused too
+        outside = f"values from {low:g} to {high:g}"
+        if value_range is None:
+            raise UnusableImage(f"{outside}; floats must be in [0, 1]: {SET_RANGE}")
+        raise UnusableImage(f"{outside}, outside data.value_range = {written(value_range)}")
+    return np.rint((values.astype(np.float64) - black) * (255 / (white - black))).astype(np.uint8)
 
 
 def binarised(pixels: NDArray[np.uint8], preprocessing: Preprocessing, training: bool = False) -> NDArray[np.uint8]:
@@ -173,6 +208,7 @@ def _opened(content: bytes) -> Image.Image:
 # Of a JPEG: what begins a segment or ends the image; not restarts (D0..D7), which are part of a scan's data.
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 _END, _SCAN = 0xD9, 0xDA
+_BITS_PER_SAMPLE = 258  # a tag of TIFF 6.0
 
 
 def _scans(jpeg: bytes) -> int:
@@ -199,30 +235,37 @@ def _turn_upright(image: Image.Image) -> None:
         pass
 
 
-def _flattened(image: Image.Image) -> Image.Image:
-    """8 bits a channel, nothing transparent: L or RGB, or a mode that Pillow converts to either."""
-    if image.mode == "F":
-        raise UnusableImage("32-bit float pixels have no known range; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        return _from_16_bits(image)
+def _flattened(image: Image.Image, preprocessing: Preprocessing) -> tuple[Image.Image, str | None]:
+    """8 bits a channel, nothing transparent: L or RGB; and what may have been lost."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _from_numbers(image, preprocessing.value_range)
     if not image.has_transparency_data:
-        return image if image.mode == "L" else image.convert("L" if image.mode == "1" else "RGB")
-    seen = image.convert("RGBA")
+        return image if image.mode == "L" else image.convert("L" if image.mode == "1" else "RGB"), None
+    seen = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    if preprocessing.alpha == "ignore" or not notes.alpha_is_named(image):
+        return seen.convert("RGB"), None
     paper = Image.new("RGBA", seen.size, "white")
     paper.alpha_composite(seen)
-    return paper.convert("RGB")
+    return paper.convert("RGB"), notes.alpha(seen.getchannel("A"))
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise UnusableImage(f"integer pixels from {low} to {high} have no known range; save it with 16 bits")
-    grey = ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
+def _from_numbers(image: Any, value_range: tuple[float, float] | None) -> tuple[Image.Image, str | None]:
+    """Grey, from pixels of 12, 16 or 32 bits, or floats."""
+    values, note = np.asarray(image), None
+    if value_range is None and image.format == "TIFF" and image.tag_v2.get(_BITS_PER_SAMPLE) == (12,):
+        value_range = (0, 4095)
+    if value_range is None:
+        low, high = values.min(), values.max()
+        if image.mode == "F" or low < 0 or high > 65535:
+            kind = "float" if image.mode == "F" else "integer"
+            raise UnusableImage(f"{kind} pixels from {low:g} to {high:g} have no known range: {SET_RANGE}")
+        grey, note = ((values.astype(np.int32) + 128) // 257).astype(np.uint8), notes.values(low, high, 65535)
+    else:
+        grey = scaled(values, value_range)
     key = image.info.get("transparency")
     if isinstance(key, int):
         grey[values == key] = 255
-    return Image.fromarray(grey)
+    return Image.fromarray(grey), note
 
 
 @contextmanager

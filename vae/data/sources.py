@@ -25,9 +25,9 @@ def find(data: Data) -> list[Item]:
         case "folder":
             items = folder.find(path)
         case "idx":
-            items = arrays.idx(path)
+            items = arrays.idx(path, data.value_range)
         case "npy":
-            items = arrays.npy(path)
+            items = arrays.npy(path, data.value_range)
         case "huggingface":
             items = huggingface.find(data.path)
     if not items:

@@ -44,8 +44,13 @@ class Probe:
         return np.asarray(self.classifier.predict(mu.astype(np.float64)), dtype=object)
 
     def score(self, mu: NDArray[np.float32], labels: NDArray[np.object_]) -> tuple[float, float] | None:
-        """Accuracy, and that of always predicting the majority class; None where no image has a class."""
-        known = np.array([label is not None for label in labels], dtype=bool)
+        """Accuracy, and that of always predicting the majority class.
+
+        Over the images of the classes that the probe was fitted on, since it can predict no other; None where there
+        is no such image.
+        """
+        classes = set(self.classifier.classes_)
+        known = np.array([label in classes for label in labels], dtype=bool)
         guesses = self.guess(mu)
         if not known.any() or guesses is None:
             return None
@@ -55,23 +60,32 @@ class Probe:
 
 @dataclass(frozen=True)
 class ClassRead:
-    """How often images of a class were predicted right, and the most frequent wrong prediction (None: none)."""
+    """How often images of a class were predicted right, and the most frequent wrong prediction (None: none).
+
+    unseen: no image of the class was trained on, so that nothing could be right; not part of the accuracy.
+    """
 
     name: str
     images: int
     right: int
     taken_for: str | None
     wrong: int  # how often for that other one
+    unseen: bool = False
 
 
-def classes_read(labels: NDArray[np.object_], guesses: NDArray[np.object_] | None) -> list[ClassRead]:
-    """One row per class, by name; images without a class are left out. labels, guesses: (N,)."""
+def classes_read(
+    labels: NDArray[np.object_], guesses: NDArray[np.object_] | None, trained: NDArray[np.object_]
+) -> list[ClassRead]:
+    """One row per class, by name; images without a class are left out.
+
+    labels, guesses: (N,). trained: the labels of the training split.
+    """
     if guesses is None:
         return []
-    rows = []
+    rows, seen = [], set(trained)
     for name in sorted({str(label) for label in labels if label is not None}):
         found = Counter(guesses[np.array([label is not None and str(label) == name for label in labels])])
         images, right = found.total(), found.pop(name, 0)
         taken_for, wrong = min(found.items(), key=lambda other: (-other[1], other[0]), default=(None, 0))
-        rows.append(ClassRead(name, images, right, taken_for, wrong))
+        rows.append(ClassRead(name, images, right, taken_for, wrong, name not in seen))
     return rows

@@ -26,6 +26,9 @@ class Fingerprints:
     std: NDArray[np.float64]  # of the pixels, in [0, 1]
     contrast: NDArray[np.float64]  # std around each channel's own mean: 0 for an image of one colour
     binary: NDArray[np.bool_]  # every value is 0 or 255
+    low: NDArray[np.uint8]  # the smallest value, 0 to 255
+    high: NDArray[np.uint8]  # the largest
+    grey: NDArray[np.bool_]  # all channels are equal
     pixels: NDArray[np.uint64]  # the same for equal pixels; differs otherwise, but for a chance of 2⁻⁶⁴
     perceptual: NDArray[np.uint64]  # see `perceptual_hash`
 
@@ -107,6 +110,9 @@ def _fingerprint(images: NDArray[np.uint8]) -> tuple[NDArray[np.generic], ...]:
         np.sqrt(squares * n - total**2) / (255 * n),
         np.sqrt((squares * n_c - (sums**2).sum(axis=1)) / (n * n_c)) / 255,
         ((flat == 0) | (flat == 255)).all(axis=1),
+        flat.min(axis=1),
+        flat.max(axis=1),
+        (images == images[..., :1]).all(axis=(1, 2, 3)),
         np.array([int.from_bytes(blake2b(row.data, digest_size=8).digest()) for row in flat], dtype=np.uint64),
         perceptual_hash(images),
     )

@@ -1,5 +1,7 @@
 """Applies every rule to the manifest and the arrays, and lists all that break one."""
 
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from vae.config.constants import SPLITS
 from vae.config.parameters import Data
+from vae.data import notes
 from vae.data.folder import LITTER
 from vae.validation import rules, schema
 from vae.validation.fingerprints import Fingerprints, fingerprint, near_duplicates
@@ -23,6 +26,12 @@ class Inspection:
     findings: list[Finding]  # in the order of the rules, then of split, file and value
     skipped: dict[str, str]  # rule → why it was not checked, or not everywhere
     prints: dict[str, Fingerprints]  # of each split whose array is sound
+
+
+def classes_in_training(manifest: pd.DataFrame) -> int:
+    """Of any manifest, also a broken one."""
+    known = manifest.reindex(columns=["status", "split", "label"])
+    return int(known["label"][(known["status"] == "ok") & (known["split"] == "train")].nunique())
 
 
 def inspect(manifest: pd.DataFrame, arrays: Mapping[str, NDArray | str], data: Data) -> Inspection:
@@ -48,11 +57,20 @@ def inspect(manifest: pd.DataFrame, arrays: Mapping[str, NDArray | str], data: D
     return Inspection(findings, _skipped(data, unsound, bool(faults)), prints)
 
 
+CLASSES_NAMED = 10  # of a split, one finding each
+
 _PLACE = {split: number for number, split in enumerate(SPLITS)}
 
 _OF_PIXELS = {"binarised", "mostly_blank", "same_pixels_across_splits", "near_duplicate_across_splits", "blank_image"}
+_OF_PIXELS |= {"narrow_range", "grey_in_colour"}
 _WITH_PIXELS = _OF_PIXELS | {"array_rows", "array_statistics"}  # need a valid array for each split
-_WITHOUT_MANIFEST = _OF_PIXELS | {"manifest_columns", "array_file", "array_shape", "duplicate_in_split"}
+_WITHOUT_MANIFEST = _OF_PIXELS | {
+    "manifest_columns",
+    "array_file",
+    "array_shape",
+    "duplicate_in_split",
+    "label_conflict",
+}
 
 
 def _skipped(data: Data, unsound: list[str], no_manifest: bool) -> dict[str, str]:
@@ -79,6 +97,7 @@ def _manifest(manifest: pd.DataFrame, images: Images, data: Data) -> Iterator[Fi
     yield from _bad_files(manifest, data)
     yield from _labels(ok)
     yield from _same_files(ok)
+    yield from _notes(ok)
 
 
 def _pixels(
@@ -88,6 +107,9 @@ def _pixels(
     yield from _statistics(rows)
     yield from _blank(rows)
     yield from _same_pixels(rows)
+    yield from _range(manifest, prints)
+    if data.channels == 3 and rows["grey"].all():
+        yield Finding("grey_in_colour", f"all {len(rows):,} images are grey")
     if data.binarise in ("threshold", "static"):
         grey = rows[~rows["binary"]]
         yield from _each("binarised", grey, ["values other than 0 and 255"] * len(grey))
@@ -139,16 +161,42 @@ def _labels(ok: pd.DataFrame) -> Iterator[Finding]:
     if every:
         unlabelled = ok[ok["label"].isna()]
         yield from _each("unlabelled", unlabelled, ["no class"] * len(unlabelled))
-    train = classes["train"]
+    yield from _similar(ok["label"].dropna())
+    train, total = classes["train"], ok["label"].value_counts()
     for split in ("valid", "test"):
         here = classes[split]
-        for label in here.index.difference(train.index):
-            yield Finding("unknown_label", f"{label}: {here[label]} images here, 0 in training", split=split)
-        for label in train.index.difference(here.index):
-            yield Finding("missing_label", f"{label}: 0 images here, {train[label]} in training", split=split)
+        yield from _few("unknown_label", split, [
+            f"{label}: {_images_of(here[label])} here, 0 in training"
+            + f" ({total[label]} in all, too few for every split to have one)" * bool(total[label] < len(SPLITS))
+            for label in here.index.difference(train.index)
+        ])  # fmt: skip
+        yield from _few("missing_label", split, [
+            f"{label}: 0 images here, {train[label]} in training" for label in train.index.difference(here.index)
+        ])  # fmt: skip
     if len(train) > 1 and train.max() > rules.LARGEST_RATIO * train.min():
         value = f"{train.idxmax()}: {train.max()}, {train.idxmin()}: {train.min()}"
         yield Finding("class_balance", value, split="train")
+
+
+def _few(rule: str, split: str, values: list[str]) -> Iterator[Finding]:
+    """One finding for each class; in a single one where most of a thousand classes have one image."""
+    if len(values) > CLASSES_NAMED:
+        values = [f"{len(values):,} classes, such as {'; '.join(values[:3])}"]
+    for value in values:
+        yield Finding(rule, value, split=split)
+
+
+def _images_of(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
+
+
+def _similar(labels: pd.Series) -> Iterator[Finding]:
+    """labels: of the usable images. Names that a case-blind file system or a person takes for one another."""
+    counts = labels.value_counts().sort_index()
+    plain = [" ".join(unicodedata.normalize("NFKC", name).casefold().split()) for name in counts.index]
+    for _, group in counts.groupby(plain):
+        if len(group) > 1:
+            yield Finding("similar_labels", ", ".join(f"{name!r}: {_images_of(n)}" for name, n in group.items()))
 
 
 def _same_files(ok: pd.DataFrame) -> Iterator[Finding]:
@@ -164,15 +212,69 @@ def _same_pixels(rows: pd.DataFrame) -> Iterator[Finding]:
 
 
 def _repeats(across: str, rows: pd.DataFrame, key: str, what: str) -> Iterator[Finding]:
-    """Rows, ordered by split, whose key occurs in an earlier split (`across`) or earlier in their own."""
+    """Rows, ordered by split, whose key occurs in an earlier split (`across`) or earlier in their own.
+
+    A copy with another label is a conflict, and no mere copy.
+    """
     rows = rows[rows[key].notna() & rows["split"].isin(SPLITS)]
+    labelled = rows[rows["label"].notna()]
+    one = labelled.groupby(key)[["file", "label"]].transform("first")
+    other = labelled["label"] != one["label"]
+    pairs = zip(labelled["label"][other], one["file"][other], one["label"][other], strict=True)
+    values = [f"class {label}, but {what} {file} of class {first}" for label, file, first in pairs]
+    yield from _each("label_conflict", labelled[other], values)
     first = rows.groupby(key)[["file", "split"]].transform("first")
     leaked = rows["split"] != first["split"]
     places = zip(first["split"][leaked], first["file"][leaked], strict=True)
     yield from _each(across, rows[leaked], [f"{what} {split}: {file}" for split, file in places])
-    again = rows.duplicated([key, "split"])
+    again = rows.duplicated([key, "split"]) & ~rows.index.isin(labelled.index[other])
     here = rows.groupby([key, "split"])["file"].transform("first")[again]
     yield from _each("duplicate_in_split", rows[again], [f"{what} {file}" for file in here])
+
+
+def _notes(ok: pd.DataFrame) -> Iterator[Finding]:
+    """What ingest noted of an image. Of colour there is one finding, since one parameter decides for all images."""
+    found = _noted(ok)
+    for kind, rule in {"pages": "several_pages", "bands": "unused_bands", "alpha": "translucent"}.items():
+        rows = found[found["kind"] == kind]
+        yield from _each(rule, rows, rows["text"])
+    if coloured := int((found["kind"] == "colour").sum()):
+        yield Finding(
+            "colour_lost", f"{coloured:,} of {len(ok):,} images have colour; data.channels = 1 makes them grey"
+        )
+
+
+def _noted(ok: pd.DataFrame) -> pd.DataFrame:
+    """One row for each note, with its `kind` and `text`."""
+    rows = ok[ok["note"].notna()]
+    rows = rows.assign(part=rows["note"].map(notes.parts)).explode("part")
+    return rows.assign(kind=[kind for kind, _ in rows["part"]], text=[text for _, text in rows["part"]])
+
+
+def _range(manifest: pd.DataFrame, prints: Mapping[str, Fingerprints]) -> Iterator[Finding]:
+    """Of all images together: one dark photo is no sign, the same narrow range in every image is."""
+    noted = _noted(manifest[manifest["status"] == "ok"])
+    texts = " ".join(noted["text"][noted["kind"] == "values"])
+    if ranges := [[int(n) for n in found] for found in re.findall(r"from (\d+) to (\d+) of (\d+)", texts)]:
+        low, high, most = min(low for low, _, _ in ranges), max(high for _, high, _ in ranges), ranges[0][2]
+        if (levels := _levels(255 * low / most, 255 * high / most)) <= rules.NARROW:
+            bits = next((bits for bits in (10, 12, 14) if high < 2**bits), None)
+            proposed = f"[0, {2**bits - 1}] if they have {bits} bits" if bits else f"[{low}, {high}], for example"
+            yield Finding(
+                "narrow_range",
+                f"{len(ranges):,} images of 16 bits have values from {low} to {high}, {levels} of 256 grey levels; "
+                f"data.value_range: {proposed}",
+            )
+            return
+    low, high = (int(min(p.low.min() for p in prints.values())), int(max(p.high.max() for p in prints.values())))
+    if (levels := _levels(low, high)) <= rules.NARROW:
+        count = sum(len(print_.low) for print_ in prints.values())
+        yield Finding("narrow_range", f"all {count:,} images lie between {low} and {high} of 255: {levels} grey levels")
+
+
+def _levels(low: float, high: float) -> int:
+    """How many grey levels there are between two, both included."""
+    return round(high) - round(low) + 1
 
 
 def _images(prints: Mapping[str, Fingerprints], manifest: pd.DataFrame) -> pd.DataFrame:
@@ -183,8 +285,8 @@ def _images(prints: Mapping[str, Fingerprints], manifest: pd.DataFrame) -> pd.Da
     )
     ok = manifest[(manifest["status"] == "ok") & manifest["index"].notna()]
     source = ok.drop_duplicates(["split", "index"], keep=False).astype({"index": "int64"})
-    source = source.set_index(["split", "index"])[["path", "sha256", "mean", "std"]]
-    source = source.set_axis(["file", "sha256", "manifest_mean", "manifest_std"], axis="columns")
+    source = source.set_index(["split", "index"])[["path", "label", "sha256", "mean", "std"]]
+    source = source.set_axis(["file", "label", "sha256", "manifest_mean", "manifest_std"], axis="columns")
     images = images.join(source, on=["split", "index"]).reset_index(drop=True)
     unknown = images["split"] + ".npy, row " + images["index"].astype("str")
     return images.assign(file=images["file"].fillna(unknown))

@@ -7,7 +7,7 @@ import pandera.pandas as pa
 
 from vae.config.constants import SPLITS
 
-_TYPES = dict.fromkeys(("path", "split", "label", "mode", "sha256", "status", "reason"), "str")
+_TYPES = dict.fromkeys(("path", "split", "label", "mode", "sha256", "status", "reason", "note"), "str")
 _TYPES |= dict.fromkeys(("index", "width", "height", "bytes"), "Int64") | dict.fromkeys(("mean", "std"), "float64")
 COLUMNS = tuple(_TYPES)
 EMPTY = pd.DataFrame(columns=list(COLUMNS)).astype(_TYPES)

@@ -28,9 +28,9 @@ def test_no_probe_with_fewer_than_two_classes() -> None:
 def test_each_class_is_told_with_what_it_was_taken_for_most_often() -> None:
     labels = np.array(["a", "a", "a", "a", None, "b", "c"], dtype=object)
     guesses = np.array(["a", "c", "b", "c", "a", "b", "a"], dtype=object)
-    assert classes_read(labels, guesses) == [
+    assert classes_read(labels, guesses, labels) == [
         ClassRead("a", images=4, right=1, taken_for="c", wrong=2),
         ClassRead("b", images=1, right=1, taken_for=None, wrong=0),
         ClassRead("c", images=1, right=0, taken_for="a", wrong=1),
     ]
-    assert classes_read(labels, None) == []
+    assert classes_read(labels, None, labels) == []

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from helpers.reports import LATENTS, NASTY_CLASS, NASTY_FILE, facts_of, make_wor
 from tasks import workspace
 from vae.config.parameters import KL
 from vae.config.text import number
+from vae.evaluation.probe import ClassRead
 from vae.models import mixture_prior, saved
 from vae.report import page as report
 from vae.report.facts import Facts, Origin
@@ -134,6 +136,13 @@ def test_every_case_has_a_report(
     assert (facts.metrics["test"]["kl"] is None) is (verdict == "diverged")
     if verdict == "collapsed":
         assert facts.metrics["test"]["active_units"] == 0
+
+
+def test_a_class_that_was_not_trained_on_is_called_that(facts: Facts) -> None:
+    assert "not trained on" not in report.html(facts)
+    read = [*facts.classes_read, ClassRead("scratched", 3, 0, "a", 3, unseen=True)]
+    text = Page(report.html(replace(facts, classes_read=read))).text
+    assert "not trained on" in text and "Classes without training images are left out" in text
 
 
 def test_only_the_copy_of_a_run_shows_its_origin(facts: Facts) -> None:

@@ -96,6 +96,15 @@ def one_grey_pixel(ds: DataSet) -> None:
     ds.paint("valid", 2, image)
 
 
+def narrow(ds: DataSet, split: str, index: int) -> None:
+    ds.paint(split, index, ds.arrays[split][index] // 8)
+
+
+def colourless(ds: DataSet) -> None:
+    ds.data = data(channels=3)
+    ds.arrays = {split: images.repeat(3, axis=3) for split, images in ds.arrays.items()}
+
+
 CASES: dict[str, Fault] = {
     "manifest_columns": lambda ds: ds.manifest.pop("mode"),
     "path_unique": lambda ds: ds.set("train", 3, "path", ds.manifest.at[0, "path"]),
@@ -113,17 +122,25 @@ CASES: dict[str, Fault] = {
     "binarised": one_grey_pixel,
     "mostly_blank": lambda ds: [blank(ds, "valid", index, 10 + index) for index in range(4)],
     "too_many_bad_files": quarantine,
+    "leakage": lambda ds: same_bytes(ds, "test", 0, of=6),
     "unknown_label": lambda ds: ds.set("test", 3, "label", "c"),
-    "leakage": lambda ds: same_bytes(ds, "test", 0, of=5),
+    "label_conflict": lambda ds: same_bytes(ds, "train", 7, of=0),
     "bad_file": lambda ds: unusable(ds, "reason", "truncated"),
     "same_pixels_across_splits": lambda ds: ds.paint("test", 0, ds.arrays["train"][4]),
     "near_duplicate_across_splits": lambda ds: ds.paint("test", 0, (ds.arrays["train"][4] * 0.9 + 20).round()),
-    "duplicate_in_split": lambda ds: same_bytes(ds, "train", 7, of=0),
+    "duplicate_in_split": lambda ds: same_bytes(ds, "train", 8, of=0),
     "blank_image": lambda ds: blank(ds, "train", 1, 255),
     "missing_label": lambda ds: ds.label("split == 'valid'", "a"),
+    "similar_labels": lambda ds: ds.label("label == 'b' and (index % 4 == 1)", "A "),
     "unlabelled": lambda ds: ds.set("train", 1, "label", None),
     "few_classes": lambda ds: ds.label("status == 'ok'", None),
     "class_balance": lambda ds: ds.label("split == 'train' and index > 0", "b"),
+    "narrow_range": lambda ds: [narrow(ds, split, index) for split, n in SIZES.items() for index in range(n)],
+    "translucent": lambda ds: ds.set("train", 3, "note", "alpha: from 9 to 200 of 255, 90% of the pixels translucent"),
+    "unused_bands": lambda ds: ds.set("train", 3, "note", "bands: 1 of 4 not used"),
+    "several_pages": lambda ds: ds.set("train", 3, "note", "pages: the first of 12"),
+    "colour_lost": lambda ds: ds.set("train", 3, "note", "colour: made grey"),
+    "grey_in_colour": lambda ds: colourless(ds),
 }
 # What one fault cannot help but break besides.
 FOLLOWS = {"mostly_blank": {"blank_image"}, "known_split": {"bad_file"}, "statistics_range": {"bad_file"}}
@@ -157,7 +174,7 @@ def test_all_faults_are_found_at_once(sound: DataSet) -> None:
 
 
 FINDINGS: list[tuple[Fault, list[tuple[str, str]]]] = [
-    (CASES["leakage"], [("leakage", "same bytes as train: train/b/05.png")]),
+    (CASES["leakage"], [("leakage", "same bytes as train: train/a/06.png")]),
     (lambda ds: ds.manifest.insert(0, "colour", "red"), [("manifest_columns", "column colour: unknown")]),
     (lambda ds: ds.set("train", 2, "index", -1), [("index_is_a_row", "index = -1")]),
     (lambda ds: ds.set("train", 2, "index", SIZES["train"]), [("index_is_a_row", "index = 20")]),
@@ -167,7 +184,7 @@ FINDINGS: list[tuple[Fault, list[tuple[str, str]]]] = [
         [("complete_row", "quarantined, but has an index"), ("bad_file", "truncated")],
     ),
     (
-        lambda ds: ds.paint("train", 6, ds.arrays["train"][5]),
+        lambda ds: ds.paint("train", 7, ds.arrays["train"][5]),
         [("duplicate_in_split", "same pixels as train/b/05.png")],
     ),
     (lambda ds: ds.label("status == 'ok'", "leaf"), [("few_classes", "one class: leaf")]),
@@ -210,7 +227,7 @@ def test_bad_files_up_to_the_limit_are_a_warning_and_each_is_named(sound: DataSe
 
 def test_equal_bytes_are_not_reported_again_as_equal_pixels(sound: DataSet) -> None:
     CASES["leakage"](sound)
-    sound.paint("test", 0, sound.arrays["train"][5])
+    sound.paint("test", 0, sound.arrays["train"][6])
     assert broken(sound.inspect()) == {"leakage"}
 
 
