@@ -69,9 +69,7 @@ def _save(commit: str, name: str) -> None:
         git_as = ["git"] if named else ["git", "-c", "user.name=vae-train", "-c", "user.email=vae-train@localhost"]
 
         def run(*arguments: str) -> str:
-            done = subprocess.run(
-                [*git_as, *arguments], env=environment, capture_output=True, encoding="utf-8", check=True
-            )
+            done = subprocess.run([*git_as, *arguments], env=environment, capture_output=True, text=True, check=True)
             return done.stdout.strip()
 
         run("read-tree", commit)

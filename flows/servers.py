@@ -129,10 +129,10 @@ def _ask(api: str) -> None:
         with get_client(sync_client=True) as client:
             client.read_flow_runs(limit=1)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(" for url ")[0]
         raise InputError(
-            f"PREFECT_API_URL = {addresses.shown(api)}: no usable Prefect server there ({reason}); start it, or unset "
-            "PREFECT_API_URL: this folder's own server is then used"
+            f"PREFECT_API_URL = {addresses.shown(api)}: no usable Prefect server there ({reason}); start it, "
+            "correct the address (http://HOST:4200/api), or unset PREFECT_API_URL to use this folder's own server"
         ) from None
 
 
@@ -234,7 +234,7 @@ def _is_kept() -> bool:
 
 def _prefect(*arguments: str) -> None:
     command = [sys.executable, "-m", "prefect", *arguments]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it gave no reason"]
         raise InputError(f"`prefect {' '.join(arguments)}` failed: {reason[0]}")

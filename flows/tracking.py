@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from flows.artifacts import RECONSTRUCTIONS, Links
 from tasks import workspace
 from tasks.host import addresses
+from tasks.processes import services
 from tasks.tracking import evaluation_run, store
 from vae.config.errors import InputError
 from vae.models import saved
@@ -23,13 +24,15 @@ def connect() -> None:
     """
     named = addresses.tracking_uri()
     try:
+        if named and named.startswith("http") and (reason := services.silence(named)):
+            raise ConnectionError(reason)  # MLflow's client would try for longer
         store.connect()
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         if named is None:
             raise
         raise InputError(
-            f"MLFLOW_TRACKING_URI = {addresses.shown(named)}: no usable MLflow there ({store.reason_of(error)}); "
-            "start it, or unset MLFLOW_TRACKING_URI: runs then go to this folder's own store"
+            f"MLFLOW_TRACKING_URI = {addresses.shown(named)}: no usable MLflow there ({store.reason_of(error)}); start "
+            "it, correct the address, or unset MLFLOW_TRACKING_URI: runs then go to this folder's own store"
         ) from None
 
 

@@ -71,6 +71,8 @@ IGNORED = (
     Ignored("PYTHONWARNINGS PYTHONOPTIMIZE PYTHONIOENCODING PYTHONINSPECT PYTHONSAFEPATH", ""),
 )
 
+SET_OR_EMPTY = ("PREFECT_", "MLFLOW_")
+
 SET = {
     "MPLBACKEND": "agg",  # a notebook's shell names a backend that only its kernel has
     "PYTHONUTF8": "1",  # what a child writes is read as UTF-8
@@ -94,6 +96,8 @@ FOLDERS = {"MPLCONFIGDIR": ".run/matplotlib", "HF_HOME": ".run/huggingface"}
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ws_proxy", "wss_proxy", "socks_proxy")  # in any case
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
+PROGRAMS = ("tasks.", "flows.", "benchmarks.")  # their modules, run by `python -m`
+
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PREFECT_API_SSL_CERT_FILE")
 
 changes: list[str] = []  # what the user may want to know of what `apply` did, a sentence each
@@ -108,6 +112,7 @@ def apply(root: Path, environment: Environment = os.environ) -> list[str]:
     Returns:
         What was ignored of that which the user may care about, a sentence each. Nothing the second time.
     """
+    _start_again_in_utf8()
     _lift_strictness(environment)
     changed = [*_ignore(environment), *_proxies(environment), *_certificates(environment)]
     environment.update(SET)
@@ -116,7 +121,24 @@ def apply(root: Path, environment: Environment = os.environ) -> list[str]:
     return changed
 
 
+def _start_again_in_utf8() -> None:
+    """A program of this project, under a locale without UTF-8, starts again in Python's UTF-8 mode.
+
+    Otherwise a path with an é would be another text here than in the child processes, in databases and in URLs. What
+    is printed stays in the user's encoding.
+    """
+    module = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv[:-1] else ""
+    ours = module.startswith(PROGRAMS) or Path(sys.argv[0]).name == "vae"
+    if not ours or sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def _ignore(environment: Environment) -> Iterator[str]:
+    for name in [name for name in environment if name.startswith(SET_OR_EMPTY) and not environment[name].strip()]:
+        del environment[name]  # to the libraries, an empty address is one
     for rule in IGNORED:
         names = sorted(filter(rule.matches, environment))
         for name in names:

@@ -5,6 +5,8 @@ import tomllib
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
+from urllib.error import HTTPError, URLError
 
 import psutil
 
@@ -64,6 +66,19 @@ def answers(url: str) -> bool:
             return reply.status == 200
     except (OSError, ValueError, HTTPException):  # nothing there, no address, no HTTP
         return False
+
+
+def silence(url: str) -> str | None:
+    """Why nothing answers there; None if something does, whatever it says."""
+    try:
+        urllib.request.urlopen(url, timeout=10).close()
+    except (HTTPError, HTTPException, SSLError):
+        return None
+    except URLError as error:
+        return None if isinstance(error.reason, SSLError) else str(error.reason)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def listens(process: psutil.Process, port: int) -> bool:
