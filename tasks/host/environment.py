@@ -114,7 +114,7 @@ def apply(root: Path, environment: Environment = os.environ) -> list[str]:
     """
     _start_again_in_utf8()
     _lift_strictness(environment)
-    changed = [*_ignore(environment), *_proxies(environment), *_certificates(environment)]
+    changed = [*_ignore(environment), *_proxies(environment), *_certificates(environment), *_port(environment)]
     environment.update(SET)
     for name, value in {**DEFAULTS, **{name: str(root / folder) for name, folder in FOLDERS.items()}}.items():
         environment.setdefault(name, value)
@@ -199,6 +199,13 @@ def _holds_certificates(path: Path, name: str) -> bool:
         return name != "SSL_CERT_DIR" and b"-----BEGIN " in path.read_bytes()
     except OSError:
         return False
+
+
+def _port(environment: Environment) -> Iterator[str]:
+    port = environment.get("VAE_TRAIN_MLFLOW_PORT", "5000")
+    if not (port.isdecimal() and 0 < int(port) < 2**16):
+        del environment["VAE_TRAIN_MLFLOW_PORT"]
+        yield f"VAE_TRAIN_MLFLOW_PORT ignored: {port!r} is not a port; 5000 is used"
 
 
 def _lift_strictness(environment: Environment) -> None:

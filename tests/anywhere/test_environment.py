@@ -128,6 +128,7 @@ def test_what_is_ignored_is_said_once_without_passwords(tmp_path: Path) -> None:
         "MLFLOW_TRACKING_URI": "http://far",
         "MLFLOW_TRACKING_TOKEN": "t",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "true",
+        "VAE_TRAIN_MLFLOW_PORT": "5000/mlflow",
         "GIT_DIR": "/x",
         "GIT_AUTHOR_NAME": "me",
         "GIT_CONFIG_GLOBAL": "/x",
@@ -138,6 +139,7 @@ def test_what_is_ignored_is_said_once_without_passwords(tmp_path: Path) -> None:
         "MLFLOW_RUN_ID",
         "GIT_DIR",
         "HTTPS_PROXY",
+        "VAE_TRAIN_MLFLOW_PORT",
     ]
     assert "secret" not in "".join(changes)
     assert {"PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT__FLOW_RUN_ID", "MLFLOW_TRACKING_TOKEN"} < shell.keys()
