@@ -97,7 +97,7 @@ def _taken(name: str, url: httpx.URL) -> InputError:
 
 def stop(name: str) -> bool:
     """Ends it and its descendants, by force in the end; False if it was not running."""
-    process = services.noted_process(name) or services.moved_process(name)
+    process = services.noted_process(name) or services.outdated_process(name)
     services.note(name).unlink(missing_ok=True)
     if process is not None:
         owner.end(process, patience=(STOP_SECONDS,) * 3)
@@ -163,13 +163,13 @@ def prefect_server() -> Iterator[None]:
 
 
 def _prepare() -> None:
-    """Says what is ignored of the user's environment, and stops servers that still work for this folder's old path."""
+    """Says what is ignored of the user's environment, and stops servers that are not up to date."""
     for change in environment.changes:
         log.warning(change)
     for name in ALL:
-        if services.moved_process(name) is not None:
+        if services.outdated_process(name) is not None:
             stop(name)
-            log.warning("%s was started before this folder was moved, and is stopped; `make up` starts it again", name)
+            log.warning("%s is stopped: %s; `make up` starts it again", name, services.OUTDATED)
 
 
 def up() -> None:

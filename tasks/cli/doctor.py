@@ -71,16 +71,15 @@ def packages() -> Found:
 
 def environment() -> Found:
     """What of the user's shell is ignored, and what leads elsewhere although it cannot be ignored."""
-    for change in host.environment.changes:
-        yield "note", change
+    found = [("note", change) for change in host.environment.changes]
     if "DVC_ROOT" in os.environ and "DVC_STAGE" not in os.environ:
-        yield "problem", f"DVC_ROOT = {os.environ['DVC_ROOT']}: stores and locks are sought there; unset it"
+        found.append(("problem", f"DVC_ROOT = {os.environ['DVC_ROOT']}: stores and locks are sought there; unset it"))
     for name in ("numpy", "torch", "mlflow", "dvc", "prefect"):
         spec = importlib.util.find_spec(name)
         if spec and spec.origin and not Path(spec.origin).is_relative_to(sys.prefix):
-            yield "problem", f"{name} is loaded from {Path(spec.origin).parent}, not from .venv: unset PYTHONPATH"
-    if not host.environment.changes:
-        yield "ok", "nothing in it is ignored"
+            place = Path(spec.origin).parent
+            found.append(("problem", f"{name} is loaded from {place}, not from .venv: unset PYTHONPATH"))
+    yield from found or [("ok", "nothing in it is ignored")]
 
 
 def compute() -> Found:
@@ -162,8 +161,8 @@ def servers() -> Found:
 def _server(name: str, url: str | None) -> tuple[str, str]:
     process, port = services.noted_process(name), urlsplit(url).port or 80 if url else 0
     answers = url is not None and services.answers(url)
-    if moved := services.moved_process(name):
-        return "problem", f"{name} (process {moved.pid}) works where this folder was before: `make up` replaces it"
+    if outdated := services.outdated_process(name):
+        return "problem", f"{name} (process {outdated.pid}): {services.OUTDATED}; `make up` replaces it"
     if process is None:
         other = f", but another program answers at {url}{services.listener(port)}" if answers else ""
         return "note", f"{name} is not up{other}"

@@ -4,6 +4,7 @@ Applied by `tasks/__init__.py`, before any library is loaded; child processes in
 standard library.
 """
 
+import io
 import os
 import sys
 import warnings
@@ -215,5 +216,5 @@ def _lift_strictness(environment: Environment) -> None:
         for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", category)
     for stream in (sys.stdout, sys.stderr):  # a character that the user's encoding lacks is escaped
-        if getattr(stream, "errors", None) == "strict" or getattr(stream, "encoding", "utf-8").lower() != "utf-8":
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper) and (stream.errors == "strict" or stream.encoding.lower() != "utf-8"):
+            stream.reconfigure(errors="backslashreplace")

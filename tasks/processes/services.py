@@ -4,6 +4,7 @@ import contextlib
 import tomllib
 import urllib.request
 from http.client import HTTPException
+from importlib.metadata import version
 from pathlib import Path
 from ssl import SSLError
 from urllib.error import HTTPError, URLError
@@ -15,7 +16,9 @@ from tasks import workspace
 PREFECT, MLFLOW, WORKER = "prefect-server", "mlflow-server", "prefect-worker"
 MLFLOW_HEALTH = f"http://127.0.0.1:{workspace.MLFLOW_PORT}/health"
 
-STARTED_AS = "VAE_TRAIN_SERVER"  # environment of a server: its name, and the folder that it was started for
+STARTED_AS = "VAE_TRAIN_SERVER"  # environment of a server: its name and version, and the folder that it works for
+
+OUTDATED = "it was started before this folder was moved or its libraries were updated"
 
 
 def note(name: str) -> Path:
@@ -25,7 +28,7 @@ def note(name: str) -> Path:
 
 def mark(name: str) -> str:
     """By which a server's process is known as this folder's: a note may be a copy, its id another program's by now."""
-    return f"{name} of {workspace.root()}"
+    return f"{name} {version(name.partition('-')[0])} of {workspace.root()}"
 
 
 def noted_process(name: str) -> psutil.Process | None:
@@ -34,8 +37,9 @@ def noted_process(name: str) -> psutil.Process | None:
     return process if process is not None and _mark_of(process) == mark(name) else None
 
 
-def moved_process(name: str) -> psutil.Process | None:
-    """The process in the note, if it was started when this folder had another path: its stores are still there.
+def outdated_process(name: str) -> psutil.Process | None:
+    """The process in the note, if it was started when this folder had another path, where its stores still are, or
+    another version of the server.
 
     The servers of a folder that this one is a copy of work in that other folder, so they are none.
     """

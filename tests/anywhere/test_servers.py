@@ -5,6 +5,7 @@ Tried, with stand-ins for the servers:
 - two folders start a server on one port within a second: failed, the second took the first's for its own.
 - a folder copied while its servers are up: failed, the copy used them, and its `make down` ended them.
 - a folder moved while its servers are up: failed, they were used although their stores are at the old path.
+- servers of the version before an update of the libraries: failed, they were used.
 - a process id in a note that now is another folder's MLflow: failed; one that is no MLflow at all: was right.
 - runs in a copy of a folder in which a run is at work: failed, they set that run to Crashed on a shared server.
 - a web server that answers 200 at /health, up before ours: was refused, but not named. A program that speaks no HTTP
@@ -110,8 +111,10 @@ def test_a_copied_folder_neither_uses_nor_stops_the_servers_of_the_original(
     copy = shutil.copytree(folder, folder.with_name("q"))
     enter(copy, monkeypatch)
     assert services.note(services.MLFLOW).exists() and not servers._is_kept()
-    assert services.noted_process(services.MLFLOW) is None and services.moved_process(services.MLFLOW) is None
-    with pytest.raises(InputError, match=rf"stop it \(process {process.pid}, mlflow-server of {folder}\), or choose"):
+    assert services.noted_process(services.MLFLOW) is None and services.outdated_process(services.MLFLOW) is None
+    with pytest.raises(
+        InputError, match=rf"stop it \(process {process.pid}, mlflow-server \S+ of {folder}\), or choose"
+    ):
         start(port)
     assert not servers.stop(services.MLFLOW) and process.is_running()
 
@@ -127,23 +130,37 @@ def test_a_moved_folder_replaces_its_servers(
     assert start(port)
     (process,) = filter(None, [services.noted_process(services.MLFLOW)])
     enter(folder.rename(folder.with_name("moved")), monkeypatch)
-    assert services.noted_process(services.MLFLOW) is None and services.moved_process(services.MLFLOW) == process
-    assert any(state == "problem" and "where this folder was before" in text for state, text in doctor.servers())
+    assert services.noted_process(services.MLFLOW) is None and services.outdated_process(services.MLFLOW) == process
+    assert any(state == "problem" and "before this folder was moved" in text for state, text in doctor.servers())
 
     servers._prepare()
-    assert "mlflow-server was started before this folder was moved" in caplog.text and not process.is_running()
+    assert (
+        "mlflow-server is stopped: it was started before this folder was moved" in caplog.text
+        and not process.is_running()
+    )
     assert start(port) and servers.stop(services.MLFLOW)
 
 
 def test_a_reused_process_id_is_not_ours_even_if_it_is_an_mlflow(folder: Path) -> None:
     (folder / ".run").mkdir()
     code = [sys.executable, "-c", "import time; time.sleep(60)", "mlflow"]
-    for shell, cwd in (({}, folder.parent), ({services.STARTED_AS: "mlflow-server of /another"}, folder.parent)):
+    for shell, cwd in (({}, folder.parent), ({services.STARTED_AS: "mlflow-server 3.17.2 of /another"}, folder.parent)):
         with subprocess.Popen(code, cwd=cwd, env={**os.environ, **shell}) as other:
             services.note(services.MLFLOW).write_text(str(other.pid))
-            found = services.noted_process(services.MLFLOW), services.moved_process(services.MLFLOW)
+            found = services.noted_process(services.MLFLOW), services.outdated_process(services.MLFLOW)
             other.kill()
         assert found == (None, None)
+
+
+def test_a_server_of_another_version_is_replaced(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / ".run").mkdir()
+    code = [sys.executable, "-c", "import time; time.sleep(60)", "mlflow"]
+    before = {services.STARTED_AS: f"mlflow-server 1.0 of {folder}"}
+    with subprocess.Popen(code, cwd=folder, env={**os.environ, **before}) as old:
+        services.note(services.MLFLOW).write_text(str(old.pid))
+        assert services.noted_process(services.MLFLOW) is None
+        servers._prepare()
+        assert "libraries were updated" in caplog.text and not psutil.pid_exists(old.pid)
 
 
 RUN = """
@@ -193,7 +210,7 @@ def test_a_deleted_folders_server_is_named(folder: Path, monkeypatch: pytest.Mon
     enter(folder.with_name("q"), monkeypatch)
     try:
         monkeypatch.setattr(services, "MLFLOW_HEALTH", f"http://127.0.0.1:{port}/health")
-        told = f"another program answers at http://127.0.0.1:{port}/health (process {process.pid}, mlflow-server of "
+        told = f"another program answers at http://127.0.0.1:{port}/health (process {process.pid}, mlflow-server "
         assert any(told in text for _, text in doctor.servers())
     finally:
         process.kill()
