@@ -1,7 +1,6 @@
 """Flow runs and their processes: runs are named, noted, and set to Crashed when their process is dead."""
 
 import datetime
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -59,7 +58,7 @@ def recorded() -> Iterator[None]:
     """Notes that this process works on this flow run, as long as it does."""
     global _latest
     _latest = str(flow_run.id)
-    with run_notes.noted(_folder(), _latest, {"pid": os.getpid()}):
+    with run_notes.noted(_folder(), _latest, run_notes.this_process()):
         yield
 
 

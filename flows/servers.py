@@ -12,6 +12,7 @@ from pathlib import Path
 from socket import create_connection
 
 import httpx
+import psutil
 import typer
 from prefect.client.orchestration import get_client
 from prefect.logging.handlers import APILogHandler
@@ -20,10 +21,12 @@ from prefect.states import Cancelled, Cancelling
 
 from flows import automations, runs
 from tasks import workspace
+from tasks.host import addresses, environment
 from tasks.processes import entry, owner, services
 from vae.config.errors import InputError
 
 POOL = "vae-train"
+ALL = (services.WORKER, services.MLFLOW, services.PREFECT)  # in the order in which they are stopped
 START_SECONDS, STOP_SECONDS = 120, 10
 SETTLED_SECONDS = 1  # a worker has no address to ask; by then it would have failed
 
@@ -45,12 +48,8 @@ def start(name: str, *arguments: str, url: httpx.URL | None = None) -> bool:
     if services.noted_process(name) is not None:
         log.info("%s was up already%s", name, where)
         return False
-    if url is not None:
-        with suppress(OSError), create_connection((url.host, url.port or 80), timeout=1):
-            raise InputError(
-                f"{name}: another program answers at {url.netloc.decode()}; stop it, or choose another port "
-                "(prefect.toml for Prefect, VAE_TRAIN_MLFLOW_PORT for MLflow)"
-            )
+    if url is not None and _is_taken(url):
+        raise _taken(name, url)
     path = workspace.root() / ".run" / f"{name}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as output:
@@ -60,12 +59,15 @@ def start(name: str, *arguments: str, url: httpx.URL | None = None) -> bool:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=owner.with_interpreter(os.environ) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            env=owner.with_interpreter(os.environ)
+            | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", services.STARTED_AS: services.mark(name)},
         )
     workspace.write(services.note(name), str(child.pid))
-    began = time.monotonic()
-    while not services.answers(str(url)) if url else time.monotonic() - began < SETTLED_SECONDS:
+    process, began = psutil.Process(child.pid), time.monotonic()
+    while not _is_ready(process, url) if url else time.monotonic() - began < SETTLED_SECONDS:
         if child.poll() is not None:
+            if url is not None and _is_taken(url):  # by a program that was faster
+                raise _taken(name, url)
             raise InputError(f"{name} ended with exit code {child.returncode}; see {path}")
         if time.monotonic() - began > START_SECONDS:
             stop(name)
@@ -75,9 +77,27 @@ def start(name: str, *arguments: str, url: httpx.URL | None = None) -> bool:
     return True
 
 
+def _is_ready(process: psutil.Process, url: httpx.URL) -> bool:
+    """Whether it is this process that answers, and not the server of another folder on the same port."""
+    return services.answers(str(url)) and services.listens(process, url.port or 80)
+
+
+def _is_taken(url: httpx.URL) -> bool:
+    with suppress(OSError), create_connection((url.host, url.port or 80), timeout=1):
+        return True
+    return False
+
+
+def _taken(name: str, url: httpx.URL) -> InputError:
+    return InputError(
+        f"{name}: another program answers at {url.netloc.decode()}; stop it{services.listener(url.port or 80)}, "
+        "or choose another port (prefect.toml for Prefect, VAE_TRAIN_MLFLOW_PORT for MLflow)"
+    )
+
+
 def stop(name: str) -> bool:
     """Ends it and its descendants, by force in the end; False if it was not running."""
-    process = services.noted_process(name)
+    process = services.noted_process(name) or services.outdated_process(name)
     services.note(name).unlink(missing_ok=True)
     if process is not None:
         owner.end(process, patience=(STOP_SECONDS,) * 3)
@@ -85,12 +105,35 @@ def stop(name: str) -> bool:
 
 
 def start_prefect() -> bool:
+    """Starts this folder's server; another one, by PREFECT_API_URL, has to answer. False if it is up already."""
     api = get_current_settings().api.url
     if not api:
         raise InputError("no Prefect server is configured; run this from the project's folder, where prefect.toml is")
+    if _is_elsewhere(api):
+        _ask(api)
+        log.info("Prefect's server at %s is used (PREFECT_API_URL)", addresses.shown(api))
+        return False
     url = httpx.URL(f"{api}/health")
     address = ("--host", url.host, "--port", str(url.port or 4200))
     return start(services.PREFECT, "prefect", "server", "start", *address, url=url)
+
+
+def _is_elsewhere(api: str | None) -> bool:
+    ours = services.prefect_url()
+    return bool(api and ours) and not addresses.same(str(api), str(ours))
+
+
+def _ask(api: str) -> None:
+    """Raises: InputError: no Prefect server answers there, or none that this version of Prefect understands."""
+    try:
+        with get_client(sync_client=True) as client:
+            client.read_flow_runs(limit=1)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(" for url ")[0]
+        raise InputError(
+            f"PREFECT_API_URL = {addresses.shown(api)}: no usable Prefect server there ({reason}); start it, "
+            "correct the address (http://HOST:4200/api), or unset PREFECT_API_URL to use this folder's own server"
+        ) from None
 
 
 def start_mlflow() -> bool:
@@ -106,24 +149,36 @@ def start_mlflow() -> bool:
 @contextmanager
 def prefect_server() -> Iterator[None]:
     """A Prefect server for as long as it is needed: one that is up already is used, and left up."""
-    if services.noted_process(services.PREFECT) is None:
+    _prepare()
+    if services.noted_process(services.PREFECT) is None and not _is_elsewhere(get_current_settings().api.url):
         log.info("starting Prefect …; its pages are available during this run, and after `make up`")
     ours = start_prefect()
     try:
         runs.sweep()
         yield
     finally:
-        if ours and not _kept().exists():
+        if ours and not _is_kept():
             APILogHandler().flush()  # what the flow logged last is still on its way
             stop(services.PREFECT)
 
 
+def _prepare() -> None:
+    """Says what is ignored of the user's environment, and stops servers that are not up to date."""
+    for change in environment.changes:
+        log.warning(change)
+    for name in ALL:
+        if services.outdated_process(name) is not None:
+            stop(name)
+            log.warning("%s is stopped: %s; `make up` starts it again", name, services.OUTDATED)
+
+
 def up() -> None:
     """Starts Prefect, MLflow and the worker, and deploys the flow."""
-    from tasks.tracking import store  # takes seconds to load
+    from flows import tracking  # takes seconds to load
 
-    store.connect()  # makes the database once, before several processes find it missing
-    _kept().touch()
+    _prepare()
+    tracking.connect()  # makes the database once, before several processes find it missing
+    workspace.write(_kept(), str(workspace.root()))
     start_prefect()
     start_mlflow()
     for name in runs.sweep():
@@ -139,9 +194,10 @@ def up() -> None:
 def down() -> None:
     """Cancels what runs, then stops worker, MLflow and Prefect, each waited for."""
     _kept().unlink(missing_ok=True)
-    if services.noted_process(services.PREFECT) is not None:
+    api = get_current_settings().api.url
+    if services.noted_process(services.PREFECT) or (_is_elsewhere(api) and services.answers(f"{api}/health")):
         _cancel_runs()
-    for name in (services.WORKER, services.MLFLOW, services.PREFECT):
+    for name in ALL:
         log.info("%s %s", name, "is down" if stop(name) else "was not up")
 
 
@@ -168,8 +224,12 @@ def _cancel_runs() -> None:
 
 
 def _kept() -> Path:
-    """Exists while the servers are to stay: a `make run` that began before `make up` leaves its Prefect server up."""
+    """Names the folder whose servers are to stay: a `make run` that began before `make up` leaves Prefect's up."""
     return workspace.root() / ".run" / "servers.keep"
+
+
+def _is_kept() -> bool:
+    return _kept().exists() and _kept().read_text(encoding="utf-8") == str(workspace.root())  # else a copied folder's
 
 
 def _prefect(*arguments: str) -> None:

@@ -3,12 +3,37 @@
 MLflow may be unreachable: then a warning says what is missing, and the flow continues.
 """
 
+from mlflow.exceptions import MlflowException
 from prefect.artifacts import create_image_artifact, create_link_artifact
+from sqlalchemy.exc import SQLAlchemyError
 
 from flows.artifacts import RECONSTRUCTIONS, Links
 from tasks import workspace
+from tasks.host import addresses
+from tasks.processes import services
 from tasks.tracking import evaluation_run, store
+from vae.config.errors import InputError
 from vae.models import saved
+
+
+def connect() -> None:
+    """Connects to the store once, before anything is run for it.
+
+    Raises:
+        InputError: MLFLOW_TRACKING_URI is set, and there is no store that can be used.
+    """
+    named = addresses.tracking_uri()
+    try:
+        if named and named.startswith("http") and (reason := services.silence(named)):
+            raise ConnectionError(reason)  # MLflow's client would try for longer
+        store.connect()
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        if named is None:
+            raise
+        raise InputError(
+            f"MLFLOW_TRACKING_URI = {addresses.shown(named)}: no usable MLflow there ({store.reason_of(error)}); start "
+            "it, correct the address, or unset MLFLOW_TRACKING_URI: runs then go to this folder's own store"
+        ) from None
 
 
 def end_dead_runs() -> None:

@@ -18,6 +18,7 @@ from prefect.utilities.urls import url_for
 
 from flows import artifacts, away, experiments, progress, runs, servers, stage
 from tasks import data_path, overlay, workspace
+from tasks.host import addresses
 from tasks.processes import dvc_files, entry, events
 from tasks.processes.lock import hold
 from tasks.tracking import lineage
@@ -58,6 +59,7 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
     try:
         with hold(workspace.root() / ".run" / "workspace.lock", f"flow run {flow_run.name}"), runs.recorded():
             dvc_files.free_dvc(workspace.root())
+            check_mlflow()
             for change in overlay.apply(experiment, overrides, check=lambda p: data_path.check(p.data)):
                 log.info(change)
             p = loading.load(workspace.PARAMS)
@@ -125,6 +127,14 @@ def finish(p: Parameters, something_ran: bool) -> State:
     return Completed(message=message)
 
 
+def check_mlflow() -> None:
+    """Raises: InputError: MLFLOW_TRACKING_URI leads nowhere. This folder's own store needs no server."""
+    if addresses.tracking_uri():
+        from flows import tracking  # takes seconds to load
+
+        tracking.connect()
+
+
 def _lineage() -> dict[str, str]:
     return {
         lineage.FLOW_RUN_ID: str(flow_run.id),
@@ -147,6 +157,7 @@ def main(experiment: str = "", settings: Annotated[str, typer.Option("--set")] =
     away.quiet()
     try:
         overrides = overlay.parse_settings(settings)
+        check_mlflow()
         with servers.prefect_server():
             state: State = vae_train(experiment or None, overrides or None, return_state=True)
     except InputError as error:

@@ -1,23 +1,25 @@
 """Checks of the installation and the workspace that find problems before a run does; each says what to do."""
 
+import importlib.util
 import json
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TypeAlias
+from urllib.parse import urlsplit
 
 import psutil
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tasks import overlay, workspace
+from tasks import host, overlay, workspace
+from tasks.host import addresses
 from tasks.processes import dvc_files, services
 from tasks.processes.lock import hold
 from vae.compute.devices import Compute, named
@@ -32,7 +34,9 @@ Found: TypeAlias = Iterator[tuple[str, str]]  # (state, text); `note`: worth kno
 
 def examine() -> list[dict[str, str]]:
     """The name, state and text of all checks, which change nothing and start nothing."""
-    checks = (packages, compute, disk, parameters, validation, stages, results, locks, servers, mlflow)
+    checks = (
+        packages, environment, compute, disk, parameters, validation, stages, results, locks, servers, mlflow,
+    )  # fmt: skip
     return [{"name": check.__name__, "state": state, "text": text} for check in checks for state, text in check()]
 
 
@@ -67,6 +71,19 @@ def packages() -> Found:
         yield "problem", f"{', '.join(others)}: `rm .venv/ready; make setup`"
     else:
         yield "ok", f"as pinned in constraints.txt ({len(pins)} pins)"
+
+
+def environment() -> Found:
+    """What of the user's shell is ignored, and what leads elsewhere although it cannot be ignored."""
+    found = [("note", change) for change in host.environment.changes]
+    if "DVC_ROOT" in os.environ and "DVC_STAGE" not in os.environ:
+        found.append(("problem", f"DVC_ROOT = {os.environ['DVC_ROOT']}: stores and locks are sought there; unset it"))
+    for name in ("numpy", "torch", "mlflow", "dvc", "prefect"):
+        spec = importlib.util.find_spec(name)
+        if spec and spec.origin and not Path(spec.origin).is_relative_to(sys.prefix):
+            place = Path(spec.origin).parent
+            found.append(("problem", f"{name} is loaded from {place}, not from .venv: unset PYTHONPATH"))
+    yield from found or [("ok", "nothing in it is ignored")]
 
 
 def compute() -> Found:
@@ -183,25 +200,42 @@ def _at_work(note: Path) -> str | None:
 
 def servers() -> Found:
     """Those of `make up`: one that is noted as running has to answer."""
-    settings = Path("prefect.toml")
-    api = tomllib.loads(settings.read_text("utf-8"))["api"]["url"] if settings.exists() else None
+    api, named = services.prefect_url(), os.environ.get("PREFECT_API_URL")
+    if named and api and not addresses.same(named, api):
+        if (reason := services.silence(f"{named}/health")) is None:
+            yield "note", f"PREFECT_API_URL = {addresses.shown(named)}: that server is used"
+        else:
+            yield "problem", f"PREFECT_API_URL = {addresses.shown(named)}: {reason}; start that server, or unset it"
     health = {services.PREFECT: f"{api}/health" if api else None, services.MLFLOW: services.MLFLOW_HEALTH}
     for name in (services.PREFECT, services.MLFLOW, services.WORKER):
-        process, url = services.noted_process(name), health.get(name)
-        answers = url is not None and services.answers(url)
-        if process is None:
-            yield "note", f"{name} is not up, but another program answers at {url}" if answers else f"{name} is not up"
-        elif url is not None and not answers:
-            yield "problem", f"{name} (process {process.pid}) does not answer: `make down`, then `make up`"
-        else:
-            yield "ok", f"{name} is up"
+        yield _server(name, health.get(name))
+
+
+def _server(name: str, url: str | None) -> tuple[str, str]:
+    process, port = services.noted_process(name), urlsplit(url).port or 80 if url else 0
+    answers = url is not None and services.answers(url)
+    if outdated := services.outdated_process(name):
+        return "problem", f"{name} (process {outdated.pid}): {services.OUTDATED}; `make up` replaces it"
+    if process is None:
+        other = f", but another program answers at {url}{services.listener(port)}" if answers else ""
+        return "note", f"{name} is not up{other}"
+    if url is not None and not (answers and services.listens(process, port)):
+        return "problem", f"{name} (process {process.pid}) does not answer: `make down`, then `make up`"
+    return "ok", f"{name} is up"
 
 
 def mlflow() -> Found:
     """MLflow's database, read without MLflow, so that nothing is created or migrated."""
     file = workspace.root() / "mlflow.db"
-    if "MLFLOW_TRACKING_URI" in os.environ:
-        yield "note", f"MLFLOW_TRACKING_URI is set: {os.environ['MLFLOW_TRACKING_URI']}"
+    try:
+        named = addresses.tracking_uri()
+    except InputError as error:
+        yield "problem", str(error)
+        return
+    if named:
+        reason = services.silence(named) if named.startswith("http") else None
+        text = f"MLFLOW_TRACKING_URI = {addresses.shown(named)}"
+        yield ("problem", f"{text}: {reason}; start that server, or unset it") if reason else ("note", text)
     elif not file.exists():
         yield "note", "no runs yet"
     else:

@@ -97,7 +97,7 @@ def owned_dvc(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         start_new_session=True,
         env=with_interpreter(environment) | {OWNER: str(os.getpid()), "PYTHONUNBUFFERED": "1"},

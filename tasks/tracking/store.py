@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from tasks import overlay, workspace
+from tasks.host import addresses
 from tasks.processes import run_notes
 from tasks.processes.lock import hold
 from tasks.tracking import lineage
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 
 def uri() -> str:
-    """MLFLOW_TRACKING_URI where it is set, else the SQLite file of the workspace."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.root() / 'mlflow.db'}"
+    """MLFLOW_TRACKING_URI where it is set, else the SQLite file here. Raises: InputError: no store can be there."""
+    return addresses.tracking_uri() or f"sqlite:///{workspace.root() / 'mlflow.db'}"
 
 
 def connect() -> tuple[MlflowClient, str]:

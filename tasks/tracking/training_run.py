@@ -186,7 +186,7 @@ class TrainingRun:
             self.remembered.write_text(run_id)
         self._open.close()  # from before the store was away
         with suppress(OSError):  # without a note, nobody ends the run if this process is killed
-            self._open.enter_context(run_notes.noted(store.notes(), run_id, {"pid": os.getpid()}))
+            self._open.enter_context(run_notes.noted(store.notes(), run_id, run_notes.this_process()))
         if self.parent is None:  # the system metrics of an attempt are those of the whole training
             monitor = SystemMetricsMonitor(run_id, resume_logging=known)
             monitor.start()

@@ -157,11 +157,13 @@ def _runs(port: int) -> list[Any]:
 
 
 def mlflow_down_at_the_start(place: Workspace) -> str:
-    """MLflow's server is down when the training starts, and up when the next run comes"""
+    """MLflow's server is down when `dvc repro` starts, and up when the next run comes"""
     (port,) = free_ports(1)
     clean(place)
     address = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
-    done = start(place, "flow", **address).ended()
+    refused = start(place, "flow", **address).ended()
+    assert refused.code == 2 and "no usable MLflow there" in refused.output, refused.output
+    done = start(place, "dvc", **address).ended()
     assert done.code == 0, done.output
     told = said(done.output, "MLflow at")
     server = _mlflow_server(place, port)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -203,11 +204,12 @@ def test_scores_that_are_not_finite_are_unusual_and_reported(place: Path, monkey
 
 
 def test_the_doctor_knows_the_servers_of_make_up(place: Path) -> None:
-    """By the note that `make up` writes, of a process that is what the note's name says."""
+    """By the note that `make up` writes, of a process that is what the note's name says, started for this folder."""
+    started = {**os.environ, services.STARTED_AS: services.mark(services.MLFLOW)}
     note = services.note(services.MLFLOW)
     note.parent.mkdir(exist_ok=True)
     for argument in ("mlflow", "another"):
-        with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", argument]) as process:
+        with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", argument], env=started) as process:
             note.write_text(str(process.pid))
             known = services.noted_process(services.MLFLOW) is not None
             process.kill()
