@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,12 +20,13 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from tasks import overlay, workspace
+from tasks.host import place
+from tasks.host.place import EXPERIMENT
 from tasks.processes import run_notes
 from tasks.processes.lock import hold
 from tasks.tracking import lineage
 from vae.config import loading
 
-EXPERIMENT = "vae-train"
 WEIGHTS, VERDICT, ENDED, STAGE = "weights.sha256", "verdict", "ended", "dvc.train"  # tags of a run
 
 T = TypeVar("T")
@@ -34,7 +36,11 @@ log = logging.getLogger(__name__)
 
 def uri() -> str:
     """MLFLOW_TRACKING_URI where it is set, else the SQLite file of the workspace."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.root() / 'mlflow.db'}"
+    return _given() or f"sqlite:///{place.database()}"
+
+
+def _given() -> str | None:
+    return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def connect() -> tuple[MlflowClient, str]:
@@ -46,13 +52,15 @@ def connect() -> tuple[MlflowClient, str]:
     # The first use creates or migrates the database, which two processes must not do at once; a server does it itself.
     alone = hold(locks / "mlflow.lock", "the set-up of MLflow's database", seconds=60)
     with nullcontext() if server else alone:
+        if _given() is None:
+            _follow()
         client = MlflowClient()
         if client.get_experiment_by_name(EXPERIMENT) is None:
             if_there(  # None where another program has just created it
                 client.create_experiment,
                 EXPERIMENT,
                 # A server may own the artifacts; otherwise they lie beside the database.
-                None if server else (workspace.root() / "mlruns").as_uri(),
+                None if server else place.artifacts().as_uri(),
                 {"mlflow.experimentKind": "custom_model_development"},  # the UI's pages for training
             )
     experiment_id = mlflow.set_experiment(EXPERIMENT).experiment_id
@@ -60,6 +68,14 @@ def connect() -> tuple[MlflowClient, str]:
     with suppress(Timeout), FileLock(locks / "mlflow-tidy.lock", timeout=0):
         _end_dead_runs(client, experiment_id)
     return client, experiment_id
+
+
+def _follow() -> None:
+    try:
+        if place.follow():
+            log.info("this workspace has moved: MLflow's database now names %s", place.artifacts())
+    except sqlite3.Error as error:
+        log.warning("MLflow's database may still name the folder in which this workspace was: %s", error)
 
 
 def _end_dead_runs(client: MlflowClient, experiment_id: str) -> None:
@@ -81,7 +97,9 @@ def _end_dead_runs(client: MlflowClient, experiment_id: str) -> None:
 
 def notes() -> Path:
     """The folder with notes of the runs that processes of this workspace work for, in this store."""
-    return workspace.root() / ".run" / "mlflow_runs" / hashlib.sha256(uri().encode()).hexdigest()[:8]
+    # Notes about the workspace's own store move with it.
+    name = hashlib.sha256(given.encode()).hexdigest()[:8] if (given := _given()) else "own"
+    return workspace.root() / ".run" / "mlflow_runs" / name
 
 
 def _note(run_id: str) -> Path:

@@ -1,0 +1,161 @@
+"""Where this workspace lies. It may be moved and copied: what holds its path follows.
+
+`python -m tasks.host.place` is the second half of `make setup`. Only MLflow's database and, until then, an environment
+that an earlier version has made hold that path.
+"""
+
+import os
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from configobj import ConfigObj, ConfigObjError
+
+from tasks import PROJECT, workspace
+from tasks.host import virtual_env
+from vae.config.errors import InputError
+
+EXPERIMENT = "vae-train"  # MLflow's, that of every run of this project
+
+# Where MLflow keeps the places of artifacts. Its schema knows them as text.
+_PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("trace_tags", "value"),
+)
+
+
+def database() -> Path:
+    """MLflow's own, of the workspace."""
+    return workspace.root() / "mlflow.db"
+
+
+def artifacts() -> Path:
+    """What its runs have stored."""
+    return workspace.root() / "mlruns"
+
+
+def elsewhere() -> str | None:
+    """The URI of the folder that MLflow's database names for the artifacts, where it is not this workspace's any more.
+
+    None as well where a person has chosen a place for them: a folder that exists, and is no workspace's.
+
+    Raises:
+        sqlite3.Error: the database cannot be read.
+    """
+    if not database().exists():
+        return None
+    with closing(sqlite3.connect(f"{database().as_uri()}?mode=ro", uri=True)) as read:
+        return _named(read)
+
+
+def _named(store: sqlite3.Connection) -> str | None:
+    if "experiments" not in _tables(store):
+        return None
+    query = "select artifact_location from experiments where name = ?"
+    named = next((uri for (uri,) in store.execute(query, (EXPERIMENT,))), None)
+    if named is None or not named.startswith("file:///") or named == artifacts().as_uri():
+        return None
+    old = _path(named)
+    chosen = old.exists() and not artifacts().exists() and not (old.parent / "dvc.yaml").exists()
+    return None if chosen else named
+
+
+def follow() -> bool:
+    """Lets MLflow's database name the artifacts where they are; whether it named another place before.
+
+    A file that is only at the old place stays in use there.
+
+    Raises:
+        sqlite3.Error: the database cannot be read or written.
+    """
+    if elsewhere() is None:
+        return False
+    with closing(sqlite3.connect(database(), timeout=60, isolation_level=None)) as store:
+        store.execute("begin immediate")
+        if (old := _named(store)) is not None:
+            known = _tables(store)
+            for table, column in _PLACES:
+                if table in known:
+                    _rename(store, table, column, old)
+        store.execute("commit")
+    return True
+
+
+def _rename(store: sqlite3.Connection, table: str, column: str, old: str) -> None:
+    here, many = artifacts().as_uri(), f"{old}/"
+    rows = store.execute(
+        f"select rowid, {column} from {table} where {column} = ? or substr({column}, 1, ?) = ?",
+        (old, len(many), many),
+    ).fetchall()
+    for row, uri in rows:
+        new = here + uri.removeprefix(old)
+        if uri == old or _path(new).exists() or not _path(uri).exists():
+            store.execute(f"update {table} set {column} = ? where rowid = ?", (new, row))
+
+
+def _tables(store: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in store.execute("select name from sqlite_master where type = 'table'")}
+
+
+def _path(uri: str) -> Path:
+    return Path(url2pathname(urlsplit(uri).path))
+
+
+def configure_dvc() -> None:
+    """`core.no_scm` in `.dvc/config.local`: true where this folder has no Git repository of its own, else not there.
+
+    What a person has set there stays.
+
+    Raises:
+        InputError: DVC cannot read the file either.
+    """
+    path = workspace.root() / ".dvc" / "config.local"
+    try:
+        config = ConfigObj(str(path), encoding="utf-8") if path.exists() else ConfigObj(encoding="utf-8")
+    except (ConfigObjError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); correct it, or delete it") from None
+    before = config.dict()
+    core = config.setdefault("core", {})
+    if Path(core.get("site_cache_dir", "")).parts[-2:] == (".run", "dvc"):  # of an earlier version of this project
+        del core["site_cache_dir"]
+    if (workspace.root() / ".git").exists():
+        core.pop("no_scm", None)
+    else:
+        core["no_scm"] = "true"
+    if not core:
+        del config["core"]
+    if config.dict() != before:
+        workspace.write(path, "".join(f"{line}\n" for line in config.write() or []))
+
+
+def other_workspace() -> Path | None:
+    """The workspace around the working folder, where it is another than that of this program: a copy, for example."""
+    here = Path.cwd()
+    for folder in () if "DVC_ROOT" in os.environ else (here, *here.parents):
+        if (folder / "dvc.yaml").is_file() and (folder / "tasks" / "workspace.py").is_file():
+            return None if folder.samefile(PROJECT) else folder
+    return None
+
+
+def settle() -> None:
+    """Raises: InputError: what holds the path cannot be read."""
+    virtual_env.relocate(workspace.root())
+    configure_dvc()
+    try:
+        follow()
+    except sqlite3.Error as error:
+        raise InputError(f"{database()} cannot be read ({error}); `vae doctor` looks at it") from None
+
+
+if __name__ == "__main__":
+    try:
+        settle()
+    except InputError as error:
+        sys.exit(f"error: {error}")
