@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tasks import workspace
+from tasks.host import place
 from tasks.processes import dvc_files, services
 from tasks.processes.lock import hold
 from vae.compute.devices import Compute, named
@@ -30,7 +31,7 @@ Found: TypeAlias = Iterator[tuple[str, str]]  # (state, text); `note`: worth kno
 
 def examine() -> list[dict[str, str]]:
     """The name, state and text of all checks, which change nothing and start nothing."""
-    checks = (packages, compute, disk, stages, locks, servers, mlflow)
+    checks = (packages, location, compute, disk, stages, locks, servers, mlflow)
     return [{"name": check.__name__, "state": state, "text": text} for check in checks for state, text in check()]
 
 
@@ -65,6 +66,14 @@ def packages() -> Found:
         yield "problem", f"{', '.join(others)}: `rm .venv/ready; make setup`"
     else:
         yield "ok", f"as pinned in constraints.txt ({len(pins)} pins)"
+
+
+def location() -> Found:
+    """Whether everything that holds the folder's path names this folder: it may have been moved or copied."""
+    found = list(place.unsettled())
+    yield from found
+    if not found:
+        yield "ok", f"{workspace.root()}, and nothing names another folder"
 
 
 def compute() -> Found:

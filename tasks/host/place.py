@@ -4,17 +4,18 @@
 that an earlier version has made hold that path.
 """
 
-import os
+import io
 import sqlite3
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from configobj import ConfigObj, ConfigObjError
 
-from tasks import PROJECT, workspace
+from tasks import workspace
 from tasks.host import virtual_env
 from vae.config.errors import InputError
 
@@ -83,21 +84,22 @@ def follow() -> bool:
             known = _tables(store)
             for table, column in _PLACES:
                 if table in known:
-                    _rename(store, table, column, old)
+                    _rename(store, table, column, old, artifacts().as_uri())
+                    _rename(store, table, column, str(_path(old)), str(artifacts()))  # MLflow's own experiment
         store.execute("commit")
     return True
 
 
-def _rename(store: sqlite3.Connection, table: str, column: str, old: str) -> None:
-    here, many = artifacts().as_uri(), f"{old}/"
+def _rename(store: sqlite3.Connection, table: str, column: str, old: str, new: str) -> None:
+    within = f"{old}/"
     rows = store.execute(
         f"select rowid, {column} from {table} where {column} = ? or substr({column}, 1, ?) = ?",
-        (old, len(many), many),
+        (old, len(within), within),
     ).fetchall()
-    for row, uri in rows:
-        new = here + uri.removeprefix(old)
-        if uri == old or _path(new).exists() or not _path(uri).exists():
-            store.execute(f"update {table} set {column} = ? where rowid = ?", (new, row))
+    for row, was in rows:
+        now = new + was.removeprefix(old)
+        if was == old or _path(now).exists() or not _path(was).exists():
+            store.execute(f"update {table} set {column} = ? where rowid = ?", (now, row))
 
 
 def _tables(store: sqlite3.Connection) -> set[str]:
@@ -105,7 +107,7 @@ def _tables(store: sqlite3.Connection) -> set[str]:
 
 
 def _path(uri: str) -> Path:
-    return Path(url2pathname(urlsplit(uri).path))
+    return Path(url2pathname(urlsplit(uri).path) if uri.startswith("file:") else uri)
 
 
 def configure_dvc() -> None:
@@ -118,7 +120,7 @@ def configure_dvc() -> None:
     """
     path = workspace.root() / ".dvc" / "config.local"
     try:
-        config = ConfigObj(str(path), encoding="utf-8") if path.exists() else ConfigObj(encoding="utf-8")
+        config = ConfigObj(str(path) if path.exists() else None, encoding="utf-8", interpolation=False)
     except (ConfigObjError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}); correct it, or delete it") from None
     before = config.dict()
@@ -132,16 +134,14 @@ def configure_dvc() -> None:
     if not core:
         del config["core"]
     if config.dict() != before:
-        workspace.write(path, "".join(f"{line}\n" for line in config.write() or []))
+        write_config(path, config)
 
 
-def other_workspace() -> Path | None:
-    """The workspace around the working folder, where it is another than that of this program: a copy, for example."""
-    here = Path.cwd()
-    for folder in () if "DVC_ROOT" in os.environ else (here, *here.parents):
-        if (folder / "dvc.yaml").is_file() and (folder / "tasks" / "workspace.py").is_file():
-            return None if folder.samefile(PROJECT) else folder
-    return None
+def write_config(path: Path, config: ConfigObj) -> None:
+    """A file of DVC's settings: the whole of it or nothing, in UTF-8, whatever the paths in it."""
+    content = io.BytesIO()
+    config.write(content)
+    workspace.write(path, content.getvalue().decode())
 
 
 def settle() -> None:
@@ -152,6 +152,21 @@ def settle() -> None:
         follow()
     except sqlite3.Error as error:
         raise InputError(f"{database()} cannot be read ({error}); `vae doctor` looks at it") from None
+
+
+def unsettled() -> Iterator[tuple[str, str]]:
+    """(`problem` or `note`, text): what still names another folder than this one, or cannot be here."""
+    root = workspace.root()
+    if reason := virtual_env.unusable(root):
+        yield "problem", reason
+    if files := virtual_env.absolute(root):
+        yield "problem", f".venv names a folder in {len(files)} files, such as {files[0][0]}: `make setup`"
+    with suppress(sqlite3.Error):  # another check names it
+        if uri := elsewhere():
+            yield "problem", f"MLflow's database names {_path(uri)} for the files of its runs: `make setup`"
+    program = Path(sys.prefix).parent
+    if (program / "dvc.yaml").exists() and not program.samefile(root):
+        yield "note", f"the environment of {program} is active, not one of this folder"
 
 
 if __name__ == "__main__":

@@ -53,8 +53,9 @@ def unusable(folder: Path) -> str | None:
     """Why no workspace can be in a folder of this name, in a sentence; None where one can."""
     name = str(folder)
     reasons = {
-        ":": "the shell's PATH cannot hold it",
-        "?": "SQLAlchemy's addresses of databases cannot hold it",
+        ":": "a PATH cannot hold it",
+        "?": "the address of a database cannot hold it",
+        "%": "MLflow cannot be installed there",  # Alembic reads it as an interpolation
     }
     for character, reason in reasons.items():
         if character in name:
@@ -75,13 +76,12 @@ def install(root: Path) -> None:
     environment = root / ".venv"
     ready, python = environment / "ready", environment / "bin" / "python"
     needed = b"".join((root / name).read_bytes() for name in INSTALLED_FROM)
-    works = _works(python)
-    if works and ready.is_file() and ready.read_bytes() == needed:
+    if (usable := works(python)) and ready.is_file() and ready.read_bytes() == needed:
         ready.touch()
         return
     print("installing into .venv: about 2 GB, a few minutes", flush=True)
     ready.unlink(missing_ok=True)
-    if not works:
+    if not usable:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
     pip = [str(python), "-m", "pip", "install", "--quiet"]
     what = ["--editable", ".[dev,docs,huggingface]", "--constraint", "constraints.txt"]
@@ -90,7 +90,7 @@ def install(root: Path) -> None:
     _replace(ready, needed, mode=0o644)
 
 
-def _works(python: Path) -> bool:
+def works(python: Path) -> bool:
     """False where the interpreter that it was made with is gone, or has been replaced by another version."""
     try:
         return subprocess.run([str(python), "-I", "-c", "import pip"], capture_output=True, check=False).returncode == 0
@@ -98,22 +98,24 @@ def _works(python: Path) -> bool:
         return False
 
 
-def relocate(root: Path) -> list[Path]:
-    """Takes the folder's path out of the environment's files; returns those that held it.
+def relocate(root: Path) -> None:
+    """Takes the folder's path out of the environment's files.
 
-    Written aside and renamed: a file may be a hard link to that of another workspace. An environment that is a link
-    lies elsewhere, and does not move with the workspace.
+    Written aside and renamed: a file may be a hard link to that of another workspace.
+    """
+    for path, text in absolute(root):
+        _replace(path, text, path.stat().st_mode)
+
+
+def absolute(root: Path) -> list[tuple[Path, bytes]]:
+    """The environment's files that hold an absolute path, each with what it should hold.
+
+    None of an environment that is a link: it lies elsewhere, and does not move with the workspace.
     """
     environment = root / ".venv"
-    if environment.is_symlink():
-        return []
-    changed = []
-    for path in _text_files(environment):
-        text = path.read_bytes()
-        if (new := _relocated(root, path, text)) != text:
-            _replace(path, new, path.stat().st_mode)
-            changed.append(path)
-    return changed
+    files = [] if environment.is_symlink() else [(path, path.read_bytes()) for path in _text_files(environment)]
+    relative = [(path, text, _relocated(root, path, text)) for path, text in files]
+    return [(path, new) for path, text, new in relative if new != text]
 
 
 def _text_files(environment: Path) -> list[Path]:

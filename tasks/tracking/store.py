@@ -36,11 +36,11 @@ log = logging.getLogger(__name__)
 
 def uri() -> str:
     """MLFLOW_TRACKING_URI where it is set, else the SQLite file of the workspace."""
-    return _given() or f"sqlite:///{place.database()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _own()
 
 
-def _given() -> str | None:
-    return os.environ.get("MLFLOW_TRACKING_URI") or None
+def _own() -> str:
+    return f"sqlite:///{place.database()}"
 
 
 def connect() -> tuple[MlflowClient, str]:
@@ -52,7 +52,7 @@ def connect() -> tuple[MlflowClient, str]:
     # The first use creates or migrates the database, which two processes must not do at once; a server does it itself.
     alone = hold(locks / "mlflow.lock", "the set-up of MLflow's database", seconds=60)
     with nullcontext() if server else alone:
-        if _given() is None:
+        if uri() == _own():
             _follow()
         client = MlflowClient()
         if client.get_experiment_by_name(EXPERIMENT) is None:
@@ -98,7 +98,7 @@ def _end_dead_runs(client: MlflowClient, experiment_id: str) -> None:
 def notes() -> Path:
     """The folder with notes of the runs that processes of this workspace work for, in this store."""
     # Notes about the workspace's own store move with it.
-    name = hashlib.sha256(given.encode()).hexdigest()[:8] if (given := _given()) else "own"
+    name = "own" if uri() == _own() else hashlib.sha256(uri().encode()).hexdigest()[:8]
     return workspace.root() / ".run" / "mlflow_runs" / name
 
 
