@@ -122,7 +122,8 @@ def configure_dvc() -> None:
     try:
         config = ConfigObj(str(path) if path.exists() else None, encoding="utf-8", interpolation=False)
     except (ConfigObjError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); correct it, or delete it") from None
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path} cannot be read ({reason}); correct it, or delete it") from None
     before = config.dict()
     core = config.setdefault("core", {})
     if Path(core.get("site_cache_dir", "")).parts[-2:] == (".run", "dvc"):  # of an earlier version of this project
