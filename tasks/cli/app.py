@@ -48,7 +48,7 @@ def _check_working_folder() -> None:
             if not folder.samefile(PROJECT):
                 raise InputError(
                     f"this `vae` belongs to {PROJECT}, and the working folder to {folder}: "
-                    "`source .venv/bin/activate` there, then repeat"
+                    "`make setup` and `source .venv/bin/activate` there, then repeat"
                 )
             return
 

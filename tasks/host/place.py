@@ -1,10 +1,11 @@
 """Where this workspace lies. It may be moved and copied: what holds its path follows.
 
-`python -m tasks.host.place` is the second half of `make setup`. Only MLflow's database and, until then, an environment
-that an earlier version has made hold that path.
+Only MLflow's database holds its path, and `.venv` where pip has just written it. `python -m tasks.host.place`, the
+second half of `make setup`, corrects both; whoever opens the database corrects that.
 """
 
 import io
+import logging
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from configobj import ConfigObj, ConfigObjError
 from tasks import workspace
 from tasks.host import virtual_env
 from vae.config.errors import InputError
+
+log = logging.getLogger(__name__)
 
 EXPERIMENT = "vae-train"  # MLflow's, that of every run of this project
 
@@ -68,26 +71,32 @@ def _named(store: sqlite3.Connection) -> str | None:
     return None if chosen else named
 
 
-def follow() -> bool:
-    """Lets MLflow's database name the artifacts where they are; whether it named another place before.
+def follow() -> None:
+    """Lets MLflow's database name the artifacts where they are.
 
-    A file that is only at the old place stays in use there.
-
-    Raises:
-        sqlite3.Error: the database cannot be read or written.
+    A file that is only at the old place stays in use there. A database that cannot be read or written stays as it is,
+    with a warning.
     """
-    if elsewhere() is None:
-        return False
-    with closing(sqlite3.connect(database(), timeout=60, isolation_level=None)) as store:
-        store.execute("begin immediate")
-        if (old := _named(store)) is not None:
-            known = _tables(store)
-            for table, column in _PLACES:
-                if table in known:
-                    _rename(store, table, column, old, artifacts().as_uri())
-                    _rename(store, table, column, str(_path(old)), str(artifacts()))  # MLflow's own experiment
-        store.execute("commit")
-    return True
+    try:
+        if elsewhere() is None:
+            return
+        with closing(sqlite3.connect(database(), timeout=60, isolation_level=None)) as store:
+            store.execute("begin immediate")
+            if (old := _named(store)) is not None:
+                _rename_all(store, old)
+            store.execute("commit")
+    except sqlite3.Error as error:
+        log.warning("%s may still name the folder in which this workspace was: %s", database(), error)
+    else:
+        log.info("this workspace has moved: %s now names %s", database().name, artifacts())
+
+
+def _rename_all(store: sqlite3.Connection, old: str) -> None:
+    known = _tables(store)
+    for table, column in _PLACES:
+        if table in known:
+            _rename(store, table, column, old, artifacts().as_uri())
+            _rename(store, table, column, str(_path(old)), str(artifacts()))  # MLflow's own experiment has no `file:`
 
 
 def _rename(store: sqlite3.Connection, table: str, column: str, old: str, new: str) -> None:
@@ -146,13 +155,10 @@ def write_config(path: Path, config: ConfigObj) -> None:
 
 
 def settle() -> None:
-    """Raises: InputError: what holds the path cannot be read."""
+    """Raises: InputError: DVC's settings cannot be read."""
     virtual_env.relocate(workspace.root())
     configure_dvc()
-    try:
-        follow()
-    except sqlite3.Error as error:
-        raise InputError(f"{database()} cannot be read ({error}); `vae doctor` looks at it") from None
+    follow()
 
 
 def unsettled() -> Iterator[tuple[str, str]]:
@@ -160,8 +166,8 @@ def unsettled() -> Iterator[tuple[str, str]]:
     root = workspace.root()
     if reason := virtual_env.unusable(root):
         yield "problem", reason
-    if files := virtual_env.absolute(root):
-        yield "problem", f".venv names a folder in {len(files)} files, such as {files[0][0]}: `make setup`"
+    if files := [path for path, _ in virtual_env.absolute(root) if path.suffix != ".json"]:  # which only pip reads
+        yield "problem", f".venv names a folder in {len(files)} files, such as {files[0]}: `make setup`"
     with suppress(sqlite3.Error):  # another check names it
         if uri := elsewhere():
             yield "problem", f"MLflow's database names {_path(uri)} for the files of its runs: `make setup`"
@@ -173,5 +179,5 @@ def unsettled() -> Iterator[tuple[str, str]]:
 if __name__ == "__main__":
     try:
         settle()
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")

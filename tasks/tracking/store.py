@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -53,7 +52,7 @@ def connect() -> tuple[MlflowClient, str]:
     alone = hold(locks / "mlflow.lock", "the set-up of MLflow's database", seconds=60)
     with nullcontext() if server else alone:
         if uri() == _own():
-            _follow()
+            place.follow()
         client = MlflowClient()
         if client.get_experiment_by_name(EXPERIMENT) is None:
             if_there(  # None where another program has just created it
@@ -68,14 +67,6 @@ def connect() -> tuple[MlflowClient, str]:
     with suppress(Timeout), FileLock(locks / "mlflow-tidy.lock", timeout=0):
         _end_dead_runs(client, experiment_id)
     return client, experiment_id
-
-
-def _follow() -> None:
-    try:
-        if place.follow():
-            log.info("this workspace has moved: MLflow's database now names %s", place.artifacts())
-    except sqlite3.Error as error:
-        log.warning("MLflow's database may still name the folder in which this workspace was: %s", error)
 
 
 def _end_dead_runs(client: MlflowClient, experiment_id: str) -> None:

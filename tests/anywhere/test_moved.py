@@ -123,7 +123,15 @@ def test_nothing_is_renamed_that_is_only_at_the_old_place_or_was_put_there(
     (big / "mlruns").mkdir(parents=True)
     with sqlite3.connect(here / "mlflow.db") as database:
         database.execute("update experiments set artifact_location = ?", [(big / "mlruns").as_uri()])
-    assert place.elsewhere() is None and not place.follow()
+    assert place.elsewhere() is None
+
+
+def test_a_damaged_database_stays_as_it_is_with_a_warning(
+    ran: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (ran / "mlflow.db").write_bytes(b"no database at all, but of some length")
+    place.follow()
+    assert "may still name the folder in which this workspace was: file is not a database" in caplog.text
 
 
 def test_the_store_of_mlflow_tracking_uri_stays_as_it_is(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,4 +288,4 @@ def test_vae_does_not_work_on_a_copy_by_the_program_of_the_original(
     for folder in (tmp_path, tmp_path / "docs"):
         monkeypatch.chdir(folder)
         done = vae("trace")
-        assert done.exit_code == 2 and f"the working folder to {tmp_path}: `source .venv/bin/activate`" in done.stderr
+        assert done.exit_code == 2 and f"the working folder to {tmp_path}: `make setup` and" in done.stderr
