@@ -42,10 +42,11 @@ VIRTUAL_ENV="$(CDPATH= cd -- "$(dirname -- "$VIRTUAL_ENV")/.." && pwd)\"""",
 }
 
 # Read by each Python of this environment when it starts. DVC keeps its cache of hashes outside the workspace, unless a
-# setting names an absolute path: here the path is made anew each time, and no file holds it.
+# setting names an absolute path: here the path is made anew each time, and no file holds it. A copy of the workspace in
+# which this environment is active has its own.
 _PTH = """{project}
-import os, sys; os.environ.setdefault("DVC_SITE_CACHE_DIR", os.path.join(os.getcwd() if os.path.isdir(".dvc") else \
-os.path.dirname(sys.prefix), ".run", "dvc"))
+import os, sys; os.environ.setdefault("DVC_SITE_CACHE_DIR", os.path.join(os.getcwd() if \
+os.path.exists("tasks/workspace.py") else os.path.dirname(sys.prefix), ".run", "dvc"))
 """
 
 

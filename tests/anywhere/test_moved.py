@@ -198,7 +198,8 @@ def test_the_environment_follows(tmp_path: Path, name: str) -> None:
     old, here = tmp_path / "p", tmp_path / name
     (old / "docs").mkdir(parents=True)
     environment(old)
-    (old / ".dvc").mkdir()
+    (old / "tasks").mkdir()
+    (old / "tasks/workspace.py").touch()
     kept = tmp_path / "a hard link"
     kept.hardlink_to(old / ".venv/bin/vae")
     virtual_env.relocate(old)
