@@ -18,21 +18,13 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
 
-.venv/ready: pyproject.toml constraints.txt
+# Also where the interpreter that .venv was made with is gone.
+.venv/ready: pyproject.toml constraints.txt $(shell $(BIN)/python -I -c 'import pip' 2>/dev/null || echo anew)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0])'
-	@echo 'installing into .venv: about 2 GB, a few minutes'
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --editable '.[dev,docs,huggingface]' --constraint constraints.txt
-	@touch $@
+	@$(PYTHON) -I tasks/host/virtual_env.py
 
-.dvc/config.local: .venv/ready
-	@# DVC's cache of hashes belongs in this folder. Its path must be absolute, so it is set here and not committed.
-	@$(BIN)/dvc config --local core.site_cache_dir '$(CURDIR)/.run/dvc'
-	@# In an archive without history, DVC has to be configured to work without Git.
-	@[ -e .git ] || $(BIN)/dvc config --local core.no_scm true
-	@touch $@
-
-setup: .venv/ready .dvc/config.local ## Install everything, pinned, into .venv
+setup: .venv/ready ## Install everything, pinned, into .venv
+	@$(BIN)/python -m tasks.host.place
 
 run: setup ## Run the pipeline under Prefect: make run EXPERIMENT=leaves SET="data.path=photos train.epochs=2"
 	@$(BIN)/python -m flows.vae_train --experiment "$$EXPERIMENT" --set "$$SET"
@@ -54,7 +46,7 @@ zoo: # the former name
 	@$(MAKE) --no-print-directory collapse-cases
 
 bench: setup ## Time this trainer beside pythae, Lightning and a plain PyTorch loop (half an hour)
-	@$(BIN)/pip install --quiet --editable '.[bench]' --constraint constraints.txt
+	@$(BIN)/python -m pip install --quiet --editable '.[bench]' --constraint constraints.txt
 	@$(BIN)/python -m benchmarks.speed
 
 chaos: setup ## Kill runs at random moments and cause faults; compare the results bit for bit
@@ -65,20 +57,20 @@ graph: setup ## Draw docs/images/packages.svg: the imports between packages
 	@$(BIN)/python docs/packages.py
 
 docs: setup ## Build docs/ into site/
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo 'open site/index.html; its search needs .venv/bin/mkdocs serve'
 
 check: setup ## Lint, format and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/mypy
+	@$(BIN)/python -m mypy
 
 constraints: setup ## Pin all dependencies again, transitive ones included
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate --quiet --upgrade -o constraints.txt
 
 clean: ## Remove everything that was made, including the environment and the stores
-	@if [ -x $(BIN)/python ]; then $(BIN)/python -m flows.servers down && $(BIN)/python -c 'from tasks import overlay; overlay.apply(None, None)'; fi
+	@if [ -e .venv/ready ] && [ -x $(BIN)/python ]; then $(BIN)/python -m flows.servers down && $(BIN)/python -c 'from tasks import overlay; overlay.apply(None, None)'; fi
 	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports site data/images data/.ingest data/manifest.parquet data/collapse_cases
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup run up down test collapse-cases zoo bench chaos graph docs check constraints clean
+.PHONY: anew help setup run up down test collapse-cases zoo bench chaos graph docs check constraints clean

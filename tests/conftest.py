@@ -32,7 +32,7 @@ def _fresh_logging() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def both_ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ByFlow, ByDVC]]:
     """Two workspaces, run side by side, one on each core."""
-    flow, plain = (copy_project(tmp_path_factory.mktemp(name) / "vae träin") for name in ("flow", "plain"))
+    flow, plain = (copy_project(tmp_path_factory.mktemp(name) / "vae träin's #1 (a&b)") for name in ("flow", "plain"))
     try:
         with ThreadPoolExecutor() as pool:
             by_dvc = pool.submit(run_by_dvc, plain)

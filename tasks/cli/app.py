@@ -3,6 +3,7 @@
 Heavy imports are in the commands that need them, so that `vae --help` answers at once.
 """
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tasks import PROJECT
 from tasks.cli import runs
 from tasks.cli.console import CODES, LOOK, AsJson, print_json, say
 from tasks.processes import entry
 from tasks.processes.entry import INPUT_ERROR
+from vae.config.errors import InputError
 
 if TYPE_CHECKING:
     from tasks.cli.reading import Reading
@@ -27,6 +30,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            _check_working_folder()
             return super().invoke(ctx)
         except Exception as error:
             message = entry.user_error(error) or _store_error(error)
@@ -34,6 +38,19 @@ class Commands(TyperGroup):
                 raise
             say(f"error: {message}")
             raise typer.Exit(INPUT_ERROR) from None
+
+
+def _check_working_folder() -> None:
+    """Raises: InputError: it is in another workspace than this program: in a copy, where the original's is active."""
+    here = Path.cwd()
+    for folder in () if "DVC_ROOT" in os.environ else (here, *here.parents):
+        if (folder / "dvc.yaml").is_file() and (folder / "tasks" / "workspace.py").is_file():
+            if not folder.samefile(PROJECT):
+                raise InputError(
+                    f"this `vae` belongs to {PROJECT}, and the working folder to {folder}: "
+                    "`make setup` and `source .venv/bin/activate` there, then repeat"
+                )
+            return
 
 
 def _store_error(error: Exception) -> str | None:

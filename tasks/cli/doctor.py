@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tasks import host, overlay, workspace
-from tasks.host import addresses
+from tasks.host import addresses, place
 from tasks.processes import dvc_files, services
 from tasks.processes.lock import hold
 from vae.compute.devices import Compute, named
@@ -35,7 +35,7 @@ Found: TypeAlias = Iterator[tuple[str, str]]  # (state, text); `note`: worth kno
 def examine() -> list[dict[str, str]]:
     """The name, state and text of all checks, which change nothing and start nothing."""
     checks = (
-        packages, environment, compute, disk, parameters, validation, stages, results, locks, servers, mlflow,
+        packages, location, environment, compute, disk, parameters, validation, stages, results, locks, servers, mlflow,
     )  # fmt: skip
     return [{"name": check.__name__, "state": state, "text": text} for check in checks for state, text in check()]
 
@@ -84,6 +84,14 @@ def environment() -> Found:
             place = Path(spec.origin).parent
             found.append(("problem", f"{name} is loaded from {place}, not from .venv: unset PYTHONPATH"))
     yield from found or [("ok", "nothing in it is ignored")]
+
+
+def location() -> Found:
+    """Whether everything that holds the folder's path names this folder: it may have been moved or copied."""
+    found = list(place.unsettled())
+    yield from found
+    if not found:
+        yield "ok", f"{workspace.root()}, and nothing names another folder"
 
 
 def compute() -> Found:

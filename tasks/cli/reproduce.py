@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+from configobj import ConfigObj
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from ruamel.yaml import YAML
@@ -22,6 +23,7 @@ from ruamel.yaml import YAML
 from tasks import PROJECT, overlay, workspace
 from tasks.cli import differences, named_run
 from tasks.cli.differences import Difference
+from tasks.host import place
 from tasks.processes.lock import hold
 from tasks.processes.owner import owned_dvc
 from tasks.tracking import lineage, store
@@ -139,10 +141,10 @@ def configure(root: Path, tree: Path) -> None:
     """DVC's settings in the worktree: the cache of the main workspace, everything else its own."""
     command = [sys.executable, "-m", "dvc", "cache", "dir"]
     cache = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    local = ["[core]", "no_scm = true", f"site_cache_dir = {tree / '.run' / 'dvc'}"]
+    config = ConfigObj({"core": {"no_scm": "true"}}, encoding="utf-8")
     if cache.returncode == 0:
-        local += ["[cache]", f"dir = {cache.stdout.strip()}"]
-    (tree / ".dvc" / "config.local").write_text("\n".join(local) + "\n", encoding="utf-8")
+        config["cache"] = {"dir": os.path.relpath(root / cache.stdout.rstrip("\n"), tree / ".dvc")}
+    place.write_config(tree / ".dvc" / "config.local", config)
 
 
 def data_from_cache(tags: Tags, lock: bytes | None, tree: Path) -> bool:
@@ -190,6 +192,7 @@ def run_dvc(tags: Tags, tree: Path, *arguments: str) -> tuple[int, str]:
     """Runs DVC in the worktree, with as many threads as the run had; returns its exit code and its first error."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_OF_THIS_PLACE)}
     environment["PYTHONPATH"] = str(tree)
+    environment["DVC_SITE_CACHE_DIR"] = str(tree / ".run" / "dvc")
     environment.pop("MKL_NUM_THREADS", None)  # it would win over the next one
     if threads := tags.get("compute.threads"):
         environment["OMP_NUM_THREADS"] = threads

@@ -18,13 +18,13 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from tasks import overlay, workspace
-from tasks.host import addresses
+from tasks.host import addresses, place
+from tasks.host.place import EXPERIMENT
 from tasks.processes import run_notes
 from tasks.processes.lock import hold
 from tasks.tracking import lineage
 from vae.config import loading
 
-EXPERIMENT = "vae-train"
 WEIGHTS, VERDICT, ENDED, STAGE = "weights.sha256", "verdict", "ended", "dvc.train"  # tags of a run
 
 T = TypeVar("T")
@@ -34,7 +34,11 @@ log = logging.getLogger(__name__)
 
 def uri() -> str:
     """MLFLOW_TRACKING_URI where it is set, else the SQLite file here. Raises: InputError: no store can be there."""
-    return addresses.tracking_uri() or f"sqlite:///{workspace.root() / 'mlflow.db'}"
+    return addresses.tracking_uri() or _own()
+
+
+def _own() -> str:
+    return f"sqlite:///{place.database()}"
 
 
 def connect() -> tuple[MlflowClient, str]:
@@ -46,13 +50,15 @@ def connect() -> tuple[MlflowClient, str]:
     # The first use creates or migrates the database, which two processes must not do at once; a server does it itself.
     alone = hold(locks / "mlflow.lock", "the set-up of MLflow's database", seconds=60)
     with nullcontext() if server else alone:
+        if uri() == _own():
+            place.follow()
         client = MlflowClient()
         if client.get_experiment_by_name(EXPERIMENT) is None:
             if_there(  # None where another program has just created it
                 client.create_experiment,
                 EXPERIMENT,
                 # A server may own the artifacts; otherwise they lie beside the database.
-                None if server else (workspace.root() / "mlruns").as_uri(),
+                None if server else place.artifacts().as_uri(),
                 {"mlflow.experimentKind": "custom_model_development"},  # the UI's pages for training
             )
     experiment_id = mlflow.set_experiment(EXPERIMENT).experiment_id
@@ -81,7 +87,9 @@ def _end_dead_runs(client: MlflowClient, experiment_id: str) -> None:
 
 def notes() -> Path:
     """The folder with notes of the runs that processes of this workspace work for, in this store."""
-    return workspace.root() / ".run" / "mlflow_runs" / hashlib.sha256(uri().encode()).hexdigest()[:8]
+    # Notes about the workspace's own store move with it.
+    name = "own" if uri() == _own() else hashlib.sha256(uri().encode()).hexdigest()[:8]
+    return workspace.root() / ".run" / "mlflow_runs" / name
 
 
 def _note(run_id: str) -> Path:
