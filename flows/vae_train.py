@@ -58,6 +58,8 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
     try:
         with hold(workspace.root() / ".run" / "workspace.lock", f"flow run {flow_run.name}"), runs.recorded():
             dvc_files.free_dvc(workspace.root())
+            if done := dvc_files.follow_git():
+                log.info(done)
             for change in overlay.apply(experiment, overrides, check=lambda p: data_path.check(p.data)):
                 log.info(change)
             p = loading.load(workspace.PARAMS)

@@ -24,7 +24,7 @@ from vae.training.history import COLUMNS
 PACKAGES = ("flows", "tasks", "vae")
 
 # These packages track and guard runs. Nothing in them shapes an output, so no stage depends on them.
-APART = ("tasks/tracking", "tasks/processes", "tasks/cli")
+APART = ("tasks/tracking", "tasks/processes", "tasks/host", "tasks/cli")
 
 
 def definition() -> dict[str, Any]:

@@ -1,8 +1,12 @@
-"""What a killed DVC leaves of its two files: a damaged lock, half a `dvc.lock`. With either, DVC refuses to start."""
+"""What keeps DVC from starting: a damaged lock, half a `dvc.lock`, or a setting that does not fit Git."""
 
+import configparser
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,8 +14,9 @@ import psutil
 from ruamel.yaml import YAML, YAMLError
 
 from tasks import workspace
-from tasks.processes import git
+from tasks.host import git
 from tasks.workspace import LOCK
+from vae.config.errors import InputError
 
 
 def free_dvc(root: Path) -> bool | None:
@@ -67,12 +72,43 @@ def restore_lock() -> str:
     """Replaces a dvc.lock that a killed DVC has left half written by the committed one; returns what was done.
 
     DVC writes the file in place. Stages that had finished since the commit come back from DVC's run cache.
+
+    Raises:
+        InputError: it has a merge conflict.
     """
     if "<<<<<<<" in LOCK.read_text(encoding="utf-8", errors="replace"):
-        return f"{LOCK} has a merge conflict: resolve it, for instance by `git checkout --ours {LOCK}`"
+        raise InputError(f"{LOCK} has a merge conflict: resolve it, for instance by `git checkout --ours {LOCK}`")
     torn = workspace.root() / ".run" / f"{LOCK}.torn"
     torn.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(LOCK, torn)
-    committed = git.says("checkout", "--", str(LOCK)) is not None
-    now = "the committed version is restored" if committed else "DVC begins a new one"
+    committed = git.says("show", f":{LOCK}")  # `git checkout` would need a lock, which a killed Git may have left
+    if committed is not None:
+        workspace.write(LOCK, committed + "\n")
+    now = "DVC begins a new one" if committed is None else "the committed version is restored"
     return f"{LOCK} was half written by a DVC that was killed; it was moved to {torn}, and {now}"
+
+
+def git_setting() -> tuple[str, list[str]] | None:
+    """Where DVC's `core.no_scm` does not fit this folder: what is wrong, and the words of `dvc config` that mend it.
+
+    It has to be set exactly where there is no `.git`. Without it, DVC does not start where there is no Git, and takes
+    a repository around this folder for its own. With it, DVC knows no experiments.
+    """
+    config = configparser.ConfigParser(interpolation=None, strict=False)
+    config.read([".dvc/config", ".dvc/config.local"], encoding="utf-8")
+    ignored, here = config.getboolean("core", "no_scm", fallback=False), os.path.lexists(".git")
+    if ignored and here:
+        return "DVC ignores the Git repository of this folder", ["--local", "core.no_scm", "false"]
+    if not ignored and not here:
+        return "DVC expects a Git repository in this folder", ["--local", "core.no_scm", "true"]
+    return None
+
+
+def follow_git() -> str | None:
+    """Sets `core.no_scm` where it does not fit this folder; returns what was done."""
+    if (found := git_setting()) is None:
+        return None
+    wrong, setting = found
+    command = [sys.executable, "-m", "dvc", "config", *setting]
+    subprocess.run(command, capture_output=True, check=False, env=git.own_environment(os.environ))
+    return f"{wrong}; changed by `dvc config {' '.join(setting)}`"
