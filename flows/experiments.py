@@ -1,5 +1,6 @@
 """Each flow run's results kept as a DVC experiment: `dvc exp show` lists them, `dvc exp apply NAME` restores one."""
 
+import json
 import os
 import re
 import subprocess
@@ -80,10 +81,11 @@ def _save(commit: str, name: str) -> None:
 
 
 def _changed() -> str | None:
-    """What keeps the workspace from being its pipeline's results, in a phrase. DVC files of a data folder are not."""
-    command = [sys.executable, "-m", "dvc", "status", "--quiet", "dvc.yaml"]
+    """What keeps the workspace from being its pipeline's results, in a phrase. DVC files of a data folder do not."""
+    command = [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml"]
     environment = git.own_environment(os.environ)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS)
-    if done.returncode > 1:
-        return git.words(done.stderr).removeprefix("ERROR: ")
-    return "parameters, code or data changed during the run" if done.returncode else None
+    try:
+        return "parameters, code or data changed during the run" if json.loads(done.stdout) else None
+    except ValueError:
+        return f"`dvc status` failed: {git.words(done.stderr)}"

@@ -23,7 +23,7 @@ _CHATTER = re.compile(
     r"|Updating lock file 'dvc\.lock'|Use `dvc push`.*|To track the changes with git, run:"
     r"|\s+git add .*|To enable auto staging, run:|\s+dvc config core\.autostage true|Generating lock file 'dvc\.lock')$"
 )
-_TORN_LOCK = re.compile(r"'\./dvc\.lock' (is invalid|validation failed)")
+_INVALID = re.compile(r"'\./(.+)' (is invalid|validation failed)\.?")  # the cause is on the next line
 _BLOCKER = re.compile(r"\(PID \d+\): .+")
 _PLACE = re.compile("No space left on device|Disk quota exceeded|Read-only file system|Permission denied")
 _LOCKED = "Unable to acquire lock"
@@ -119,8 +119,8 @@ class _Output:
         elif line.startswith("error: "):
             self.reason = line.removeprefix("error: ")  # the last: a failed validation names its broken rules first
             return line
-        elif _TORN_LOCK.match(line):
-            self.lock_is_torn = True
+        elif found := _INVALID.match(line):
+            self.reason, self.lock_is_torn = line, found[1] == "dvc.lock"
         elif blocker := _BLOCKER.search(line):
             # DVC names the holder of its lock on a line of its own.
             busy = self.reason.split(": ", 1)[-1].removesuffix(", it is being blocked by:")
@@ -134,6 +134,8 @@ class _Output:
             crash = self.last if self.exit_code > 0 else ""
             self.reason = self.reason or crash or line.removeprefix("ERROR: ")
         elif not _CHATTER.match(line):
+            if _INVALID.fullmatch(self.reason):
+                self.reason = f"{self.reason.removesuffix('.')}: {line}"
             self.last = line
             return line
         return ""

@@ -77,7 +77,7 @@ def head() -> str:
 def words(stderr: str) -> str:
     """An error of Git on one line, its advice included."""
     sentences = re.sub(r"(?<=[^\s.:])\s*\n\s*(?=[A-Z])", ". ", stderr.strip())
-    return " ".join(sentences.split()).removeprefix("fatal: ") or "Git gave no reason"
+    return " ".join(sentences.split()).removeprefix("fatal: ").removeprefix("error: ") or "Git gave no reason"
 
 
 def experiments() -> list[str]:
