@@ -49,9 +49,9 @@ def unique(flow_run_name: str, flow_run_id: str, taken: set[str]) -> str:
 
 def _with_these_results(kept: list[str]) -> str | None:
     """The experiment whose parameters and dvc.lock are those of the workspace."""
-    here = [git.says("hash-object", str(path)) for path in (PARAMS, LOCK)]
-    for ref in kept:
-        if [git.says("rev-parse", f"{ref}:{path}") for path in (PARAMS, LOCK)] == here:
+    here = git.says("hash-object", str(PARAMS), str(LOCK))
+    for ref in kept if here else ():
+        if git.says("rev-parse", f"{ref}:{PARAMS}", f"{ref}:{LOCK}") == here:
             return ref.rpartition("/")[2]
     return None
 

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tasks import workspace
-from tasks.host.git import ELSEWHERE, NoCommit, head, own_environment, refusal, says
+from tasks.host.git import NoCommit, head, own_environment, refusal, says
 from tasks.processes import dvc_files, services
 from tasks.processes.lock import hold
 from vae.compute.devices import Compute, named
@@ -93,8 +93,6 @@ def disk() -> Found:
 
 def git() -> Found:
     """Whether runs are recorded with their commit and kept as experiments, and why not."""
-    if redirected := [name for name in ELSEWHERE if name in os.environ]:
-        yield "note", f"{', '.join(redirected)} set in the environment: ignored"
     if outdated := dvc_files.git_setting():
         wrong, setting = outdated
         yield "problem", f"{wrong}: `dvc config {' '.join(setting)}`"
