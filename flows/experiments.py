@@ -1,5 +1,6 @@
 """Each flow run's results kept as a DVC experiment: `dvc exp show` lists them, `dvc exp apply NAME` restores one."""
 
+import json
 import os
 import re
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tasks.processes import git
+from tasks.host import git
 from tasks.workspace import LOCK, PARAMS
 
 SECONDS = 600  # DVC looks at every source file
@@ -20,22 +21,23 @@ def keep(flow_run_name: str, flow_run_id: str, something_ran: bool) -> str:
     A run that found everything cached is kept only if no experiment of this commit has its results yet. A failure
     is a sentence that begins with `warning: `; the flow does not fail because of it.
     """
-    commit = git.says("rev-parse", "--verify", "--quiet", "HEAD")
-    if commit is None:
-        return "not kept as a DVC experiment: that needs a Git repository with a commit"
+    try:
+        commit = git.head()
+    except git.NoCommit as error:
+        return f"not kept as a DVC experiment: {error}"
     kept = git.experiments()
     of_this_commit = [ref for ref in kept if ref.startswith(f"refs/exps/{commit[:2]}/{commit[2:]}/")]
     if not something_ran and (found := _with_these_results(of_this_commit)):
         return f"these results are kept as the DVC experiment {found}"
     # Outputs of other parameters or other code would be recorded, and later restored, as if they were of these.
-    if not _clean():
-        return "not kept as a DVC experiment: parameters, code or data changed during the run"
+    if reason := _changed():
+        return f"not kept as a DVC experiment: {reason}"
     name = unique(flow_run_name, flow_run_id, {ref.rpartition("/")[2] for ref in kept})
     try:
         _save(commit, name)
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
-        return f"warning: not kept as a DVC experiment: {(reason or ['Git gave no reason'])[0]}"
+        reason = git.words(getattr(error, "stderr", None) or str(error))
+        return f"warning: not kept as a DVC experiment: {reason}"
     return f"kept as the DVC experiment {name}; `dvc exp apply {name}` restores it"
 
 
@@ -47,9 +49,9 @@ def unique(flow_run_name: str, flow_run_id: str, taken: set[str]) -> str:
 
 def _with_these_results(kept: list[str]) -> str | None:
     """The experiment whose parameters and dvc.lock are those of the workspace."""
-    here = [git.says("hash-object", str(path)) for path in (PARAMS, LOCK)]
-    for ref in kept:
-        if [git.says("rev-parse", f"{ref}:{path}") for path in (PARAMS, LOCK)] == here:
+    here = git.says("hash-object", str(PARAMS), str(LOCK))
+    for ref in kept if here else ():
+        if git.says("rev-parse", f"{ref}:{PARAMS}", f"{ref}:{LOCK}") == here:
             return ref.rpartition("/")[2]
     return None
 
@@ -64,21 +66,26 @@ def _save(commit: str, name: str) -> None:
         OSError, subprocess.CalledProcessError: Git refused.
     """
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "GIT_INDEX_FILE": str(Path(folder) / "index")}
         named = git.says("config", "user.name") and git.says("config", "user.email")
-        git_as = ["git"] if named else ["git", "-c", "user.name=vae-train", "-c", "user.email=vae-train@localhost"]
+        by = [] if named else ["-c", "user.name=vae-train", "-c", "user.email=vae-train@localhost"]
 
         def run(*arguments: str) -> str:
-            done = subprocess.run([*git_as, *arguments], env=environment, capture_output=True, text=True, check=True)
+            done = git.run(*by, *arguments, GIT_INDEX_FILE=str(Path(folder) / "index"))
+            done.check_returncode()
             return done.stdout.strip()
 
         run("read-tree", commit)
-        run("add", "--update", ":/")
+        run("add", "--update")
         kept = run("commit-tree", run("write-tree"), "-p", commit, "-m", f"dvc: commit experiment {name}")
         run("update-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/{name}", kept, "")
 
 
-def _clean() -> bool:
-    """Whether DVC finds nothing to do."""
-    command = [sys.executable, "-m", "dvc", "status", "--quiet"]
-    return subprocess.run(command, capture_output=True, check=False, timeout=SECONDS).returncode == 0
+def _changed() -> str | None:
+    """What keeps the workspace from being its pipeline's results, in a phrase. DVC files of a data folder do not."""
+    command = [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml"]
+    environment = git.own_environment(os.environ)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS)
+    try:
+        return "parameters, code or data changed during the run" if json.loads(done.stdout) else None
+    except ValueError:
+        return f"`dvc status` failed: {git.words(done.stderr)}"

@@ -13,6 +13,7 @@ from typing import Literal
 
 from tasks.processes import dvc_files, entry
 from tasks.processes.owner import owned_dvc
+from vae.config.errors import InputError
 
 Outcome = Literal["Completed", "Cached", "Restored"]
 
@@ -22,8 +23,14 @@ _CHATTER = re.compile(
     r"|Updating lock file 'dvc\.lock'|Use `dvc push`.*|To track the changes with git, run:"
     r"|\s+git add .*|To enable auto staging, run:|\s+dvc config core\.autostage true|Generating lock file 'dvc\.lock')$"
 )
-_TORN_LOCK = re.compile(r"'\./dvc\.lock' (is invalid|validation failed)")
+_INVALID = re.compile(r"'\./(.+)' (is invalid|validation failed)\.?")  # the cause is on the next line
 _BLOCKER = re.compile(r"\(PID \d+\): .+")
+_PLACE = re.compile("No space left on device|Disk quota exceeded|Read-only file system|Permission denied")
+_LOCKED = "Unable to acquire lock"
+# Errors in code or files, which the same code and files repeat. A CUDA, network or disk error has none of these names.
+_REPEATS = re.compile(
+    r"(Assertion|Attribute|Import|Index|Key|ModuleNotFound|Name|NotImplemented|Syntax|Type|UnboundLocal|Unicode\w+|Value)Error\b"
+)
 _EXIT = re.compile(r"failed to run: .*, exited with (-?\d+)")
 _OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.M)
 
@@ -38,12 +45,13 @@ class StageFailed(Exception):
     """A stage that did not succeed, with the reason in one line.
 
     Attributes:
-        may_be_retried: not where the user has to change something or has stopped it, nor without memory or disk.
+        may_be_retried: where the same command may end otherwise: after a kill, an error of a device or of the
+            network, or while another DVC is at work.
     """
 
-    def __init__(self, stage: str, reason: str, exit_code: int, exhausted: bool) -> None:
+    def __init__(self, stage: str, reason: str, may_be_retried: bool) -> None:
         super().__init__(f"{stage}: {reason}")
-        self.may_be_retried = not exhausted and exit_code not in (entry.INPUT_ERROR, entry.INTERRUPTED)
+        self.may_be_retried = may_be_retried
 
     __repr__ = Exception.__str__  # Prefect logs it so
 
@@ -65,16 +73,19 @@ def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) 
                 say(shown)
     if (code := process.returncode) == 0:
         return output.outcome
-    reason, exhausted = output.reason, "No space left on device" in output.reason
+    reason, may_be_retried = output.reason or output.last or f"ended with exit code {code}", output.may_end_otherwise
     if output.exit_code in KILLED:
         killed = _killed_for_memory()
         exhausted = killed_before is not None and killed is not None and killed > killed_before
-        reason = OUT_OF_MEMORY if exhausted else "it was killed (SIGKILL)"
+        reason, may_be_retried = OUT_OF_MEMORY if exhausted else "it was killed (SIGKILL)", not exhausted
         if killed is not None and not exhausted:
             reason += ", and not by the kernel for memory"
     if output.lock_is_torn:
-        reason = dvc_files.restore_lock()
-    raise StageFailed(stage, reason or f"ended with exit code {code}", output.exit_code or code, exhausted)
+        try:
+            reason, may_be_retried = dvc_files.restore_lock(), True
+        except InputError as error:
+            raise StageFailed(stage, str(error), may_be_retried=False) from None
+    raise StageFailed(stage, reason, may_be_retried or code < 0)
 
 
 @dataclass
@@ -83,10 +94,19 @@ class _Output:
 
     stage: str
     outcome: Outcome = "Completed"
+    started: bool = False
+    blocked: bool = False
     reason: str = ""
     exit_code: int = 0
     lock_is_torn: bool = False
     last: str = ""
+
+    @property
+    def may_end_otherwise(self) -> bool:
+        """Not where DVC refused to begin, something has to be changed first, or the user stopped it."""
+        lasting = _REPEATS.match(self.reason) or _PLACE.search(self.reason)
+        stopped = self.exit_code in (entry.INPUT_ERROR, entry.INTERRUPTED)
+        return self.blocked or (self.started and not lasting and not stopped)
 
     def read(self, line: str) -> str:
         """Takes a line in; returns what the log gets of it."""
@@ -94,23 +114,28 @@ class _Output:
             self.outcome = "Cached"
         elif line == f"Stage '{self.stage}' is cached - skipping run, checking out outputs":
             self.outcome = "Restored"
+        elif line == f"Running stage '{self.stage}':":
+            self.started = True
         elif line.startswith("error: "):
             self.reason = line.removeprefix("error: ")  # the last: a failed validation names its broken rules first
             return line
-        elif _TORN_LOCK.match(line):
-            self.lock_is_torn = True
+        elif found := _INVALID.match(line):
+            self.reason, self.lock_is_torn = line, found[1] == "dvc.lock"
         elif blocker := _BLOCKER.search(line):
             # DVC names the holder of its lock on a line of its own.
             busy = self.reason.split(": ", 1)[-1].removesuffix(", it is being blocked by:")
-            self.reason = f"{busy}, blocked by {blocker[0]}"
+            self.reason, self.blocked = f"{busy}, blocked by {blocker[0]}", True
             return f"another DVC is running here: {blocker[0]}"
         elif line.startswith("ERROR: "):
             if found := _EXIT.search(line):
                 self.exit_code = int(found[1])
+            self.blocked |= _LOCKED in line
             # A program that crashed ends with the last line of its traceback; a killed one prints nothing.
             crash = self.last if self.exit_code > 0 else ""
             self.reason = self.reason or crash or line.removeprefix("ERROR: ")
         elif not _CHATTER.match(line):
+            if _INVALID.fullmatch(self.reason):
+                self.reason = f"{self.reason.removesuffix('.')}: {line}"
             self.last = line
             return line
         return ""

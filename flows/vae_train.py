@@ -18,7 +18,7 @@ from prefect.utilities.urls import url_for
 
 from flows import artifacts, away, experiments, progress, runs, servers, stage
 from tasks import data_path, overlay, workspace
-from tasks.host import addresses
+from tasks.host import addresses, place
 from tasks.processes import dvc_files, entry, events
 from tasks.processes.lock import hold
 from tasks.tracking import lineage
@@ -60,6 +60,8 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
         with hold(workspace.root() / ".run" / "workspace.lock", f"flow run {flow_run.name}"), runs.recorded():
             dvc_files.free_dvc(workspace.root())
             check_mlflow()
+            if wrong := place.configure_dvc():
+                log.info("%s; changed in .dvc/config.local", wrong)
             for change in overlay.apply(experiment, overrides, check=lambda p: data_path.check(p.data)):
                 log.info(change)
             p = loading.load(workspace.PARAMS)

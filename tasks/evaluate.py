@@ -18,6 +18,7 @@ from vae.compute.batches import open_images
 from vae.compute.devices import Compute
 from vae.config.constants import SPLITS
 from vae.config.errors import InputError
+from vae.config.files import written_aside
 from vae.config.resolved import ResolvedParameters, changed
 from vae.config.text import number, printable, rounded
 from vae.evaluation.evaluate import Evaluation, evaluate
@@ -110,8 +111,9 @@ def write(facts: Facts, latents: pd.DataFrame) -> None:
     workspace.PLOTS.mkdir(parents=True)
     for picture in facts.pictures:
         (workspace.PLOTS / picture.file).write_bytes(picture.png)
-    latents.to_csv(workspace.LATENTS, index=False)
-    workspace.REPORT.write_text(page.html(facts), encoding="utf-8")
+    with written_aside(workspace.LATENTS) as aside:
+        latents.to_csv(aside, index=False)
+    workspace.write(workspace.REPORT, page.html(facts))
 
 
 def summary(facts: Facts) -> dict[str, str | float | None]:

@@ -55,7 +55,7 @@ def apply(
     if experiment or overrides:
         workspace.write_json(_record(), {"before": base, "written": text})
     if text != current:
-        workspace.write(path, text)
+        workspace.write(path.resolve(), text)  # a link stays a link
     if not (experiment or overrides):
         _record().unlink(missing_ok=True)
     changes = [f"{workspace.PARAMS}: {change}" for change in _changes(current, text)]

@@ -15,6 +15,7 @@ from vae.collapse.warnings import schedule_above, warnings
 from vae.compute.batches import open_images
 from vae.config import loading
 from vae.config.beta_elbo import BetaELBO
+from vae.config.files import written_aside
 from vae.config.parameters import Parameters
 from vae.config.text import rounded
 
@@ -27,7 +28,8 @@ def main() -> None:
     weight = linear_theory.resolved_weight(p, spectrum)
     result = predicted(p, weight, spectrum)
     workspace.write_json(workspace.PREFLIGHT, rounded(result))
-    plot(p, weight, spectrum).savefig(workspace.PREFLIGHT_PLOT, dpi=110, metadata={"Software": None})
+    with written_aside(workspace.PREFLIGHT_PLOT) as aside:
+        plot(p, weight, spectrum).savefig(aside, format="png", dpi=110, metadata={"Software": None})
 
     kl = "an unbounded KL" if result["predicted_kl"] is None else f"a KL of {result['predicted_kl']:.3g} nats"
     log.info(

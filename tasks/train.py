@@ -242,6 +242,8 @@ def write_history(history: list[Row], kl_per_latent: list[list[float]], append: 
 
 def _write(path: Path, table: pd.DataFrame, append: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not append:
+        path.unlink(missing_ok=True)  # it may be a link into DVC's cache
     table.to_csv(path, mode="a" if append else "w", header=not (append and path.exists()), index=False)
 
 

@@ -21,6 +21,7 @@ from tasks.processes import entry
 from vae.config import loading
 from vae.config.constants import SPLITS
 from vae.config.errors import InputError
+from vae.config.files import written_aside
 from vae.config.text import one_line, printable
 from vae.validation.fingerprints import Fingerprints
 from vae.validation.inspection import Inspection, classes_in_training, inspect
@@ -126,7 +127,8 @@ def _write_failures(rules: tuple[Rule, ...], inspection: Inspection) -> None:
     findings = pd.DataFrame(map(vars, inspection.findings), columns=["rule", "file", "split", "value"])
     known = pd.DataFrame(map(vars, rules)).rename(columns={"name": "rule"})
     table = findings.merge(known, on="rule", how="left")[list(FAILURE_COLUMNS)].map(_harmless)
-    table.to_csv(workspace.VALIDATION_FAILURES, index=False, lineterminator="\n", errors="backslashreplace")
+    with written_aside(workspace.VALIDATION_FAILURES) as aside:
+        table.to_csv(aside, index=False, lineterminator="\n", errors="backslashreplace")
 
 
 def _harmless(cell: str) -> str:

@@ -95,8 +95,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """A whole file or none: written aside, then renamed; its folder is made. A link stays a link."""
-    with written_aside(path.resolve()) as aside:
+    """A whole file or none; its folder is made. A link into DVC's cache is replaced, and the cache stays as it is."""
+    with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 

@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 
 from tasks import host, overlay, workspace
 from tasks.host import addresses, place
+from tasks.host.git import NoCommit, head, own_environment, refusal, says
 from tasks.processes import dvc_files, services
 from tasks.processes.lock import hold
 from vae.compute.devices import Compute, named
@@ -35,7 +36,8 @@ Found: TypeAlias = Iterator[tuple[str, str]]  # (state, text); `note`: worth kno
 def examine() -> list[dict[str, str]]:
     """The name, state and text of all checks, which change nothing and start nothing."""
     checks = (
-        packages, location, environment, compute, disk, parameters, validation, stages, results, locks, servers, mlflow,
+        packages, location, environment, compute, disk, git, cache, parameters, validation, stages, results, locks,
+        servers, mlflow,
     )  # fmt: skip
     return [{"name": check.__name__, "state": state, "text": text} for check in checks for state, text in check()]
 
@@ -166,12 +168,42 @@ def validation() -> Found:
         )
 
 
+def git() -> Found:
+    """Whether runs are recorded with their commit and kept as experiments, and why not."""
+    lock = Path(says("rev-parse", "--git-path", "index.lock") or "")
+    if lock.is_file():
+        yield "note", f"{lock} exists: if no Git is running here, a killed one has left it; remove it then"
+    try:
+        yield "ok", f"commit {head()[:12]}"
+    except NoCommit as error:
+        broken = os.path.lexists(".git") and refusal()
+        yield "problem" if broken else "note", f"{error}; runs record no commit and are not kept as experiments"
+
+
+def cache() -> Found:
+    """DVC's cache, which may be on another disk."""
+    folder = Path(_dvc("cache", "dir").stdout.strip() or ".dvc/cache").absolute()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(there).free / 1e9
+    if not os.access(there, os.W_OK):
+        yield "problem", f"{folder} cannot be written to; check its permissions, or `dvc cache dir` for another"
+    elif free < FREE_GB:
+        yield "problem", f"{free:.1f} GB free at {folder}, less than {FREE_GB:g}: `dvc gc --workspace` frees some"
+    else:
+        yield "ok", str(folder)
+
+
+def _dvc(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = own_environment(os.environ)
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
 def stages() -> Found:
     """Which stages `dvc repro` would run. Not asked during a flow run: DVC takes its lock for the answer."""
     if _at_work(workspace.root() / ".run" / "workspace.holder"):
         return
-    command = [sys.executable, "-m", "dvc", "status", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = _dvc("status", "--json", "dvc.yaml")  # DVC files of a data folder are not this pipeline's
     try:
         changed = json.loads(done.stdout)
     except ValueError:

@@ -13,7 +13,7 @@ from tasks import workspace
 from tasks.cli import named_model
 from tasks.tracking import registry, store
 from vae.config.errors import InputError
-from vae.config.files import writing
+from vae.config.files import writing, written_aside
 from vae.models.saved import weights_hash
 
 _RUN_NAME = re.compile(r"[\w.=+-]+")  # such as those of flow runs: leaves-epochs=2-20260131-120000
@@ -65,8 +65,9 @@ def report(name: str | None, to: Path | None) -> Path:
         raise InputError(f"{file} does not exist; `dvc repro` creates it")
     if to is None:
         return file
-    with writing(to):
-        return Path(shutil.copyfile(file, to))
+    with writing(to), written_aside(to) as aside:  # `to` may be a link into DVC's cache
+        shutil.copyfile(file, aside)
+    return to
 
 
 def _downloaded(run: Run) -> Path:

@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from tasks import PROJECT, overlay, workspace
 from tasks.cli import differences, named_run
 from tasks.cli.differences import Difference
-from tasks.host import place
+from tasks.host import git, place
 from tasks.processes.lock import hold
 from tasks.processes.owner import owned_dvc
 from tasks.tracking import lineage, store
@@ -83,7 +83,8 @@ def read(run: Run) -> dict[Path, bytes]:
     if store.WEIGHTS not in tags:
         raise InputError(f"run {run_id} left no weights: it ended {run.info.status}")
     if "git.commit" not in tags:
-        raise InputError(f"run {run_id} names no commit: it was made outside a Git repository")
+        reason = tags.get("git.unavailable", "it was made outside a Git repository")
+        raise InputError(f"run {run_id} names no commit: {reason}")
     if tags.get("git.dirty") == "true" and "git.changed" not in tags:
         raise InputError(f"run {run_id} was made with uncommitted changes and does not say which")
     client, _ = store.connect()
@@ -102,21 +103,24 @@ def read(run: Run) -> dict[Path, bytes]:
 @contextmanager
 def worktree(root: Path, commit: str) -> Iterator[Path]:
     """A commit in a temporary folder. What an earlier, killed reproduction left is removed first."""
+    if reason := git.refusal(root):
+        raise InputError(f"a run is repeated from its commit, but {reason}")
     for left in (root / ".run").glob("reproduce-*"):
         shutil.rmtree(left)
-    _git(root, "worktree", "prune")
-    if _git(root, "cat-file", "-e", f"{commit}^{{commit}}").returncode != 0:
+    git.run("worktree", "prune", folder=root)
+    if git.says("cat-file", "-e", f"{commit}^{{commit}}", folder=root) is None:
         raise InputError(f"commit {commit} is not in the Git repository of {root}; fetch it first")
     tree = Path(tempfile.mkdtemp(prefix="reproduce-", dir=root / ".run"))
     try:
         # Hooks are the user's, and for the user's own checkouts.
-        added = _git(root, "-c", "core.hooksPath=/dev/null", "worktree", "add", "--detach", str(tree), commit)
+        add = ("-c", "core.hooksPath=/dev/null", "worktree", "add", "--detach", str(tree), commit)
+        added = git.run(*add, folder=root)
         if added.returncode != 0:
-            raise InputError(f"Git could not check out {commit}: {added.stderr.strip().splitlines()[-1]}")
+            raise InputError(f"Git could not check out {commit}: {git.words(added.stderr)}")
         yield tree
     finally:
         shutil.rmtree(tree, ignore_errors=True)
-        _git(root, "worktree", "prune")
+        git.run("worktree", "prune", folder=root)
 
 
 def uncommitted(tags: Tags, tree: Path) -> str:
@@ -205,7 +209,3 @@ def run_dvc(tags: Tags, tree: Path, *arguments: str) -> tuple[int, str]:
             if line.strip() and not line.startswith(_CHATTER):
                 print("  " + line.rstrip(), flush=True)
     return process.returncode, reason
-
-
-def _git(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)

@@ -5,7 +5,7 @@ import re
 from mlflow.entities import Run
 
 from tasks import workspace
-from tasks.processes import git
+from tasks.host import git
 from tasks.tracking import lineage, store
 from vae.config.errors import InputError
 
@@ -34,7 +34,10 @@ def find(name: str) -> list[Run]:
         if found := client.search_runs([experiment], condition, max_results=_MOST):
             parents = (run.data.tags.get("mlflow.parentRunId") for run in found)  # of which a run is one attempt
             return [client.get_run(parent) if parent else run for run, parent in zip(found, parents, strict=True)]
-    raise InputError(f"no MLflow run found for {name!r}: it is not a known run, flow run, commit or train stage")
+    unasked = f"; commits and experiments were not searched: {reason}" if (reason := git.refusal()) else ""
+    raise InputError(
+        f"no MLflow run found for {name!r}: it is not a known run, flow run, commit or train stage{unasked}"
+    )
 
 
 def _of_revision(name: str) -> list[str]:

@@ -6,6 +6,7 @@ second half of `make setup`, corrects both; whoever opens the database corrects 
 
 import io
 import logging
+import os
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -119,32 +120,46 @@ def _path(uri: str) -> Path:
     return Path(url2pathname(urlsplit(uri).path) if uri.startswith("file:") else uri)
 
 
-def configure_dvc() -> None:
-    """`core.no_scm` in `.dvc/config.local`: true where this folder has no Git repository of its own, else not there.
+def configure_dvc() -> str | None:
+    """Sets `core.no_scm` in `.dvc/config.local` to what fits this folder; returns what was wrong.
 
-    What a person has set there stays.
+    DVC needs the setting exactly where there is no `.git`: without it, it does not start there, or takes a repository
+    around this folder for its own; with it, it knows no experiments. What a person has set besides stays.
 
     Raises:
         InputError: DVC cannot read the file either.
     """
-    path = workspace.root() / ".dvc" / "config.local"
+    path, config, wrong = _dvc_settings()
+    if wrong:
+        write_config(path, config)
+    return wrong
+
+
+def _dvc_settings() -> tuple[Path, ConfigObj, str | None]:
+    """The local settings as they should be, and what is wrong with those in the file."""
+    folder, own = workspace.root() / ".dvc", os.path.lexists(workspace.root() / ".git")
+    local, committed = _read_config(folder / "config.local"), _read_config(folder / "config")
+    before = local.dict()
+    core = local.setdefault("core", {})
+    if Path(core.get("site_cache_dir", "")).parts[-2:] == (".run", "dvc"):  # of an earlier version of this project
+        del core["site_cache_dir"]
+    core.pop("no_scm", None)
+    if (committed.get("core", {}).get("no_scm", "false").lower() == "true") == own:
+        core["no_scm"] = str(not own).lower()
+    if not core:
+        del local["core"]
+    if local.dict() == before:
+        return folder / "config.local", local, None
+    wrong = "ignores the Git repository of" if own else "expects a Git repository in"
+    return folder / "config.local", local, f"DVC {wrong} this folder"
+
+
+def _read_config(path: Path) -> ConfigObj:
     try:
-        config = ConfigObj(str(path) if path.exists() else None, encoding="utf-8", interpolation=False)
+        return ConfigObj(str(path) if path.exists() else None, encoding="utf-8", interpolation=False)
     except (ConfigObjError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path} cannot be read ({reason}); correct it, or delete it") from None
-    before = config.dict()
-    core = config.setdefault("core", {})
-    if Path(core.get("site_cache_dir", "")).parts[-2:] == (".run", "dvc"):  # of an earlier version of this project
-        del core["site_cache_dir"]
-    if (workspace.root() / ".git").exists():
-        core.pop("no_scm", None)
-    else:
-        core["no_scm"] = "true"
-    if not core:
-        del config["core"]
-    if config.dict() != before:
-        write_config(path, config)
 
 
 def write_config(path: Path, config: ConfigObj) -> None:
@@ -168,6 +183,11 @@ def unsettled() -> Iterator[tuple[str, str]]:
         yield "problem", reason
     if files := [path for path, _ in virtual_env.absolute(root) if path.suffix != ".json"]:  # which only pip reads
         yield "problem", f".venv names a folder in {len(files)} files, such as {files[0]}: `make setup`"
+    try:
+        if wrong := _dvc_settings()[-1]:
+            yield "problem", f"{wrong}: `make setup`"
+    except InputError as error:
+        yield "problem", str(error)
     with suppress(sqlite3.Error):  # another check names it
         if uri := elsewhere():
             yield "problem", f"MLflow's database names {_path(uri)} for the files of its runs: `make setup`"

@@ -1,4 +1,4 @@
-"""What a killed DVC leaves of its two files: a damaged lock, half a `dvc.lock`. With either, DVC refuses to start."""
+"""What keeps DVC from starting: a damaged lock, half a `dvc.lock`, or a setting that does not fit Git."""
 
 import itertools
 import json
@@ -10,8 +10,9 @@ import psutil
 from ruamel.yaml import YAML, YAMLError
 
 from tasks import workspace
-from tasks.processes import git
+from tasks.host import git
 from tasks.workspace import LOCK
+from vae.config.errors import InputError
 
 
 def free_dvc(root: Path) -> bool | None:
@@ -67,12 +68,17 @@ def restore_lock() -> str:
     """Replaces a dvc.lock that a killed DVC has left half written by the committed one; returns what was done.
 
     DVC writes the file in place. Stages that had finished since the commit come back from DVC's run cache.
+
+    Raises:
+        InputError: it has a merge conflict.
     """
     if "<<<<<<<" in LOCK.read_text(encoding="utf-8", errors="replace"):
-        return f"{LOCK} has a merge conflict: resolve it, for instance by `git checkout --ours {LOCK}`"
+        raise InputError(f"{LOCK} has a merge conflict: resolve it, for instance by `git checkout --ours {LOCK}`")
     torn = workspace.root() / ".run" / f"{LOCK}.torn"
     torn.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(LOCK, torn)
-    committed = git.says("checkout", "--", str(LOCK)) is not None
-    now = "the committed version is restored" if committed else "DVC begins a new one"
+    committed = git.says("show", f":{LOCK}")  # `git checkout` would need a lock, which a killed Git may have left
+    if committed is not None:
+        workspace.write(LOCK, committed + "\n")
+    now = "DVC begins a new one" if committed is None else "the committed version is restored"
     return f"{LOCK} was half written by a DVC that was killed; it was moved to {torn}, and {now}"

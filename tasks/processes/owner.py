@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from tasks.host import git
+
 OWNER = "VAE_TRAIN_OWNER"  # environment: the process id of the program that runs DVC
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 # Seconds that a stage and its DVC have after each signal: within ten of them the locks have to be free.
@@ -100,7 +102,7 @@ def owned_dvc(
         encoding="utf-8",
         errors="replace",
         start_new_session=True,
-        env=with_interpreter(environment) | {OWNER: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
+        env=with_interpreter(git.own_environment(environment)) | {OWNER: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
     )
     try:
         yield process

@@ -93,6 +93,8 @@ def origin(run: Run, promotion_sentence: str | None, champion: tuple[str, Run] |
     if commit := tags.get("git.commit"):
         changed = ", with uncommitted changes" if tags.get("git.dirty") == "true" else ""
         rows.append(("Git commit", commit[:12] + changed, lineage.commit_url(commit)))
+    elif reason := tags.get("git.unavailable"):
+        rows.append(("Git commit", f"none: {reason}", None))
     flow_runs = store.links(run)[1:]
     rows += [("Prefect flow run", name.removeprefix("Prefect flow run "), url) for name, url in flow_runs]
     if stage := tags.get("dvc.train"):

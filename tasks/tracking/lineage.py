@@ -12,7 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from tasks import workspace
-from tasks.processes import git
+from tasks.host import git
 from vae.config.constants import SPLITS
 from vae.config.parameters import Parameters
 
@@ -38,12 +38,17 @@ MANY = 100  # changed files that a tag names; "…" is for the others
 def commit() -> dict[str, str]:
     """`git.commit`, `git.dirty` and `git.changed`: the files that differ from the commit, one per line.
 
-    Outside a repository, the commit that the container image was built from.
+    Without Git, the commit that the container image was built from, or `git.unavailable`: why there is none.
     """
-    head = git.says("rev-parse", "HEAD")
-    if head is None:
-        return {"git.commit": os.environ["GIT_COMMIT"]} if os.environ.get("GIT_COMMIT") else {}
-    changed = (git.says("diff", "--name-only", "--relative", "-z", "HEAD") or "").split("\0")
+    try:
+        head = git.head()
+    except git.NoCommit as error:
+        image = os.environ.get("GIT_COMMIT")
+        return {"git.commit": image} if image else {"git.unavailable": str(error)}
+    compared = git.run("diff", "--name-only", "-z", "HEAD")
+    if compared.returncode != 0:
+        return {"git.unavailable": git.words(compared.stderr)}
+    changed = compared.stdout.split("\0")
     # dvc.lock changes while the pipeline runs: it records results and does not affect them.
     changed = [name for name in changed if name and name != str(workspace.LOCK)]
     named = [*changed[:MANY], *(["…"] if len(changed) > MANY else [])]

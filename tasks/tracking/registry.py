@@ -1,6 +1,7 @@
 """MLflow's registry: one version per model, with the aliases `candidate` and `champion`."""
 
 import re
+import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -60,18 +61,21 @@ def register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdict
 def _log(saved: Saved, run_id: str) -> ModelInfo:
     channels, height, width = saved.config.image_shape
     example = np.zeros((2, height, width, channels), np.uint8)
-    return Model.log(  # unlike `mlflow.pyfunc.log_model`, it needs no active run, whose end would change the status
-        artifact_path=None,
-        name="model",
-        flavor=mlflow.pyfunc,
-        run_id=run_id,
-        python_model=str(Path(__file__).with_name("served_model.py")),
-        artifacts={"vae": str(workspace.MODEL)},
-        code_paths=[str(PROJECT / "vae")],
-        signature=_SIGNATURE,
-        input_example=(example, {"task": "encode"}),
-        pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in _SERVED_WITH],
-    )
+    with tempfile.TemporaryDirectory(prefix="vae-model-") as folder:
+        # MLflow refuses links out of the folder, such as those into DVC's cache (`cache.type = symlink`).
+        files = shutil.copytree(workspace.MODEL, Path(folder).resolve() / workspace.MODEL.name)
+        return Model.log(  # unlike `mlflow.pyfunc.log_model`, it needs no active run, whose end would change the status
+            artifact_path=None,
+            name="model",
+            flavor=mlflow.pyfunc,
+            run_id=run_id,
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={"vae": str(files)},
+            code_paths=[str(PROJECT / "vae")],
+            signature=_SIGNATURE,
+            input_example=(example, {"task": "encode"}),
+            pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in _SERVED_WITH],
+        )
 
 
 def prior_hash() -> str:

@@ -223,8 +223,9 @@ def links(run: Run) -> list[tuple[str, str]]:
 def described(run: Run) -> list[tuple[str, str]]:
     """(what, value): the run, its commit, its train stage and its flow run, as far as they are known."""
     tags = run.data.tags
-    commit, flow = tags.get("git.commit", "unknown"), "none: it was run by dvc"
+    commit, flow = f"none: {tags.get('git.unavailable', 'unknown')}", "none: it was run by dvc"
     if "git.commit" in tags:
+        commit = tags["git.commit"]
         changed = tags.get("git.changed", "").replace("\n", ", ")
         commit += f", dirty: {changed}" if changed else ", clean"
     if "prefect.flow_run_id" in tags:

@@ -104,9 +104,9 @@ def test_what_was_edited_during_the_run_is_not_recorded_as_its_result(repository
 def test_without_git_or_a_commit_it_is_said_and_nothing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.chdir(tmp_path)
-    assert "needs a Git repository with a commit" in experiments.keep("a", RUN, something_ran=True)
+    assert "this folder is not a Git repository" in experiments.keep("a", RUN, something_ran=True)
     git("init", "--quiet")
-    assert "needs a Git repository with a commit" in experiments.keep("a", RUN, something_ran=True)
+    assert "does not have any commits yet" in experiments.keep("a", RUN, something_ran=True)
 
 
 @pytest.mark.parametrize(

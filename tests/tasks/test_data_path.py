@@ -47,10 +47,13 @@ SPECIAL: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_what_dvc_would_stop_at_or_read_for_ever_is_named(
     tmp_path: Path, make: Callable[[Path], Any], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # a socket's path may have 100 characters
-    make(tmp_path / "x.png")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    monkeypatch.chdir(photos)  # a socket's path may have 100 characters
+    make(photos / "x.png")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=rf"1 {what}.*, such as '.*x\.png'"):
-        check(tmp_path)
+        check(photos)
 
 
 def test_a_name_that_dvc_cannot_record_is_named(tmp_path: Path) -> None:

@@ -138,11 +138,12 @@ def save(folder: Path, model: VAE, config: ModelConfig, prior: Mixture | None = 
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    text = json.dumps(config.model_dump(mode="json"), indent=2, allow_nan=False)
+    for file in (WEIGHTS_FILE, PRIOR_FILE, CONFIG_FILE):
+        (folder / file).unlink(missing_ok=True)  # of the previous model, or a link to it in DVC's cache
     (folder / WEIGHTS_FILE).write_bytes(to_bytes(weights))
-    (folder / PRIOR_FILE).unlink(missing_ok=True)  # of the previous model
     if prior is not None:
         (folder / PRIOR_FILE).write_bytes(to_bytes(prior.tensors()))
-    text = json.dumps(config.model_dump(mode="json"), indent=2, allow_nan=False)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
     return weights_hash(folder)
 

@@ -49,7 +49,7 @@ def test_outside_a_repository_the_commit_is_that_of_the_image(tmp_path: Path, mo
     monkeypatch.setenv("GIT_COMMIT", "abc")
     assert lineage.commit() == {"git.commit": "abc"}
     monkeypatch.delenv("GIT_COMMIT")
-    assert lineage.commit() == {}
+    assert lineage.commit() == {"git.unavailable": "this folder is not a Git repository"}
 
 
 @pytest.mark.parametrize(
