@@ -99,7 +99,7 @@ def kept() -> str:
 
 
 def texts(state: str) -> str:
-    return "\n".join(text for found, text in doctor.git() if found == state)
+    return "\n".join(text for found, text in (*doctor.git(), *doctor.location()) if found == state)
 
 
 def refused(reason: str, state: str = "problem") -> None:
@@ -177,8 +177,8 @@ def test_worktrees_and_submodules_have_a_file_of_that_name(
     in_git(own, "worktree", "add", "--quiet", "--detach", str(tmp_path / "tree"))
     super_project = repository(tmp_path / "super")
     in_git(super_project, "submodule", "--quiet", "add", str(own), "part")
-    for place in (tmp_path / "tree", super_project / "part"):
-        monkeypatch.chdir(place)
+    for folder in (tmp_path / "tree", super_project / "part"):
+        monkeypatch.chdir(folder)
         assert Path(".git").is_file()
         assert (git.refusal(), git.head()) == (None, head)
 
@@ -194,16 +194,16 @@ def test_a_refusal_of_git_is_given_in_its_own_words(own: Path, monkeypatch: pyte
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
 def test_a_clone_of_another_user(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for place in (own, *own.rglob("*")):
-        os.chown(place, 12345, 12345, follow_symlinks=False)
+    for path in (own, *own.rglob("*")):
+        os.chown(path, 12345, 12345, follow_symlinks=False)
     reason = lineage.commit()["git.unavailable"]
     assert reason.endswith(f"call: git config --global --add safe.directory {own}")
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")  # as CI services allow it
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "safe.directory")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", "*")
     assert "git.commit" in lineage.commit()
-    for place in (own, *own.rglob("*")):
-        os.chown(place, 0, 0, follow_symlinks=False)
+    for path in (own, *own.rglob("*")):
+        os.chown(path, 0, 0, follow_symlinks=False)
 
 
 def test_a_damaged_repository_is_not_exchanged_for_the_one_around(own: Path, outer: Path) -> None:
