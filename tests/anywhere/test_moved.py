@@ -162,7 +162,7 @@ def test_the_doctor_names_what_has_not_followed_yet(ran: Path, monkeypatch: pyte
     enter(here, monkeypatch)
     before = [text for state, text in place.unsettled() if state == "problem"]
     assert [text.partition(" ")[0] for text in before] == [".venv", "DVC", "MLflow's"]
-    assert str(ran / "mlruns") in before[1] and vae("doctor").stdout.count("`make setup`") >= 2
+    assert str(ran / "mlruns") in before[2] and vae("doctor").stdout.count("`make setup`") >= 2
     place.settle()
     assert [text for state, text in place.unsettled() if state == "problem"] == []
 
