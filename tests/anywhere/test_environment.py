@@ -42,10 +42,10 @@ GONE = "/gone/nowhere"
 NOBODY = "http://127.0.0.1:9"  # the port discard, at which nothing listens
 
 
-def python(code: str, folder: Path = PROJECT, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """A program in a shell in which these variables are set."""
+def python(*arguments: str, folder: Path = PROJECT, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """`python ARGUMENTS…` in a shell in which these variables are set."""
     here = {"PATH": os.environ["PATH"], "HOME": GONE, "PYTHONPATH": str(PROJECT), **variables}
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=folder, env=here, capture_output=True, encoding="utf-8", timeout=120)
 
 
@@ -152,9 +152,9 @@ def test_what_is_ignored_is_said_once_without_passwords(tmp_path: Path) -> None:
 def test_libraries_load_and_draw_in_a_notebooks_strict_shell(tmp_path: Path) -> None:
     shell = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONWARNINGS": "error"}
     draw = "import warnings; warnings.warn('old', DeprecationWarning); import matplotlib.pyplot as p; p.figure()"
-    done = python(f"import tasks; {draw}; p.savefig('a.png')", tmp_path, **shell)
+    done = python("-c", f"import tasks; {draw}; p.savefig('a.png')", folder=tmp_path, **shell)
     assert done.returncode == 0 and (tmp_path / "a.png").exists(), done.stderr
-    assert python(draw, tmp_path, **shell).returncode != 0, "these variables do no harm any more"
+    assert python("-c", draw, folder=tmp_path, **shell).returncode != 0, "these variables do no harm any more"
 
 
 def command(shell: dict[str, str], *words: str) -> "subprocess.CompletedProcess[bytes]":
@@ -205,7 +205,7 @@ def test_prefects_settings_are_those_of_prefect_toml(tmp_path: Path) -> None:
         "PREFECT_API_URL": " ",
         "DVC_ROOT": GONE,
     }
-    done = python(SETTINGS, tmp_path, **other)
+    done = python("-c", SETTINGS, folder=tmp_path, **other)
     assert done.returncode == 0, done.stderr
     *settings, database = done.stdout.strip().split("|")
     assert settings == [".prefect", "http://127.0.0.1:4200/api", "4200", "False"] and "outside" not in database
@@ -240,12 +240,10 @@ def test_an_address_that_is_no_store_is_refused(uri: str, store: bool, monkeypat
 
 
 def test_a_flow_and_a_command_refuse_it_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = python(
-        "from flows.vae_train import main; main()", MLFLOW_TRACKING_URI="file:./mlruns", DVC_ROOT=str(tmp_path)
-    )
-    assert done.returncode != 0 and done.stderr.startswith("error: MLFLOW_TRACKING_URI = file:./mlruns: not"), (
-        done.stderr
-    )
+    done = python("-m", "flows.vae_train", MLFLOW_TRACKING_URI="file:./mlruns")
+    assert done.returncode == INPUT_ERROR, done.stderr
+    assert done.stderr.startswith("error: MLFLOW_TRACKING_URI = file:./mlruns: not the address"), done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert "Prefect" not in done.stdout, "it is refused before a server is started"
     stand_in(tmp_path, monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
