@@ -65,14 +65,14 @@ def _idx_labels_file(images: Path) -> Path | None:
 def npy(path: Path) -> list[Item]:
     """NumPy arrays: N×H×W or N×H×W×C (C of 1, 3, or 4 with alpha), uint8, bool, or floats in [0, 1].
 
-    One file (all images), or a folder with train.npy and optionally valid.npy (or val, validation) and test.npy.
+    One file (all images), or a folder with train.npy and optionally valid.npy and test.npy, or other names of splits.
     Labels, if any, are in NAME_labels.npy beside each: N integers or strings.
     """
     if not path.exists():
         raise InputError(f"data.path = {str(path)!r} does not exist; give a .npy file or a folder with train.npy")
     if path.is_file():
         return _npy_rows(path, None)
-    files = {f: SPLIT_NAMES[f.stem] for f in sorted(path.glob("*.npy")) if f.stem in SPLIT_NAMES}
+    files = {f: SPLIT_NAMES[f.stem.lower()] for f in sorted(path.glob("*.npy")) if f.stem.lower() in SPLIT_NAMES}
     if "train" not in files.values():
         raise InputError(f"data.path = {str(path)!r} holds no train.npy, which data.source = npy needs in a folder")
     if len(set(files.values())) < len(files):

@@ -39,6 +39,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vae.config.preprocessing import Preprocessing
 from vae.config.text import one_line
+from vae.data import file_kinds
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 100_000_000
@@ -49,6 +50,7 @@ _large_image = threading.Lock()
 Image.init()  # registers all formats now: left to the first image, it would be a race between threads
 _FORMATS = "AVIF BMP GIF ICO JPEG JPEG2000 MPO PNG PPM QOI SGI TGA TIFF WEBP"
 FORMATS = sorted(set(_FORMATS.split()) & Image.OPEN.keys())
+SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS.split()}
 
 # Pillow warns about odd metadata, by warnings and by logging. What matters about a file is in the manifest.
 # Set once, here: `warnings.catch_warnings` is not safe where several threads decode.
@@ -166,8 +168,19 @@ def binarised(pixels: NDArray[np.uint8], preprocessing: Preprocessing, training:
     return np.where(on, np.uint8(255), np.uint8(0))
 
 
+def begins_like_one(head: bytes) -> bool:
+    """Whether a file that begins with these bytes, 512 or all of them, claims to be an image; TGA shows no sign."""
+    accepts = (Image.OPEN[name][1] for name in FORMATS)
+    return not file_kinds.is_text(head) and any(accept is not None and accept(head[:16]) for accept in accepts)
+
+
 def _opened(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content), formats=FORMATS)
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        if kind := file_kinds.by_content(content[: file_kinds.HEAD]):
+            raise UnusableImage(f"no image by its content but: {kind.name}: {kind.way_out}") from None
+        raise
 
 
 # Of a JPEG: what begins a segment or ends the image; not restarts (D0..D7), which are part of a scan's data.

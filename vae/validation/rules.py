@@ -61,12 +61,12 @@ def catalogue(data: Data) -> tuple[Rule, ...]:
         error("mostly_blank", "at most half of a split's images blank", "check the files and data.channels"),
         error(
             "too_many_bad_files",
-            f"at most {data.max_bad_fraction:.2%} of the files bad",
+            f"at most {data.max_bad_fraction:.2%} of the images unusable (files that are no images do not count)",
             "repair or remove the files, or raise data.max_bad_fraction",
         ),
         error("unknown_label", "only classes that occur in the training split", "add images there or remove the class"),
         error("leakage", "no file in two splits", "keep the file in one split only"),
-        warning("bad_file", "no file quarantined", "repair or remove the file; training continues without it"),
+        warning("bad_file", "no image quarantined", "repair or remove the file; training continues without it"),
         warning("same_pixels_across_splits", "no image in two splits", "if both show the same picture, keep one"),
         warning(
             "near_duplicate_across_splits",
