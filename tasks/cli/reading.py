@@ -22,7 +22,8 @@ from tasks.processes import progress
 from vae.config.constants import PASSED_OVER
 from vae.config.errors import InputError
 from vae.config.preprocessing import Preprocessing
-from vae.data import arrays, folder, images
+from vae.data import arrays, images
+from vae.data.folders import folder
 from vae.data.images import UnusableImage
 from vae.data.item import Item, storable
 from vae.metrics.measurement import BATCH

@@ -39,7 +39,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vae.config.preprocessing import Preprocessing
 from vae.config.text import one_line
-from vae.data import file_kinds
+from vae.data.folders import file_kinds
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 100_000_000

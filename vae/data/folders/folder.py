@@ -33,9 +33,10 @@ from pathlib import Path
 from vae.config.constants import COMPANION, LITTER, PASSED_OVER, SPLITS
 from vae.config.errors import InputError
 from vae.config.text import printable
-from vae.data import file_kinds, images
+from vae.data import images
+from vae.data.folders import file_kinds
+from vae.data.folders.layout import Layout, Parts, Tree, interpret, masked_image, shown
 from vae.data.item import SPLIT_NAMES, File, Item, Refused, expect_folder, storable
-from vae.data.layout import Layout, Parts, Tree, interpret, masked_image, shown
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,10 @@ MOST_LINKED = 10_000  # files of a linked folder that are counted
 _LITTER_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin"}
 _HIDDEN = f"{LITTER}hidden or system file"
 _FOLDER_LINK = f"{COMPANION}folder link: not followed"
+
+
+class TooManyFiles(InputError):
+    pass
 
 
 @dataclass(frozen=True)
@@ -72,13 +77,14 @@ def read(path: Path, most: int | None = None) -> Folder:
 
     Raises:
         InputError: there are files but no images among them, the split folders are incomplete, a link to a folder
-            would lose its images, or there are more than `most` files.
+            would lose its images.
+        TooManyFiles: there are more than `most`.
     """
     expect_folder(path, "folder")
     root = path.resolve()
     files = sorted(islice(_files(root), None if most is None else most + 1))
     if most is not None and len(files) > most:
-        raise InputError(f"{str(path)!r} holds more than {most:,} files")
+        raise TooManyFiles(f"{storable(str(path))!r} holds more than {most:,} files")
     refusals = {parts: _refusal(root, parts) for parts in files}
     links = _linked_folders(path, root, refusals)
     claims = [parts for parts in files if not _passed_over(refusals[parts])]
@@ -176,8 +182,10 @@ def _head(file: Path) -> bytes | None:
     """None where it cannot be read, or is no regular file: opening a pipe would wait for a writer."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as opened:
-            return opened.read(file_kinds.HEAD) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        try:
+            return os.read(descriptor, file_kinds.HEAD) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        finally:
+            os.close(descriptor)
     except OSError:
         return None
 
