@@ -83,6 +83,10 @@ MASKS = {
         {"images/training/1.png": None, "images/validation/2.png": None},
         ["annotations/training/1.png", "annotations/validation/2.png"],
     ),
+    "radiographs": (
+        {"COVID/images/1.png": "COVID", "Normal/images/2.png": "Normal"},
+        ["COVID/masks/1.png", "Normal/masks/2.png"],
+    ),
     "ultrasound": (
         {"benign/b (1).png": "benign", "normal/n (1).png": "normal"},
         ["benign/b (1)_mask.png", "benign/b (1)_mask_1.png"],

@@ -80,6 +80,11 @@ AMBIGUOUS = {
     "a split in each name": (("cat_train/1", "cat_test/2", "dog_train/3", "dog_test/4"), "are taken for classes"),
     "one pair among others": (("bird_train/1", "bird_test/2", "cat/3"), "bird_train are taken for classes"),
     "masks": (("cat/1", "dog/2", "masks/3"), "'masks' is taken for a class; if it annotates the images"),
+    "something beside the data": (("data/cat/1", "docs/2"), "'data' is taken for a class; if it holds the classes"),
+    "a level above the classes": (
+        ("color/apple/1", "color/pear/2", "grey/apple/3", "grey/pear/4"),
+        "color, grey are taken for classes, and all hold folders named apple, pear",
+    ),
 }
 
 
@@ -110,7 +115,7 @@ def test_a_split_folder_without_images_is_warned_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [("test/a/1",), ("Testing/a/1", "dev/a/2"), ("holdout/1",)])
 def test_splits_without_training_images_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
-    with pytest.raises(InputError, match=r"no folder named train; add one, or set data\.path to one of them"):
+    with pytest.raises(InputError, match=r"no folder named train; add one, or give one of them as the path"):
         folder.read(tree(tmp_path, *names))
 
 
@@ -167,7 +172,7 @@ def test_a_link_within_the_folder_says_where_its_images_are_read(tmp_path: Path)
     ]
     tree(root, ".store/cats/1.jpg")
     (root / "cats").symlink_to(".store/cats")
-    with pytest.raises(InputError, match="'cats' in .* is a link to the folder"):
+    with pytest.raises(InputError, match=r"'cats' in .* is a link to the folder"):
         folder.read(root)
 
 

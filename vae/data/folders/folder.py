@@ -160,22 +160,23 @@ def _refusal(root: Path, parts: Parts) -> str | None:
     if any(part.startswith(".") or part.lower() in _LITTER_NAMES for part in parts):
         return _HIDDEN
     file = root.joinpath(*parts)
-    if reason := _link_reason(file, root):
+    suffix, kind = file_kinds.suffix(parts[-1]), file_kinds.by_name(parts[-1])
+    is_other = bool(suffix) and suffix not in images.SUFFIXES and not (kind and kind.is_picture)
+    reason = _link_reason(file, root)
+    if reason and (reason == _FOLDER_LINK or not is_other):
         return reason
-    suffix = file_kinds.suffix(parts[-1])
     if suffix in images.SUFFIXES:
         return None
-    kind = file_kinds.by_name(parts[-1])
-    if kind is None:
+    if not (kind or reason):
         head = _head(file)
         if head is None or images.begins_like_one(head):
             return None
         kind = file_kinds.by_content(head)
-        if kind is None:
-            if not suffix and not file_kinds.is_text(head):
-                return None
-            return f"{COMPANION}{printable(suffix)} file" if suffix else f"{COMPANION}text file"
-    return f"{'' if kind.is_picture else COMPANION}{kind.name}: {kind.way_out}"
+        if kind is None and not suffix and not file_kinds.is_text(head):
+            return None
+    if kind:
+        return f"{'' if kind.is_picture else COMPANION}{kind.name}: {kind.way_out}"
+    return f"{COMPANION}{suffix or 'text'} file"
 
 
 def _head(file: Path) -> bytes | None:

@@ -5,7 +5,7 @@ Names are taken apart into words at whatever is no letter and at capitals: seg_t
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,10 @@ class Tree:
         """The folders in a folder, with the number of images in each and its folders."""
         return self._below.get(place, {})
 
+    def places(self) -> list[Parts]:
+        """All folders that hold folders."""
+        return list(self._below)
+
     def repeats(self, place: Parts, name: str) -> bool:
         """Whether every image in the folder `name` lies beside it too: some archives hold their tree twice."""
         inner = (*place, name)
@@ -95,6 +99,9 @@ class Layout:
     def classes(self, place: Parts) -> list[str]:
         return [name for name in self.tree.below(place) if (*place, name) not in self.aside]
 
+    def put_aside(self, place: Parts, names: Collection[str], what: str = "annotations") -> None:
+        self.aside |= {(*place, name): what for name in names}
+
     def place_of(self, folder: Parts) -> Place:
         """What an image directly in this folder is."""
         for depth in range(1, len(folder) + 1):
@@ -116,6 +123,10 @@ class Layout:
 def interpret(tree: Tree, path: str) -> Layout:
     """Raises: InputError: as `split_folders`."""
     layout = Layout(tree, path)
+    for place in tree.places():
+        names = [name for name in tree.below(place) if not _is_annotation(name)]
+        if any(map(_is_generic, names)):
+            layout.put_aside(place, tree.below(place).keys() - names)
     layout.base, splits = _settle(layout, (), lambda name: True, look_for_splits=True)
     for name, split in splits.items():
         # The split's own name once more, or "images".
@@ -145,14 +156,14 @@ def _settle(
         names = tree.below(place).keys()
         if len(names) > 1:
             twice = [name for name in names if tree.repeats(place, name)]
-            layout.aside |= {(*place, name): "the same files as beside it" for name in twice}
+            layout.put_aside(place, twice, "the same files as beside it")
         plain = {name for name in layout.classes(place) if not _is_annotation(name)}
         splits: dict[str, str] = {}
         warnings: list[str] = []
         if look_for_splits:
             splits, warnings = split_folders(plain, shown((layout.path, *place)))
-        if splits or any(map(_is_generic, plain)):
-            layout.aside |= {(*place, name): "annotations" for name in layout.classes(place) if name not in plain}
+        if splits:
+            layout.put_aside(place, set(layout.classes(place)) - plain)
         classes = layout.classes(place)
         if splits or len(classes) != 1 or tree.directly[place] or not may_enter(classes[0]):
             break
@@ -160,14 +171,32 @@ def _settle(
         if tree.directly[inner] and (tree.below(inner) or not _is_generic(classes[0])):
             break
         place = inner
-    if not splits and len(classes) > 1:
-        warnings += [_hardly(name) for name in classes if " ".join(words(name)) in _HARDLY_A_CLASS]
     layout.warnings += warnings
+    if not splits and len(classes) > 1:
+        layout.warnings += _doubtful_classes(layout, place, classes)
     return place, splits
 
 
-def _hardly(name: str) -> str:
-    return f"the folder {storable(name)!r} is taken for a class; if it annotates the images, move it elsewhere"
+def _doubtful_classes(layout: Layout, place: Parts, classes: list[str]) -> Iterator[str]:
+    for name in classes:
+        taken = f"the folder {shown((*place, name))!r} is taken for a class"
+        if " ".join(words(name)) in _HARDLY_A_CLASS:
+            yield f"{taken}; if it annotates the images, move it elsewhere"
+        elif _is_generic(name):
+            yield f"{taken}; if it holds the classes, set data.path to it"
+    below = [set(layout.classes((*place, name))) for name in classes]
+    if len(common := set.intersection(*below)) > 1 and not any(
+        layout.tree.directly[(*place, name)] for name in classes
+    ):
+        yield (
+            f"the folders {_some(classes)} are taken for classes, and all hold folders named {_some(common)}; if those "
+            "are the classes, set data.path to one of the outer folders"
+        )
+
+
+def _some(names: Collection[str], most: int = 3) -> str:
+    more = f", … and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(shown((name,)) for name in sorted(names)[:most]) + more
 
 
 def shown(place: Parts) -> str:
@@ -214,7 +243,7 @@ def split_folders(names: Collection[str], path: str) -> tuple[dict[str, str], li
     if "train" not in named.values():
         raise InputError(
             f"{path!r} has {' and '.join(map(storable, named))} but no folder named train; add one, "
-            "or set data.path to one of them"
+            "or give one of them as the path"
         )
     return _one_each(named, path), []
 
