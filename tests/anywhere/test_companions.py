@@ -19,8 +19,9 @@ import pandas as pd
 import pytest
 from helpers.commands import vae, write_model
 from helpers.data_sets import manifest_of, pictures
-from helpers.ingests import ENVIRONMENT, photo
+from helpers.ingests import ENVIRONMENT, encoded, photo
 from helpers.workspaces import stand_in
+from PIL import Image
 
 from tasks import workspace
 from tasks.processes.entry import INPUT_ERROR
@@ -135,7 +136,6 @@ def test_a_container_is_named_with_the_way_out(tmp_path: Path, name: str) -> Non
 
 
 PICTURES = {
-    "x.HEIC": "HEIC photo: export it as JPEG",
     "x.nef": "raw camera file: export it",
     "x.svg": "SVG drawing: export it as PNG",
     "x.dcm": "DICOM file: convert it",
@@ -152,7 +152,6 @@ def test_a_picture_in_another_format_is_a_bad_image_with_its_name(tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (HEIC, "HEIC photo: export it as JPEG"),
         (b"<!DOCTYPE html><html>404 Not Found", "web page: download it again"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer: `git lfs pull`"),
         (b"PK\x03\x04" + bytes(30), "archive: unpack it"),
@@ -162,6 +161,28 @@ def test_a_picture_in_another_format_is_a_bad_image_with_its_name(tmp_path: Path
 def test_a_file_with_an_images_suffix_is_named_by_its_content(content: bytes, reason: str) -> None:
     with pytest.raises(images.UnusableImage, match=reason):
         images.load(content, Preprocessing(8, 8, 3))
+
+
+@pytest.mark.skipif("HEIF" in images.FORMATS, reason="the extra heif is installed")
+def test_a_heic_photo_is_named_whatever_its_suffix(tmp_path: Path) -> None:
+    root = write(write(tmp_path, "a/1.jpg"), "a/x.HEIC", "a/y.jpg", content=HEIC)
+    assert refused(root)["a/x.HEIC"].startswith("HEIC photo: `pip install -e '.[heif]'")
+    with pytest.raises(images.UnusableImage, match=r"but: HEIC photo: .* or export it as JPEG"):
+        images.load(HEIC, Preprocessing(8, 8, 3))
+
+
+@pytest.mark.skipif("HEIF" not in images.FORMATS, reason="the extra heif is not installed")
+def test_heic_photos_are_read_with_the_extra_and_bounded(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (64, 48), (200, 40, 40))
+    write(tmp_path, "a/x.heic", "a/no suffix", content=encoded(picture, "HEIF"))
+    assert set(used(tmp_path)) == {"a/x.heic", "a/no suffix"}
+    pixels = images.load(tmp_path / "a/x.heic", Preprocessing(8, 8, 3))
+    assert np.abs(pixels.astype(int) - (200, 40, 40)).max() < 8
+    with pytest.raises(images.UnusableImage, match="broken image|header is damaged"):
+        images.load(encoded(picture, "HEIF")[:-200], Preprocessing(8, 8, 3))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(images.UnusableImage, match="too large: 64×48"):
+        patch.setattr(images, "MAX_PIXELS", 1000)
+        images.load(tmp_path / "a/x.heic", Preprocessing(8, 8, 3))
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,9 +48,13 @@ MAX_SCANS = 100  # of a JPEG, libtiff's limit: each costs a pass over all pixels
 LARGE = 25_000_000  # pixels: such images are decoded one at a time, since each can take 20 bytes per pixel
 _large_image = threading.Lock()
 Image.init()  # registers all formats now: left to the first image, it would be a race between threads
-_FORMATS = "AVIF BMP GIF ICO JPEG JPEG2000 MPO PNG PPM QOI SGI TGA TIFF WEBP"
+with suppress(ModuleNotFoundError):  # the extra `heif`
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+_FORMATS = "AVIF BMP GIF HEIF ICO JPEG JPEG2000 MPO PNG PPM QOI SGI TGA TIFF WEBP"
 FORMATS = sorted(set(_FORMATS.split()) & Image.OPEN.keys())
-SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS.split()}
+SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
 
 # Pillow warns about odd metadata, by warnings and by logging. What matters about a file is in the manifest.
 # Set once, here: `warnings.catch_warnings` is not safe where several threads decode.
@@ -178,7 +182,8 @@ def _opened(content: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
-        if kind := file_kinds.by_content(content[: file_kinds.HEAD]):
+        head = content[: file_kinds.HEAD]
+        if not begins_like_one(head) and (kind := file_kinds.by_content(head)):
             raise UnusableImage(f"no image by its content but: {kind.name}: {kind.way_out}") from None
         raise
 

@@ -12,7 +12,7 @@ class Kind(NamedTuple):
 
 HEAD = 512  # bytes that suffice for all questions here
 
-_HEIC = Kind("HEIC photo", "export it as JPEG (an iPhone takes JPEGs with Settings > Camera > Most Compatible)", True)
+_HEIC = Kind("HEIC photo", "`pip install -e '.[heif]' --constraint constraints.txt`, or export it as JPEG", True)
 _RAW = Kind("raw camera file", "export it as JPEG or TIFF", True)
 _SVG = Kind("SVG drawing", "export it as PNG", True)
 _LAYERED = Kind("drawing file", "export it as PNG", True)

@@ -165,6 +165,7 @@ def _refusal(root: Path, parts: Parts) -> str | None:
     reason = _link_reason(file, root)
     if reason and (reason == _FOLDER_LINK or not is_other):
         return reason
+    # From here on, `reason` is that of a link to no image; it is not looked into.
     if suffix in images.SUFFIXES:
         return None
     if not (kind or reason):
