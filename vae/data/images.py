@@ -51,6 +51,7 @@ Image.init()  # registers all formats now: left to the first image, it would be 
 with suppress(ModuleNotFoundError):  # the extra `heif`
     import pillow_heif
 
+    # Without thumbnails, which `draft` would take for the image; one thread, as several images are decoded at a time.
     pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
 _FORMATS = "AVIF BMP GIF HEIF ICO JPEG JPEG2000 MPO PNG PPM QOI SGI TGA TIFF WEBP"
 FORMATS = sorted(set(_FORMATS.split()) & Image.OPEN.keys())
