@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tasks import workspace
 from tasks.processes import entry
 from vae.config import loading
-from vae.config.constants import SPLITS
+from vae.config.constants import PASSED_OVER, SPLITS
 from vae.config.errors import InputError
 from vae.config.files import written_aside
 from vae.config.text import one_line, printable
@@ -120,7 +120,9 @@ def _summary(prints: Mapping[str, Fingerprints], manifest: pd.DataFrame) -> dict
             "std": round(float(std), 6),
             "classes": ok["label"][ok["split"] == split].value_counts().sort_index().to_dict(),
         }
-    return {"files": len(manifest), "quarantined": int((known["status"] == "quarantined").sum()), "splits": splits}
+    passed_over = known["reason"].str.startswith(PASSED_OVER, na=False)
+    quarantined = int(((known["status"] == "quarantined") & ~passed_over).sum())
+    return {"files": len(manifest), "quarantined": quarantined, "splits": splits}
 
 
 def _write_failures(rules: tuple[Rule, ...], inspection: Inspection) -> None:

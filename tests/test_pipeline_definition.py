@@ -61,9 +61,8 @@ def code_behind(path: str) -> set[str]:
 
 
 def dependency(path: str) -> str:
-    """A file of tasks/ is a dependency by itself, a file of vae/ through its folder."""
-    folder = str(Path(path).parent)
-    return folder if path.startswith("vae/") and folder != "vae" else path
+    """A file of tasks/ is a dependency by itself, a file of vae/ through its package there."""
+    return "/".join(Path(path).parts[:2]) if path.startswith("vae/") else path
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -248,7 +248,7 @@ def _end(origin: Mapping[str, str], source: "Reading | None", result: Mapping[st
     if as_json:
         print_json(document)
     if source is not None and source.skipped:
-        say(f"{len(source.skipped):,} of {len(source.items):,} files were skipped")
+        say(f"{len(source.skipped):,} of {source.images:,} files were skipped")
         raise typer.Exit(LOOK)
 
 

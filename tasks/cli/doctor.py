@@ -27,7 +27,9 @@ from vae.compute.devices import Compute, named
 from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.text import printable
+from vae.data.folders import folder
 
+MOST_FILES = 20_000  # of data.path that are looked at: a few seconds
 FREE_GB = 2.0  # enough for a run on a few thousand images with its cache and its MLflow artifacts
 
 Found: TypeAlias = Iterator[tuple[str, str]]  # (state, text); `note`: worth knowing, `problem`: something to do
@@ -36,8 +38,8 @@ Found: TypeAlias = Iterator[tuple[str, str]]  # (state, text); `note`: worth kno
 def examine() -> list[dict[str, str]]:
     """The name, state and text of all checks, which change nothing and start nothing."""
     checks = (
-        packages, location, environment, compute, disk, git, cache, parameters, validation, stages, results, locks,
-        servers, mlflow,
+        packages, location, environment, compute, disk, git, cache, parameters, folders, validation, stages, results,
+        locks, servers, mlflow,
     )  # fmt: skip
     return [{"name": check.__name__, "state": state, "text": text} for check in checks for state, text in check()]
 
@@ -197,6 +199,22 @@ def _dvc(*arguments: str) -> "subprocess.CompletedProcess[str]":
     environment = own_environment(os.environ)
     command = [sys.executable, "-m", "dvc", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def folders() -> Found:
+    """What the folders of data.path are taken for, where it is a folder of images; no image is decoded."""
+    try:
+        params = loading.load(workspace.root() / workspace.PARAMS)
+        if params.data.source != "folder":
+            return
+        found = folder.read(workspace.root() / Path(params.data.path).expanduser(), most=MOST_FILES)
+    except folder.TooManyFiles as error:
+        yield "note", f"{error}: ingest says what it takes the folders for"
+    except InputError as error:
+        yield "problem", str(error)
+    else:
+        yield from (("ok", line) for line in found.lines)
+        yield from (("note", warning) for warning in found.warnings)
 
 
 def stages() -> Found:

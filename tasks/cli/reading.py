@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from tasks import workspace
 from tasks.cli.named_model import here
 from tasks.processes import progress
+from vae.config.constants import PASSED_OVER
 from vae.config.errors import InputError
 from vae.config.preprocessing import Preprocessing
-from vae.data import arrays, folder, images
+from vae.data import arrays, images
+from vae.data.folders import folder
 from vae.data.images import UnusableImage
 from vae.data.item import Item, storable
 from vae.metrics.measurement import BATCH
@@ -42,7 +44,6 @@ class Reading:
         read: the number of images that the model was given.
         left_out: the number of images left out.
         skipped: (path, reason) of unusable files.
-        litter: the paths of hidden and system files.
     """
 
     items: Sequence[Item]
@@ -51,7 +52,6 @@ class Reading:
     read: int = 0
     left_out: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    litter: list[str] = field(default_factory=list)
 
     def batches(self) -> Iterator[tuple[list[Item], Pixels]]:
         """Usable items with their pixels, (B, H, W, C).
@@ -68,9 +68,7 @@ class Reading:
                 elif isinstance(found, np.ndarray):
                     items.append(item)
                     pixels.append(found)
-                elif str(found).startswith(folder.LITTER):
-                    self.litter.append(item.path)
-                else:
+                elif not str(found).startswith(PASSED_OVER):  # which `folder.find` has logged
                     self.skipped.append((item.path, str(found)))
                 if pixels and (len(pixels) == BATCH or done == len(self.items)):
                     self.read += len(pixels)
@@ -79,7 +77,12 @@ class Reading:
                 advance(done)
         if not self.read:
             reasons = "; ".join([*self.summary()][:3])
-            raise InputError(f"none of {len(self.items):,} files can be used: {reasons}")
+            raise InputError(f"none of {self.images:,} files can be used: {reasons}")
+
+    @property
+    def images(self) -> int:
+        """The number of files so far that claim to be images."""
+        return self.read + self.left_out + len(self.skipped)
 
     def _decoded(self) -> Iterator[Decoded]:
         """Every item in order; the next batch is being decoded while the model works on one."""
@@ -109,8 +112,6 @@ class Reading:
             yield f"skipped {path!r}: {reason}"
         if self.left_out:
             yield f"{self.left_out:,} images left out: training or validation images of the model"
-        if self.litter:
-            yield f"skipped {len(self.litter):,} hidden or system files: {self.litter[0]!r}, …"
 
 
 def reading(path: Path, saved: Saved, without: Collection[str] = frozenset()) -> Reading:

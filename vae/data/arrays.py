@@ -71,14 +71,14 @@ def npy(path: Path, value_range: Range = None) -> list[Item]:
 
     With a `value_range`, [black, white], integers and floats of any type.
 
-    One file (all images), or a folder with train.npy and optionally valid.npy (or val, validation) and test.npy.
+    One file (all images), or a folder with train.npy and optionally valid.npy and test.npy, or other names of splits.
     Labels, if any, are in NAME_labels.npy beside each: N integers or strings.
     """
     if not path.exists():
         raise InputError(f"data.path = {str(path)!r} does not exist; give a .npy file or a folder with train.npy")
     if path.is_file():
         return _npy_rows(path, None, value_range)
-    files = {f: SPLIT_NAMES[f.stem] for f in sorted(path.glob("*.npy")) if f.stem in SPLIT_NAMES}
+    files = {f: SPLIT_NAMES[f.stem.lower()] for f in sorted(path.glob("*.npy")) if f.stem.lower() in SPLIT_NAMES}
     if "train" not in files.values():
         raise InputError(f"data.path = {str(path)!r} holds no train.npy, which data.source = npy needs in a folder")
     if len(set(files.values())) < len(files):

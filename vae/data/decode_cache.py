@@ -64,7 +64,7 @@ class DecodeCache:
 
     def __init__(self, folder: Path, scratch: Path, preprocessing: Preprocessing) -> None:
         self._preprocessing, self._scratch, self.stop = preprocessing, scratch, Event()
-        code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+        code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py")))
         settings = preprocessing.shape, preprocessing.value_range, preprocessing.alpha
         key = hashlib.sha256(f"{settings}, Pillow {PIL.__version__}\n".encode() + code).hexdigest()
         self.folder = folder / key

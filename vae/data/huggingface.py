@@ -31,8 +31,8 @@ def find(path: str) -> list[Item]:
     except Exception as error:  # its readers raise anything, from a missing file to a refused connection
         raise InputError(f"data.path = {path!r}: datasets cannot load it: {one_line(error)}") from None
     parts = dict(found) if isinstance(found, dict) else {"": found}
-    unknown = [name for name in parts if name and name not in SPLIT_NAMES]
-    if unknown or len({SPLIT_NAMES.get(name) for name in parts}) < len(parts):
+    unknown = [name for name in parts if name and name.lower() not in SPLIT_NAMES]
+    if unknown or len({SPLIT_NAMES.get(name.lower()) for name in parts}) < len(parts):
         raise InputError(
             f"data.path = {path!r} has the splits {', '.join(parts)}; only train, validation and test are read"
         )
@@ -60,7 +60,7 @@ def _rows(dataset: Any, name: str, path: str) -> list[Item]:
             raise UnusableImage("no image in this row")
         return record["bytes"] or read_file(record["path"])
 
-    split = SPLIT_NAMES.get(name)
+    split = SPLIT_NAMES.get(name.lower())
     return [
         Item(row_name(name or "rows", i, len(labels)), split, label, partial(load, i)) for i, label in enumerate(labels)
     ]

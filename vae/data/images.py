@@ -31,7 +31,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vae.config.preprocessing import Preprocessing
 from vae.config.text import one_line, written
 from vae.data import notes
+from vae.data.folders import file_kinds
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 100_000_000
@@ -52,8 +53,14 @@ SET_RANGE = "set data.value_range to the values of black and white"
 LARGE = 25_000_000  # pixels: such images are decoded one at a time, since each can take 20 bytes per pixel
 _large_image = threading.Lock()
 Image.init()  # registers all formats now: left to the first image, it would be a race between threads
-_FORMATS = "AVIF BMP GIF ICO JPEG JPEG2000 MPO PNG PPM QOI SGI TGA TIFF WEBP"
+with suppress(ModuleNotFoundError):  # the extra `heif`
+    import pillow_heif
+
+    # Without thumbnails, which `draft` would take for the image; one thread, as several images are decoded at a time.
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+_FORMATS = "AVIF BMP GIF HEIF ICO JPEG JPEG2000 MPO PNG PPM QOI SGI TGA TIFF WEBP"
 FORMATS = sorted(set(_FORMATS.split()) & Image.OPEN.keys())
+SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
 
 # Pillow warns about odd metadata, by warnings and by logging. What matters about a file is in the manifest.
 # Set once, here: `warnings.catch_warnings` is not safe where several threads decode.
@@ -201,8 +208,20 @@ def binarised(pixels: NDArray[np.uint8], preprocessing: Preprocessing, training:
     return np.where(on, np.uint8(255), np.uint8(0))
 
 
+def begins_like_one(head: bytes) -> bool:
+    """Whether a file that begins with these bytes, 512 or all of them, claims to be an image; TGA shows no sign."""
+    accepts = (Image.OPEN[name][1] for name in FORMATS)
+    return not file_kinds.is_text(head) and any(accept is not None and accept(head[:16]) for accept in accepts)
+
+
 def _opened(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content), formats=FORMATS)
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        head = content[: file_kinds.HEAD]
+        if not begins_like_one(head) and (kind := file_kinds.by_content(head)):
+            raise UnusableImage(f"no image by its content but: {kind.name}: {kind.way_out}") from None
+        raise
 
 
 # Of a JPEG: what begins a segment or ends the image; not restarts (D0..D7), which are part of a scan's data.

@@ -12,7 +12,12 @@ from vae.data.images import UnusableImage, read_file
 
 Content = bytes | NDArray[np.uint8]
 
-SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+_WORDS = {
+    "train": "train training",
+    "valid": "valid val validation dev",
+    "test": "test testing eval evaluation holdout",
+}
+SPLIT_NAMES = {word: split for split, words in _WORDS.items() for word in words.split()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from vae.config.errors import InputError
 from vae.config.parameters import Data
-from vae.data import arrays, folder, huggingface
+from vae.data import arrays, huggingface
+from vae.data.folders import folder
 from vae.data.item import Item
 
 

@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vae.config.constants import SPLITS
+from vae.config.constants import PASSED_OVER, SPLITS
 from vae.config.parameters import Data
 from vae.data import notes
-from vae.data.folder import LITTER
 from vae.validation import rules, schema
 from vae.validation.fingerprints import Fingerprints, fingerprint, near_duplicates
 from vae.validation.rules import Finding
@@ -146,9 +145,10 @@ def _row_counts(ok: pd.DataFrame, images: Images) -> Iterator[Finding]:
 
 
 def _bad_files(manifest: pd.DataFrame, data: Data) -> Iterator[Finding]:
-    bad = manifest[manifest["status"] == "quarantined"]
-    litter = bad["reason"].str.startswith(LITTER, na=False).sum()  # listed, but not a fault of the images
-    share = (len(bad) - litter) / max(1, len(manifest) - litter)
+    """Of the files that claim to be images; the others are in the manifest too, but nothing is wrong with them."""
+    claims = manifest[~manifest["reason"].str.startswith(PASSED_OVER, na=False)]
+    bad = claims[claims["status"] == "quarantined"]
+    share = len(bad) / max(1, len(claims))
     rule = "too_many_bad_files" if share > data.max_bad_fraction else "bad_file"
     return _each(rule, bad, bad["reason"].fillna("no reason given"))
 

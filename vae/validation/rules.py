@@ -108,7 +108,7 @@ def catalogue(data: Data, probe_decides: bool = False) -> tuple[Rule, ...]:
         ),
         error(
             "too_many_bad_files",
-            f"at most {data.max_bad_fraction:.2%} of the files bad",
+            f"at most {data.max_bad_fraction:.2%} of the images unusable (files that are no images do not count)",
             "repair or remove the files, or raise data.max_bad_fraction",
         ),
         error("leakage", "no file in two splits", "keep the file in one split only"),
@@ -123,7 +123,7 @@ def catalogue(data: Data, probe_decides: bool = False) -> tuple[Rule, ...]:
             "one class for each image, however many copies there are",
             f"decide for one class and remove the other copy: the linear probe cannot be right about both{gate}",
         ),
-        warning("bad_file", "no file quarantined", "repair or remove the file; training continues without it"),
+        warning("bad_file", "no image quarantined", "repair or remove the file; training continues without it"),
         warning("same_pixels_across_splits", "no image in two splits", "if both show the same picture, keep one"),
         warning(
             "near_duplicate_across_splits",

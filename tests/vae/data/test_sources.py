@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vae.config.constants import LITTER
 from vae.config.errors import InputError
 from vae.config.parameters import Data
-from vae.data.folder import LITTER
 from vae.data.images import UnusableImage
 from vae.data.item import Item
 from vae.data.sources import find
@@ -21,11 +21,16 @@ def data(source: str, path: Path) -> Data:
 
 
 def tree(root: Path, *names: str) -> Path:
+    """Files that claim to be images, without being any."""
     for name in names:
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(name.encode("utf-8", "surrogateescape"))
+        file.write_bytes(content(name))
     return root
+
+
+def content(name: str) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + name.encode("utf-8", "surrogateescape")
 
 
 def places(items: list[Item]) -> dict[str, tuple[str | None, str | None]]:
@@ -66,16 +71,16 @@ def test_layouts(tmp_path: Path, layout: dict[str, tuple[str | None, str | None]
     (tmp_path / "empty").mkdir()
     items = find(data("folder", tree(tmp_path, *reversed(layout))))
     assert places(items) == layout and [item.path for item in items] == sorted(layout)
-    assert all(item.load() == item.path.encode() for item in items if not item.path.startswith("."))
+    assert all(item.load() == content(item.path) for item in items if not item.path.startswith("."))
 
 
 def test_files_that_do_not_fit_the_layout_are_kept_with_a_reason(tmp_path: Path) -> None:
     root = tree(tmp_path, "train/a/1", "train/2", "test/a/3", "notes/4", "readme")
     reasons = {item.path: refusal(item).split(":")[0] for item in find(data("folder", root)) if not item.label}
     splits = "outside the split folders (test, train)"
-    assert reasons == {"train/2": "outside the class folders", "notes/4": splits, "readme": splits}
+    assert reasons == {"train/2": "outside the class folders", "notes/4": "companion", "readme": splits}
     classes = find(data("folder", tree(tmp_path / "other", "a/1", "2")))
-    assert "outside the class folders" in refusal(classes[0]) and classes[1].load() == b"a/1"
+    assert "outside the class folders" in refusal(classes[0]) and classes[1].load() == content("a/1")
 
 
 def test_litter_is_named_as_such(tmp_path: Path) -> None:
@@ -88,25 +93,27 @@ def test_litter_is_named_as_such(tmp_path: Path) -> None:
 
 def test_links(tmp_path: Path) -> None:
     root = tree(tmp_path / "photos", "a/1")
-    tree(tmp_path, "outside/secret")
+    tree(tmp_path, "outside/secret.png", "documents/secret.doc")
     targets = {
-        "../../outside/secret": "a link that leads out of the folder",
-        "../../outside": "a link that leads out of the folder",
-        ".": "a link to a folder",
+        "../../outside/secret.png": "a link that leads out of the folder",
+        "../../documents": "companion: folder link",
+        ".": "companion: folder link",
         "6": "a broken link",  # itself
         "nothing": "a broken link",
     }
     for name, target in enumerate(["1", *targets], start=2):
         (root / "a" / str(name)).symlink_to(target)
     first, inside, *others = find(data("folder", root))
-    assert first.load() == inside.load() == b"a/1"
-    assert [refusal(item).split(":")[0] for item in others] == [*targets.values()]
+    assert first.load() == inside.load() == content("a/1")
+    assert [
+        refusal(item).removesuffix(": not followed").removesuffix(": copy the file instead") for item in others
+    ] == [*targets.values()]
 
 
 def test_the_source_itself_may_be_a_link(tmp_path: Path) -> None:
     tree(tmp_path / "real", "a/1")
     (tmp_path / "link").symlink_to("real")
-    assert [item.load() for item in find(data("folder", tmp_path / "link"))] == [b"a/1"]
+    assert [item.load() for item in find(data("folder", tmp_path / "link"))] == [content("a/1")]
 
 
 def test_odd_names_survive(tmp_path: Path) -> None:

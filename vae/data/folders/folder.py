@@ -1,0 +1,295 @@
+"""A folder of images: what each folder and file in it is taken for.
+
+A file claims to be an image by its suffix or by its first bytes: one that cannot be read is a bad image, whatever its
+content. So does a file without a suffix, unless it is text. Whatever else lies there is passed over: companions of
+images (captions, labels, tables), containers of images that are not read here (archives, arrays, videos), and hidden
+or system files. It is listed all the same, with a reason that begins with `COMPANION` or `LITTER`. Masks of images
+are companions as well: x_mask.png beside x.jpg, and folders such as `masks` beside `images` or beside split folders.
+
+The layout of the images is
+
+- split folders (`layout.split_folders`); in each, class folders, or images directly (no label). Other folders beside
+  them are passed over, with a warning;
+- else class folders, when there is any folder with an image in it; folders within a class folder belong to it;
+- else a flat folder: no labels.
+
+A folder that lies alone and holds folders only is entered first, as an archive's extra level is, and so is one whose
+name says no more than "images". A folder that repeats what lies beside it, file by file, is passed over.
+
+What does not fit is an item that refuses to load, so that it is quarantined and not dropped: images outside the split
+or class folders, and links that lead out of the folder or nowhere. A link to a folder is never followed, hence no
+loops; where that would lose images, it is an error.
+"""
+
+import logging
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from vae.config.constants import COMPANION, LITTER, PASSED_OVER, SPLITS
+from vae.config.errors import InputError
+from vae.config.text import printable
+from vae.data import images
+from vae.data.folders import file_kinds
+from vae.data.folders.layout import Layout, Parts, Tree, interpret, masked_image, shown
+from vae.data.item import SPLIT_NAMES, File, Item, Refused, expect_folder, storable
+
+log = logging.getLogger(__name__)
+
+SHOWN = 5  # classes or kinds of files that a line names
+MOST_LINKED = 10_000  # files of a linked folder that are counted
+_LITTER_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin"}
+_HIDDEN = f"{LITTER}hidden or system file"
+_FOLDER_LINK = f"{COMPANION}folder link: not followed"
+
+
+class TooManyFiles(InputError):
+    pass
+
+
+@dataclass(frozen=True)
+class Folder:
+    items: list[Item]
+    lines: list[str]  # what the folders were taken for, and what was passed over
+    warnings: list[str]
+
+
+def find(path: Path) -> list[Item]:
+    """An item for each file; what the folders were taken for is logged.
+
+    Raises:
+        InputError: as `read`.
+    """
+    found = read(path)
+    for line in found.lines:
+        log.info("%s", line)
+    for warning in found.warnings:
+        log.warning("%s", warning)
+    return found.items
+
+
+def read(path: Path, most: int | None = None) -> Folder:
+    """Nothing is decoded; of files without an image's suffix, the first bytes are read.
+
+    Raises:
+        InputError: there are files but no images among them, the split folders are incomplete, a link to a folder
+            would lose its images.
+        TooManyFiles: there are more than `most`.
+    """
+    expect_folder(path, "folder")
+    root = path.resolve()
+    files = sorted(islice(_files(root), None if most is None else most + 1))
+    if most is not None and len(files) > most:
+        raise TooManyFiles(f"{storable(str(path))!r} holds more than {most:,} files")
+    refusals = {parts: _refusal(root, parts) for parts in files}
+    links = _linked_folders(path, root, refusals)
+    claims = [parts for parts in files if not _passed_over(refusals[parts])]
+    if files and not claims:
+        found = _kinds(refusals.values(), most=len(files))
+        raise InputError("; ".join([f"{storable(str(path))!r} holds no images, only {found}", *_to_do(refusals)]))
+    layout = interpret(Tree(root, claims), str(path))
+    items = _items(root, refusals, layout)
+    warnings = [*layout.warnings, *_without_images(layout, files), *links, *_to_do(refusals)]
+    return Folder(items, [*_lines(layout, items, refusals)], warnings)
+
+
+def _items(root: Path, refusals: dict[Parts, str | None], layout: Layout) -> list[Item]:
+    """In the order of the files; `refusals` learns of those that lie in the wrong place."""
+    places = {folder: layout.place_of(folder) for folder in {parts[:-1] for parts in refusals}}
+    masks = _masks(parts for parts, refusal in refusals.items() if not _passed_over(refusal))
+    items = []
+    for parts, refusal in refusals.items():
+        place = places[parts[:-1]]
+        if not _passed_over(refusal):
+            aside = place.aside or masks.get(parts)
+            refusal = refusals[parts] = f"{COMPANION}{aside}" if aside else place.outside or refusal
+        split, label = (None, None) if _passed_over(refusal) else (place.split, place.label)
+        name = "/".join(parts)
+        load = Refused(refusal) if refusal else File(str(root), name)
+        items.append(Item(storable(name), split, None if label is None else storable(label), load))
+    return items
+
+
+def _masks(claims: Iterable[Parts]) -> dict[Parts, str]:
+    """The masks of images beside them, and what they are."""
+    stems = {(*parts[:-1], Path(parts[-1]).stem): parts for parts in claims}
+    found = {stem: masked_image(stem[-1]) for stem in stems}
+    return {
+        stems[stem]: f"mask: of {storable(image)!r} beside it"
+        for stem, image in found.items()
+        if image is not None and (*stem[:-1], image) in stems
+    }
+
+
+def _without_images(layout: Layout, files: Iterable[Parts]) -> Iterator[str]:
+    """Warnings of folders that look like splits and hold no images."""
+    depth = len(layout.base)
+    names = {parts[depth] for parts in files if len(parts) > depth + 1 and parts[:depth] == layout.base}
+    for name in sorted(names - layout.tree.below(layout.base).keys() if layout.splits else ()):
+        if split := SPLIT_NAMES.get(name.lower()):
+            place = shown((*layout.base, name))
+            yield f"the folder {place!r} holds no images, so it is not taken for the {split} split"
+
+
+def _passed_over(refusal: str | None) -> bool:
+    return refusal is not None and refusal.startswith(PASSED_OVER)
+
+
+# Files
+
+
+def _files(root: Path) -> Iterator[Parts]:
+    """Path parts below `root` of everything but folders; a link counts as itself and is not followed."""
+
+    def unreadable(error: OSError) -> None:
+        raise InputError(f"cannot read the folder {storable(str(error.filename))!r}: {error.strerror}")
+
+    for place, folders, names in os.walk(root, onerror=unreadable):
+        here = Path(place)
+        above = here.relative_to(root).parts
+        yield from ((*above, name) for name in names)
+        yield from ((*above, name) for name in folders if (here / name).is_symlink())
+
+
+def _refusal(root: Path, parts: Parts) -> str | None:
+    """Why this file is no image to load, by its name, its kind and its first bytes; None for one that is."""
+    if any(part.startswith(".") or part.lower() in _LITTER_NAMES for part in parts):
+        return _HIDDEN
+    file = root.joinpath(*parts)
+    suffix, kind = file_kinds.suffix(parts[-1]), file_kinds.by_name(parts[-1])
+    is_other = bool(suffix) and suffix not in images.SUFFIXES and not (kind and kind.is_picture)
+    reason = _link_reason(file, root)
+    if reason and (reason == _FOLDER_LINK or not is_other):
+        return reason
+    # From here on, `reason` is that of a link to no image; it is not looked into.
+    if suffix in images.SUFFIXES:
+        return None
+    if not (kind or reason):
+        head = _head(file)
+        if head is None or images.begins_like_one(head):
+            return None
+        kind = file_kinds.by_content(head)
+        if kind is None and not suffix and not file_kinds.is_text(head):
+            return None
+    if kind:
+        return f"{'' if kind.is_picture else COMPANION}{kind.name}: {kind.way_out}"
+    return f"{COMPANION}{suffix or 'text'} file"
+
+
+def _head(file: Path) -> bytes | None:
+    """None where it cannot be read, or is no regular file: opening a pipe would wait for a writer."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return os.read(descriptor, file_kinds.HEAD) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
+
+
+# Links
+
+
+def _link_reason(file: Path, root: Path) -> str | None:
+    if not file.is_symlink():
+        return None
+    try:
+        target = file.resolve(strict=True)
+    except (OSError, RuntimeError):  # RuntimeError: a loop, before Python 3.13
+        return "a broken link"
+    if target.is_dir():
+        return _FOLDER_LINK
+    return None if target.is_relative_to(root) else "a link that leads out of the folder: copy the file instead"
+
+
+def _linked_folders(path: Path, root: Path, refusals: Mapping[Parts, str | None]) -> list[str]:
+    """Warnings of links to folders.
+
+    Raises:
+        InputError: images would be lost, since they are read nowhere else.
+    """
+    links = {shown(parts): root.joinpath(*parts).resolve() for parts, why in refusals.items() if why == _FOLDER_LINK}
+    lost = {}
+    inside = []
+    for link, target in links.items():
+        below = target.relative_to(root).parts if target.is_relative_to(root) else None
+        if below is not None and not any(part.startswith(".") for part in below):
+            inside.append(f"the link {link!r} is not followed; the images in {shown(below) or '.'!r} are read there")
+        elif count := _count_images(target):
+            lost[link] = f"{storable(str(target))!r}; links to folders are not followed, so its {count} images"
+    if lost:
+        link, what = next(iter(lost.items()))
+        more = f" and those of {len(lost) - 1:,} more links" if len(lost) > 1 else ""
+        raise InputError(
+            f"{link!r} in {storable(str(path))!r} is a link to the folder {what}{more} would be missing: "
+            "put a copy of the folder in its place, or remove the link"
+        )
+    return inside
+
+
+def _count_images(folder: Path) -> str:
+    """How many files there are images by their suffix, or have none; empty for none. Links are not followed."""
+    entries = islice((name for _, _, names in os.walk(folder) for name in names), MOST_LINKED)
+    names = [name for name in entries if not name.startswith(".")]
+    count = sum(file_kinds.suffix(name) in (images.SUFFIXES | {""}) for name in names)
+    return f"{count:,}{' or more' if len(names) == MOST_LINKED else ''}" if count else ""
+
+
+# What is said
+
+
+def _lines(layout: Layout, items: Sequence[Item], refusals: Mapping[Parts, str | None]) -> Iterator[str]:
+    used = [item for item, refusal in zip(items, refusals.values(), strict=True) if not _passed_over(refusal)]
+    labels = Counter(item.label for item in used if item.label is not None)
+    said = [f"entered {shown(layout.base)}"] if layout.base else []
+    for place, (split, _) in sorted(layout.splits.items(), key=lambda entry: SPLITS.index(entry[1][0])):
+        here = [item for item in used if item.split == split]
+        said.append(f"{shown(place[-1:])} → {split} ({_count(len(here), 'image')}, {_classes(here)})")
+    if not layout.splits:
+        said.append(f"no split folders, {_classes(used)}")
+    yield f"folders: {', '.join(said)}"
+    if labels:
+        some = ", ".join(f"{printable(label)[:40]} ({labels[label]:,})" for label in sorted(labels)[:SHOWN])
+        more = f", … and {len(labels) - SHOWN:,} more" if len(labels) > SHOWN else ""
+        only = " only; another class would be a folder beside it" if len(labels) == 1 else ""
+        yield f"classes: {some}{more}{only}"
+    if any(map(_passed_over, refusals.values())):
+        yield f"passed over: {_kinds(refusals.values(), SHOWN)}"
+
+
+def _classes(items: Iterable[Item]) -> str:
+    count = len({item.label for item in items} - {None})
+    return _count(count, "class") if count else "no classes"
+
+
+def _kinds(refusals: Iterable[str | None], most: int | None = None) -> str:
+    """What is passed over, with its number, the commonest first."""
+    reasons = (refusal for refusal in refusals if refusal is not None and refusal.startswith(PASSED_OVER))
+    counts = Counter(reason.split(": ")[1] for reason in reasons)
+    some = [_count(count, kind) for kind, count in counts.most_common(most)]
+    rest = sum(counts.values()) - sum(count for _, count in counts.most_common(most))
+    return ", ".join([*some, *([_count(rest, "other file")] if rest else [])])
+
+
+def _count(number: int, noun: str) -> str:
+    head, preposition, rest = noun.partition(" in ")
+    ending = "" if number == 1 else "es" if head.endswith("s") else "s"
+    return f"{number:,} {head}{ending}{preposition}{rest}"
+
+
+def _to_do(refusals: Mapping[Parts, str | None]) -> Iterator[str]:
+    """The way out for files that may hold images but are not read here."""
+    found: dict[file_kinds.Kind, list[Parts]] = {}
+    for parts, refusal in refusals.items():
+        if refusal is not None and (kind := _CONTAINERS.get(refusal)):
+            found.setdefault(kind, []).append(parts)
+    for kind, files in found.items():
+        yield f"passed over {_count(len(files), kind.name)}, such as {shown(files[0])!r}: {kind.way_out}"
+
+
+_CONTAINERS = {f"{COMPANION}{kind.name}: {kind.way_out}": kind for kind in file_kinds.KINDS if not kind.is_picture}
