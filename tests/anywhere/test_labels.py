@@ -65,7 +65,7 @@ def test_a_class_that_training_lacks_is_a_warning(here: Path, folders: dict[str,
     broken = validated(write(here / "photos", photos(folders)))
     assert passed() and broken["unknown_label"]["severity"] == "warning"
     assert values(broken["unknown_label"]) == [f"{label}: 3 images here, 0 in training"]
-    assert f"unknown_label (1): test: {label}" in str(list(doctor.data()))
+    assert f"unknown_label (1): test: {label}" in str(list(doctor.validation()))
 
 
 def test_it_is_an_error_where_the_probe_decides_about_the_champion(here: Path) -> None:

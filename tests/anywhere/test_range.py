@@ -378,7 +378,7 @@ def test_a_new_photo_is_prepared_as_the_model_says(here: Path) -> None:
 
 
 def doctor_says() -> list[tuple[str, str]]:
-    return list(doctor.data())
+    return list(doctor.validation())
 
 
 def test_the_doctor_repeats_what_validation_found(here: Path) -> None:
