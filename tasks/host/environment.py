@@ -37,6 +37,14 @@ class Ignored:
         )
 
 
+# Git sets them for its hooks, and lists them itself: `git rev-parse --local-env-vars`. Variables that carry settings,
+# such as safe.directory by GIT_CONFIG_COUNT, are none of them.
+OF_ANOTHER_REPOSITORY = (
+    "GIT_DIR GIT_WORK_TREE GIT_COMMON_DIR GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES "
+    "GIT_NAMESPACE GIT_PREFIX GIT_SHALLOW_FILE GIT_GRAFT_FILE GIT_IMPLICIT_WORK_TREE GIT_REPLACE_REF_BASE "
+    "GIT_QUARANTINE_PATH"
+)
+
 IGNORED = (
     # Another Prefect's home, profile, database, ports, logging, results. Who reaches a server keeps what that takes.
     Ignored(
@@ -61,12 +69,7 @@ IGNORED = (
         "MLFLOW_TRACE_ARCHIVAL_CONFIG",
         "the MLflow server of `make up` serves this folder's store",
     ),
-    # Git sets them for its hooks, and lists them itself: `git rev-parse --local-env-vars`.
-    Ignored(
-        "GIT_DIR GIT_WORK_TREE GIT_COMMON_DIR GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES "
-        "GIT_NAMESPACE GIT_PREFIX GIT_SHALLOW_FILE GIT_GRAFT_FILE GIT_IMPLICIT_WORK_TREE GIT_REPLACE_REF_BASE",
-        "Git and DVC work on the repository of this folder",
-    ),
+    Ignored(OF_ANOTHER_REPOSITORY, "Git and DVC work on the repository of this folder"),
     Ignored("GIT_*_PATHSPECS", ""),  # they change what `git add :/` means
     # Of the interpreter. Warnings as errors, or no docstrings, stop libraries while they are loaded.
     Ignored("PYTHONWARNINGS PYTHONOPTIMIZE PYTHONIOENCODING PYTHONINSPECT PYTHONSAFEPATH", ""),

@@ -6,13 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-# Git sets these for its hooks, and some shells export them. They lead to another repository, index or work tree than
-# the folder's. Variables that carry settings, such as safe.directory by GIT_CONFIG_COUNT, are kept.
-_ELSEWHERE = (
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_DIR", "GIT_GRAFT_FILE", "GIT_IMPLICIT_WORK_TREE",
-    "GIT_INDEX_FILE", "GIT_NAMESPACE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX", "GIT_QUARANTINE_PATH",
-    "GIT_SHALLOW_FILE", "GIT_WORK_TREE",
-)  # fmt: skip
+from tasks.host.environment import OF_ANOTHER_REPOSITORY
 
 
 class NoCommit(Exception):
@@ -21,7 +15,7 @@ class NoCommit(Exception):
 
 def own_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment without what leads Git to another repository than that of the working folder."""
-    return {name: value for name, value in environment.items() if name not in _ELSEWHERE}
+    return {name: value for name, value in environment.items() if name not in OF_ANOTHER_REPOSITORY.split()}
 
 
 def run(*arguments: str, folder: Path = Path(), **additions: str) -> "subprocess.CompletedProcess[str]":
