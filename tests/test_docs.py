@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -239,11 +240,20 @@ def docker(call: Call, flow: Flow) -> None:
         RULES[inner[0]](Call(call.page, tuple(inner)), flow)
 
 
+def pip(call: Call, flow: Flow) -> None:
+    """Installs an extra of this project, at the pinned versions."""
+    install, editable, what, option, file = call.words[1:]
+    extra = re.fullmatch(r"\.\[(\w+)\]", what)
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (install, editable, option) == ("install", "-e", "--constraint") and (PROJECT / file).is_file()
+    assert extra and project["optional-dependencies"][extra[1]]
+
+
 RULES: dict[str, Callable[[Call, Flow], None]] = {
     "make": make, "vae": run_vae, "dvc": dvc, "prefect": run_prefect, "python": python, "mlflow": run_mlflow,
-    "curl": curl, "cp": cp, "git": git, "docker": docker,
+    "curl": curl, "cp": cp, "git": git, "docker": docker, "pip": pip,
 }  # fmt: skip
-CALLS = pages.calls(frozenset({*RULES, "pip", "pip-audit"}))
+CALLS = pages.calls(frozenset({*RULES, "pip-audit"}))
 
 
 @pytest.mark.parametrize("call", CALLS, ids=str)

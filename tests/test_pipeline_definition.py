@@ -2,7 +2,6 @@
 
 import ast
 import configparser
-import re
 import subprocess
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +16,7 @@ from ruamel.yaml import YAML
 
 from flows.vae_train import STAGES
 from tasks import overlay
+from tasks.host import environment
 from vae.config import loading, parameters
 from vae.config.errors import InputError
 from vae.training.history import COLUMNS
@@ -85,12 +85,15 @@ def test_what_an_edited_line_makes_run_again() -> None:
 
 
 def test_only_tasks_runs_code_on_import_and_it_shapes_no_output() -> None:
-    """No stage depends on `tasks/__init__.py`, which only sets where libraries keep their files."""
+    """No stage depends on `tasks/__init__.py`, which only decides what of the environment reaches the libraries."""
     code = {p: p.read_text() for package in PACKAGES for p in (PROJECT / package).rglob("__init__.py")}
     tasks = code.pop(PROJECT / "tasks" / "__init__.py")
-    assert imported(tasks) == {"os", "pathlib", "pathlib.Path"}
-    names = set(re.findall(r'os\.environ.*?"([A-Z_]+)"', tasks))
-    assert {name.split("_")[0] for name in names - {"MPLCONFIGDIR", "HF_HOME", "DVC_ROOT"}} == {"MLFLOW"}
+    flows = code.pop(PROJECT / "flows" / "__init__.py")
+    assert imported(tasks) == {"os", "pathlib", "pathlib.Path", "tasks.host", "tasks.host.environment"}
+    assert imported(flows) == {"os", "tasks"}
+    names = {*environment.SET, *environment.DEFAULTS, *environment.FOLDERS}
+    others = {"HF_HOME", "MPLBACKEND", "MPLCONFIGDIR", "PYTHONUTF8"}  # files, pictures that nobody sees, names of files
+    assert {name.split("_")[0] for name in names - others} == {"MLFLOW"}
     assert len(code) > 15 and not any(map(imported, code.values()))
 
 
