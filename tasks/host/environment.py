@@ -94,8 +94,8 @@ DEFAULTS = {
     "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "10",
 }
 
-# Kept in the project, where libraries would use the home folder.
-FOLDERS = {"MPLCONFIGDIR": ".run/matplotlib", "HF_HOME": ".run/huggingface"}
+# Kept in the project, where libraries would use the home folder and /var/tmp.
+FOLDERS = {"MPLCONFIGDIR": ".run/matplotlib", "HF_HOME": ".run/huggingface", "DVC_SITE_CACHE_DIR": ".run/dvc"}
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ws_proxy", "wss_proxy", "socks_proxy")  # in any case
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
