@@ -19,7 +19,7 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
 
 # Also where the interpreter that .venv was made with is gone.
-.venv/ready: pyproject.toml constraints.txt $(shell $(BIN)/python -I -c 'import pip' 2>/dev/null || echo anew)
+.venv/ready: pyproject.toml constraints.txt $(shell [ -x $(BIN)/python ] || echo anew)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0])'
 	@$(PYTHON) -I tasks/host/virtual_env.py
 

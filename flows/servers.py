@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from socket import create_connection
 
 import httpx
 import psutil
@@ -48,7 +47,7 @@ def start(name: str, *arguments: str, url: httpx.URL | None = None) -> bool:
     if services.noted_process(name) is not None:
         log.info("%s was up already%s", name, where)
         return False
-    if url is not None and _is_taken(url):
+    if url is not None and services.is_taken(url.host, url.port or 80):
         raise _taken(name, url)
     path = workspace.root() / ".run" / f"{name}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +65,7 @@ def start(name: str, *arguments: str, url: httpx.URL | None = None) -> bool:
     process, began = psutil.Process(child.pid), time.monotonic()
     while not _is_ready(process, url) if url else time.monotonic() - began < SETTLED_SECONDS:
         if child.poll() is not None:
-            if url is not None and _is_taken(url):  # by a program that was faster
+            if url is not None and services.is_taken(url.host, url.port or 80):  # by a program that was faster
                 raise _taken(name, url)
             raise InputError(f"{name} ended with exit code {child.returncode}; see {path}")
         if time.monotonic() - began > START_SECONDS:
@@ -82,16 +81,10 @@ def _is_ready(process: psutil.Process, url: httpx.URL) -> bool:
     return services.answers(str(url)) and services.listens(process, url.port or 80)
 
 
-def _is_taken(url: httpx.URL) -> bool:
-    with suppress(OSError), create_connection((url.host, url.port or 80), timeout=1):
-        return True
-    return False
-
-
 def _taken(name: str, url: httpx.URL) -> InputError:
     return InputError(
-        f"{name}: another program answers at {url.netloc.decode()}; stop it{services.listener(url.port or 80)}, "
-        "or choose another port (prefect.toml for Prefect, VAE_TRAIN_MLFLOW_PORT for MLflow)"
+        f"{name}: another program answers at {url.netloc.decode()}{services.listener(url.port or 80)}; stop it, or "
+        f"choose another port: {services.OTHER_PORT[name]}"
     )
 
 
@@ -166,10 +159,15 @@ def _prepare() -> None:
     """Says what is ignored of the user's environment, and stops servers that are not up to date."""
     for change in environment.changes:
         log.warning(change)
-    for name in ALL:
-        if services.outdated_process(name) is not None:
-            stop(name)
-            log.warning("%s is stopped: %s; `make up` starts it again", name, services.OUTDATED)
+    outdated = [name for name in ALL if services.outdated_process(name) is not None]
+    if outdated and runs.running():
+        raise InputError(
+            "a run is in progress, with servers that were started before this folder was moved or its libraries were "
+            "updated; wait for it to end, or `make down`"
+        )
+    for name in outdated:
+        stop(name)
+        log.warning("%s is stopped: %s; `make up` starts it again", name, services.OUTDATED)
 
 
 def up() -> None:

@@ -59,7 +59,7 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
     try:
         with hold(workspace.root() / ".run" / "workspace.lock", f"flow run {flow_run.name}"), runs.recorded():
             dvc_files.free_dvc(workspace.root())
-            check_mlflow()
+            addresses.tracking_uri()
             if wrong := place.configure_dvc():
                 log.info("%s; changed in .dvc/config.local", wrong)
             for change in overlay.apply(experiment, overrides, check=lambda p: data_path.check(p.data)):
@@ -159,6 +159,7 @@ def main(experiment: str = "", settings: Annotated[str, typer.Option("--set")] =
     away.quiet()
     try:
         overrides = overlay.parse_settings(settings)
+        data_path.check(overlay.proposed(experiment or None, overrides).data)
         check_mlflow()
         with servers.prefect_server():
             state: State = vae_train(experiment or None, overrides or None, return_state=True)

@@ -8,6 +8,7 @@ The result is bit-identical for any number of workers and interruptions.
 """
 
 import logging
+import math
 import os
 import shutil
 from collections import Counter
@@ -180,8 +181,8 @@ def _moments(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 
     From sums of whole numbers, so that every machine gets the same bits.
     """
-    flat = pixels.reshape(len(pixels), -1)
-    n = flat.shape[1]
+    n = math.prod(pixels.shape[1:])
+    flat = pixels.reshape(len(pixels), n)  # no image at all, where a chunk holds other files only
     total = flat.sum(axis=1, dtype=np.int64)
     squares = np.square(flat, dtype=np.uint16).sum(axis=1, dtype=np.int64)  # 255² fits 16 bits
     return np.stack([total, np.sqrt(n * squares - total**2)]) / (255 * n)
@@ -225,7 +226,7 @@ def _summary(
     return (
         f"ingest: {', '.join(f'{counts[split]:,} {split}' for split in SPLITS)} images of "
         f"{'×'.join(map(str, preprocessing.shape))}; "
-        f"{f'{len(labels):,} classes' if labels else 'no labels'}; "
+        f"{'1 class' if len(labels) == 1 else f'{len(labels):,} classes' if labels else 'no labels'}; "
         f"{counts[None] - passed_over:,} of {len(items) - passed_over:,} quarantined"
         f"{f': {reasons}' if reasons else ''}"
     )

@@ -41,14 +41,8 @@ def apply(
             nothing is written then.
     """
     path = workspace.PARAMS
-    current = loading.read_text(path)
-    own = _kept_aside(current)
-    base = current if own is None else own
-    values = defaults() | experiment_values(experiment) if experiment else {}
-    values |= flat(overrides or {})
-    plain = loading.read_mapping(base, str(path))
-    _set(plain, values)
-    check(loading.parse(plain, str(path)))
+    current, own, base, values = _proposed(experiment, overrides)
+    check(_parsed(base, values))
     text = lay_over(base, values)
 
     # The record goes first: killed in between, `params.yaml` is still the user's own.
@@ -62,6 +56,28 @@ def apply(
     if own is not None and overrides and not experiment:
         changes.insert(0, "params.yaml: EXPERIMENT and SET of the last run no longer apply; repeat any to keep")
     return changes
+
+
+def proposed(experiment: str | None, overrides: Mapping[str, Any] | None) -> Parameters:
+    """What `apply` would write. Raises: InputError: as `apply`."""
+    _, _, base, values = _proposed(experiment, overrides)
+    return _parsed(base, values)
+
+
+def _proposed(
+    experiment: str | None, overrides: Mapping[str, Any] | None
+) -> tuple[str, str | None, str, dict[str, Any]]:
+    """The file as it is, the user's own one kept aside, the one to lay over, and the values to lay over it."""
+    current = loading.read_text(workspace.PARAMS)
+    own = _kept_aside(current)
+    values = defaults() | experiment_values(experiment) if experiment else {}
+    return current, own, current if own is None else own, values | flat(overrides or {})
+
+
+def _parsed(base: str, values: Mapping[str, Any]) -> Parameters:
+    plain = loading.read_mapping(base, str(workspace.PARAMS))
+    _set(plain, values)
+    return loading.parse(plain, str(workspace.PARAMS))
 
 
 def laid_over() -> list[str]:

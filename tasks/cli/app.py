@@ -45,7 +45,7 @@ def _check_working_folder() -> None:
     here = Path.cwd()
     for folder in () if "DVC_ROOT" in os.environ else (here, *here.parents):
         if (folder / "dvc.yaml").is_file() and (folder / "tasks" / "workspace.py").is_file():
-            if not folder.samefile(PROJECT):
+            if not folder.samefile(PROJECT) and not (folder / ".git").is_file():  # a worktree shares this environment
                 raise InputError(
                     f"this `vae` belongs to {PROJECT}, and the working folder to {folder}: "
                     "`make setup` and `source .venv/bin/activate` there, then repeat"

@@ -84,7 +84,7 @@ def environment() -> Found:
         found.append(("problem", f"DVC_ROOT = {os.environ['DVC_ROOT']}: stores and locks are sought there; unset it"))
     for name in ("numpy", "torch", "mlflow", "dvc", "prefect"):
         spec = importlib.util.find_spec(name)
-        if spec and spec.origin and not Path(spec.origin).is_relative_to(sys.prefix):
+        if os.environ.get("PYTHONPATH") and spec and spec.origin and not Path(spec.origin).is_relative_to(sys.prefix):
             place = Path(spec.origin).parent
             found.append(("problem", f"{name} is loaded from {place}, not from .venv: unset PYTHONPATH"))
     yield from found or [("ok", "nothing in it is ignored")]

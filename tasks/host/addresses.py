@@ -2,6 +2,7 @@
 
 import os
 import re
+from importlib.metadata import entry_points
 from urllib.parse import urlsplit
 
 from vae.config.errors import InputError
@@ -16,7 +17,8 @@ def tracking_uri() -> str | None:
     if not uri:
         return None
     scheme, separator, _ = uri.partition("://")
-    if not separator or scheme.partition("+")[0] not in STORES or not (scheme.startswith("sqlite") or _has_host(uri)):
+    is_store = scheme.partition("+")[0] in STORES and (scheme.startswith("sqlite") or _has_host(uri))
+    if not separator or not (is_store or scheme in entry_points(group="mlflow.tracking_store").names):  # a plugin's
         raise InputError(
             f"MLFLOW_TRACKING_URI = {shown(uri)}: not the address of an MLflow store; expected http://HOST:PORT, "
             "sqlite:////PATH/mlflow.db or postgresql://…, or unset it: runs then go to this folder's own store"
@@ -34,7 +36,7 @@ def _has_host(url: str) -> bool:
 
 def shown(url: str) -> str:
     """Without a user's name and password."""
-    return re.sub(r"//[^/@]*@", "//…@", url)
+    return re.sub(r"//.*@", "//…@", url)
 
 
 def same(one: str, other: str) -> bool:

@@ -23,18 +23,15 @@ class Ignored:
     """Variables that are dropped: they are about something else that this shell is used for.
 
     Attributes:
-        names: patterns, separated by blanks; `but` are those that are kept.
+        names: patterns, separated by blanks.
         why: completes `NAMES ignored: `; empty where it makes no difference to the user.
     """
 
     names: str
     why: str
-    but: str = ""
 
     def matches(self, name: str) -> bool:
-        return any(fnmatchcase(name, one) for one in self.names.split()) and not any(
-            fnmatchcase(name, one) for one in self.but.split()
-        )
+        return any(fnmatchcase(name, pattern) for pattern in self.names.split())
 
 
 # Git sets them for its hooks, and lists them itself: `git rev-parse --local-env-vars`. Variables that carry settings,
@@ -46,15 +43,13 @@ OF_ANOTHER_REPOSITORY = (
 )
 
 IGNORED = (
-    # Another Prefect's home, profile, database, ports, logging, results. Who reaches a server keeps what that takes.
+    # Another Prefect's home, profile, database, ports, results.
     Ignored(
-        "PREFECT_*",
+        "PREFECT_HOME PREFECT_PROFILE PREFECT_PROFILES_PATH PREFECT_*DATABASE* PREFECT_SERVER_API_HOST "
+        "PREFECT_SERVER_API_PORT PREFECT_SERVER_API_BASE_PATH PREFECT_SERVER_EPHEMERAL_* PREFECT_*RESULTS_* "
+        "PREFECT_*STORAGE* PREFECT_MEMO_STORE_PATH PREFECT_LOGGING_SETTINGS_PATH PREFECT_LOGGING_CONFIG_PATH "
+        "PREFECT_UI_SERVE_BASE PREFECT_SERVER_UI_* PREFECT_TEST_MODE",
         "prefect.toml configures this folder's Prefect",
-        but="PREFECT__* PREFECT_API_URL PREFECT_API_KEY PREFECT_API_AUTH_STRING PREFECT_API_SSL_CERT_FILE "
-        "PREFECT_API_TLS_INSECURE_SKIP_VERIFY PREFECT_API_ENABLE_HTTP2 PREFECT_API_REQUEST_TIMEOUT PREFECT_CLIENT_* "
-        "PREFECT_CLOUD_* PREFECT_UI_URL PREFECT_SERVER_API_AUTH_STRING PREFECT_WORKER_* PREFECT_RUNNER_* "
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY PREFECT_CLI_* PREFECT_DEBUG_MODE PREFECT_LOGGING_LEVEL "
-        "PREFECT_LOGGING_COLORS",
     ),
     Ignored("MLFLOW_REGISTRY_URI", "models are registered where the runs are (MLFLOW_TRACKING_URI)"),
     Ignored(
@@ -197,16 +192,18 @@ def _certificates(environment: Environment) -> Iterator[str]:
 
 
 def _holds_certificates(path: Path, name: str) -> bool:
+    if name == "SSL_CERT_DIR":
+        return any(Path(folder).is_dir() for folder in str(path).split(os.pathsep))
     if path.is_dir():
         return not name.endswith("_FILE")
     try:
-        return name != "SSL_CERT_DIR" and b"-----BEGIN " in path.read_bytes()
+        return b"-----BEGIN " in path.read_bytes()
     except OSError:
         return False
 
 
 def _port(environment: Environment) -> Iterator[str]:
-    port = environment.get("VAE_TRAIN_MLFLOW_PORT", "5000")
+    port = environment.get("VAE_TRAIN_MLFLOW_PORT") or "5000"
     if not (port.isdecimal() and 0 < int(port) < 2**16):
         del environment["VAE_TRAIN_MLFLOW_PORT"]
         yield f"VAE_TRAIN_MLFLOW_PORT ignored: {port!r} is not a port; 5000 is used"

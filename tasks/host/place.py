@@ -49,7 +49,8 @@ def artifacts() -> Path:
 def elsewhere() -> str | None:
     """The URI of the folder that MLflow's database names for the artifacts, where it is not this workspace's any more.
 
-    None as well where a person has chosen a place for them: a folder that exists, and is no workspace's.
+    None as well where a person has chosen a place for them: one of another name, or one that exists and is no
+    workspace's.
 
     Raises:
         sqlite3.Error: the database cannot be read.
@@ -68,8 +69,8 @@ def _named(store: sqlite3.Connection) -> str | None:
     if named is None or not named.startswith("file:///") or named == artifacts().as_uri():
         return None
     old = _path(named)
-    chosen = old.exists() and not artifacts().exists() and not (old.parent / "dvc.yaml").exists()
-    return None if chosen else named
+    other = old.exists() and not artifacts().exists() and not (old.parent / "dvc.yaml").exists()
+    return None if other or old.name != artifacts().name else named
 
 
 def follow() -> None:
@@ -181,8 +182,11 @@ def unsettled() -> Iterator[tuple[str, str]]:
     root = workspace.root()
     if reason := virtual_env.unusable(root):
         yield "problem", reason
-    if files := [path for path, _ in virtual_env.absolute(root) if path.suffix != ".json"]:  # which only pip reads
-        yield "problem", f".venv names a folder in {len(files)} files, such as {files[0]}: `make setup`"
+    for path in [path for path, _ in virtual_env.absolute(root) if path.suffix != ".json"][:1]:  # only pip reads those
+        if os.fsencode(root) in path.read_bytes():  # as pip has just written it
+            yield "note", f"{path} would not follow if this folder moved: `make setup`"
+        else:
+            yield "problem", f"{path} names another folder: `make setup`"
     try:
         if wrong := _dvc_settings()[-1]:
             yield "problem", f"{wrong}: `make setup`"

@@ -72,18 +72,27 @@ def install(root: Path) -> None:
     `.venv/ready` is written last and holds those files: a copy or a checkout changes their times and nothing else.
 
     Raises:
+        RuntimeError: there is an environment whose Python does not start; it is left as it is.
         subprocess.CalledProcessError: venv or pip failed, and has said why.
     """
     environment = root / ".venv"
     ready, python = environment / "ready", environment / "bin" / "python"
     needed = b"".join((root / name).read_bytes() for name in INSTALLED_FROM)
-    if (usable := works(python)) and ready.is_file() and ready.read_bytes() == needed:
+    if not python.exists():  # also where it is a link to an interpreter that is gone
+        if environment.is_symlink():
+            raise RuntimeError(f".venv is a link to {environment.resolve()}, which holds no Python; remove the link")
+        ready.unlink(missing_ok=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
+    elif not _runs(python, ""):
+        raise RuntimeError(f"{python} does not start here; load the Python that it was made with, or delete .venv")
+    has_pip = _runs(python, "import pip")  # not after `uv venv`, nor where the interpreter has another version now
+    if has_pip and ready.is_file() and ready.read_bytes() == needed:
         ready.touch()
         return
     print("installing into .venv: about 2 GB, a few minutes", flush=True)
     ready.unlink(missing_ok=True)
-    if not usable:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
+    if not has_pip:
+        subprocess.run([str(python), "-m", "ensurepip"], check=True)
     pip = [str(python), "-m", "pip", "install", "--quiet"]
     what = ["--editable", ".[dev,docs,huggingface]", "--constraint", "constraints.txt"]
     subprocess.run([*pip, *what], cwd=root, check=True)
@@ -91,10 +100,9 @@ def install(root: Path) -> None:
     _replace(ready, needed, mode=0o644)
 
 
-def works(python: Path) -> bool:
-    """False where the interpreter that it was made with is gone, or has been replaced by another version."""
+def _runs(python: Path, code: str) -> bool:
     try:
-        return subprocess.run([str(python), "-I", "-c", "import pip"], capture_output=True, check=False).returncode == 0
+        return subprocess.run([str(python), "-I", "-c", code], capture_output=True, check=False).returncode == 0
     except OSError:
         return False
 
@@ -161,6 +169,8 @@ def main() -> None:
         sys.exit(f"error: {reason}")
     try:
         install(ROOT)
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode)
     except KeyboardInterrupt:

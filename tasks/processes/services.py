@@ -1,19 +1,27 @@
 """The servers of `make up`: their processes, by the notes that it leaves, and whether they answer."""
 
 import contextlib
+import os
 import tomllib
 import urllib.request
 from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
+from socket import create_connection
 from ssl import SSLError
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 
 import psutil
 
 from tasks import workspace
+from tasks.host import environment
 
 PREFECT, MLFLOW, WORKER = "prefect-server", "mlflow-server", "prefect-worker"
+OTHER_PORT = {
+    PREFECT: "`export PREFECT_API_URL=http://127.0.0.1:4201/api`",
+    MLFLOW: "`export VAE_TRAIN_MLFLOW_PORT=5001`",
+}
 MLFLOW_HEALTH = f"http://127.0.0.1:{workspace.MLFLOW_PORT}/health"
 
 STARTED_AS = "VAE_TRAIN_SERVER"  # environment of a server: its name and version, and the folder that it works for
@@ -75,7 +83,7 @@ def answers(url: str) -> bool:
 def silence(url: str) -> str | None:
     """Why nothing answers there; None if something does, whatever it says."""
     try:
-        urllib.request.urlopen(url, timeout=10).close()
+        urllib.request.urlopen(url, timeout=30).close()
     except (HTTPError, HTTPException, SSLError):
         return None
     except URLError as error:
@@ -109,6 +117,20 @@ def listener(port: int) -> str:
 
 
 def prefect_url() -> str | None:
-    """The API of this folder's own server; None outside of the project's folder."""
-    settings = Path("prefect.toml")
+    """The API of this folder's own server; None outside of the project's folder.
+
+    PREFECT_API_URL may give it another port of this machine than prefect.toml: one where no other server listens.
+    """
+    named, settings = os.environ.get("PREFECT_API_URL", ""), Path("prefect.toml")
+    if urlsplit(named).hostname in environment.LOOPBACK:
+        port, own = urlsplit(named).port or 80, noted_process(PREFECT)
+        if listens(own, port) if own else not is_taken("127.0.0.1", port):
+            return named
     return tomllib.loads(settings.read_text(encoding="utf-8"))["api"]["url"] if settings.exists() else None
+
+
+def is_taken(host: str, port: int) -> bool:
+    """Whether anything accepts connections there."""
+    with contextlib.suppress(OSError), create_connection((host, port), timeout=1):
+        return True
+    return False

@@ -275,7 +275,7 @@ def test_another_prefect_server_is_used_or_refused(
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     with temporary_settings({PREFECT_API_URL: f"{server}/api"}), servers.prefect_server():
         assert services.noted_process(services.PREFECT) is None, "it is not for us to start"
-    for api in (f"{NOBODY}/api", "nonsense", server):
+    for api in ("http://127.0.0.2:9/api", "nonsense", server):
         with (
             temporary_settings({PREFECT_API_URL: api}),
             pytest.raises(InputError, match=rf"PREFECT_API_URL = {api}: no usable Prefect server there \("),

@@ -124,6 +124,10 @@ def test_nothing_is_renamed_that_is_only_at_the_old_place_or_was_put_there(
     with sqlite3.connect(here / "mlflow.db") as database:
         database.execute("update experiments set artifact_location = ?", [(big / "mlruns").as_uri()])
     assert place.elsewhere() is None
+    (here / "mlruns").mkdir()
+    with sqlite3.connect(here / "mlflow.db") as database:
+        database.execute("update experiments set artifact_location = 'file:///mnt/not-mounted/vae-artifacts'")
+    assert place.elsewhere() is None
 
 
 def test_a_damaged_database_stays_as_it_is_with_a_warning(
@@ -161,7 +165,8 @@ def test_the_doctor_names_what_has_not_followed_yet(ran: Path, monkeypatch: pyte
     move(ran, here, "mv")
     enter(here, monkeypatch)
     before = [text for state, text in place.unsettled() if state == "problem"]
-    assert [text.partition(" ")[0] for text in before] == [".venv", "DVC", "MLflow's"]
+    assert [text.partition(" ")[0] for text in before[1:]] == ["DVC", "MLflow's"]
+    assert before[0].startswith(f"{here / '.venv'}") and "names another folder: `make setup`" in before[0]
     assert str(ran / "mlruns") in before[2] and vae("doctor").stdout.count("`make setup`") >= 2
     place.settle()
     assert [text for state, text in place.unsettled() if state == "problem"] == []
@@ -275,7 +280,25 @@ def test_an_environment_without_its_interpreter_is_made_again(tmp_path: Path) ->
     (here / ".venv/bin/python").unlink()
     (here / ".venv/bin/python").symlink_to("/removed/python3")
     assert "tasks/host/virtual_env.py" in make(here, PYTHON="echo").stdout
-    assert not virtual_env.works(here / ".venv/bin/python")
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_environment_that_does_not_start_here_is_left_alone(tmp_path: Path, linked: bool) -> None:
+    """Its interpreter may be a module that is not loaded, or of another machine; others may use it too."""
+    here = with_setup(tmp_path / "q")
+    if linked:
+        (here / ".venv").rename(tmp_path / "shared")
+        (here / ".venv").symlink_to(tmp_path / "shared")
+    python = here / ".venv/bin/python"
+    python.unlink()
+    python.write_text("#!/bin/sh\nexit 127\n")
+    python.chmod(0o755)
+    (here / ".venv/ready").unlink()
+    kept = (here / ".venv").resolve()
+    before = sorted(kept.rglob("*"))
+    done = make(here)
+    assert done.returncode == 2 and "does not start here; load the Python that it was made with" in done.stderr
+    assert sorted(kept.rglob("*")) == before
 
 
 def test_vae_does_not_work_on_a_copy_by_the_program_of_the_original(

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import psutil
@@ -90,9 +91,11 @@ def test_the_server_that_was_faster_on_the_port_is_not_ours(folder: Path) -> Non
     came: list[HTTPServer] = []
     later = threading.Timer(0.5, lambda: came.append(rival(port)))
     later.start()
-    with pytest.raises(InputError, match=rf"another program answers at 127\.0\.0\.1:{port}; stop it \(process ") as it:
+    with pytest.raises(
+        InputError, match=rf"another program answers at 127\.0\.0\.1:{port} \(process .*; stop it, or choose"
+    ) as it:
         start(port, seconds=2)
-    assert f"(process {os.getpid()}, " in str(it.value)
+    assert f"(process {os.getpid()}, " in str(it.value) and (folder / ".run" / "mlflow-server.log").exists()
     assert services.noted_process(services.MLFLOW) is None
     came[0].shutdown()
     came[0].server_close()
@@ -113,7 +116,7 @@ def test_a_copied_folder_neither_uses_nor_stops_the_servers_of_the_original(
     assert services.note(services.MLFLOW).exists() and not servers._is_kept()
     assert services.noted_process(services.MLFLOW) is None and services.outdated_process(services.MLFLOW) is None
     with pytest.raises(
-        InputError, match=rf"stop it \(process {process.pid}, mlflow-server \S+ of {folder}\), or choose"
+        InputError, match=rf"\(process {process.pid}, mlflow-server \S+ of {folder}\); stop it, or choose"
     ):
         start(port)
     assert not servers.stop(services.MLFLOW) and process.is_running()
@@ -173,6 +176,38 @@ with run_notes.noted(Path(sys.argv[1]), "run", run_notes.this_process()):
 """
 
 
+def test_a_server_of_another_version_is_kept_while_a_run_needs_it(folder: Path) -> None:
+    (folder / ".run").mkdir()
+    code = [sys.executable, "-c", "import time; time.sleep(60)", "prefect"]
+    before = {services.STARTED_AS: f"prefect-worker 1.0 of {folder}"}
+    run = [sys.executable, "-c", RUN.replace('"run"', f'"{uuid4()}"'), str(folder / ".run" / "flow_runs")]
+    with (
+        subprocess.Popen(code, cwd=folder, env={**os.environ, **before}) as worker,
+        subprocess.Popen(run, cwd=PROJECT, stdout=subprocess.PIPE) as running,
+    ):
+        services.note(services.WORKER).write_text(str(worker.pid))
+        assert running.stdout is not None and running.stdout.readline() == b"noted\n"
+        with pytest.raises(InputError, match="a run is in progress"):
+            servers._prepare()
+        running.kill()
+        running.wait()
+        assert worker.poll() is None
+        servers._prepare()
+        assert not psutil.pid_exists(worker.pid)
+
+
+def test_prefect_api_url_may_name_another_port_for_the_server_of_this_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(PROJECT / "prefect.toml", folder)
+    (port,) = free_ports(1)
+    monkeypatch.setenv("PREFECT_API_URL", f"http://localhost:{port}/api")
+    assert services.prefect_url() == f"http://localhost:{port}/api"
+    other = rival(port)
+    assert services.prefect_url() == "http://127.0.0.1:4200/api"
+    other.shutdown()
+
+
 def test_a_run_in_the_folder_of_which_this_is_a_copy_is_not_swept(tmp_path: Path) -> None:
     notes = tmp_path / "p"
     with subprocess.Popen([sys.executable, "-c", RUN, str(notes)], cwd=PROJECT, stdout=subprocess.PIPE) as run:
@@ -198,7 +233,7 @@ def test_a_program_that_speaks_no_http_is_named_and_no_server(folder: Path, monk
         assert not services.answers(f"http://127.0.0.1:{port}/health")
         monkeypatch.setattr(services, "MLFLOW_HEALTH", f"http://127.0.0.1:{port}/health")
         assert ("note", "mlflow-server is not up") in list(doctor.servers())
-        with pytest.raises(InputError, match=rf"another program answers at .*; stop it \(process {os.getpid()}, "):
+        with pytest.raises(InputError, match=rf"another program answers at .* \(process {os.getpid()}, .*; stop it"):
             start(port)
 
 

@@ -76,7 +76,9 @@ def test_a_taken_port_is_named_and_so_is_a_log_file(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(InputError, match=rf"mlflow-server: another program answers at 127\.0\.0\.1:{port}; "):
+        with pytest.raises(
+            InputError, match=rf"mlflow-server: another program answers at 127\.0\.0\.1:{port} \(process .*; stop it"
+        ):
             servers.start("mlflow-server", "mlflow", url=httpx.URL(f"http://127.0.0.1:{port}/health"))
     with pytest.raises(InputError, match=r"prefect-worker ended with exit code 2; see .*prefect-worker\.log"):
         servers.start("prefect-worker", "timeit", "--no-such-option")
