@@ -287,6 +287,11 @@ def test_another_prefect_server_is_used_or_refused(
     assert addresses.same("http://localhost:4200/api/", "http://127.0.0.1:4200/api"), "ours by another name"
 
 
+def test_a_list_of_folders_and_an_empty_port_are_right(tmp_path: Path) -> None:
+    shell = {"SSL_CERT_DIR": f"{GONE}:{tmp_path}", "VAE_TRAIN_MLFLOW_PORT": "", "PREFECT_LOGGING_TO_API_ENABLED": "0"}
+    assert environment.apply(tmp_path, given := dict(shell)) == [] and shell.items() <= given.items()
+
+
 def test_the_doctor_lists_what_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "changes", ["PREFECT_HOME ignored: …"])
     assert ("note", "PREFECT_HOME ignored: …") in list(doctor.environment())

@@ -19,6 +19,7 @@ from tasks.processes import entry
 from vae.config.constants import SPLITS
 from vae.config.errors import InputError
 from vae.config.preprocessing import Preprocessing
+from vae.data.decode_cache import CHUNK_ITEMS
 from vae.data.images import load
 
 INGEST = [sys.executable, "-m", "tasks.ingest"]
@@ -55,6 +56,16 @@ def test_a_terminal_gets_a_bar_and_the_summary(place: Callable[..., Path]) -> No
     printed, _ = process.communicate()
     assert process.returncode == 0 and printed.endswith(b"0 of 1,797 quarantined\n")
     assert b"decoding" in shown
+
+
+def test_many_files_in_a_row_that_are_no_images_are_no_obstacle(place: Callable[..., Path]) -> None:
+    """A whole chunk of them, and more."""
+    root = photos(place(source="folder", path="photos", image_size=8) / "photos")
+    for number in range(3 * CHUNK_ITEMS):
+        (root / "a" / f"caption {number}.txt").write_text("a cat")
+    ingest.main()
+    manifest = pd.read_parquet(workspace.MANIFEST)
+    assert (manifest.status == "ok").sum() == 40 and len(manifest) == 40 + 3 * CHUNK_ITEMS
 
 
 def test_manifest_and_arrays_agree(place: Callable[..., Path]) -> None:
