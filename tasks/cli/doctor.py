@@ -145,7 +145,7 @@ def results() -> Found:
     if verdict := workspace.read_note(workspace.MONITOR):
         yield (
             "ok" if verdict.get("verdict") == "healthy" else "note",
-            f"{verdict.get('verdict')}: {verdict.get('summary')}",
+            f"last run: {verdict.get('verdict')}: {verdict.get('summary')}",
         )
 
 
@@ -157,7 +157,7 @@ def validation() -> Found:
         for rule in broken:
             example = rule["examples"][0]
             where = example["file"] or example["split"]
-            found = f"{rule['name']} ({rule['count']:,}): {f'{where}: ' * bool(where)}{example['value']}"
+            found = f"last run: {rule['name']} ({rule['count']:,}): {f'{where}: ' * bool(where)}{example['value']}"
             text = f"{found}; to do: {rule.get('what_to_do', rule['checks'])}"
             yield "problem" if rule["severity"] == "error" else "note", printable(text)
     except FileNotFoundError:
