@@ -3,11 +3,13 @@
 import re
 from typing import NamedTuple
 
+from PIL import Image
+
 
 class Kind(NamedTuple):
     name: str  # for one of them
     way_out: str
-    is_picture: bool = False  # it holds one picture, which is lost if it is passed over
+    is_picture: bool = False  # it holds one picture, which is lost if it is skipped
 
 
 HEAD = 512  # bytes that suffice for all questions here
@@ -29,7 +31,9 @@ _PDF = Kind("PDF", "export its pages as PNG")
 _WEB_PAGE = Kind("web page", "download it again; a server's error page may have taken its place")
 _LFS = Kind("Git LFS pointer", "`git lfs pull` fetches the image")
 
-_BY_SUFFIX = {
+UNREAD = Kind("image format that is not read", "convert it to PNG", True)
+
+_BY_SUFFIX = dict.fromkeys([*Image.registered_extensions(), *[".fits", ".img", ".jxr", ".raw", ".wdp"]], UNREAD) | {
     suffix: kind
     for suffixes, kind in {
         ".heic .heif .hif": _HEIC,
@@ -38,11 +42,11 @@ _BY_SUFFIX = {
         ".ai .eps .kra .psb .psd .xcf": _LAYERED,
         ".jxl": _JXL,
         ".exr .hdr": _FLOAT,
-        ".dcm .dicom": _DICOM,
+        ".dcm .dicom .ima": _DICOM,
         ".7z .bz2 .gz .rar .tar .tgz .xz .zip .zst": _ARCHIVE,
         ".npy .npz": _NPY,
         ".mha .mhd .nii .nii.gz .nrrd": _VOLUME,
-        ".h5 .hdf5 .lmdb .mat .mdb .pickle .pkl .pt .pth .rec .tfrecord .tfrecords": _CONTAINER,
+        ".h5 .hdf .hdf5 .lmdb .mat .mdb .pickle .pkl .pt .pth .rec .tfrecord .tfrecords": _CONTAINER,
         ".arrow .parquet": _TABLE,
         ".avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm .wmv": _VIDEO,
         ".pdf": _PDF,
