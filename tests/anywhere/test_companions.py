@@ -35,6 +35,7 @@ from vae.data.folders import folder
 from vae.data.item import File, Refused
 from vae.validation.inspection import inspect
 
+TIFF = b"II*\x00" + bytes(20)  # as raw files begin
 HEIC = b"\x00\x00\x00\x24ftypheic\x00\x00\x00\x00mif1heic" + bytes(64)
 
 
@@ -131,7 +132,7 @@ def test_a_skipped_folder_is_named_in_full(tmp_path: Path) -> None:
 
 def test_what_claims_to_be_an_image_is_one_or_a_bad_one(tmp_path: Path) -> None:
     root = write(tmp_path, "a/no suffix", "a/wrong.txt", "a/IMG.0001", "b/1.jpg")
-    write(root, "b/photo.raw", "b/photo.dib")
+    write(root, "b/photo.img", "b/photo.dib")
     write(root, "b/text.jpg", "b/cut.JPEG", content=b"no photo")
     write(root, "b/unknown", content=bytes(100))
     write(root, "b/empty", content=b"")
@@ -166,14 +167,15 @@ PICTURES = {
     "x.pcx": "image format that is not read: convert it to PNG",
     "x.dds": "image format that is not read",
     "x.fits": "image format that is not read",
-    "x.raw": "image format that is not read",
+    "x.raw": "raw camera file: export it",
+    "x.ima": "DICOM file: convert it",
     "x.WDP": "image format that is not read",
 }
 
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_picture_in_another_format_is_a_bad_image_with_its_name(tmp_path: Path, name: str) -> None:
-    root = write(write(tmp_path, "a/1.jpg"), f"a/{name}", content=b"II*\x00" + bytes(20))
+    root = write(write(tmp_path, "a/1.jpg"), f"a/{name}", content=TIFF if "raw" in PICTURES[name] else bytes(20))
     assert refused(root)[f"a/{name}"].startswith(PICTURES[name])
 
 

@@ -33,14 +33,15 @@ _LFS = Kind("Git LFS pointer", "`git lfs pull` fetches the image")
 
 UNREAD = Kind("image format that is not read", "convert it to PNG", True)
 
-_BY_SUFFIX = dict.fromkeys([*Image.registered_extensions(), *[".fits", ".img", ".jxr", ".raw", ".wdp"]], UNREAD) | {
+_BY_SUFFIX = dict.fromkeys(Image.registered_extensions(), UNREAD) | {
     suffix: kind
     for suffixes, kind in {
         ".heic .heif .hif": _HEIC,
-        ".3fr .arw .cr2 .cr3 .crw .dng .erf .nef .nrw .orf .pef .raf .rw2 .srw .x3f": _RAW,
+        ".3fr .arw .cr2 .cr3 .crw .dng .erf .nef .nrw .orf .pef .raf .raw .rw2 .srw .x3f": _RAW,
         ".svg .svgz": _SVG,
         ".ai .eps .kra .psb .psd .xcf": _LAYERED,
         ".jxl": _JXL,
+        ".fits .img .jxr .wdp": UNREAD,
         ".exr .hdr": _FLOAT,
         ".dcm .dicom .ima": _DICOM,
         ".7z .bz2 .gz .rar .tar .tgz .xz .zip .zst": _ARCHIVE,
