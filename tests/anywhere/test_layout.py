@@ -67,7 +67,6 @@ CLASSES = {
     "tubes and stations": ("test_tube/1", "train_station/2"),
     "face masks": ("with_mask/1", "without_mask/1"),
     "a cell's state": ("infected/1", "uninfected/2"),
-    "annotations among classes": ("photo/1", "label/1", "stamp/1"),
 }
 
 
@@ -90,6 +89,7 @@ AMBIGUOUS = {
     "a sample, with and without a mask": (("sample/1", "mask/2", "no_mask/3"), "'sample' is taken for a class"),
     "faces with and without masks": (("with_mask/1", "without_mask/1", "images/1"), "'images' is taken for a class"),
     "parts of a page": (("picture/1", "caption/1", "table/1"), "'picture' is taken for a class"),
+    "things to sort": (("photo/1", "label/1", "stamp/1"), "'photo' is taken for a class"),
     "a generic name and a label": (("file/1", "label/2"), "'file' is taken for a class"),
     "masks": (("cat/1", "dog/2", "masks/3"), "'masks' is taken for a class; if it annotates the images"),
     "something beside the data": (("data/cat/1", "docs/2"), "'data' is taken for a class; if it holds the classes"),
