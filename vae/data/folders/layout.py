@@ -8,7 +8,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import partial
-from os.path import splitext
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -73,7 +72,7 @@ class Tree:
             places += [(*here, name) for name in self.below(here)]
 
     def stems(self, places: Iterable[Parts]) -> set[str]:
-        return {splitext(parts[-1])[0] for place in places for parts in self.within(place)}
+        return {Path(parts[-1]).stem for place in places for parts in self.within(place)}
 
     def repeats(self, place: Parts, name: str) -> bool:
         """Whether every image in the folder `name` lies beside it too: some archives hold their tree twice."""
