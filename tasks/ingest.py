@@ -26,7 +26,7 @@ from tasks.processes import entry
 from tasks.processes.lock import hold
 from tasks.processes.progress import bar
 from vae.config import loading
-from vae.config.constants import PASSED_OVER, SPLITS
+from vae.config.constants import SKIPPED, SPLITS
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters
 from vae.config.preprocessing import Preprocessing
@@ -118,7 +118,7 @@ def _assign(items: Sequence[Item], examined: Sequence[Examined], params: Paramet
     usable = [i for i, learnt in enumerate(examined) if learnt.reason is None]
     if not usable:
         reasons = _some_reasons(items, examined)
-        count = sum(not _passed_over(learnt) for learnt in examined)
+        count = sum(not _skipped(learnt) for learnt in examined)
         raise InputError(f"{path}: none of {count:,} files can be used as an image; {reasons}")
     own = {item.split for item in items}
     fractions = {"test": params.data.test_fraction, "valid": params.data.valid_fraction}
@@ -221,13 +221,13 @@ def _summary(
 ) -> str:
     counts = Counter(split_of)
     labels = {item.label for item, split in zip(items, split_of, strict=True) if split} - {None}
-    passed_over = sum(map(_passed_over, examined))
+    skipped = sum(map(_skipped, examined))
     reasons = _some_reasons(items, examined)
     return (
         f"ingest: {', '.join(f'{counts[split]:,} {split}' for split in SPLITS)} images of "
         f"{'×'.join(map(str, preprocessing.shape))}; "
         f"{'1 class' if len(labels) == 1 else f'{len(labels):,} classes' if labels else 'no labels'}; "
-        f"{counts[None] - passed_over:,} of {len(items) - passed_over:,} quarantined"
+        f"{counts[None] - skipped:,} of {len(items) - skipped:,} quarantined"
         f"{f': {reasons}' if reasons else ''}"
     )
 
@@ -246,14 +246,14 @@ def _some_reasons(items: Sequence[Item], examined: Sequence[Examined], most: int
     refused = [
         f"{item.path!r}: {learnt.reason}"
         for item, learnt in zip(items, examined, strict=True)
-        if learnt.reason and not _passed_over(learnt)
+        if learnt.reason and not _skipped(learnt)
     ]
     more = f"; and {len(refused) - most:,} more" if len(refused) > most else ""
     return "; ".join(refused[:most]) + more
 
 
-def _passed_over(learnt: Examined) -> bool:
-    return learnt.reason is not None and learnt.reason.startswith(PASSED_OVER)
+def _skipped(learnt: Examined) -> bool:
+    return learnt.reason is not None and learnt.reason.startswith(SKIPPED)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tasks import workspace
 from tasks.processes import entry
 from vae.config import loading
-from vae.config.constants import PASSED_OVER, SPLITS
+from vae.config.constants import SKIPPED, SPLITS
 from vae.config.errors import InputError
 from vae.config.files import written_aside
 from vae.config.text import one_line, printable
@@ -120,8 +120,8 @@ def _summary(prints: Mapping[str, Fingerprints], manifest: pd.DataFrame) -> dict
             "std": round(float(std), 6),
             "classes": ok["label"][ok["split"] == split].value_counts().sort_index().to_dict(),
         }
-    passed_over = known["reason"].str.startswith(PASSED_OVER, na=False)
-    quarantined = int(((known["status"] == "quarantined") & ~passed_over).sum())
+    skipped = known["reason"].str.startswith(SKIPPED, na=False)
+    quarantined = int(((known["status"] == "quarantined") & ~skipped).sum())
     return {"files": len(manifest), "quarantined": quarantined, "splits": splits}
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tasks import workspace
 from tasks.cli.named_model import here
 from tasks.processes import progress
-from vae.config.constants import PASSED_OVER
+from vae.config.constants import SKIPPED
 from vae.config.errors import InputError
 from vae.config.preprocessing import Preprocessing
 from vae.data import arrays, images
@@ -68,7 +68,7 @@ class Reading:
                 elif isinstance(found, np.ndarray):
                     items.append(item)
                     pixels.append(found)
-                elif not str(found).startswith(PASSED_OVER):  # which `folder.find` has logged
+                elif not str(found).startswith(SKIPPED):  # which `folder.find` has logged
                     self.skipped.append((item.path, str(found)))
                 if pixels and (len(pixels) == BATCH or done == len(self.items)):
                     self.read += len(pixels)

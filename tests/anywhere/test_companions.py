@@ -7,6 +7,8 @@ format") and validation refused them from 2% on:
 - captions in .txt beside each image (kohya, DreamBooth); YOLO's labels/*.txt; list_attr.csv (CelebA); labels.csv;
   COCO's .json; VOC's .xml; README and LICENSE;
 - MVTec's ground_truth/, CamVid's train_labels/, images/ + masks/, x.jpg + x_mask.png: masks were trained on as images;
+- classes such as mask and no_mask, photos such as shoe_label.jpg: taken for annotations, without a warning;
+- PCX, DDS, FITS: skipped without a word;
 - HEIC, .npz and .npy files, archives, DICOM, raw files (read as their thumbnail): not named as what they are.
 """
 
@@ -33,6 +35,7 @@ from vae.data.folders import folder
 from vae.data.item import File, Refused
 from vae.validation.inspection import inspect
 
+TIFF = b"II*\x00" + bytes(20)  # as raw files begin
 HEIC = b"\x00\x00\x00\x24ftypheic\x00\x00\x00\x00mif1heic" + bytes(64)
 
 
@@ -65,12 +68,12 @@ TEXT = {
 
 
 @pytest.mark.parametrize(("photos", "others"), TEXT.values(), ids=TEXT)
-def test_text_beside_images_is_passed_over(tmp_path: Path, photos: list[str], others: list[str]) -> None:
+def test_text_beside_images_is_skipped(tmp_path: Path, photos: list[str], others: list[str]) -> None:
     root = write(write(tmp_path, *photos), *others, content=b"BMW on a street, P6, GIF89a\n")
     assert set(used(root)) == set(photos)
     assert all(reason.startswith("companion: ") for reason in refused(root).values())
     found = folder.read(root)
-    assert found.warnings == [] and found.lines[-1].startswith("passed over: ")
+    assert found.warnings == [] and found.lines[-1].startswith("skipped: ")
 
 
 MASKS = {
@@ -99,16 +102,37 @@ MASKS = {
 def test_masks_are_no_images_of_the_set(tmp_path: Path, photos: dict[str, str | None], masks: list[str]) -> None:
     root = write(tmp_path, *photos, *masks)
     assert used(root) == photos and set(refused(root)) == set(masks)
-    assert folder.read(root).warnings == [] and "passed over: " in folder.read(root).lines[-1]
+    (warning,) = folder.read(root).warnings
+    assert warning.startswith("skipped as annotations: ") and "skipped: " in folder.read(root).lines[-1]
 
 
 def test_a_name_that_only_looks_like_a_masks_stays_an_image(tmp_path: Path) -> None:
-    root = write(tmp_path, "a/face_mask.png", "b/face.png", "a/death_mask_2.png")
-    assert set(used(root)) == {"a/face_mask.png", "b/face.png", "a/death_mask_2.png"}
+    names = {"a/face_mask.png", "b/face.png", "a/death_mask_2.png", "b/shoe.png", "b/shoe_label.png"}
+    names |= {"b/ford.png", "b/ford gt.png"}
+    assert set(used(write(tmp_path, *names))) == names and folder.read(tmp_path).warnings == []
+
+
+def test_a_folder_beside_images_is_one_of_masks_if_its_files_are_named_like_them(tmp_path: Path) -> None:
+    root = write(tmp_path, "images/p1.png", "images/p2.png", "mask/p1.png", "binary_masks/p2_mask.png")
+    assert used(root) == {"images/p1.png": None, "images/p2.png": None}
+    (warning,) = folder.read(root).warnings
+    assert warning == (
+        "skipped as annotations: 1 image in binary_masks, 1 image in mask; if they are images to train on, rename them"
+    )
+    write(root, "mask/p3.png")
+    assert set(used(root).values()) == {"images", "mask"}, "it holds more than masks"
+    (_, warning) = sorted(folder.read(root).warnings)
+    assert warning.startswith("the folder 'images' is taken for a class")
+
+
+def test_a_skipped_folder_is_named_in_full(tmp_path: Path) -> None:
+    root = write(tmp_path, "images/1.png", "trip: rome labels/1.png")
+    assert folder.read(root).lines[-1] == "skipped: 1 image in trip: rome labels"
 
 
 def test_what_claims_to_be_an_image_is_one_or_a_bad_one(tmp_path: Path) -> None:
     root = write(tmp_path, "a/no suffix", "a/wrong.txt", "a/IMG.0001", "b/1.jpg")
+    write(root, "b/photo.img", "b/photo.dib")
     write(root, "b/text.jpg", "b/cut.JPEG", content=b"no photo")
     write(root, "b/unknown", content=bytes(100))
     write(root, "b/empty", content=b"")
@@ -132,7 +156,7 @@ CONTAINERS = {
 def test_a_container_is_named_with_the_way_out(tmp_path: Path, name: str) -> None:
     root = write(write(tmp_path, "a/1.jpg", "b/2.jpg"), f"a/{name}", content=bytes(20))
     (told,) = folder.read(root).warnings
-    assert told.startswith(f"passed over {CONTAINERS[name]}") and set(used(root)) == {"a/1.jpg", "b/2.jpg"}
+    assert told.startswith(f"skipped {CONTAINERS[name]}") and set(used(root)) == {"a/1.jpg", "b/2.jpg"}
 
 
 PICTURES = {
@@ -140,21 +164,27 @@ PICTURES = {
     "x.svg": "SVG drawing: export it as PNG",
     "x.dcm": "DICOM file: convert it",
     "x.jxl": "JPEG XL image: convert it",
+    "x.pcx": "image format that is not read: convert it to PNG",
+    "x.dds": "image format that is not read",
+    "x.fits": "image format that is not read",
+    "x.raw": "raw camera file: export it",
+    "x.ima": "DICOM file: convert it",
+    "x.WDP": "image format that is not read",
 }
 
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_picture_in_another_format_is_a_bad_image_with_its_name(tmp_path: Path, name: str) -> None:
-    root = write(write(tmp_path, "a/1.jpg"), f"a/{name}", content=b"II*\x00" + bytes(20))
+    root = write(write(tmp_path, "a/1.jpg"), f"a/{name}", content=TIFF if "raw" in PICTURES[name] else bytes(20))
     assert refused(root)[f"a/{name}"].startswith(PICTURES[name])
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"<!DOCTYPE html><html>404 Not Found", "web page: download it again"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer: `git lfs pull`"),
-        (b"PK\x03\x04" + bytes(30), "archive: unpack it"),
+        (b"<!DOCTYPE html><html>404 Not Found", "content is a web page; download it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "content is a Git LFS pointer; `git lfs pull`"),
+        (b"PK\x03\x04" + bytes(30), "content is an archive; unpack it"),
         (b"no photo", "not an image in a supported format"),
     ],
 )
@@ -165,9 +195,10 @@ def test_a_file_with_an_images_suffix_is_named_by_its_content(content: bytes, re
 
 @pytest.mark.skipif("HEIF" in images.FORMATS, reason="the extra heif is installed")
 def test_a_heic_photo_is_named_whatever_its_suffix(tmp_path: Path) -> None:
-    root = write(write(tmp_path, "a/1.jpg"), "a/x.HEIC", "a/y.jpg", content=HEIC)
-    assert refused(root)["a/x.HEIC"].startswith("HEIC photo: `pip install -e '.[heif]'")
-    with pytest.raises(images.UnusableImage, match=r"but: HEIC photo: .* or export it as JPEG"):
+    root = write(write(tmp_path, "a/1.jpg", "a/a jpeg.HEIC"), "a/x.HEIC", "a/y.jpg", content=HEIC)
+    assert "a/a jpeg.HEIC" in used(root)
+    assert refused(root)["a/x.HEIC"].startswith("HEIC photo: export it as JPEG, or `pip install -e '.[heif]'")
+    with pytest.raises(images.UnusableImage, match="content is a HEIC photo; export it as JPEG, or"):
         images.load(HEIC, Preprocessing(8, 8, 3))
 
 
@@ -225,8 +256,8 @@ def test_ingest_and_validate_with_a_caption_beside_each_photo(tmp_path: Path) ->
         assert done.returncode == 0, done.stdout + done.stderr
         if stage == "ingest":
             assert "folders: Training → train (24 images, 2 classes), Testing → test (6 images, 2 cl" in done.stdout
-            assert "passed over: 30 .txt files, 1 archive, 1 .csv file\n" in done.stdout
-            assert "warning: passed over 1 archive, such as 'all.zip': unpack it\n" in done.stdout
+            assert "skipped: 30 .txt files, 1 archive, 1 .csv file\n" in done.stdout
+            assert "warning: skipped 1 archive, such as 'all.zip': unpack it\n" in done.stdout
             assert "0 of 30 quarantined" in done.stdout
         else:
             assert "bad_file" not in done.stdout
@@ -235,7 +266,7 @@ def test_ingest_and_validate_with_a_caption_beside_each_photo(tmp_path: Path) ->
     assert np.isnan(manifest[manifest.reason.notna()]["mean"]).all()
 
 
-def test_encode_passes_companions_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encode_skips_companions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path, monkeypatch)
     Path("params.yaml").write_text("seed: 0\n")
     write_model()

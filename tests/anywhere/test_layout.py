@@ -9,9 +9,12 @@ Failed before:
 - an archive's extra level x/chest_xray/train/…, x/data/cats: "1 class … nothing if intended";
 - the tree twice (chest_xray/chest_xray/train beside chest_xray/train): half of the files "bad";
 - test beside cat and dog, trainA + trainB + testA + testB: classes, without a word;
+- test1 + test2, train1 + train2 + test1: refused as splits; cat/jan + cat/feb: the class cat lost, without a word;
+- 10,000 classes took minutes; links into a DVC cache: all bad images;
 - cats a link to a folder beside a folder dogs: the class dropped as one bad file.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from helpers.workspaces import stand_in
 
 from tasks.cli import doctor
 from vae.config.errors import InputError
-from vae.data.folders import folder
+from vae.data.folders import folder, layout
 
 
 def tree(root: Path, *names: str) -> Path:
@@ -76,9 +79,18 @@ def test_classes_are_taken_for_classes(tmp_path: Path, names: tuple[str, ...]) -
 AMBIGUOUS = {
     "a class test": (("cat/1", "dog/2", "test/3"), "'test' is taken for a class, since none named train"),
     "a class train": (("plane/1", "train/2"), "'train' is taken for a class, since none named valid or test"),
-    "two domains": (("trainA/1", "trainB/2", "testA/3", "testB/4"), "trainA, testB, trainB are taken for classes"),
+    "two domains": (("trainA/1", "trainB/2", "testA/3", "testB/4"), "testA, testB, trainA, … and 1 more are taken"),
     "a split in each name": (("cat_train/1", "cat_test/2", "dog_train/3", "dog_test/4"), "are taken for classes"),
     "one pair among others": (("bird_train/1", "bird_test/2", "cat/3"), "bird_train are taken for classes"),
+    "numbered tests": (("test1/1", "test2/2", "test3/3"), "test1, test2, test3 are taken for classes"),
+    "numbered vals": (("val1/1", "val2/2"), "val1, val2 are taken for classes"),
+    "numbered splits": (("train1/1", "train2/2", "test1/3"), "test1, train1, train2 are taken for classes"),
+    "years": (("train/1", "train2/2", "test/3"), "test, train, train2 are taken for classes"),
+    "a sample, with and without a mask": (("sample/1", "mask/2", "no_mask/3"), "'sample' is taken for a class"),
+    "faces with and without masks": (("with_mask/1", "without_mask/1", "images/1"), "'images' is taken for a class"),
+    "parts of a page": (("picture/1", "caption/1", "table/1"), "'picture' is taken for a class"),
+    "things to sort": (("photo/1", "label/1", "stamp/1"), "'photo' is taken for a class"),
+    "a generic name and a label": (("file/1", "label/2"), "'file' is taken for a class"),
     "masks": (("cat/1", "dog/2", "masks/3"), "'masks' is taken for a class; if it annotates the images"),
     "something beside the data": (("data/cat/1", "docs/2"), "'data' is taken for a class; if it holds the classes"),
     "a level above the classes": (
@@ -95,13 +107,13 @@ def test_what_is_ambiguous_is_warned_of_once(tmp_path: Path, names: tuple[str, .
     assert warning in told and places(root) == {(None, name.split("/")[0]) for name in names}
 
 
-def test_a_folder_beside_the_splits_is_passed_over_with_a_warning(tmp_path: Path) -> None:
+def test_a_folder_beside_the_splits_is_skipped_with_a_warning(tmp_path: Path) -> None:
     root = tree(tmp_path, "seg_train/sea/1", "seg_test/sea/2", "seg_pred/3", "seg_pred/4")
     found = folder.read(root)
     assert places(root) == {("train", "sea"), ("test", "sea")}
-    assert "passed over: 2 images in seg_pred" in found.lines
+    assert "skipped: 2 images in seg_pred" in found.lines
     assert found.warnings == [
-        "the folder 'seg_pred' (images: 2) is passed over, since it lies beside the split folders seg_test, "
+        "the folder 'seg_pred' (images: 2) is skipped, since it lies beside the split folders seg_test, "
         "seg_train; if it belongs to a split, move it there"
     ]
 
@@ -138,9 +150,64 @@ def test_a_tree_that_an_archive_holds_twice_is_read_once(tmp_path: Path) -> None
     shutil.copytree(root, tmp_path / "again")
     (tmp_path / "again").rename(root / "chest")
     assert len([item for item in folder.read(tmp_path).items if isinstance(item.load, folder.File)]) == 3
-    assert "passed over: 3 images in chest/chest" in folder.read(tmp_path).lines
+    assert "skipped: 3 images in chest/chest" in folder.read(tmp_path).lines
     tree(root / "chest/train/a", "more")  # now it holds something of its own
     assert folder.read(tmp_path).warnings != []
+
+
+def test_a_single_class_with_folders_in_it_is_warned_of(tmp_path: Path) -> None:
+    root = tree(tmp_path, "photos/cat/jan/1", "photos/cat/feb/2")
+    assert places(root) == {(None, "jan"), (None, "feb")}
+    assert folder.read(root).warnings == [
+        "the folders in 'photos/cat' are taken for classes: feb, jan; if 'cat' is the class, put another class beside "
+        "it, or its images directly into it"
+    ]
+    tree(root, "photos/dog/1")
+    assert places(root) == {(None, "cat"), (None, "dog")} and folder.read(root).warnings == []
+    shutil.rmtree(root / "photos/dog")
+    tree(root, "photos/cat/1")
+    assert places(root) == {(None, "cat")}
+
+
+def test_the_work_is_in_proportion_to_the_number_of_classes(tmp_path: Path) -> None:
+    class Counted(str):
+        compared = 0
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            Counted.compared += 1
+            return str.__eq__(self, other)
+
+    claims = [(Counted(f"class {i}"), name) for i in range(1000) for name in ("1.jpg", "2.jpg")]
+    found = layout.interpret(layout.Tree(tmp_path, claims), "photos")
+    assert len(found.classes(())) == 1000 and Counted.compared < 50_000  # of a million pairs
+
+
+def test_links_into_a_content_addressed_store_are_followed(tmp_path: Path) -> None:
+    """As DVC makes them with cache.type = symlink."""
+    root = tree(tmp_path / "photos", "cat/1", "dog/2")
+    store = tmp_path / "cache/files/md5"
+    for file, name in ((root / "cat/1", "ab/" + 30 * "c"), (root / "dog/2", "0f/" + 30 * "9")):
+        (store / name).parent.mkdir(parents=True)
+        file.rename(store / name)
+        file.symlink_to(store / name)
+    assert places(root) == {(None, "cat"), (None, "dog")}
+    os.mkfifo(store / "ab" / (30 * "d"))
+    for target in (store / "ab" / (30 * "d"), tree(store, "ab/" + 29 * "c") / ("ab/" + 29 * "c")):
+        (root / "cat/1").unlink()
+        (root / "cat/1").symlink_to(target)
+        assert places(root) == {(None, "dog")}
+
+
+def test_links_of_one_length_are_no_tree_that_is_held_twice(tmp_path: Path) -> None:
+    store = tree(tmp_path / "store", "files/md5/ab/" + 30 * "0")
+    (store / "files/md5/ab" / (30 * "1")).write_bytes(b"another photo")
+    for name, digit in (("x/a/1.png", "0"), ("a/1.png", "1"), ("b/1.png", "1")):
+        file = tmp_path / "photos" / name
+        file.parent.mkdir(parents=True)
+        file.symlink_to(store / "files/md5/ab" / (30 * digit))
+    assert places(tmp_path / "photos") == {(None, "x"), (None, "a"), (None, "b")}
 
 
 def test_many_classes_are_counted_and_odd_names_are_shown_safely(tmp_path: Path) -> None:

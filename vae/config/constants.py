@@ -6,7 +6,7 @@ SPLITS = ("train", "valid", "test")
 
 # How the reason begins for a file that is no image and no fault: it is listed in the manifest and not counted.
 LITTER, COMPANION = "litter: ", "companion: "
-PASSED_OVER = (LITTER, COMPANION)
+SKIPPED = (LITTER, COMPANION)
 
 # A decoder cannot be surer of a pixel than the rounding to 256 grey levels allows (uniform error of 1/255).
 SMALLEST_SIGMA = 1 / (255 * math.sqrt(12))

@@ -220,7 +220,8 @@ def _opened(content: bytes) -> Image.Image:
     except UnidentifiedImageError:
         head = content[: file_kinds.HEAD]
         if not begins_like_one(head) and (kind := file_kinds.by_content(head)):
-            raise UnusableImage(f"no image by its content but: {kind.name}: {kind.way_out}") from None
+            article = "an" if kind.name.startswith(("archive", "SVG")) else "a"
+            raise UnusableImage(f"content is {article} {kind.name}; {kind.way_out}") from None
         raise
 
 

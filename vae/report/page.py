@@ -14,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from vae.config.constants import PASSED_OVER, SPLITS
+from vae.config.constants import SKIPPED, SPLITS
 from vae.config.parameters import Parameters
 from vae.config.text import number, printable, written
 from vae.inference.grids import embedded
@@ -99,7 +99,7 @@ def _compared(facts: Facts, origin: Origin | None) -> Iterator[tuple[str, str, s
 def _data(manifest: pd.DataFrame) -> dict[str, Any]:
     """Images of each split and class, and the quarantined files."""
     used = manifest[manifest["status"] == "ok"]
-    bad = manifest[(manifest["status"] != "ok") & ~manifest["reason"].str.startswith(PASSED_OVER, na=False)]
+    bad = manifest[(manifest["status"] != "ok") & ~manifest["reason"].str.startswith(SKIPPED, na=False)]
     bad = bad.sort_values("path", kind="stable")
     labelled = used[used["label"].notna()]
     counts = pd.crosstab(labelled["label"].astype(str), labelled["split"]).reindex(columns=SPLITS, fill_value=0)

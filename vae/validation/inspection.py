@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vae.config.constants import PASSED_OVER, SPLITS
+from vae.config.constants import SKIPPED, SPLITS
 from vae.config.parameters import Data
 from vae.data import notes
 from vae.validation import rules, schema
@@ -146,7 +146,7 @@ def _row_counts(ok: pd.DataFrame, images: Images) -> Iterator[Finding]:
 
 def _bad_files(manifest: pd.DataFrame, data: Data) -> Iterator[Finding]:
     """Of the files that claim to be images; the others are in the manifest too, but nothing is wrong with them."""
-    claims = manifest[~manifest["reason"].str.startswith(PASSED_OVER, na=False)]
+    claims = manifest[~manifest["reason"].str.startswith(SKIPPED, na=False)]
     bad = claims[claims["status"] == "quarantined"]
     share = len(bad) / max(1, len(claims))
     rule = "too_many_bad_files" if share > data.max_bad_fraction else "bad_file"

@@ -3,16 +3,23 @@
 import re
 from typing import NamedTuple
 
+from PIL import Image
+
 
 class Kind(NamedTuple):
     name: str  # for one of them
     way_out: str
-    is_picture: bool = False  # it holds one picture, which is lost if it is passed over
+    is_picture: bool = False  # it holds one picture, which is lost if it is skipped
 
 
 HEAD = 512  # bytes that suffice for all questions here
 
-_HEIC = Kind("HEIC photo", "`pip install -e '.[heif]' --constraint constraints.txt`, or export it as JPEG", True)
+HEIC = Kind(
+    "HEIC photo",
+    "export it as JPEG, or `pip install -e '.[heif]' --constraint constraints.txt` and "
+    "`dvc repro --force --single-item ingest`",
+    True,
+)
 _RAW = Kind("raw camera file", "export it as JPEG or TIFF", True)
 _SVG = Kind("SVG drawing", "export it as PNG", True)
 _LAYERED = Kind("drawing file", "export it as PNG", True)
@@ -29,20 +36,23 @@ _PDF = Kind("PDF", "export its pages as PNG")
 _WEB_PAGE = Kind("web page", "download it again; a server's error page may have taken its place")
 _LFS = Kind("Git LFS pointer", "`git lfs pull` fetches the image")
 
-_BY_SUFFIX = {
+UNREAD = Kind("image format that is not read", "convert it to PNG", True)
+
+_BY_SUFFIX = dict.fromkeys(Image.registered_extensions(), UNREAD) | {
     suffix: kind
     for suffixes, kind in {
-        ".heic .heif .hif": _HEIC,
-        ".3fr .arw .cr2 .cr3 .crw .dng .erf .nef .nrw .orf .pef .raf .rw2 .srw .x3f": _RAW,
+        ".heic .heif .hif": HEIC,
+        ".3fr .arw .cr2 .cr3 .crw .dng .erf .nef .nrw .orf .pef .raf .raw .rw2 .srw .x3f": _RAW,
         ".svg .svgz": _SVG,
         ".ai .eps .kra .psb .psd .xcf": _LAYERED,
         ".jxl": _JXL,
+        ".fits .img .jxr .wdp": UNREAD,
         ".exr .hdr": _FLOAT,
-        ".dcm .dicom": _DICOM,
+        ".dcm .dicom .ima": _DICOM,
         ".7z .bz2 .gz .rar .tar .tgz .xz .zip .zst": _ARCHIVE,
         ".npy .npz": _NPY,
         ".mha .mhd .nii .nii.gz .nrrd": _VOLUME,
-        ".h5 .hdf5 .lmdb .mat .mdb .pickle .pkl .pt .pth .rec .tfrecord .tfrecords": _CONTAINER,
+        ".h5 .hdf .hdf5 .lmdb .mat .mdb .pickle .pkl .pt .pth .rec .tfrecord .tfrecords": _CONTAINER,
         ".arrow .parquet": _TABLE,
         ".avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm .wmv": _VIDEO,
         ".pdf": _PDF,
@@ -53,7 +63,7 @@ _BY_SUFFIX = {
 _BY_CONTENT = [
     (re.compile(pattern, re.DOTALL), kind)
     for pattern, kind in (
-        (rb".{4}ftyp(hei[cxms]|hev[cx]|mif1|msf1)", _HEIC),
+        (rb".{4}ftyp(hei[cxms]|hev[cx]|mif1|msf1)", HEIC),
         (rb"\xff\x0a|.{4}JXL ", _JXL),
         (rb"8BPS", _LAYERED),
         (rb".{128}DICM", _DICOM),

@@ -1,7 +1,7 @@
 """A folder of images: what each folder and file in it is taken for.
 
 A file claims to be an image by its suffix or by its first bytes: one that cannot be read is a bad image, whatever its
-content. So does a file without a suffix, unless it is text. Whatever else lies there is passed over: companions of
+content. So does a file without a suffix, unless it is text. Whatever else lies there is skipped: companions of
 images (captions, labels, tables), containers of images that are not read here (archives, arrays, videos), and hidden
 or system files. It is listed all the same, with a reason that begins with `COMPANION` or `LITTER`. Masks of images
 are companions as well: x_mask.png beside x.jpg, and folders such as `masks` beside `images` or beside split folders.
@@ -9,20 +9,21 @@ are companions as well: x_mask.png beside x.jpg, and folders such as `masks` bes
 The layout of the images is
 
 - split folders (`layout.split_folders`); in each, class folders, or images directly (no label). Other folders beside
-  them are passed over, with a warning;
+  them are skipped, with a warning;
 - else class folders, when there is any folder with an image in it; folders within a class folder belong to it;
 - else a flat folder: no labels.
 
 A folder that lies alone and holds folders only is entered first, as an archive's extra level is, and so is one whose
-name says no more than "images". A folder that repeats what lies beside it, file by file, is passed over.
+name says no more than "images". A folder that repeats what lies beside it, file by file, is skipped.
 
 What does not fit is an item that refuses to load, so that it is quarantined and not dropped: images outside the split
-or class folders, and links that lead out of the folder or nowhere. A link to a folder is never followed, hence no
-loops; where that would lose images, it is an error.
+or class folders, and links that lead nowhere or out of the folder, except to a file of a content-addressed store. A
+link to a folder is never followed, hence no loops; where that would lose images, it is an error.
 """
 
 import logging
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from vae.config.constants import COMPANION, LITTER, PASSED_OVER, SPLITS
+from vae.config.constants import COMPANION, LITTER, SKIPPED, SPLITS
 from vae.config.errors import InputError
 from vae.config.text import printable
 from vae.data import images
@@ -40,10 +41,13 @@ from vae.data.item import SPLIT_NAMES, File, Item, Refused, expect_folder, stora
 
 log = logging.getLogger(__name__)
 
+# The end of a path in a content-addressed store: the file's MD5, taken apart after two digits.
+_STORED = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}\Z")
 SHOWN = 5  # classes or kinds of files that a line names
 MOST_LINKED = 10_000  # files of a linked folder that are counted
 _LITTER_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin"}
 _HIDDEN = f"{LITTER}hidden or system file"
+_MASK = "mask: of the image beside it"
 _FOLDER_LINK = f"{COMPANION}folder link: not followed"
 
 
@@ -54,7 +58,7 @@ class TooManyFiles(InputError):
 @dataclass(frozen=True)
 class Folder:
     items: list[Item]
-    lines: list[str]  # what the folders were taken for, and what was passed over
+    lines: list[str]  # what the folders were taken for, and what was skipped
     warnings: list[str]
 
 
@@ -87,27 +91,28 @@ def read(path: Path, most: int | None = None) -> Folder:
         raise TooManyFiles(f"{storable(str(path))!r} holds more than {most:,} files")
     refusals = {parts: _refusal(root, parts) for parts in files}
     links = _linked_folders(path, root, refusals)
-    claims = [parts for parts in files if not _passed_over(refusals[parts])]
+    claims = [parts for parts in files if not _skipped(refusals[parts])]
     if files and not claims:
         found = _kinds(refusals.values(), most=len(files))
         raise InputError("; ".join([f"{storable(str(path))!r} holds no images, only {found}", *_to_do(refusals)]))
     layout = interpret(Tree(root, claims), str(path))
     items = _items(root, refusals, layout)
-    warnings = [*layout.warnings, *_without_images(layout, files), *links, *_to_do(refusals)]
+    left_out = _left_out(refusals.values())
+    warnings = [*layout.warnings, *left_out, *_without_images(layout, files), *links, *_to_do(refusals)]
     return Folder(items, [*_lines(layout, items, refusals)], warnings)
 
 
 def _items(root: Path, refusals: dict[Parts, str | None], layout: Layout) -> list[Item]:
     """In the order of the files; `refusals` learns of those that lie in the wrong place."""
     places = {folder: layout.place_of(folder) for folder in {parts[:-1] for parts in refusals}}
-    masks = _masks(parts for parts, refusal in refusals.items() if not _passed_over(refusal))
+    masks = _masks(parts for parts, refusal in refusals.items() if not _skipped(refusal))
     items = []
     for parts, refusal in refusals.items():
         place = places[parts[:-1]]
-        if not _passed_over(refusal):
+        if not _skipped(refusal):
             aside = place.aside or masks.get(parts)
             refusal = refusals[parts] = f"{COMPANION}{aside}" if aside else place.outside or refusal
-        split, label = (None, None) if _passed_over(refusal) else (place.split, place.label)
+        split, label = (None, None) if _skipped(refusal) else (place.split, place.label)
         name = "/".join(parts)
         load = Refused(refusal) if refusal else File(str(root), name)
         items.append(Item(storable(name), split, None if label is None else storable(label), load))
@@ -118,11 +123,13 @@ def _masks(claims: Iterable[Parts]) -> dict[Parts, str]:
     """The masks of images beside them, and what they are."""
     stems = {(*parts[:-1], Path(parts[-1]).stem): parts for parts in claims}
     found = {stem: masked_image(stem[-1]) for stem in stems}
-    return {
-        stems[stem]: f"mask: of {storable(image)!r} beside it"
-        for stem, image in found.items()
-        if image is not None and (*stem[:-1], image) in stems
-    }
+    return {stems[stem]: _MASK for stem, image in found.items() if image and (*stem[:-1], image) in stems}
+
+
+def _left_out(refusals: Iterable[str | None]) -> Iterator[str]:
+    """A warning of images that are annotations only by their names and places."""
+    if some := [why for why in refusals if why and why.endswith((f": {_MASK}", ": annotations"))]:
+        yield f"skipped as annotations: {_kinds(some, SHOWN)}; if they are images to train on, rename them"
 
 
 def _without_images(layout: Layout, files: Iterable[Parts]) -> Iterator[str]:
@@ -135,8 +142,8 @@ def _without_images(layout: Layout, files: Iterable[Parts]) -> Iterator[str]:
             yield f"the folder {place!r} holds no images, so it is not taken for the {split} split"
 
 
-def _passed_over(refusal: str | None) -> bool:
-    return refusal is not None and refusal.startswith(PASSED_OVER)
+def _skipped(refusal: str | None) -> bool:
+    return refusal is not None and refusal.startswith(SKIPPED)
 
 
 # Files
@@ -168,11 +175,11 @@ def _refusal(root: Path, parts: Parts) -> str | None:
     # From here on, `reason` is that of a link to no image; it is not looked into.
     if suffix in images.SUFFIXES:
         return None
-    if not (kind or reason):
+    if kind in (None, file_kinds.UNREAD, file_kinds.HEIC) and not reason:  # raw files begin as a TIFF does
         head = _head(file)
         if head is None or images.begins_like_one(head):
             return None
-        kind = file_kinds.by_content(head)
+        kind = file_kinds.by_content(head) or kind
         if kind is None and not suffix and not file_kinds.is_text(head):
             return None
     if kind:
@@ -204,7 +211,9 @@ def _link_reason(file: Path, root: Path) -> str | None:
         return "a broken link"
     if target.is_dir():
         return _FOLDER_LINK
-    return None if target.is_relative_to(root) else "a link that leads out of the folder: copy the file instead"
+    if target.is_relative_to(root) or (_STORED.search(str(target)) and target.is_file()):
+        return None
+    return "a link that leads out of the folder: copy the file instead"
 
 
 def _linked_folders(path: Path, root: Path, refusals: Mapping[Parts, str | None]) -> list[str]:
@@ -244,7 +253,7 @@ def _count_images(folder: Path) -> str:
 
 
 def _lines(layout: Layout, items: Sequence[Item], refusals: Mapping[Parts, str | None]) -> Iterator[str]:
-    used = [item for item, refusal in zip(items, refusals.values(), strict=True) if not _passed_over(refusal)]
+    used = [item for item, refusal in zip(items, refusals.values(), strict=True) if not _skipped(refusal)]
     labels = Counter(item.label for item in used if item.label is not None)
     said = [f"entered {shown(layout.base)}"] if layout.base else []
     for place, (split, _) in sorted(layout.splits.items(), key=lambda entry: SPLITS.index(entry[1][0])):
@@ -258,8 +267,8 @@ def _lines(layout: Layout, items: Sequence[Item], refusals: Mapping[Parts, str |
         more = f", … and {len(labels) - SHOWN:,} more" if len(labels) > SHOWN else ""
         only = " only; another class would be a folder beside it" if len(labels) == 1 else ""
         yield f"classes: {some}{more}{only}"
-    if any(map(_passed_over, refusals.values())):
-        yield f"passed over: {_kinds(refusals.values(), SHOWN)}"
+    if any(map(_skipped, refusals.values())):
+        yield f"skipped: {_kinds(refusals.values(), SHOWN)}"
 
 
 def _classes(items: Iterable[Item]) -> str:
@@ -268,9 +277,9 @@ def _classes(items: Iterable[Item]) -> str:
 
 
 def _kinds(refusals: Iterable[str | None], most: int | None = None) -> str:
-    """What is passed over, with its number, the commonest first."""
-    reasons = (refusal for refusal in refusals if refusal is not None and refusal.startswith(PASSED_OVER))
-    counts = Counter(reason.split(": ")[1] for reason in reasons)
+    """What is skipped, with its number, the commonest first."""
+    reasons = (refusal.partition(": ")[2] for refusal in refusals if refusal and refusal.startswith(SKIPPED))
+    counts = Counter(reason.rpartition(": ")[0] or reason for reason in reasons)  # a folder's name may hold ": "
     some = [_count(count, kind) for kind, count in counts.most_common(most)]
     rest = sum(counts.values()) - sum(count for _, count in counts.most_common(most))
     return ", ".join([*some, *([_count(rest, "other file")] if rest else [])])
@@ -289,7 +298,7 @@ def _to_do(refusals: Mapping[Parts, str | None]) -> Iterator[str]:
         if refusal is not None and (kind := _CONTAINERS.get(refusal)):
             found.setdefault(kind, []).append(parts)
     for kind, files in found.items():
-        yield f"passed over {_count(len(files), kind.name)}, such as {shown(files[0])!r}: {kind.way_out}"
+        yield f"skipped {_count(len(files), kind.name)}, such as {shown(files[0])!r}: {kind.way_out}"
 
 
 _CONTAINERS = {f"{COMPANION}{kind.name}: {kind.way_out}": kind for kind in file_kinds.KINDS if not kind.is_picture}

@@ -5,7 +5,7 @@ Names are taken apart into words at whatever is no letter and at capitals: seg_t
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,21 +31,29 @@ _GENERIC, _ANNOTATIONS = (
 # As the whole name of a folder, these are hardly a class; "mask" and "label" may be.
 _HARDLY_A_CLASS = {"annotations", "ground truth", "groundtruth", "gt", "labels", "masks", "segmentations", "trimaps"}
 
+_OF_CLASSES = {"no", "with", "without"}  # with_mask
+
 _MASK = re.compile(
-    r"(?P<image>.+?)[ _.-]+(masks?|gt|ground[ _-]?truth|seg|segmentation|labels?|trimap)([ _.-]?\d+)?", re.IGNORECASE
+    r"(?P<image>.+?)[ _.-]+(masks?|ground[ _-]?truth|seg|segmentation|trimap)([ _.-]?\d+)?", re.IGNORECASE
 )
 
 
 class Tree:
     """The files that claim to be images, by folder."""
 
-    def __init__(self, root: Path, claims: Collection[Parts]) -> None:
-        self._root, self._claims = root, set(claims)
-        self.directly = Counter(parts[:-1] for parts in claims)
+    def __init__(self, root: Path, claims: Iterable[Parts]) -> None:
+        self._root = root
+        self._files: dict[Parts, set[str]] = defaultdict(set)
+        for *folder, file in claims:
+            self._files[tuple(folder)].add(file)
         self._below: dict[Parts, Counter[str]] = defaultdict(Counter)
-        for folder, count in self.directly.items():
-            for depth, name in enumerate(folder):
-                self._below[folder[:depth]][name] += count
+        for place, files in self._files.items():
+            for depth, name in enumerate(place):
+                self._below[place[:depth]][name] += len(files)
+
+    def directly(self, place: Parts) -> Set[str]:
+        """The images in a folder, without those in its folders."""
+        return self._files.get(place, frozenset())
 
     def below(self, place: Parts) -> Mapping[str, int]:
         """The folders in a folder, with the number of images in each and its folders."""
@@ -55,26 +63,34 @@ class Tree:
         """All folders that hold folders."""
         return list(self._below)
 
+    def within(self, place: Parts) -> Iterator[Parts]:
+        """The images in a folder and its folders; the work is in proportion to them."""
+        places = [place]
+        while places:
+            here = places.pop()
+            yield from ((*here, name) for name in self.directly(here))
+            places += [(*here, name) for name in self.below(here)]
+
+    def stems(self, places: Iterable[Parts]) -> set[str]:
+        return {Path(parts[-1]).stem for place in places for parts in self.within(place)}
+
     def repeats(self, place: Parts, name: str) -> bool:
         """Whether every image in the folder `name` lies beside it too: some archives hold their tree twice."""
         inner = (*place, name)
-        depth = len(inner)
-        if not self.below(inner).keys() <= self.below(place).keys():
-            return False
-        folders = [(folder, n) for folder, n in self.directly.items() if folder[:depth] == inner]
-        if any(n > self.directly[place + folder[depth:]] for folder, n in folders):
-            return False
-        twins = ((parts, place + parts[depth:]) for parts in self._claims if parts[:depth] == inner)
-        return all(twin in self._claims and self._size(twin) == self._size(parts) for parts, twin in twins)
+        twins = ((parts, place + parts[len(inner) :]) for parts in self.within(inner))
+        return all(
+            twin[-1] in self.directly(twin[:-1]) and self._size(twin) == self._size(parts) for parts, twin in twins
+        )
 
     def _size(self, parts: Parts) -> int:
-        return self._root.joinpath(*parts).lstat().st_size
+        file = self._root.joinpath(*parts)
+        return (file.stat() if file.exists() else file.lstat()).st_size  # lstat for a broken link
 
 
 class Place(NamedTuple):
     split: str | None = None
     label: str | None = None
-    aside: str | None = None  # why the images here are passed over
+    aside: str | None = None  # why the images here are skipped
     outside: str | None = None  # why they cannot be used, although they claim to be
 
 
@@ -85,7 +101,7 @@ class Layout:
     Attributes:
         base: the folder where the split folders, class folders or images lie.
         splits: split folder → the split, and the folder where its classes or images lie.
-        aside: folders that are passed over, and what they are.
+        aside: folders that are skipped, and what they are.
         warnings: what is ambiguous.
     """
 
@@ -124,23 +140,47 @@ def interpret(tree: Tree, path: str) -> Layout:
     """Raises: InputError: as `split_folders`."""
     layout = Layout(tree, path)
     for place in tree.places():
-        names = [name for name in tree.below(place) if not _is_annotation(name)]
-        if any(map(_is_generic, names)):
-            layout.put_aside(place, tree.below(place).keys() - names)
+        annotations = {name for name in tree.below(place) if _is_annotation(name)}
+        others = tree.below(place).keys() - annotations
+        if annotations and others and all(map(_is_generic, others)):
+            layout.put_aside(place, list(_surely_annotations(tree, place, annotations, others)))
     layout.base, splits = _settle(layout, (), lambda name: True, look_for_splits=True)
     for name, split in splits.items():
         # The split's own name once more, or "images".
         inner = partial(_continues, split)
         layout.splits[*layout.base, name] = (split, _settle(layout, (*layout.base, name), inner)[0])
+    layout.warnings += _lost_class(layout)
     for name, count in tree.below(layout.base).items() if splits else ():
         place = (*layout.base, name)
         if place not in layout.splits and place not in layout.aside:
             layout.aside[place] = "neither a split nor annotations"
             layout.warnings.append(
-                f"the folder {shown(place)!r} (images: {count:,}) is passed over, since it lies beside the split "
+                f"the folder {shown(place)!r} (images: {count:,}) is skipped, since it lies beside the split "
                 f"folders {', '.join(map(storable, splits))}; if it belongs to a split, move it there"
             )
     return layout
+
+
+def _surely_annotations(tree: Tree, place: Parts, names: Iterable[str], beside: Iterable[str]) -> Iterator[str]:
+    """Those that are hardly a class, or in which each file has the name of an image beside it."""
+    images: set[str] = set()
+    for name in names:
+        if not _is_hardly_a_class(name):
+            images = images or tree.stems((*place, other) for other in beside)
+            if not {masked_image(stem) or stem for stem in tree.stems([(*place, name)])} <= images:
+                continue
+        yield name
+
+
+def _lost_class(layout: Layout) -> Iterator[str]:
+    """A warning where the only class would be the folder that was entered, and not the folders in it."""
+    entered = tuple(name for name in layout.base if not _is_generic(name))
+    classes = layout.classes(layout.base)
+    if entered and classes and not layout.splits:
+        yield (
+            f"the folders in {shown(layout.base)!r} are taken for classes: {_some(classes)}; "
+            f"if {shown(entered[-1:])!r} is the class, put another class beside it, or its images directly into it"
+        )
 
 
 def _continues(split: str, name: str) -> bool:
@@ -165,10 +205,10 @@ def _settle(
         if splits:
             layout.put_aside(place, set(layout.classes(place)) - plain)
         classes = layout.classes(place)
-        if splits or len(classes) != 1 or tree.directly[place] or not may_enter(classes[0]):
+        if splits or len(classes) != 1 or tree.directly(place) or not may_enter(classes[0]):
             break
         inner = (*place, classes[0])
-        if tree.directly[inner] and (tree.below(inner) or not _is_generic(classes[0])):
+        if tree.directly(inner) and (tree.below(inner) or not _is_generic(classes[0])):
             break
         place = inner
     layout.warnings += warnings
@@ -180,13 +220,13 @@ def _settle(
 def _doubtful_classes(layout: Layout, place: Parts, classes: list[str]) -> Iterator[str]:
     for name in classes:
         taken = f"the folder {shown((*place, name))!r} is taken for a class"
-        if " ".join(words(name)) in _HARDLY_A_CLASS:
+        if _is_hardly_a_class(name):
             yield f"{taken}; if it annotates the images, move it elsewhere"
         elif _is_generic(name):
             yield f"{taken}; if it holds the classes, set data.path to it"
     below = [set(layout.classes((*place, name))) for name in classes]
     if len(common := set.intersection(*below)) > 1 and not any(
-        layout.tree.directly[(*place, name)] for name in classes
+        layout.tree.directly((*place, name)) for name in classes
     ):
         yield (
             f"the folders {_some(classes)} are taken for classes, and all hold folders named {_some(common)}; if those "
@@ -215,7 +255,7 @@ def split_folders(names: Collection[str], path: str) -> tuple[dict[str, str], li
         path: their place, for messages.
 
     Raises:
-        InputError: all are named like splits but none like one for training, or two are for one split.
+        InputError: the names are a split's and nothing else, but none is for training, or two are for one split.
     """
     exact: dict[Words, dict[str, str]] = defaultdict(dict)
     loose: dict[Words, dict[str, str]] = defaultdict(dict)
@@ -231,32 +271,43 @@ def split_folders(names: Collection[str], path: str) -> tuple[dict[str, str], li
         rest, splits = ((), whole[()]) if () in whole else next(iter(whole.items()))
         # A lone pair such as bird_train and bird_test among classes is none; seg_pred belongs to seg_train.
         if _GENERIC.issuperset(rest) or all(set(rest) & set(words(name)) for name in names):
-            return _one_each(splits, path), []
+            return _one_each(splits, path)
     if whole:
-        some = ", ".join(storable(name) for group in whole.values() for name in group)
-        return {}, [f"{some} are taken for classes; if they are splits, make train/CLASS and test/CLASS of them"]
+        return {}, [_as_classes([name for group in whole.values() for name in group])]
     named = loose[()]
     if not named:
         return {}, []
-    if len(named) < len(names):
-        return {}, [_lone(name, split) for name, split in named.items()]
-    if "train" not in named.values():
+    no_training = "train" not in named.values()
+    if len(named) < len(names) or (no_training and not _are_plain(named)):
+        return {}, [_as_classes(named) if len(named) > 1 else _lone(*next(iter(named.items())))]
+    if no_training:
         raise InputError(
             f"{path!r} has {' and '.join(map(storable, named))} but no folder named train; add one, "
-            "or give one of them as the path"
+            "or give one of them as the path; if they are classes, rename one"
         )
-    return _one_each(named, path), []
+    return _one_each(named, path)
 
 
 def _is_whole(group: dict[str, str]) -> bool:
     return "train" in group.values() and len(set(group.values())) > 1
 
 
-def _one_each(splits: dict[str, str], path: str) -> dict[str, str]:
-    if len(set(splits.values())) < len(splits):
-        names = ", ".join(map(storable, splits))
-        raise InputError(f"{path!r} has two folders for the same split among {names}; merge or rename them")
-    return splits
+def _one_each(splits: dict[str, str], path: str) -> tuple[dict[str, str], list[str]]:
+    if len(set(splits.values())) == len(splits):
+        return splits, []
+    if not _are_plain(splits):
+        return {}, [_as_classes(splits)]
+    names = ", ".join(map(storable, splits))
+    raise InputError(f"{path!r} has two folders for the same split among {names}; merge or rename them")
+
+
+def _are_plain(names: Iterable[str]) -> bool:
+    """Whether they say nothing but the split: Test; not test_2."""
+    return SPLIT_NAMES.keys() >= {name.lower() for name in names}
+
+
+def _as_classes(names: Collection[str]) -> str:
+    return f"{_some(names)} are taken for classes; if they are splits, make train/CLASS and test/CLASS of them"
 
 
 def _lone(name: str, split: str) -> str:
@@ -277,11 +328,15 @@ def _is_generic(name: str) -> bool:
 
 
 def _is_annotation(name: str) -> bool:
-    """masks, ground_truth, train_labels."""
-    return not _ANNOTATIONS.isdisjoint(words(name))
+    """masks, ground_truth, train_labels; not no_mask."""
+    return not _ANNOTATIONS.isdisjoint(words(name)) and _OF_CLASSES.isdisjoint(words(name))
+
+
+def _is_hardly_a_class(name: str) -> bool:
+    return " ".join(words(name)) in _HARDLY_A_CLASS
 
 
 def masked_image(stem: str) -> str | None:
-    """The stem of the image that a file with this stem may be the mask of: x for x_mask, x-gt, x_mask_1."""
+    """The stem of the image that a file with this stem may be the mask of: x for x_mask, x-seg, x_mask_1."""
     found = _MASK.fullmatch(stem)
     return found["image"] if found else None
