@@ -1,14 +1,13 @@
 """Each flow run's results kept as a DVC experiment: `dvc exp show` lists them, `dvc exp apply NAME` restores one."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from tasks.host import git
+from tasks.processes.owner import ask_dvc
 from tasks.workspace import LOCK, PARAMS
 
 SECONDS = 600  # DVC looks at every source file
@@ -82,9 +81,7 @@ def _save(commit: str, name: str) -> None:
 
 def _changed() -> str | None:
     """What keeps the workspace from being its pipeline's results, in a phrase. DVC files of a data folder do not."""
-    command = [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml"]
-    environment = git.own_environment(os.environ)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS)
+    done = ask_dvc("status", "--json", "dvc.yaml", seconds=SECONDS)
     try:
         return "parameters, code or data changed during the run" if json.loads(done.stdout) else None
     except ValueError:

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -20,9 +19,10 @@ from packaging.utils import canonicalize_name
 
 from tasks import host, overlay, workspace
 from tasks.host import addresses, place
-from tasks.host.git import NoCommit, head, own_environment, refusal, says
+from tasks.host.git import NoCommit, head, refusal, says
 from tasks.processes import dvc_files, services
 from tasks.processes.lock import hold
+from tasks.processes.owner import ask_dvc
 from vae.compute.devices import Compute, named
 from vae.config import loading
 from vae.config.errors import InputError
@@ -184,7 +184,7 @@ def git() -> Found:
 
 def cache() -> Found:
     """DVC's cache, which may be on another disk."""
-    folder = Path(_dvc("cache", "dir").stdout.strip() or ".dvc/cache").absolute()
+    folder = Path(ask_dvc("cache", "dir").stdout.strip() or ".dvc/cache").absolute()
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(there).free / 1e9
     if not os.access(there, os.W_OK):
@@ -193,12 +193,6 @@ def cache() -> Found:
         yield "problem", f"{free:.1f} GB free at {folder}, less than {FREE_GB:g}: `dvc gc --workspace` frees some"
     else:
         yield "ok", str(folder)
-
-
-def _dvc(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = own_environment(os.environ)
-    command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def folders() -> Found:
@@ -221,7 +215,7 @@ def stages() -> Found:
     """Which stages `dvc repro` would run. Not asked during a flow run: DVC takes its lock for the answer."""
     if _at_work(workspace.root() / ".run" / "workspace.holder"):
         return
-    done = _dvc("status", "--json", "dvc.yaml")  # DVC files of a data folder are not this pipeline's
+    done = ask_dvc("status", "--json", "dvc.yaml")  # DVC files of a data folder are not this pipeline's
     try:
         changed = json.loads(done.stdout)
     except ValueError:

@@ -7,8 +7,6 @@ checkpoints under DVC_ROOT, which is the worktree there, and DVC commits nothing
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +23,7 @@ from tasks.cli import differences, named_run
 from tasks.cli.differences import Difference
 from tasks.host import git, place
 from tasks.processes.lock import hold
-from tasks.processes.owner import owned_dvc
+from tasks.processes.owner import ask_dvc, owned_dvc
 from tasks.tracking import lineage, store
 from tasks.workspace import HISTORY, LOCK, METRICS, PARAMS
 from vae.config import loading
@@ -143,8 +141,7 @@ def uncommitted(tags: Tags, tree: Path) -> str:
 
 def configure(root: Path, tree: Path) -> None:
     """DVC's settings in the worktree: the cache of the main workspace, everything else its own."""
-    command = [sys.executable, "-m", "dvc", "cache", "dir"]
-    cache = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    cache = ask_dvc("cache", "dir", folder=root)
     config = ConfigObj({"core": {"no_scm": "true"}}, encoding="utf-8")
     if cache.returncode == 0:
         config["cache"] = {"dir": os.path.relpath(root / cache.stdout.rstrip("\n"), tree / ".dvc")}

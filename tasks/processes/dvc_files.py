@@ -1,4 +1,4 @@
-"""What keeps DVC from starting: a damaged lock, half a `dvc.lock`, or a setting that does not fit Git."""
+"""What a killed DVC leaves of its two files: a damaged lock, half a `dvc.lock`. With either, DVC refuses to start."""
 
 import itertools
 import json

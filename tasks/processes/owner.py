@@ -112,6 +112,17 @@ def owned_dvc(
             end(psutil.Process(process.pid))
 
 
+def ask_dvc(
+    *arguments: str, folder: Path | None = None, seconds: float | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """`dvc ARGUMENTS…` for a question, whose answer is waited for. Raises: subprocess.TimeoutExpired."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    environment = git.own_environment(os.environ)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=seconds
+    )
+
+
 def with_interpreter(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment with this interpreter's folder first on the PATH: the virtual environment need not be active."""
     folders = [str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]

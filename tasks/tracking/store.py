@@ -45,12 +45,13 @@ def connect() -> tuple[MlflowClient, str]:
     """A client, and the id of the experiment. Ends runs of dead processes, unless another process is doing that."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    locks, server = workspace.root() / ".run", uri().startswith("http")
-    mlflow.set_tracking_uri(uri())
+    locks, address = workspace.root() / ".run", uri()
+    server = address.startswith("http")
+    mlflow.set_tracking_uri(address)
     # The first use creates or migrates the database, which two processes must not do at once; a server does it itself.
     alone = hold(locks / "mlflow.lock", "the set-up of MLflow's database", seconds=60)
     with nullcontext() if server else alone:
-        if uri() == _own():
+        if address == _own():
             place.follow()
         client = MlflowClient()
         if client.get_experiment_by_name(EXPERIMENT) is None:
