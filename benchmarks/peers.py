@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from vae.compute.batches import to_pixels
-from vae.config.parameters import Parameters
+from vae.config.resolved import ResolvedParameters
 from vae.losses.elbo import kl_per_latent
 from vae.models.vae import VAE
 
-Trainer = Callable[[Parameters, VAE, np.ndarray, np.ndarray | None], list[float]]
+Trainer = Callable[[ResolvedParameters, VAE, np.ndarray, np.ndarray | None], list[float]]
 
 
-def loss_of(p: Parameters, model: VAE, x: Tensor) -> Tensor:
+def loss_of(p: ResolvedParameters, model: VAE, x: Tensor) -> Tensor:
     """−ELBO per image in nats, up to a constant: Gaussian likelihood of fixed σ, one sample of z."""
     output, mu, logvar = model(x, torch.randn(len(x), model.latent_dim))
     sigma = float(p.objective.sigma)
@@ -35,7 +35,7 @@ def pixels(images: np.ndarray) -> Tensor:
     return to_pixels(torch.from_numpy(images), torch.device("cpu")).contiguous()
 
 
-def plain(p: Parameters, model: VAE, images: np.ndarray, valid: np.ndarray | None = None) -> list[float]:
+def plain(p: ResolvedParameters, model: VAE, images: np.ndarray, valid: np.ndarray | None = None) -> list[float]:
     """A plain PyTorch loop: shuffle, index, backward, step."""
     x, seconds = pixels(images), []
     y = None if valid is None else pixels(valid)
@@ -59,7 +59,7 @@ def plain(p: Parameters, model: VAE, images: np.ndarray, valid: np.ndarray | Non
     return seconds
 
 
-def lightning(p: Parameters, model: VAE, images: np.ndarray, valid: np.ndarray | None = None) -> list[float]:
+def lightning(p: ResolvedParameters, model: VAE, images: np.ndarray, valid: np.ndarray | None = None) -> list[float]:
     """Lightning's Trainer; without validation images, with everything optional turned off."""
     import lightning as pl
     from lightning.pytorch.loggers import CSVLogger
@@ -106,7 +106,7 @@ def lightning(p: Parameters, model: VAE, images: np.ndarray, valid: np.ndarray |
     return seconds
 
 
-def pythae(p: Parameters, model: VAE, images: np.ndarray, valid: np.ndarray | None = None) -> list[float]:
+def pythae(p: ResolvedParameters, model: VAE, images: np.ndarray, valid: np.ndarray | None = None) -> list[float]:
     """pythae's BaseTrainer, on a BaseAE that wraps the same network."""
     from pythae.data.datasets import BaseDataset
     from pythae.models.base import BaseAE, BaseAEConfig

@@ -46,7 +46,7 @@ def predicted(p: Parameters, weight: float, spectrum: Spectrum) -> dict[str, Any
     expected = linear_theory.expectations(p, weight, spectrum)
     return {
         **expected,
-        **schedule_above(p.kl, weight, expected["collapse_kl_weight"]),
+        **schedule_above(p, weight, expected["collapse_kl_weight"]),
         "warnings": warnings(p, expected, spectrum),
     }
 
