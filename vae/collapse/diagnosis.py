@@ -281,9 +281,7 @@ def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     narrower = [max(width // 2, min(width, 4)) for width in p.model.widths]
     if narrower != p.model.widths:
         remedy["model.widths"] = narrower
-    patience = max(p.train.epochs // 10, 3)
-    if (p.train.patience or math.inf) > patience:
-        remedy["train.patience"] = patience
+    remedy |= remedies.less_training(p)
     advice = "add images" + (" or set data.augment to flip" if p.data.augment == "none" else "")
     return Verdict(
         "overfitted",

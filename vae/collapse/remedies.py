@@ -130,6 +130,14 @@ def longer_training(p: ResolvedParameters, epochs: int, had: int) -> dict[str, A
     return changes | ({"train.patience": None} if p.train.patience and had < p.train.epochs else {})
 
 
+def less_training(p: ResolvedParameters) -> dict[str, Any]:
+    """Half the epochs; at a constant learning rate, which any epoch can end, the patience to stop in time."""
+    if p.train.learning_rate_schedule != "constant":
+        return {"train.epochs": p.train.epochs // 2} if p.train.epochs > 1 else {}
+    patience = max(p.train.epochs // 10, 3)
+    return {"train.patience": patience} if (p.train.patience or math.inf) > patience else {}
+
+
 def longer_ramp(p: ResolvedParameters) -> dict[str, Any]:
     """Doubles the ramp, in a schedule that has one, and makes the training at least twice as long as it."""
     ramp = short(max(2 * p.kl.annealing_epochs, 5))

@@ -30,9 +30,7 @@ class Optimiser:
             {"params": [weight for weight in weights if id(weight) not in apart]},
             {"params": sigma, "weight_decay": 0.0},
         ]
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(adamw, lr=rate, weight_decay=decay, fused=True)
-        ]
+        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(adamw, lr=rate, weight_decay=decay, fused=True)]
         if layers:
             self.parts.append(Muon(muon, lr=rate, weight_decay=decay))
 
