@@ -11,8 +11,9 @@ from vae.config.errors import InputError
 from vae.config.loading import P, checked
 from vae.config.parameters import KL, Parameters, Train
 
-# At a batch size of 64. Found on digits, leaves and MNIST (docs/benchmarks.md).
-LEARNING_RATE = {"muon": 2e-2, "adamw": 1e-2}
+# Of a schedule that falls, at a batch size of 64. Found on digits, leaves and MNIST (docs/benchmarks.md).
+LEARNING_RATE = {"muon": 2.5e-2, "adamw": 4e-3}
+CONSTANT = 0.5  # of that, where the rate never falls
 RAMP = 0.25  # of the training, where the ramp of the KL weight has no length of its own
 
 
@@ -47,11 +48,13 @@ class ResolvedParameters(Parameters):
 
 
 def usual_learning_rate(train: Train) -> float:
-    """What `learning_rate: auto` means. It grows as the square root of the batch, as the noise of its gradient falls.
+    """What `learning_rate: auto` means.
 
-    Malladi 2022, "On the SDEs and scaling rules for adaptive gradient algorithms".
+    It grows as the square root of the batch, whose gradient is less noisy (Malladi 2022, "On the SDEs and scaling
+    rules for adaptive gradient algorithms").
     """
-    return LEARNING_RATE[train.optimizer] * math.sqrt(train.batch_size / 64)
+    height = CONSTANT if train.learning_rate_schedule == "constant" else 1.0
+    return LEARNING_RATE[train.optimizer] * height * math.sqrt(train.batch_size / 64)
 
 
 def ramp_epochs(p: Parameters) -> float:
