@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.parameters import parse
 from helpers.stages import LATENTS, write_params
-from helpers.trainings import TRAIN
+from helpers.trainings import TRAIN, VALID
 
 from tasks import monitor, preflight, workspace
 from vae.collapse import linear_theory
 from vae.config import loading
 from vae.config.errors import InputError
+from vae.config.resolved import RAMP
 
 STEPS_PER_EPOCH = 4  # 70 images in batches of 16
 
@@ -59,6 +61,19 @@ def test_a_ramp_in_steps_becomes_one_in_epochs(folder: Path) -> None:
 def test_a_remedy_of_the_ramp_unsets_one_in_steps(ramp: dict[str, Any]) -> None:
     model = SimpleNamespace(config=SimpleNamespace(changes={}))
     verdict = SimpleNamespace(remedy=ramp)
-    in_steps, in_epochs = (monitor.remedy_of(model, verdict, steps) for steps in (True, False))  # type: ignore[arg-type]
+    in_steps, in_epochs = (
+        monitor.remedy_of(model, verdict, parse({"kl.annealing_steps": steps}))  # type: ignore[arg-type]
+        for steps in (250, None)
+    )
     unset = {"kl.annealing_steps": None} if "kl.annealing_epochs" in ramp else {}
     assert in_steps == ramp | unset and in_epochs == ramp
+
+
+def test_a_budget_becomes_epochs_that_training_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(workspace.images("valid"), VALID)
+    write_params({"train.budget": 60.0, "train.epochs": 3, "kl.annealing_epochs": "auto"})
+    monkeypatch.setattr(preflight, "epochs_within", lambda seconds, *_: int(seconds) + 17)
+    preflight.main()
+    assert workspace.read_json(workspace.PREFLIGHT)["epochs"] == 77
+    p = workspace.load_parameters()
+    assert (p.train.epochs, p.train.budget, p.kl.annealing_epochs) == (77, None, RAMP * 77)
