@@ -12,7 +12,7 @@ from vae.config.loading import P, checked
 from vae.config.parameters import KL, Parameters, Train
 
 # Of a schedule that falls, from a batch size of 64 on. Found on digits, leaves and MNIST (docs/benchmarks.md).
-LEARNING_RATE = {"muon": 2.5e-2, "adamw": 4e-3}
+LEARNING_RATE = {"muon": 2.5e-2, "adamw": 6e-3}
 CONSTANT = 0.5  # of that, where the rate never falls
 FULL_BATCH = 64
 RAMP = 0.25  # of the training, where the ramp of the KL weight has no length of its own
