@@ -90,14 +90,15 @@ def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
     """Removes what keeps the latents from carrying what the images hold, the likeliest cause first."""
     latents = p.model.latent_dim
     if p.model.batch_norm and p.train.batch_size < LEAST_NORMALISED <= images:
-        return {"train.batch_size": min(USUAL_BATCH, images)}
+        return larger_batch(p, min(USUAL_BATCH, images))
     if latents * IMAGES_PER_LATENT > images:
         fewer = max(images // IMAGES_PER_LATENT, 1)
         if p.objective.reduction == "mean":  # the weight is per latent: keep the total
             return {"model.latent_dim": fewer, "kl.max_weight": short(p.kl.max_weight * fewer / latents)}
         return {"model.latent_dim": fewer}
     if p.model.architecture in ("mlp", "gated_mlp") and min(p.model.widths) < latents:
-        return {"model.widths": [max(width, min(4 * latents, WIDEST), USUAL_WIDTH) for width in p.model.widths]}
+        widths = [max(width, min(4 * latents, WIDEST), USUAL_WIDTH) for width in p.model.widths]
+        return {"model.widths": widths if len(widths) > 1 else [*widths, widths[0] // 2]}
     if p.train.learning_rate > usual_learning_rate(p.train):
         return {"train.learning_rate": usual_learning_rate(p.train)}
     changes: dict[str, Any] = {"train.learning_rate": short(p.train.learning_rate / 4)}
@@ -108,6 +109,13 @@ def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
     else:
         changes |= free_bits(p)
     return changes
+
+
+def larger_batch(p: ResolvedParameters, size: int) -> dict[str, Any]:
+    """The learning rate grows with the batch as its usual value does."""
+    larger = p.train.model_copy(update={"batch_size": size})
+    rate = p.train.learning_rate * usual_learning_rate(larger) / usual_learning_rate(p.train)
+    return {"train.batch_size": size, "train.learning_rate": short(rate)}
 
 
 def free_bits(p: ResolvedParameters) -> dict[str, Any]:
