@@ -244,7 +244,7 @@ def test_an_environment_of_an_earlier_version_follows_by_make_setup(tmp_path: Pa
 
 def with_setup(root: Path) -> Path:
     """What `make .venv/ready` needs, beside an environment that pip has filled."""
-    for name in ("Makefile", "constraints.txt", "tasks/host/virtual_env.py"):
+    for name in ("Makefile", "constraints.txt", "tasks/host/virtual_env.py", "tasks/host/packages.py"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROJECT / name, root / name)
     (root / "pyproject.toml").write_text("damaged")
