@@ -35,7 +35,7 @@ _OF_NO_MATTER = (
     "cache-dir no-cache-dir disable-pip-version-check no-python-version-warning root-user-action require-virtualenv "
     "quiet verbose log no-color no-input progress-bar retries resume-retries prefer-binary use-feature "
     "no-warn-script-location no-warn-conflicts break-system-packages"
-).split()
+)
 _SEPARATORS = {"UV_FIND_LINKS": ","}  # what separates the values of a variable, where it is not a blank
 
 
@@ -84,7 +84,7 @@ def for_uv(configuration: dict[str, str], cache: Path) -> dict[str, str]:
     for name, value in configuration.items():
         if variable := _OF_UV.get(name):
             given[variable] = _SEPARATORS.get(variable, " ").join(value.split())
-        elif name not in _OF_NO_MATTER:
+        elif name not in _OF_NO_MATTER.split():
             raise Unusable(f"pip's configuration sets {name}, which it does not know")
     return {
         **own,
