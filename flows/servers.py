@@ -43,7 +43,7 @@ def start(name: str, *arguments: str, url: httpx.URL | None = None, meanwhile: C
 
     Args:
         url: answers when it is ready; a worker has none.
-        meanwhile: called once it is starting.
+        meanwhile: called once it is starting; its error stops the server.
 
     Raises:
         InputError: its port is taken by another program, or it did not start.
@@ -68,7 +68,11 @@ def start(name: str, *arguments: str, url: httpx.URL | None = None, meanwhile: C
         )
     workspace.write(services.note(name), str(child.pid))
     process, began = psutil.Process(child.pid), time.monotonic()
-    meanwhile()
+    try:
+        meanwhile()
+    except BaseException:
+        stop(name)
+        raise
     while not _is_ready(process, url) if url else time.monotonic() - began < SETTLED_SECONDS:
         if child.poll() is not None:
             if url is not None and services.is_taken(url.host, url.port or 80):  # by a program that was faster
