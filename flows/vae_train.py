@@ -79,7 +79,7 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
                     tracking.end_dead_runs()
                     return Failed(message=state.message)
                 something_ran |= state.name not in ("Cached", "Restored")
-            return finish(p, something_ran)
+            return finish(p, something_ran, dvc)
     except InputError as error:
         log.error(str(error))
         return Failed(message=str(error))
@@ -124,13 +124,13 @@ def run_stage(name: str, dvc: OwnedDVC) -> State:
     return Completed(name=outcome, message=f"{name}: {outcome.lower()}")
 
 
-def finish(p: Parameters, something_ran: bool) -> State:
+def finish(p: Parameters, something_ran: bool, dvc: OwnedDVC) -> State:
     """The results kept as an experiment; the verdict as an artifact, and as the state of the flow run."""
     from flows import tracking  # takes seconds to load
 
     monitor = workspace.read_json(workspace.MONITOR)
     tracking.point_candidate(p.evaluate.register_as)
-    logged(get_run_logger(), experiments.keep(str(flow_run.name), str(flow_run.id), something_ran))
+    logged(get_run_logger(), experiments.keep(str(flow_run.name), str(flow_run.id), something_ran, dvc))
     artifacts.page(tracking.results())
     runs.tag(f"verdict:{monitor['verdict']}")
     message = f"{monitor['verdict']}: {monitor['summary']}"

@@ -271,6 +271,7 @@ def test_a_copy_is_not_installed_again_and_half_an_installation_is_none(tmp_path
     for _ in range(2):
         done = make(here)
         assert done.returncode == 2 and "this pip installs nothing" in done.stderr
+        assert "uv is not used: pip cannot read its configuration; pip installs" in done.stdout
         assert not (here / ".venv/ready").exists()
 
 
