@@ -51,21 +51,21 @@ def install(extras: str) -> None:
     """
     what = ["--editable", f".[{extras}]", "--constraint", PINS]
     try:
-        _by_uv(what)
+        _by_uv(what, compiled=extras == "dev" or "PYTHONDONTWRITEBYTECODE" in os.environ)
     except Unusable as reason:
         print(f"uv is not used: {reason}; pip installs, which takes longer", flush=True)
         subprocess.run([*PIP, "install", "--quiet", *what], check=True)
 
 
-def _by_uv(what: list[str]) -> None:
+def _by_uv(what: list[str], compiled: bool) -> None:
+    """compiled: all modules now, where Python may not keep them when it first loads them: the tests do not let it."""
     cache = Path(sys.prefix) / "uv-cache"  # beside the packages, which are hard links into it: no byte is copied
     environment = for_uv(_pip_configuration(), cache)
     uv = [*PIP, "install", "--quiet", "--only-binary", ":all:", "--constraint", PINS, "uv"]
     if subprocess.run(uv, check=False).returncode != 0:
         raise Unusable("pip finds no wheel of it for this machine")
-    # Python compiles a module when it is first loaded; where it may not keep the result, all are compiled now.
-    compiled = ["--compile-bytecode"] if os.environ.get("PYTHONDONTWRITEBYTECODE") else []
-    command = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--quiet", *compiled, *what]
+    how = ["--quiet", "--compile-bytecode"] if compiled else ["--quiet"]
+    command = [str(Path(sys.executable).with_name("uv")), "pip", "install", *how, *what]
     try:
         code = subprocess.run(command, env=environment, check=False).returncode
     except OSError as error:
