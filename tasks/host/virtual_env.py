@@ -22,7 +22,7 @@ _HEADER = b"""#!/bin/sh
 '''exec' "$(dirname -- "$(realpath -- "$0")")/python" "$0" "$@"
 ' '''
 """
-# `pip` writes one of two: the second for a path with blanks or of more than 127 characters.
+# pip and `uv` write one of two: the second for a path with blanks or of more than 127 characters.
 _OF_PIP = re.compile(rb"#!.*/\.venv/bin/python[\d.]*\n|#!/bin/sh\n'''exec' .*/\.venv/bin/python[\d.]*\b.*\n' '''\n")
 
 # File → the line that names the folder, and what finds it.
@@ -130,7 +130,7 @@ def absolute(root: Path) -> list[tuple[Path, bytes]]:
 
 
 def _text_files(environment: Path) -> list[Path]:
-    """The files that pip and venv write the folder's path into."""
+    """The files that venv, pip and uv write the folder's path into."""
     found = [file for file in environment.glob("bin/*") if file.is_file() and not file.is_symlink()]
     scripts = [file for file in found if file.name in _ACTIVATE or _begins(file) == b"#!"]
     packages = "lib/python*/site-packages"
