@@ -81,7 +81,7 @@ def _save(commit: str, name: str) -> None:
         run("update-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/{name}", kept, "")
 
 
-def _changed(dvc: OwnedDVC | None) -> str | None:
+def _changed(dvc: OwnedDVC | None = None) -> str | None:
     """What keeps the workspace from being its pipeline's results, in a phrase. DVC files of a data folder do not."""
     if dvc is not None and dvc.run(["status", "--quiet", "dvc.yaml"], {}, lambda line: None) == 0:
         return None
