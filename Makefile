@@ -9,7 +9,7 @@ override EXPERIMENT := $(value EXPERIMENT)
 override SET := $(value SET)
 export EXPERIMENT SET
 
-# No download is cached outside this folder; PIP_NO_CACHE_DIR=0 enables pip's cache.
+# No download is cached outside this folder; PIP_NO_CACHE_DIR=0 enables pip's cache, which uv does not use.
 export PIP_NO_CACHE_DIR ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLCONFIGDIR := $(CURDIR)/.run/matplotlib
@@ -23,7 +23,11 @@ help: ## List the targets
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0])'
 	@$(PYTHON) -I tasks/host/virtual_env.py
 
-setup: .venv/ready ## Install everything, pinned, into .venv
+# What only some targets need: the extras of pyproject.toml.
+.venv/ready-%: .venv/ready
+	@$(PYTHON) -I tasks/host/virtual_env.py $*
+
+setup: .venv/ready ## Install what a run needs, pinned, into .venv
 	@$(BIN)/python -m tasks.host.place
 
 run: setup ## Run the pipeline under Prefect: make run EXPERIMENT=leaves SET="data.path=photos train.epochs=2"
@@ -35,7 +39,7 @@ up: setup ## Start the servers: Prefect, its worker, MLflow
 down: setup ## Stop the servers; a run in progress is cancelled
 	@$(BIN)/python -m flows.servers down
 
-test: setup ## Run the tests
+test: setup .venv/ready-dev .venv/ready-docs ## Run the tests
 	@$(BIN)/python -m pytest
 
 collapse-cases: setup ## Run the collapse cases: is each verdict right, does the remedy work (10 minutes)
@@ -45,27 +49,26 @@ zoo: # the former name
 	@echo 'warning: make zoo is now make collapse-cases' >&2
 	@$(MAKE) --no-print-directory collapse-cases
 
-bench: setup ## Time this trainer beside pythae, Lightning and a plain PyTorch loop (half an hour)
-	@$(BIN)/python -m pip install --quiet --editable '.[bench]' --constraint constraints.txt
+bench: setup .venv/ready-bench ## Time this trainer beside pythae, Lightning and a plain PyTorch loop (half an hour)
 	@$(BIN)/python -m benchmarks.speed
 
-chaos: setup ## Kill runs at random moments and cause faults; compare the results bit for bit
+chaos: setup .venv/ready-dev ## Kill runs at random moments and cause faults; compare the results bit for bit
 	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/chaos.py
 	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/faults.py
 
 graph: setup ## Draw docs/images/packages.svg: the imports between packages
 	@$(BIN)/python docs/packages.py
 
-docs: setup ## Build docs/ into site/
+docs: setup .venv/ready-docs ## Build docs/ into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo 'open site/index.html; its search needs .venv/bin/mkdocs serve'
 
-check: setup ## Lint, format and types
+check: setup .venv/ready-dev ## Lint, format and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/python -m mypy
 
-constraints: setup ## Pin all dependencies again, transitive ones included
+constraints: setup .venv/ready-dev ## Pin all dependencies again, transitive ones included
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate --quiet --upgrade -o constraints.txt
 
 clean: ## Remove everything that was made, including the environment and the stores

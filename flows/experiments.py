@@ -7,18 +7,20 @@ import tempfile
 from pathlib import Path
 
 from tasks.host import git
-from tasks.processes.owner import ask_dvc
+from tasks.processes.owner import OwnedDVC, ask_dvc
 from tasks.workspace import LOCK, PARAMS
 
 SECONDS = 600  # DVC looks at every source file
 _NOT_OF_A_REFERENCE = re.compile(r"(?:[^A-Za-z0-9_=.]|(?<!\d)\.|\.(?!\d))+")  # a point only between digits
 
 
-def keep(flow_run_name: str, flow_run_id: str, something_ran: bool) -> str:
+def keep(flow_run_name: str, flow_run_id: str, something_ran: bool, dvc: OwnedDVC | None = None) -> str:
     """Keeps the workspace's results under the flow run's name; returns what became of them, in a sentence.
 
     A run that found everything cached is kept only if no experiment of this commit has its results yet. A failure
     is a sentence that begins with `warning: `; the flow does not fail because of it.
+
+    dvc: one that is loaded, and answers sooner.
     """
     try:
         commit = git.head()
@@ -29,7 +31,7 @@ def keep(flow_run_name: str, flow_run_id: str, something_ran: bool) -> str:
     if not something_ran and (found := _with_these_results(of_this_commit)):
         return f"these results are kept as the DVC experiment {found}"
     # Outputs of other parameters or other code would be recorded, and later restored, as if they were of these.
-    if reason := _changed():
+    if reason := _changed(dvc):
         return f"not kept as a DVC experiment: {reason}"
     name = unique(flow_run_name, flow_run_id, {ref.rpartition("/")[2] for ref in kept})
     try:
@@ -79,8 +81,10 @@ def _save(commit: str, name: str) -> None:
         run("update-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/{name}", kept, "")
 
 
-def _changed() -> str | None:
+def _changed(dvc: OwnedDVC | None = None) -> str | None:
     """What keeps the workspace from being its pipeline's results, in a phrase. DVC files of a data folder do not."""
+    if dvc is not None and dvc.run(["status", "--quiet", "dvc.yaml"], {}, lambda line: None) == 0:
+        return None
     done = ask_dvc("status", "--json", "dvc.yaml", seconds=SECONDS)
     try:
         return "parameters, code or data changed during the run" if json.loads(done.stdout) else None

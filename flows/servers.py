@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,13 +32,18 @@ SETTLED_SECONDS = 1  # a worker has no address to ask; by then it would have fai
 log = logging.getLogger(__name__)
 
 
-def start(name: str, *arguments: str, url: httpx.URL | None = None) -> bool:
+def nothing() -> None:
+    """What there is to do while a server starts."""
+
+
+def start(name: str, *arguments: str, url: httpx.URL | None = None, meanwhile: Callable[[], None] = nothing) -> bool:
     """Starts `python -m ARGUMENTS…` in a session of its own and waits until it answers; False if it is up already.
 
     Its log and a note of its process id are in .run/.
 
     Args:
         url: answers when it is ready; a worker has none.
+        meanwhile: called once it is starting; its error stops the server.
 
     Raises:
         InputError: its port is taken by another program, or it did not start.
@@ -63,6 +68,11 @@ def start(name: str, *arguments: str, url: httpx.URL | None = None) -> bool:
         )
     workspace.write(services.note(name), str(child.pid))
     process, began = psutil.Process(child.pid), time.monotonic()
+    try:
+        meanwhile()
+    except BaseException:
+        stop(name)
+        raise
     while not _is_ready(process, url) if url else time.monotonic() - began < SETTLED_SECONDS:
         if child.poll() is not None:
             if url is not None and services.is_taken(url.host, url.port or 80):  # by a program that was faster
@@ -97,7 +107,7 @@ def stop(name: str) -> bool:
     return process is not None
 
 
-def start_prefect() -> bool:
+def start_prefect(meanwhile: Callable[[], None] = nothing) -> bool:
     """Starts this folder's server; another one, by PREFECT_API_URL, has to answer. False if it is up already."""
     api = get_current_settings().api.url
     if not api:
@@ -108,7 +118,7 @@ def start_prefect() -> bool:
         return False
     url = httpx.URL(f"{api}/health")
     address = ("--host", url.host, "--port", str(url.port or 4200))
-    return start(services.PREFECT, "prefect", "server", "start", *address, url=url)
+    return start(services.PREFECT, "prefect", "server", "start", *address, url=url, meanwhile=meanwhile)
 
 
 def _is_elsewhere(api: str | None) -> bool:
@@ -140,12 +150,15 @@ def start_mlflow() -> bool:
 
 
 @contextmanager
-def prefect_server() -> Iterator[None]:
-    """A Prefect server for as long as it is needed: one that is up already is used, and left up."""
+def prefect_server(meanwhile: Callable[[], None] = nothing) -> Iterator[None]:
+    """A Prefect server for as long as it is needed: one that is up already is used, and left up.
+
+    meanwhile: called while it starts; not where it is up already.
+    """
     _prepare()
     if services.noted_process(services.PREFECT) is None and not _is_elsewhere(get_current_settings().api.url):
         log.info("starting Prefect …; its pages are available during this run, and after `make up`")
-    ours = start_prefect()
+    ours = start_prefect(meanwhile)
     try:
         runs.sweep()
         yield

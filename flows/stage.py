@@ -3,16 +3,16 @@
 A CUDA error poisons the process that it happens in, and a killed trainer must not kill the flow.
 """
 
-import os
 import re
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tasks.processes import dvc_files, entry
-from tasks.processes.owner import owned_dvc
+from tasks.processes.owner import OwnedDVC
 from vae.config.errors import InputError
 
 Outcome = Literal["Completed", "Cached", "Restored"]
@@ -56,8 +56,10 @@ class StageFailed(Exception):
     __repr__ = Exception.__str__  # Prefect logs it so
 
 
-def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) -> Outcome:
+def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str], dvc: OwnedDVC | None = None) -> Outcome:
     """Runs `dvc repro --single-item STAGE` and passes its output to `say`, line by line.
+
+    dvc: what runs it; by default one for this stage alone.
 
     Returns:
         Cached if DVC skipped the stage, Restored if it brought its outputs back, else Completed.
@@ -66,12 +68,14 @@ def run(stage: str, say: Callable[[str], None], environment: Mapping[str, str]) 
         StageFailed: with the reason in one line.
     """
     output, killed_before = _Output(stage), _killed_for_memory()
-    with owned_dvc(["repro", "--single-item", stage], {**os.environ, **environment}) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if shown := output.read(line.rstrip()):
-                say(shown)
-    if (code := process.returncode) == 0:
+
+    def read(line: str) -> None:
+        if shown := output.read(line):
+            say(shown)
+
+    with nullcontext(dvc) if dvc else OwnedDVC() as ours:
+        code = ours.run(["repro", "--single-item", stage], environment, read)
+    if code == 0:
         return output.outcome
     reason, may_be_retried = output.reason or output.last or f"ended with exit code {code}", output.may_end_otherwise
     if output.exit_code in KILLED:

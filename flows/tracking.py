@@ -1,4 +1,4 @@
-"""What a flow run reads from MLflow and records there. Imported late: MLflow and PyTorch take seconds to load.
+"""What a flow run reads from MLflow and records there. Imported late: MLflow takes seconds to load.
 
 MLflow may be unreachable: then a warning says what is missing, and the flow continues.
 """
@@ -11,9 +11,9 @@ from flows.artifacts import RECONSTRUCTIONS, Links
 from tasks import workspace
 from tasks.host import addresses
 from tasks.processes import services
-from tasks.tracking import evaluation_run, store
+from tasks.tracking import registry, store
 from vae.config.errors import InputError
-from vae.models import saved
+from vae.models.files import weights_hash
 
 
 def connect() -> None:
@@ -36,6 +36,15 @@ def connect() -> None:
         ) from None
 
 
+def prepare() -> None:
+    """Loads MLflow's store, and creates it before the first run; where it is away, the stages that use it say so."""
+    try:
+        store.connect()
+    except Exception as error:
+        if not store.is_away(error):
+            raise
+
+
 def end_dead_runs() -> None:
     """A stage that was killed could not end its run in MLflow."""
     with store.away("a run of the stage may stay RUNNING until the next run starts"):
@@ -45,7 +54,7 @@ def end_dead_runs() -> None:
 def point_candidate(name: str) -> None:
     """DVC may have restored the results of an earlier run: the registry's `candidate` follows them."""
     with store.away(f"the alias candidate of {name} stays where it was"):
-        evaluation_run.point_candidate(saved.weights_hash(workspace.MODEL), name)
+        registry.point_candidate(weights_hash(workspace.MODEL), name)
 
 
 def results() -> Links:

@@ -21,6 +21,7 @@ from tasks import data_path, overlay, workspace
 from tasks.host import addresses, place
 from tasks.processes import dvc_files, entry, events
 from tasks.processes.lock import hold
+from tasks.processes.owner import OwnedDVC
 from tasks.tracking import lineage
 from vae.config import loading
 from vae.config.errors import InputError
@@ -57,8 +58,11 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
     """
     log = get_run_logger()
     try:
-        with hold(workspace.root() / ".run" / "workspace.lock", f"flow run {flow_run.name}"), runs.recorded():
-            dvc_files.free_dvc(workspace.root())
+        with (
+            hold(workspace.root() / ".run" / "workspace.lock", f"flow run {flow_run.name}"),
+            runs.recorded(),
+            freed_dvc() as dvc,
+        ):
             addresses.tracking_uri()
             if wrong := place.configure_dvc():
                 log.info("%s; changed in .dvc/config.local", wrong)
@@ -68,17 +72,23 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
             runs.tag(f"data:{p.data.source}", *([f"experiment:{experiment}"] if experiment else []))
             something_ran = False
             for name in STAGES:
-                state = run_stage.with_options(name=name, task_run_name=name)(name, return_state=True)
+                state = run_stage.with_options(name=name, task_run_name=name)(name, dvc, return_state=True)
                 if not state.is_completed():
                     from flows import tracking  # takes seconds to load
 
                     tracking.end_dead_runs()
                     return Failed(message=state.message)
                 something_ran |= state.name not in ("Cached", "Restored")
-            return finish(p, something_ran)
+            return finish(p, something_ran, dvc)
     except InputError as error:
         log.error(str(error))
         return Failed(message=str(error))
+
+
+def freed_dvc() -> OwnedDVC:
+    """What runs the stages: it loads while the parameters are read. A lock that a killed DVC has left is removed."""
+    dvc_files.free_dvc(workspace.root())
+    return OwnedDVC()
 
 
 def _worth_another_try(task: Task[..., Any], run: TaskRun, state: State) -> bool:
@@ -87,7 +97,7 @@ def _worth_another_try(task: Task[..., Any], run: TaskRun, state: State) -> bool
 
 
 @task(retries=2, retry_delay_seconds=5, retry_condition_fn=_worth_another_try, persist_result=False)
-def run_stage(name: str) -> State:
+def run_stage(name: str, dvc: OwnedDVC) -> State:
     """One stage of dvc.yaml, in a process of its own. A retry of `train` resumes from its last checkpoint."""
     log, environment, shown = get_run_logger(), _lineage(), None
     if name == "train":
@@ -101,7 +111,7 @@ def run_stage(name: str) -> State:
             shown.update()
 
     try:
-        outcome = stage.run(name, say, environment)
+        outcome = stage.run(name, say, environment, dvc)
     except stage.StageFailed as failure:
         if failure.may_be_retried:
             raise
@@ -114,13 +124,13 @@ def run_stage(name: str) -> State:
     return Completed(name=outcome, message=f"{name}: {outcome.lower()}")
 
 
-def finish(p: Parameters, something_ran: bool) -> State:
+def finish(p: Parameters, something_ran: bool, dvc: OwnedDVC) -> State:
     """The results kept as an experiment; the verdict as an artifact, and as the state of the flow run."""
     from flows import tracking  # takes seconds to load
 
     monitor = workspace.read_json(workspace.MONITOR)
     tracking.point_candidate(p.evaluate.register_as)
-    logged(get_run_logger(), experiments.keep(str(flow_run.name), str(flow_run.id), something_ran))
+    logged(get_run_logger(), experiments.keep(str(flow_run.name), str(flow_run.id), something_ran, dvc))
     artifacts.page(tracking.results())
     runs.tag(f"verdict:{monitor['verdict']}")
     message = f"{monitor['verdict']}: {monitor['summary']}"
@@ -135,6 +145,13 @@ def check_mlflow() -> None:
         from flows import tracking  # takes seconds to load
 
         tracking.connect()
+
+
+def open_store() -> None:
+    """Loads MLflow, and at the first run creates its database: seconds, in which Prefect starts."""
+    from flows import tracking  # takes seconds to load
+
+    tracking.prepare()
 
 
 def _lineage() -> dict[str, str]:
@@ -161,7 +178,7 @@ def main(experiment: str = "", settings: Annotated[str, typer.Option("--set")] =
         overrides = overlay.parse_settings(settings)
         data_path.check(overlay.proposed(experiment or None, overrides).data)
         check_mlflow()
-        with servers.prefect_server():
+        with servers.prefect_server(meanwhile=open_store):
             state: State = vae_train(experiment or None, overrides or None, return_state=True)
     except InputError as error:
         raise _failed(str(error), entry.INPUT_ERROR) from None

@@ -72,7 +72,7 @@ def packages() -> Found:
         if not pin.specifier.contains(installed[pin.name])
     ]
     if others:
-        yield "problem", f"{', '.join(others)}: `rm .venv/ready; make setup`"
+        yield "problem", f"{', '.join(others)}: `rm .venv/ready*; make setup`"
     else:
         yield "ok", f"as pinned in constraints.txt ({len(pins)} pins)"
 

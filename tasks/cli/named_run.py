@@ -14,7 +14,7 @@ from tasks.cli import named_model
 from tasks.tracking import registry, store
 from vae.config.errors import InputError
 from vae.config.files import writing, written_aside
-from vae.models.saved import weights_hash
+from vae.models.files import weights_hash
 
 _RUN_NAME = re.compile(r"[\w.=+-]+")  # such as those of flow runs: leaves-epochs=2-20260131-120000
 

@@ -27,7 +27,8 @@ from vae.data.folders import folder
 from vae.data.images import UnusableImage
 from vae.data.item import Item, storable
 from vae.metrics.measurement import BATCH
-from vae.models.saved import WEIGHTS_FILE, Saved, weights_hash
+from vae.models.files import WEIGHTS_FILE, weights_hash
+from vae.models.saved import Saved
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Decoded: TypeAlias = tuple[Item, Pixels | UnusableImage | None]  # None: left out

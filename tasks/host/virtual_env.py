@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED_FROM = ("pyproject.toml", "constraints.txt")
+BASE = "huggingface,onnx"  # the extras with which every command and every source of images works
 
 # As `uv venv --relocatable` writes it: a script runs the Python beside it. Blanks and quotes in a path do no harm here;
 # in a plain #! line they do.
@@ -21,7 +22,7 @@ _HEADER = b"""#!/bin/sh
 '''exec' "$(dirname -- "$(realpath -- "$0")")/python" "$0" "$@"
 ' '''
 """
-# `pip` writes one of two: the second for a path with blanks or of more than 127 characters.
+# pip and `uv` write one of two: the second for a path with blanks or of more than 127 characters.
 _OF_PIP = re.compile(rb"#!.*/\.venv/bin/python[\d.]*\n|#!/bin/sh\n'''exec' .*/\.venv/bin/python[\d.]*\b.*\n' '''\n")
 
 # File → the line that names the folder, and what finds it.
@@ -66,17 +67,20 @@ def unusable(folder: Path) -> str | None:
     return None
 
 
-def install(root: Path) -> None:
+def install(root: Path, extra: str = "") -> None:
     """Makes the environment; one that is installed from the same files already stays as it is.
 
     `.venv/ready` is written last and holds those files: a copy or a checkout changes their times and nothing else.
+
+    Args:
+        extra: what to add to it, such as dev; `.venv/ready-dev` is then the file that is written last.
 
     Raises:
         RuntimeError: there is an environment whose Python does not start; it is left as it is.
         subprocess.CalledProcessError: venv or pip failed, and has said why.
     """
     environment = root / ".venv"
-    ready, python = environment / "ready", environment / "bin" / "python"
+    ready, python = environment / ("ready" if not extra else f"ready-{extra}"), environment / "bin" / "python"
     needed = b"".join((root / name).read_bytes() for name in INSTALLED_FROM)
     if not python.exists():  # also where it is a link to an interpreter that is gone
         if environment.is_symlink():
@@ -89,13 +93,11 @@ def install(root: Path) -> None:
     if has_pip and ready.is_file() and ready.read_bytes() == needed:
         ready.touch()
         return
-    print("installing into .venv: about 2 GB, a few minutes", flush=True)
+    print(f"installing {extra or 'into .venv: about 2 GB, a minute or two'}", flush=True)
     ready.unlink(missing_ok=True)
     if not has_pip:
         subprocess.run([str(python), "-m", "ensurepip"], check=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet"]
-    what = ["--editable", ".[dev,docs,huggingface]", "--constraint", "constraints.txt"]
-    subprocess.run([*pip, *what], cwd=root, check=True)
+    subprocess.run([str(python), "-I", "tasks/host/packages.py", extra or BASE], cwd=root, check=True)
     relocate(root)
     _replace(ready, needed, mode=0o644)
 
@@ -128,7 +130,7 @@ def absolute(root: Path) -> list[tuple[Path, bytes]]:
 
 
 def _text_files(environment: Path) -> list[Path]:
-    """The files that pip and venv write the folder's path into."""
+    """The files that venv, pip and uv write the folder's path into."""
     found = [file for file in environment.glob("bin/*") if file.is_file() and not file.is_symlink()]
     scripts = [file for file in found if file.name in _ACTIVATE or _begins(file) == b"#!"]
     packages = "lib/python*/site-packages"
@@ -168,7 +170,7 @@ def main() -> None:
     if reason := unusable(ROOT):
         sys.exit(f"error: {reason}")
     try:
-        install(ROOT)
+        install(ROOT, *sys.argv[1:])
     except RuntimeError as error:
         sys.exit(f"error: {error}")
     except subprocess.CalledProcessError as error:

@@ -5,15 +5,17 @@ itself once one of them is gone; DVC then releases its locks.
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 
@@ -93,10 +95,22 @@ def owned_dvc(
 
     In a session of its own, so that Ctrl-C reaches this process first.
     """
-    process = subprocess.Popen(
+    process = _start_dvc(command, environment, folder, subprocess.DEVNULL)
+    try:
+        yield process
+        process.wait()
+    finally:
+        if process.poll() is None:
+            end(psutil.Process(process.pid))
+
+
+def _start_dvc(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path | None, stdin: int
+) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
         [sys.executable, "-m", "tasks.processes.owned_dvc", *command],
         cwd=folder,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
@@ -104,12 +118,50 @@ def owned_dvc(
         start_new_session=True,
         env=with_interpreter(git.own_environment(environment)) | {OWNER: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
     )
-    try:
-        yield process
-        process.wait()
-    finally:
-        if process.poll() is None:
+
+
+class OwnedDVC:
+    """`dvc COMMAND…` for one command after another, by one process, which loads DVC at once and only once.
+
+    As a context it ends that process. One that a command or a person has ended is replaced for the next command.
+    """
+
+    def __init__(self) -> None:
+        self._process = _start_dvc([], os.environ, None, subprocess.PIPE)
+
+    def __enter__(self) -> "OwnedDVC":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()  # between two commands, it ends by that
+        with contextlib.suppress(subprocess.TimeoutExpired, psutil.NoSuchProcess):
+            self._process.wait(PATIENCE[0])
+        if self._process.poll() is None:
+            end(psutil.Process(self._process.pid))
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str], read: Callable[[str], None]) -> int:
+        """Runs a command and passes what it prints to `read`, line by line; an error of `read` ends it.
+
+        environment: what is added to this program's for the command.
+        Returns: its exit code; negative, as that of Popen, where DVC was killed.
+        """
+        if self._process.poll() is not None:
+            self._process = _start_dvc([], os.environ, None, subprocess.PIPE)
+        process, mark = self._process, uuid4().hex
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps([mark, list(command), dict(environment)]) + "\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                if line.startswith(mark):
+                    return int(line.removeprefix(mark))
+                read(line.rstrip())
+            return process.wait()
+        except BaseException:
             end(psutil.Process(process.pid))
+            raise
 
 
 def ask_dvc(

@@ -78,14 +78,6 @@ def _with_verdict(run: Run, verdict: str) -> str:
     return f"{str(run.info.run_name).removesuffix('-' + run.data.tags.get(VERDICT, verdict))}-{verdict}"
 
 
-def point_candidate(weights_sha256: str, name: str) -> None:
-    """Moves the alias `candidate` to the version with these weights, if they are registered."""
-    client, _ = store.connect()
-    number = registry.version_with(client, name, weights_sha256, registry.prior_hash())
-    if number is not None:
-        client.set_registered_model_alias(name, registry.CANDIDATE, number)
-
-
 def origin(run: Run, promotion_sentence: str | None, champion: tuple[str, Run] | None) -> Origin:
     """Where a run comes from, with links, and the champion that it is compared with."""
     tags = run.data.tags

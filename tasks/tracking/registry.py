@@ -5,10 +5,10 @@ import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow
 import numpy as np
-import torch
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
@@ -22,8 +22,12 @@ from tasks import PROJECT, workspace
 from tasks.tracking import pages, store
 from tasks.tracking.store import VERDICT, WEIGHTS
 from vae.config.errors import InputError
-from vae.models import saved as saved_files
-from vae.models.saved import PRIOR_FILE, WEIGHTS_FILE, Saved
+from vae.models.files import PRIOR_FILE, WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    import torch
+
+    from vae.models.saved import Saved
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 # Tags of a version, besides those of `store`. RUN is the latest run that evaluated it, not always the one that made it.
@@ -34,7 +38,7 @@ _SERVED_WITH = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml"
 _SIGNATURE = ModelSignature(params=ParamSchema([ParamSpec("task", DataType.string, "encode")]))
 
 
-def register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdict: str) -> ModelVersion:
+def register(client: MlflowClient, saved: "Saved", run_id: str, name: str, verdict: str) -> ModelVersion:
     """Logs the model into the run and registers it as the candidate; the same model is registered once."""
     number = version_with(client, name, saved.sha256, prior_hash())
     if number is None:
@@ -58,7 +62,7 @@ def register(client: MlflowClient, saved: Saved, run_id: str, name: str, verdict
     return client.get_model_version(name, number)
 
 
-def _log(saved: Saved, run_id: str) -> ModelInfo:
+def _log(saved: "Saved", run_id: str) -> ModelInfo:
     channels, height, width = saved.config.image_shape
     example = np.zeros((2, height, width, channels), np.uint8)
     with tempfile.TemporaryDirectory(prefix="vae-model-") as folder:
@@ -92,6 +96,14 @@ def version_with(client: MlflowClient, name: str, weights_sha256: str, prior: st
     return None
 
 
+def point_candidate(weights_sha256: str, name: str) -> None:
+    """Moves the alias `candidate` to the version with these weights, if they are registered."""
+    client, _ = store.connect()
+    number = version_with(client, name, weights_sha256, prior_hash())
+    if number is not None:
+        client.set_registered_model_alias(name, CANDIDATE, number)
+
+
 def version_at(uri: str) -> ModelVersion:
     """The version behind `models:/NAME@ALIAS` or `models:/NAME/NUMBER`.
 
@@ -109,12 +121,14 @@ def version_at(uri: str) -> ModelVersion:
         raise InputError(f"{uri}: {store.reason_of(error)}{_known(client, name)}") from None
 
 
-def load(uri: str, device: torch.device | None = None) -> Saved:
+def load(uri: str, device: "torch.device | None" = None) -> "Saved":
     """A model of this project, by any URI that MLflow downloads from.
 
     Raises:
         InputError: there is none.
     """
+    from vae.models import saved  # loads PyTorch, which takes seconds
+
     client, _ = store.connect()
     with tempfile.TemporaryDirectory(prefix="vae-model-") as folder:
         try:
@@ -126,7 +140,7 @@ def load(uri: str, device: torch.device | None = None) -> Saved:
         found = sorted(place.rglob(WEIGHTS_FILE))
         if len(found) != 1:
             raise InputError(f"{uri} holds {len(found)} files {WEIGHTS_FILE}; a model of this project has one")
-        return saved_files.load(found[0].parent, device)
+        return saved.load(found[0].parent, device)
 
 
 def _known(client: MlflowClient, name: str) -> str:

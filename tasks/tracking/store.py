@@ -24,6 +24,7 @@ from tasks.processes import run_notes
 from tasks.processes.lock import hold
 from tasks.tracking import lineage
 from vae.config import loading
+from vae.models.files import weights_hash
 
 WEIGHTS, VERDICT, ENDED, STAGE = "weights.sha256", "verdict", "ended", "dvc.train"  # tags of a run
 
@@ -167,8 +168,6 @@ def run_of(weights_sha256: str) -> Run:
 
 def run_here() -> Run:
     """The run of the model in the workspace."""
-    from vae.models.saved import weights_hash  # loads PyTorch, which takes seconds
-
     return run_of(weights_hash(workspace.MODEL))
 
 

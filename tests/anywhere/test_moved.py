@@ -244,7 +244,7 @@ def test_an_environment_of_an_earlier_version_follows_by_make_setup(tmp_path: Pa
 
 def with_setup(root: Path) -> Path:
     """What `make .venv/ready` needs, beside an environment that pip has filled."""
-    for name in ("Makefile", "constraints.txt", "tasks/host/virtual_env.py"):
+    for name in ("Makefile", "constraints.txt", "tasks/host/virtual_env.py", "tasks/host/packages.py"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROJECT / name, root / name)
     (root / "pyproject.toml").write_text("damaged")
@@ -271,6 +271,7 @@ def test_a_copy_is_not_installed_again_and_half_an_installation_is_none(tmp_path
     for _ in range(2):
         done = make(here)
         assert done.returncode == 2 and "this pip installs nothing" in done.stderr
+        assert "uv is not used: pip cannot read its configuration; pip installs" in done.stdout
         assert not (here / ".venv/ready").exists()
 
 

@@ -3,7 +3,6 @@
 Both are checked before a model is built: a `config.json` from elsewhere may ask for any amount of memory.
 """
 
-import hashlib
 import itertools
 import json
 import math
@@ -22,11 +21,10 @@ from vae.compute.devices import Compute
 from vae.config.errors import InputError
 from vae.config.parameters import LARGEST_IMAGE, Model
 from vae.config.preprocessing import Preprocessing
+from vae.models.files import CONFIG_FILE, PRIOR_FILE, WEIGHTS_FILE, missing, weights_hash
 from vae.models.likelihood import Likelihood
 from vae.models.mixture_prior import Mixture
 from vae.models.vae import VAE, to_device
-
-WEIGHTS_FILE, CONFIG_FILE, PRIOR_FILE = "weights.safetensors", "config.json", "prior.safetensors"
 
 # A remedy changes these sections, but for places and for what decides about remedies.
 _REMEDIED = ("model.", "objective.", "kl.", "train.")
@@ -175,7 +173,7 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         return ModelConfig.model_validate_json((folder / CONFIG_FILE).read_bytes())
     except FileNotFoundError:
-        raise _missing(folder, CONFIG_FILE) from None
+        raise missing(folder, CONFIG_FILE) from None
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
@@ -194,18 +192,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a safetensors file: {error}") from None
-
-
-def weights_hash(folder: Path) -> str:
-    try:
-        with (folder / WEIGHTS_FILE).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise _missing(folder, WEIGHTS_FILE) from None
-
-
-def _missing(folder: Path, name: str) -> InputError:
-    return InputError(f"{folder} holds no model: {name} is missing; `dvc repro train` makes it")
 
 
 def _misfit(folder: Path, reason: str) -> InputError:

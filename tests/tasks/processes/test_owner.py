@@ -13,6 +13,8 @@ import pytest
 from helpers.project import PROJECT
 from helpers.workspaces import make_pipeline, wait_for
 
+from tasks.processes import owner
+
 PROMISED_SECONDS = 10  # until nothing of a run is left, and its locks are free
 
 STAGE = """
@@ -109,3 +111,22 @@ def test_a_stage_that_was_started_by_hand_outlives_its_parent(place: Path) -> No
     with pytest.raises(psutil.TimeoutExpired):
         stage.wait(2)
     stage.kill()
+
+
+def test_one_dvc_runs_one_command_after_another_and_a_dead_one_is_replaced(place: Path) -> None:
+    Path("dvc.yaml").write_text("stages:\n  two:\n    cmd: printf $WORD; cat > made; exit 3\n    outs: [made]\n")
+    seen: list[str] = []
+    with owner.OwnedDVC() as dvc:
+        for word in ("first", "second"):
+            assert dvc.run(["repro", "two"], {"WORD": word}, seen.append) == 255
+        assert any("first" in line for line in seen) and any("second" in line for line in seen)
+        assert Path("made").read_text() == "", "a stage reads nothing of what is meant for DVC"
+        assert dvc.run(["status", "--quiet"], {}, seen.append) == 1
+
+        process = psutil.Process(dvc._process.pid)
+        assert process.children() == []
+        process.kill()
+        process.wait()
+        assert dvc.run(["--version"], {}, seen.append) == 0
+        assert dvc._process.pid != process.pid
+    assert running(place) == []

@@ -35,7 +35,7 @@ def test_the_same_weights_are_registered_once_and_the_candidate_moves(client: Ml
     assert first == f"models:/vae/{candidate.version}"
     assert candidate.tags[store.VERDICT] == "overfitted"
     assert len(client.search_model_versions("name = 'vae'")) == 2
-    evaluation_run.point_candidate(write_model(seed=5).sha256, "vae")
+    registry.point_candidate(write_model(seed=5).sha256, "vae")
     assert second.endswith(f"/{client.get_model_version_by_alias('vae', registry.CANDIDATE).version}")
 
 
