@@ -24,7 +24,7 @@ import torch
 import typer
 from ruamel.yaml import YAML
 
-from benchmarks.peers import ALL_PEERS, PEERS
+from benchmarks.peers import ALL_PEERS, PEERS, now
 from tasks import workspace
 from tasks.processes import entry
 from vae.compute import devices
@@ -154,27 +154,28 @@ def photos(side: int, channels: int, count: int) -> np.ndarray:
     return patches if channels == 3 else patches.mean(3, keepdims=True).astype(np.uint8)
 
 
-def matrix_rate(precision: torch.dtype, seconds: float = 2.0) -> float:
+def matrix_rate(precision: torch.dtype, seconds: float = 2.0, device: str = "cpu") -> float:
     """The machine's peak floating-point operations per second in this precision.
 
     The better of a matrix product and a wide convolution: they come from different libraries, and on some machines
     the matrix product is the slower one.
     """
-    a, b = torch.randn(2, 2048, 2048).to(precision)
-    x, w = torch.randn(32, 256, 16, 16).to(precision), torch.randn(256, 256, 3, 3).to(precision)
+    a, b = torch.randn(2, 2048, 2048, device=device).to(precision)
+    x = torch.randn(32, 256, 16, 16, device=device).to(precision)
+    w = torch.randn(256, 256, 3, 3, device=device).to(precision)
     x, w = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, w))
     product = _rate(lambda: a @ b, 2 * 2048**3, seconds)
     convolution = _rate(lambda: torch.nn.functional.conv2d(x, w), 2 * 32 * 14 * 14 * 9 * 256**2, seconds)
     return max(product, convolution)
 
 
-def _rate(operation: Callable[[], Any], flops: int, seconds: float) -> float:
-    operation()
-    begin, count = time.perf_counter(), 0
+def _rate(operation: Callable[[], torch.Tensor], flops: int, seconds: float) -> float:
+    device = operation().device
+    begin, count = now(device), 0
     while time.perf_counter() - begin < seconds:
         operation()
         count += 1
-    return count * flops / (time.perf_counter() - begin)
+    return count * flops / (now(device) - begin)
 
 
 def one(name: str, trainer: str, seed: int) -> dict[str, Any]:
@@ -188,7 +189,7 @@ def one(name: str, trainer: str, seed: int) -> dict[str, Any]:
     else:
         compute = compute_of(p, trainer, len(train))
         model, speeds = (as_the_stage if case.end_to_end else alone)(p, train, valid, compute)
-        seconds = [_images(case) / speed for speed in speeds]
+        seconds = [images_of(case) / speed for speed in speeds]
     return {"seconds": seconds, **spent(), "skill": skill(p, model, valid)}
 
 
@@ -263,7 +264,7 @@ def skill(p: ResolvedParameters, model: VAE, images: np.ndarray) -> float:
     return calibrated - MeanImage.of(images).elbo(images, "gaussian")
 
 
-def _images(case: Case) -> int:
+def images_of(case: Case) -> int:
     """Images per epoch: full batches only."""
     return case.images // case.batch * case.batch
 
@@ -273,10 +274,10 @@ def _in_own_process(name: str, trainer: str, seed: int, folder: str) -> dict[str
     case = CASES[name]
     p = parameters_of(case, seed)
     steady = statistics.median(found["seconds"][1:])
-    speed = _images(case) / steady
+    speed = images_of(case) / steady
     return {
         "images_per_second": speed,
-        "images_per_second_end_to_end": _images(case) * case.epochs / found["whole_seconds"],
+        "images_per_second_end_to_end": images_of(case) * case.epochs / found["whole_seconds"],
         "first_epoch_seconds": found["seconds"][0],
         "whole_seconds": found["whole_seconds"],
         "flops_per_second": training_flops(p) * speed,

@@ -44,7 +44,7 @@ def train(changes: dict[str, Any], path: Path | None = None, **more: Any) -> Tra
     return loop.train(p, TRAIN, VALID, devices.choose(p.train), path, **more)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("changes", [*CASES.values(), AGGRESSIVE], ids=[*CASES, "aggressive"])
 def test_the_same_bits_twice(changes: dict[str, Any], compiled: bool) -> None:
     if compiled and shutil.which("cc") is None:
