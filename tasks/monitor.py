@@ -14,6 +14,7 @@ from vae.compute import devices
 from vae.compute.batches import for_measuring, open_images
 from vae.config import loading
 from vae.config.errors import InputError
+from vae.config.parameters import Parameters
 from vae.config.resolved import ResolvedParameters, changed
 from vae.config.text import rounded, written
 from vae.metrics.mean_image import MeanImage
@@ -58,7 +59,7 @@ def main() -> None:
         kept_epoch=model.config.kept_epoch,
         fitted_gap=fitted_gap,
     )
-    result = report(p, model, evidence, in_steps=loading.load(workspace.PARAMS).kl.annealing_steps is not None)
+    result = report(p, model, evidence, loading.load(workspace.PARAMS))
     workspace.write_json(workspace.MONITOR, rounded(result))
 
     log.info(f"verdict: {result['verdict']}. {result['summary']}")
@@ -84,14 +85,16 @@ def check_agreement(model: Saved, valid: Measurement, history: list[Row]) -> Non
             )
 
 
-def remedy_of(model: Saved, verdict: Verdict, in_steps: bool) -> dict[str, Any]:
+def remedy_of(model: Saved, verdict: Verdict, user: Parameters) -> dict[str, Any]:
     """All changes to make in `params.yaml`: those that a restart made already, and those still recommended.
 
-    in_steps: `params.yaml` gives the ramp in steps, which take precedence over epochs and have to be unset.
+    user: `params.yaml`. A ramp in steps and a training in seconds take precedence over epochs, and have to be unset.
     """
     remedy = {**model.config.changes, **verdict.remedy}
-    if in_steps and "kl.annealing_epochs" in remedy:
+    if user.kl.annealing_steps is not None and "kl.annealing_epochs" in remedy:
         remedy["kl.annealing_steps"] = None
+    if user.train.budget is not None and "train.epochs" in remedy:
+        remedy["train.budget"] = None
     return remedy
 
 
@@ -131,10 +134,10 @@ def warnings(p: ResolvedParameters, e: Evidence) -> list[str]:
     return found
 
 
-def report(p: ResolvedParameters, model: Saved, e: Evidence, in_steps: bool = False) -> dict[str, Any]:
+def report(p: ResolvedParameters, model: Saved, e: Evidence, user: Parameters) -> dict[str, Any]:
     """The content of `reports/monitor.json`."""
     verdict, valid, config = judge(p, e), e.valid, model.config
-    remedy = remedy_of(model, verdict, in_steps)
+    remedy = remedy_of(model, verdict, user)
     return {
         "verdict": verdict.verdict,
         "summary": verdict.summary,

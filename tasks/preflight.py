@@ -1,4 +1,7 @@
-"""Stage `preflight`: predict KL, active units and collapse from the training images by linear theory."""
+"""Stage `preflight`: predict KL, active units and collapse from the training images by linear theory.
+
+Numbers that the parameters leave to it are found here: a calibrated KL weight, and the epochs that fit into a budget.
+"""
 
 import logging
 import math
@@ -12,21 +15,28 @@ from tasks.processes import entry
 from vae.collapse import linear_theory
 from vae.collapse.linear_theory import Spectrum
 from vae.collapse.warnings import schedule_above, warnings
+from vae.compute import devices
 from vae.compute.batches import open_images
 from vae.config import loading
 from vae.config.beta_elbo import BetaELBO
 from vae.config.files import written_aside
 from vae.config.parameters import Parameters
+from vae.config.resolved import resolve
 from vae.config.text import rounded
+from vae.models.flops import training_flops
+from vae.training.budget import epochs_within
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
     p = loading.load(workspace.PARAMS)
-    spectrum = linear_theory.spectrum_for(p, open_images(workspace.images("train")))
+    train_images = open_images(workspace.images("train"))
+    spectrum = linear_theory.spectrum_for(p, train_images)
     weight = linear_theory.resolved_weight(p, spectrum)
-    result = predicted(p, weight, spectrum)
+    epochs = p.train.epochs if p.train.budget is None else affordable(p, weight, train_images, p.train.budget)
+    p = p.model_copy(update={"train": p.train.model_copy(update={"epochs": epochs})})
+    result = {**predicted(p, weight, spectrum), "epochs": epochs}
     workspace.write_json(workspace.PREFLIGHT, rounded(result))
     with written_aside(workspace.PREFLIGHT_PLOT) as aside:
         plot(p, weight, spectrum).savefig(aside, format="png", dpi=110, metadata={"Software": None})
@@ -41,12 +51,21 @@ def main() -> None:
         log.warning(warning)
 
 
+def affordable(p: Parameters, weight: float, train_images: np.ndarray, seconds: float) -> int:
+    """The epochs that fit into `train.budget`."""
+    resolved = resolve(p, p.train.steps_per_epoch(len(train_images)), weight, p.train.epochs)
+    compute = devices.choose(resolved.train, training_flops(p), len(train_images))
+    epochs = epochs_within(seconds, resolved, train_images, open_images(workspace.images("valid")), compute)
+    log.info(f"preflight: {epochs} epochs fit into train.budget = {seconds:g} seconds on this machine")
+    return epochs
+
+
 def predicted(p: Parameters, weight: float, spectrum: Spectrum) -> dict[str, Any]:
     """The content of `reports/preflight.json`."""
     expected = linear_theory.expectations(p, weight, spectrum)
     return {
         **expected,
-        **schedule_above(p.kl, weight, expected["collapse_kl_weight"]),
+        **schedule_above(p, weight, expected["collapse_kl_weight"]),
         "warnings": warnings(p, expected, spectrum),
     }
 

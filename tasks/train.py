@@ -134,6 +134,8 @@ def run(job: Job, checkpoints: Path) -> None:
         **lineage.flow(),
         **{f"compute.{name}": value for name, value in job.compute.describe().items()},
     }
+    if loading.load(workspace.PARAMS).train.budget is not None:
+        tags[lineage.BUDGET_EPOCHS] = str(job.p.train.epochs)
     with training_run(name, checkpoints / "mlflow_run_id", tags) as tracked:
         tracked.log_inputs(loading.load(workspace.PARAMS), job.train_images, job.valid_images)
         tried = remedied(job, tracked, checkpoints) if job.p.train.on_collapse == "remedy" else []

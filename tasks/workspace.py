@@ -106,14 +106,16 @@ def sha256(path: Path) -> str:
 
 
 def load_parameters() -> ResolvedParameters:
-    """`params.yaml` with a calibrated KL weight as the number that preflight found, and a ramp of steps in epochs.
+    """`params.yaml` with the numbers that preflight found and rules give, and a ramp of steps in epochs.
 
     Raises:
         InputError: a parameter is not allowed, or preflight or ingest has not run.
     """
-    p, weight, steps = loading.load(PARAMS), None, 0
+    p, weight, epochs, steps = loading.load(PARAMS), None, None, 0
     if p.kl.max_weight == "calibrated":
         weight = read_json(PREFLIGHT)["calibrated_kl_weight"]
+    if p.train.budget is not None:
+        epochs = read_json(PREFLIGHT)["epochs"]
     if p.kl.annealing_steps is not None:
         steps = p.train.steps_per_epoch(len(read(images("train"), partial(np.load, mmap_mode="r"))))
-    return resolve(p, steps, weight)
+    return resolve(p, steps, weight, epochs)

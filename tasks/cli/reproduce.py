@@ -53,7 +53,7 @@ def reproduce(name: str, ingest: bool = False) -> int:
     with hold(root / ".run" / "reproduce.lock", "a reproduction"), worktree(root, commit) as tree:
         print(f"run        {run.info.run_name} ({run.info.run_id})")
         print(f"commit     {commit[:12]}{uncommitted(tags, tree)}", flush=True)
-        (tree / PARAMS).write_bytes(files[PARAMS])
+        (tree / PARAMS).write_text(parameters(files[PARAMS].decode(), tags), encoding="utf-8")
         locate(root, tree, "train.initial_weights")
         configure(root, tree)
         cached = not ingest and data_from_cache(tags, files.get(LOCK), tree)
@@ -155,6 +155,13 @@ def data_from_cache(tags: Tags, lock: bytes | None, tree: Path) -> bool:
     (tree / LOCK).write_bytes(lock)
     code, _ = run_dvc(tags, tree, "checkout", "--quiet", str(workspace.IMAGES), str(workspace.MANIFEST))
     return code == 0 and lineage.data(tree)["data.sha256"] == tags.get("data.sha256")
+
+
+def parameters(text: str, tags: Tags) -> str:
+    """`params.yaml` as it was; a budget as the epochs that it paid for, since seconds buy others now."""
+    if lineage.BUDGET_EPOCHS not in tags:
+        return text
+    return overlay.lay_over(text, {"train.epochs": int(tags[lineage.BUDGET_EPOCHS]), "train.budget": None})
 
 
 def locate(root: Path, tree: Path, name: str) -> str:

@@ -22,6 +22,7 @@ FLOW_RUN_NAME = "VAE_TRAIN_FLOW_RUN_NAME"
 FLOW_RUN_URL = "VAE_TRAIN_FLOW_RUN_URL"
 OVERLAY = "VAE_TRAIN_EXPERIMENT"  # the file of experiments/ that is laid over the defaults
 EXPERIMENT_NAME = "DVC_EXP_NAME"  # set by DVC for the stages of an experiment
+BUDGET_EPOCHS = "budget.epochs"  # a tag: the epochs that `train.budget` paid for
 
 # Libraries that pixels, numbers or tables pass through; torch is among `compute.*`.
 _SHAPING = ("numpy", "pandas", "pillow", "scikit-learn", "scipy", "torchmetrics")

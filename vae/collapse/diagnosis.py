@@ -10,7 +10,7 @@ from vae.collapse import remedies
 from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE
 from vae.collapse.warnings import SMALLEST_BETA
 from vae.config.constants import COLLAPSED_BELOW_NATS
-from vae.config.resolved import ResolvedParameters
+from vae.config.resolved import ResolvedParameters, usual_learning_rate
 from vae.config.text import written
 from vae.metrics.measurement import Measurement
 from vae.schedules.kl import first_final_epoch
@@ -116,8 +116,9 @@ def _diverged(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         )
     else:
         return None
-    remedy: dict[str, Any] = {"train.learning_rate": remedies.USUAL_LEARNING_RATE}
-    if p.train.learning_rate <= remedies.USUAL_LEARNING_RATE:
+    usual = usual_learning_rate(p.train)
+    remedy: dict[str, Any] = {"train.learning_rate": usual}
+    if p.train.learning_rate <= usual:
         remedy["train.learning_rate"] = remedies.short(p.train.learning_rate / 10)
         if p.model.logvar_max > remedies.LOGVAR_CEILING:
             remedy["model.logvar_max"] = remedies.LOGVAR_CEILING
@@ -201,9 +202,9 @@ def _not_learning(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         f"mean squared error {e.valid.mse_sampled:.4g} against {e.mean_image_mse:.4g} of the mean image; "
         f"a model that learns gets below {NO_BETTER_THAN_MEAN:g} of that"
     )
-    rate = p.train.learning_rate
-    if rate > remedies.USUAL_LEARNING_RATE or rate < remedies.SMALL_LEARNING_RATE:
-        remedy: dict[str, Any] = {"train.learning_rate": remedies.USUAL_LEARNING_RATE}
+    rate, usual = p.train.learning_rate, usual_learning_rate(p.train)
+    if rate > usual or rate < remedies.SMALL_LEARNING_RATE * usual:
+        remedy: dict[str, Any] = {"train.learning_rate": usual}
     else:
         remedy = {"train.epochs": 4 * p.train.epochs}
         if _settled(p, e):  # a loss that still falls needs time, not smaller steps
@@ -280,9 +281,7 @@ def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     narrower = [max(width // 2, min(width, 4)) for width in p.model.widths]
     if narrower != p.model.widths:
         remedy["model.widths"] = narrower
-    patience = max(p.train.epochs // 10, 3)
-    if (p.train.patience or math.inf) > patience:
-        remedy["train.patience"] = patience
+    remedy |= remedies.less_training(p)
     advice = "add images" + (" or set data.augment to flip" if p.data.augment == "none" else "")
     return Verdict(
         "overfitted",

@@ -4,12 +4,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vae.config.resolved import ResolvedParameters
+from vae.config.resolved import ResolvedParameters, usual_learning_rate
 from vae.config.text import written
 
 # Values at which trainings of many kinds were healthy.
-USUAL_LEARNING_RATE = 2e-3  # with Adam
-SMALL_LEARNING_RATE = 1e-4  # below it a training that has learnt nothing is merely slow
+SMALL_LEARNING_RATE = 0.05  # of the usual; below it a training that has learnt nothing is merely slow
 LEAST_NORMALISED = 8  # images in a batch; over fewer, batch norm is too noisy
 USUAL_CLIP = 100.0  # of the norm of the gradient, in nats
 USUAL_BATCH = 32
@@ -99,8 +98,8 @@ def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
         return {"model.latent_dim": fewer}
     if p.model.architecture in ("mlp", "gated_mlp") and min(p.model.widths) < latents:
         return {"model.widths": [max(width, min(4 * latents, WIDEST), USUAL_WIDTH) for width in p.model.widths]}
-    if p.train.learning_rate > USUAL_LEARNING_RATE:
-        return {"train.learning_rate": USUAL_LEARNING_RATE}
+    if p.train.learning_rate > usual_learning_rate(p.train):
+        return {"train.learning_rate": usual_learning_rate(p.train)}
     changes: dict[str, Any] = {"train.learning_rate": short(p.train.learning_rate / 4)}
     if p.kl.control in ("schedule", "capacity"):
         changes |= longer_ramp(p)
@@ -129,6 +128,14 @@ def longer_training(p: ResolvedParameters, epochs: int, had: int) -> dict[str, A
     """At most four times as long, and without the patience that ended the training."""
     changes: dict[str, Any] = {"train.epochs": min(epochs, 4 * p.train.epochs)}
     return changes | ({"train.patience": None} if p.train.patience and had < p.train.epochs else {})
+
+
+def less_training(p: ResolvedParameters) -> dict[str, Any]:
+    """Half the epochs; at a constant learning rate, which any epoch can end, the patience to stop in time."""
+    if p.train.learning_rate_schedule != "constant":
+        return {"train.epochs": p.train.epochs // 2} if p.train.epochs > 1 else {}
+    patience = max(p.train.epochs // 10, 3)
+    return {"train.patience": patience} if (p.train.patience or math.inf) > patience else {}
 
 
 def longer_ramp(p: ResolvedParameters) -> dict[str, Any]:

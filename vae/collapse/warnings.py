@@ -6,6 +6,7 @@ from typing import Any
 from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE, Spectrum, collapse_weight
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import KL, Parameters
+from vae.config.resolved import ramp_epochs
 from vae.schedules.kl import ramp_time, time_above
 
 MOST_ABOVE = 0.5  # of a cycle, at weights where linear theory expects collapse
@@ -40,11 +41,12 @@ def warnings(p: Parameters, expected: dict[str, Any], spectrum: Spectrum) -> lis
     return found + _controller(p, spectrum, weight, collapse)
 
 
-def schedule_above(kl: KL, weight: float, collapse: float) -> dict[str, float | None]:
+def schedule_above(p: Parameters, weight: float, collapse: float) -> dict[str, float | None]:
     """How much of a cycle lies at or above the collapse weight, and where a ramp to `weight` crosses it.
 
-    Independent of the length of the training. None where it does not apply or never happens.
+    None where it does not apply or never happens.
     """
+    kl = p.kl
     above: dict[str, float | None] = dict.fromkeys(
         ("share_above_collapse", "epoch_of_collapse_weight", "step_of_collapse_weight")
     )
@@ -58,7 +60,7 @@ def schedule_above(kl: KL, weight: float, collapse: float) -> dict[str, float | 
         return above
     if kl.annealing_steps is not None:
         return {**above, "step_of_collapse_weight": t * kl.annealing_steps}
-    return {**above, "epoch_of_collapse_weight": t * kl.annealing_epochs}
+    return {**above, "epoch_of_collapse_weight": t * ramp_epochs(p)}
 
 
 def _collapse_ahead(p: Parameters, expected: dict[str, Any], spectrum: Spectrum) -> list[str]:
@@ -78,20 +80,20 @@ def _collapse_ahead(p: Parameters, expected: dict[str, Any], spectrum: Spectrum)
     found = [
         f"POSTERIOR COLLAPSE AHEAD: at kl.max_weight = {weight:g} linear theory expects a KL of only "
         f"{kl:.2g} nats; stay below {collapse:.3g}, for example at {expected['calibrated_kl_weight']:.2g}"
-        f"{_when(p.kl, weight, collapse)}"
+        f"{_when(p, weight, collapse)}"
     ]
     if p.kl.schedule == "cyclical" and time_above(p.kl, collapse / weight) > MOST_ABOVE:
         found.append(_too_long_above(p.kl, weight, collapse))
     return found
 
 
-def _when(kl: KL, weight: float, collapse: float) -> str:
+def _when(p: Parameters, weight: float, collapse: float) -> str:
     """When a ramp crosses the collapse weight, as the end of a sentence."""
-    above = schedule_above(kl, weight, collapse)
+    above = schedule_above(p, weight, collapse)
     if above["step_of_collapse_weight"] is not None:
-        return f"; the ramp crosses it at step {above['step_of_collapse_weight']:.0f} of {kl.annealing_steps}"
+        return f"; the ramp crosses it at step {above['step_of_collapse_weight']:.0f} of {p.kl.annealing_steps}"
     if above["epoch_of_collapse_weight"] is not None:
-        return f"; the ramp crosses it after {above['epoch_of_collapse_weight']:.2g} of {kl.annealing_epochs:g} epochs"
+        return f"; the ramp crosses it after {above['epoch_of_collapse_weight']:.2g} of {ramp_epochs(p):g} epochs"
     return ""
 
 

@@ -95,7 +95,7 @@ class Objective(_Section):
 class KL(_Section):
     schedule: Literal["constant", "linear", "cosine", "sigmoid", "cyclical"] = "linear"
     max_weight: Annotated[float, Field(ge=0, le=1e6)] | Literal["calibrated"] = 1.0
-    annealing_epochs: float = Field(ge=0, default=5)
+    annealing_epochs: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     annealing_steps: Annotated[int, Field(ge=1)] | None = None
     cycles: int = Field(ge=1, default=4)
     ratio: float = Field(gt=0, le=1, default=0.5)
@@ -138,10 +138,13 @@ class KL(_Section):
 
 
 class Train(_Section):
-    epochs: int = Field(ge=1, default=60)
+    epochs: int = Field(ge=1, default=20)
+    budget: Annotated[float, Field(gt=0)] | None = None
     batch_size: int = Field(ge=1, default=64)
-    learning_rate: float = Field(gt=0, default=2e-3)
-    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    optimizer: Literal["muon", "adamw"] = "muon"
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: float = Field(ge=0, lt=1, default=0.1)
     weight_decay: float = Field(ge=0, default=0.0)
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     gradient_clip: Annotated[float, Field(gt=0)] | None = 100.0

@@ -1,5 +1,6 @@
 """Parameters ready for training: every value is a number."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -8,13 +9,19 @@ from pydantic import Field
 from vae.config.beta_elbo import BetaELBO
 from vae.config.errors import InputError
 from vae.config.loading import P, checked
-from vae.config.parameters import KL, Parameters
+from vae.config.parameters import KL, Parameters, Train
+
+# Of a schedule that falls, at a batch size of 64. Found on digits, leaves and MNIST (docs/benchmarks.md).
+LEARNING_RATE = {"muon": 2.5e-2, "adamw": 4e-3}
+CONSTANT = 0.5  # of that, where the rate never falls
+RAMP = 0.25  # of the training, where the ramp of the KL weight has no length of its own
 
 
 class ResolvedKL(KL):
     """`max_weight` is a number, and the ramp is in epochs."""
 
     max_weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    annealing_epochs: float = Field(ge=0, default=5)
     annealing_steps: None = None
 
     @property
@@ -23,8 +30,16 @@ class ResolvedKL(KL):
         return self.max_weight if self.control == "schedule" else 1.0
 
 
+class ResolvedTrain(Train):
+    """`learning_rate` is a number, and the length of the training is in epochs."""
+
+    learning_rate: float = Field(gt=0, default=LEARNING_RATE["muon"])
+    budget: None = None
+
+
 class ResolvedParameters(Parameters):
     kl: ResolvedKL = ResolvedKL()
+    train: ResolvedTrain = ResolvedTrain()
 
     @property
     def elbo(self) -> BetaELBO:
@@ -32,19 +47,44 @@ class ResolvedParameters(Parameters):
         return BetaELBO.of(self, self.kl.final_weight)
 
 
-def resolve(p: Parameters, steps_per_epoch: int, calibrated_weight: float | None = None) -> ResolvedParameters:
-    """Replaces a `calibrated` weight by preflight's number, and a ramp in steps by one in epochs.
+def usual_learning_rate(train: Train) -> float:
+    """What `learning_rate: auto` means.
+
+    It grows as the square root of the batch, whose gradient is less noisy (Malladi 2022, "On the SDEs and scaling
+    rules for adaptive gradient algorithms").
+    """
+    height = CONSTANT if train.learning_rate_schedule == "constant" else 1.0
+    return LEARNING_RATE[train.optimizer] * height * math.sqrt(train.batch_size / 64)
+
+
+def ramp_epochs(p: Parameters) -> float:
+    """The length of the KL weight's ramp, unless it is given in steps."""
+    return RAMP * p.train.epochs if p.kl.annealing_epochs == "auto" else p.kl.annealing_epochs
+
+
+def resolve(
+    p: Parameters, steps_per_epoch: int, calibrated_weight: float | None = None, epochs: int | None = None
+) -> ResolvedParameters:
+    """Replaces what is left to a rule by its number, and a ramp in steps by one in epochs.
 
     Progress is step / steps_per_epoch, so the ramp ends at exactly its last step.
+
+    calibrated_weight, epochs: preflight's numbers, for `kl.max_weight: calibrated` and for `train.budget`.
     """
-    kl = p.kl.model_dump()
+    kl, train = p.kl.model_dump(), p.train.model_dump()
+    if p.train.budget is not None:
+        assert epochs is not None, "only preflight knows how many epochs fit into a budget"
+        train |= {"epochs": epochs, "budget": None}
+    if p.train.learning_rate == "auto":
+        train["learning_rate"] = usual_learning_rate(p.train)
+    kl["annealing_epochs"] = ramp_epochs(p.model_copy(update={"train": ResolvedTrain.model_validate(train)}))
     if p.kl.max_weight == "calibrated":
         assert calibrated_weight is not None, "only preflight knows the calibrated weight"
         kl["max_weight"] = calibrated_weight
     if p.kl.annealing_steps is not None:
         # Training refuses an epoch without a full batch, and says why.
         kl |= {"annealing_epochs": p.kl.annealing_steps / max(steps_per_epoch, 1), "annealing_steps": None}
-    return ResolvedParameters.model_validate({**p.model_dump(), "kl": kl})
+    return ResolvedParameters.model_validate({**p.model_dump(), "kl": kl, "train": train})
 
 
 def changed(p: P, changes: Mapping[str, Any]) -> P:

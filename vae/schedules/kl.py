@@ -3,11 +3,12 @@
 import math
 
 from vae.config.parameters import KL
+from vae.config.resolved import ResolvedKL
 
 STEEPNESS = 12.0  # of the sigmoid's logistic curve, which the ramp shows from −6 to 6
 
 
-def ramp(kl: KL, epoch: float, epochs: int) -> float:
+def ramp(kl: ResolvedKL, epoch: float, epochs: int) -> float:
     """The share of the final weight, 0 to 1, after `epoch` epochs of training.
 
     Args:
@@ -36,7 +37,7 @@ def ramp(kl: KL, epoch: float, epochs: int) -> float:
     return t
 
 
-def first_final_epoch(kl: KL, epochs: int) -> float:
+def first_final_epoch(kl: ResolvedKL, epochs: int) -> float:
     """Progress, in epochs, after which the weight stays at its final value; may exceed the training.
 
     0 where a controller sets the weight: it has no ramp.

@@ -2,11 +2,19 @@
 
 import math
 
-from vae.config.parameters import Train
+from vae.config.resolved import ResolvedTrain
 
 
-def learning_rate(train: Train, progress: float) -> float:
-    """From `learning_rate` at the start of the training to 0 at its end, unless the schedule is constant."""
+def learning_rate(train: ResolvedTrain, progress: float) -> float:
+    """Rises linearly from 0 over the warm-up, then falls to 0 at the end of the training, unless it is constant.
+
+    With a warm-up, a rate that falls is one cycle (Smith & Topin 2018, "Super-convergence").
+
+    progress: in epochs, 0 at the first step.
+    """
     t = min(progress / train.epochs, 1.0)
-    factor = {"constant": 1.0, "linear": 1 - t, "cosine": (1 + math.cos(math.pi * t)) / 2}
+    if t < train.warmup:
+        return train.learning_rate * t / train.warmup
+    fallen = (t - train.warmup) / (1 - train.warmup)
+    factor = {"constant": 1.0, "linear": 1 - fallen, "cosine": (1 + math.cos(math.pi * fallen)) / 2}
     return train.learning_rate * factor[train.learning_rate_schedule]

@@ -3,7 +3,7 @@
 import math
 
 from vae.config.constants import COLLAPSED_BELOW_NATS
-from vae.config.parameters import Parameters
+from vae.config.resolved import ResolvedParameters
 from vae.schedules.kl import first_final_epoch
 
 COLUMNS = (
@@ -19,7 +19,7 @@ GROWING = 1.05  # of the KL, from one epoch to the next
 Row = dict[str, float]
 
 
-def chosen_epoch(history: list[Row], p: Parameters) -> int:
+def chosen_epoch(history: list[Row], p: ResolvedParameters) -> int:
     """The epoch to keep, counted from 1: by the validation loss at the final weight, never inside the ramp.
 
     With `select: last`, or before any epoch at the final weight, the last finite one; 0 if there is none.
@@ -31,16 +31,16 @@ def chosen_epoch(history: list[Row], p: Parameters) -> int:
     return int(finite[-1]["epoch"]) if finite else 0
 
 
-def at_final_weight(row: Row, p: Parameters) -> bool:
+def at_final_weight(row: Row, p: ResolvedParameters) -> bool:
     """Whether all of this epoch was trained at the final KL weight."""
     return row["epoch"] - 1 >= first_final_epoch(p.kl, p.train.epochs)
 
 
-def steps_at_final_weight(history: list[Row], p: Parameters) -> float:
+def steps_at_final_weight(history: list[Row], p: ResolvedParameters) -> float:
     return sum(row["step"] / row["epoch"] for row in history if at_final_weight(row, p))
 
 
-def why_stop(history: list[Row], p: Parameters) -> str | None:
+def why_stop(history: list[Row], p: ResolvedParameters) -> str | None:
     """The reason to stop now: diverged, collapsed, or no improvement for `patience` epochs."""
     if history and not is_finite(history[-1]):
         return f"diverged: epoch {len(history)} gave a number that is not finite"
@@ -58,7 +58,7 @@ def why_stop(history: list[Row], p: Parameters) -> str | None:
     return None
 
 
-def ends_collapsed(history: list[Row], p: Parameters) -> bool:
+def ends_collapsed(history: list[Row], p: ResolvedParameters) -> bool:
     """Whether the last epochs at the final weight are a collapse; False while they are too few to judge."""
     final = [row for row in history if at_final_weight(row, p)][-ALARM_EPOCHS:]
     enough = len(final) == ALARM_EPOCHS and steps_at_final_weight(history, p) >= ALARM_STEPS

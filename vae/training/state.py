@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from vae.config.errors import InputError
-from vae.config.parameters import Train
 from vae.config.resolved import ResolvedParameters
 from vae.losses.kl_control import KLControl
 from vae.metrics.mean_image import MeanImage
@@ -19,6 +18,7 @@ from vae.models.likelihood import optimal_sigma
 from vae.models.vae import VAE, build, to_device
 from vae.training.aggressive import Phase
 from vae.training.history import Row, chosen_epoch
+from vae.training.optimiser import Optimiser
 
 
 class TrainState:
@@ -45,7 +45,7 @@ class TrainState:
             # Start at the mean image's error: from σ = 1 the latents would die before σ has fallen.
             error = MeanImage.of(train_images).mse(train_images)
             self.model.log_sigma.data.fill_(math.log(optimal_sigma(error)))
-        self.optimiser = optimiser_of(self.model, p.train)
+        self.optimiser = Optimiser(self.model, p.train)
         self.average = None if p.train.ema is None else copy.deepcopy(self.model)
         self.control = KLControl(p.kl, math.prod(p.data.image_shape), device)
         self.phase = Phase(p.train.aggressive_encoder)
@@ -57,10 +57,6 @@ class TrainState:
     def judged(self) -> VAE:
         """The model that is measured and kept: the moving average, where there is one."""
         return self.model if self.average is None else self.average
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
 
     @torch.no_grad()
     def update_average(self, first: bool) -> None:
@@ -110,16 +106,6 @@ class TrainState:
         self.phase = Phase(**state["phase"])
         self.history, self.kl_per_latent = state["history"], state["kl_per_latent"]
         self.kept_epoch, self.kept_weights = state["kept_epoch"], state["kept_weights"]
-
-
-def optimiser_of(model: VAE, train: Train) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), fused; a learned σ does not decay."""
-    sigma = [weight for weight in model.parameters() if weight is model.log_sigma]
-    others = [weight for weight in model.parameters() if weight is not model.log_sigma]
-    groups = [{"params": others, "weight_decay": train.weight_decay}]
-    if sigma:
-        groups.append({"params": sigma, "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, lr=train.learning_rate, fused=True)
 
 
 def load_weights(model: VAE, weights: Mapping[str, Tensor], name: str) -> None:

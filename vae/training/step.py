@@ -53,7 +53,7 @@ class Step:
         """One optimiser step on all weights that are not frozen."""
         with self.compute.autocast():
             loss, logs = self.loss(self.state.model, x, noise, beta, steer)
-        self.state.optimiser.zero_grad(set_to_none=True)
+        self.state.optimiser.zero_grad()
         (self.p.elbo.scale * loss).backward()
         if self.p.train.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.state.model.parameters(), self.p.train.gradient_clip)

@@ -1,0 +1,55 @@
+"""`train.budget`: how many epochs fit into a number of seconds on this machine."""
+
+import itertools
+import time
+from statistics import median
+
+import numpy as np
+import torch
+
+from vae.compute import devices
+from vae.compute.batches import epoch_order, for_measuring, full_batches, resident
+from vae.compute.devices import Compute
+from vae.config.resolved import ResolvedParameters
+from vae.training.loop import check_images
+from vae.training.state import TrainState
+from vae.training.step import Step
+from vae.training.validation import validate
+
+UNTIMED, TIMED = 5, 30  # steps: the first ones reserve memory, and compile
+
+
+def epochs_within(
+    seconds: float, p: ResolvedParameters, train_images: np.ndarray, valid_images: np.ndarray, compute: Compute
+) -> int:
+    """Times some steps and a validation; at least 1.
+
+    Another machine, or a busier one, gives another number: ask once, and keep the answer.
+
+    train_images, valid_images: uint8 (N, H, W, C).
+    """
+    check_images(p, len(train_images), len(valid_images))
+    devices.set_up(compute.device, p.train.deterministic)
+    measured, stored = for_measuring(train_images, p), resident(train_images, compute.device)
+    state = TrainState(p, measured, compute.device, None)
+    step, order = Step(p, state, stored, compute), epoch_order(p.seed, 0, len(train_images))
+    batches = itertools.cycle(full_batches(stored, order, p.train.batch_size, compute.device))
+    took = []
+    for number, images in enumerate(itertools.islice(batches, UNTIMED + TIMED)):
+        begin = time.perf_counter()
+        step(images, number, p.elbo.beta)
+        _wait(compute)
+        took.append(time.perf_counter() - begin)
+    begin = time.perf_counter()
+    validate(p, state.judged, valid_images, valid_images, compute)
+    validation = time.perf_counter() - begin
+    epoch = p.train.steps_per_epoch(len(train_images)) * median(took[UNTIMED:]) + validation
+    # At the end, the kept model is measured on the training split.
+    last = validation * len(train_images) / len(valid_images)
+    return max(int((seconds - last) / epoch), 1)
+
+
+def _wait(compute: Compute) -> None:
+    """A GPU computes a step after the call that asks for it has returned."""
+    if compute.device.type == "cuda":
+        torch.cuda.synchronize(compute.device)

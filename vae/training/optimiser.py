@@ -1,0 +1,55 @@
+"""The optimiser: Muon for the weights of layers, AdamW (Loshchilov & Hutter 2019) for the rest; or AdamW for all."""
+
+from typing import Any
+
+import torch
+
+from vae.config.resolved import ResolvedTrain
+from vae.models.networks import GatedLinear
+from vae.models.vae import VAE
+from vae.training.muon import Muon
+
+
+class Optimiser:
+    """One optimiser or two, as one. Both take the same learning rate and weight decay; a learned σ does not decay."""
+
+    def __init__(self, model: VAE, train: ResolvedTrain) -> None:
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        layers = [weight for weight in weights if weight.dim() > 1 and train.optimizer == "muon"]
+        # Two maps of one input: μ and ln σ²; value and gate.
+        double = [model.posterior, *(module.linear for module in model.modules() if isinstance(module, GatedLinear))]
+        doubles = {id(module.weight) for module in double}
+        sigma = [weight for weight in weights if weight is model.log_sigma]
+        apart = {id(weight) for weight in (*layers, *sigma)}
+        rate, decay = train.learning_rate, train.weight_decay
+        muon = [
+            {"params": [weight for weight in layers if id(weight) not in doubles], "maps": 1},
+            {"params": [weight for weight in layers if id(weight) in doubles], "maps": 2},
+        ]
+        adamw: list[dict[str, Any]] = [
+            {"params": [weight for weight in weights if id(weight) not in apart]},
+            {"params": sigma, "weight_decay": 0.0},
+        ]
+        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(adamw, lr=rate, weight_decay=decay, fused=True)]
+        if layers:
+            self.parts.append(Muon(muon, lr=rate, weight_decay=decay))
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = learning_rate
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad()
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
