@@ -39,7 +39,6 @@ from tasks.processes import entry
 from vae.compute import devices
 from vae.compute.batches import open_images
 from vae.config import loading
-from vae.config.parameters import Train
 from vae.config.resolved import ResolvedParameters, changed, resolve
 from vae.evaluation.importance_weighted import importance_weighted_bound
 from vae.training import loop
@@ -268,13 +267,12 @@ def costs(session: Session) -> None:
     for size in sizes(session)[::2]:  # 64 and 32, where launching kernels takes the largest share
         p, case = sized(session, size)
         variants: dict[str, tuple[str, dict[str, Any]]] = {
-            "default": (speed.EAGER, {}),
+            "AdamW": (speed.EAGER, {}),
+            "train.optimizer = muon": (speed.EAGER, {"train.optimizer": "muon"}),
             "train.deterministic = false": (speed.EAGER, {"train.deterministic": False}),
             "compiled": (speed.COMPILED, {}),
             "compiled, CUDA graphs": (speed.COMPILED, {}),
         }
-        if "optimizer" in Train.model_fields:
-            variants["train.optimizer = muon"] = (speed.EAGER, {"train.optimizer": "muon"})
         for name, (trainer, changes) in variants.items():
             if session.has("costs", size=size, variant=name):
                 continue

@@ -41,9 +41,8 @@ def one_cycle(p: ResolvedParameters, steps: int) -> dict[str, Any] | None:
     if train.learning_rate_schedule == "constant":
         return None
     anneal = {"linear": "linear", "cosine": "cos"}[train.learning_rate_schedule]
-    warmup = getattr(train, "warmup", 0.1)
     return {
-        "max_lr": train.learning_rate, "total_steps": steps, "pct_start": warmup, "anneal_strategy": anneal,
+        "max_lr": train.learning_rate, "total_steps": steps, "pct_start": train.warmup, "anneal_strategy": anneal,
         "cycle_momentum": False,
     }  # fmt: skip
 

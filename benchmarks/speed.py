@@ -31,7 +31,6 @@ from vae.compute import devices
 from vae.compute.devices import Compute
 from vae.config import loading
 from vae.config.errors import InputError
-from vae.config.parameters import Train
 from vae.config.resolved import ResolvedParameters, resolve
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import measure
@@ -111,8 +110,13 @@ def main(
 
 def usual_adam(**train: Any) -> dict[str, Any]:
     """The section `train` for what users of the other libraries do: Adam with a constant learning rate of 1e-3."""
-    usual = {"optimizer": "adamw", "learning_rate": 1e-3, "learning_rate_schedule": "constant", "warmup": 0.0}
-    return {name: value for name, value in usual.items() if name in Train.model_fields} | train
+    usual: dict[str, Any] = {
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "learning_rate_schedule": "constant",
+        "warmup": 0.0,
+    }
+    return usual | train
 
 
 def parameters_of(case: Case, seed: int, device: str = "cpu") -> ResolvedParameters:
