@@ -140,7 +140,7 @@ def lightning(p: ResolvedParameters, model: VAE, images: np.ndarray, valid: np.n
     loader = DataLoader(TensorDataset(pixels(images)), batch, shuffle=True, drop_last=True)
     check = None if valid is None else DataLoader(TensorDataset(pixels(valid)), batch)
     with tempfile.TemporaryDirectory() as folder:
-        best = None if valid is None else ModelCheckpoint(folder, monitor="valid/loss")
+        best = None if valid is None else ModelCheckpoint(f"{folder}/best", monitor="valid/loss")
         trainer = pl.Trainer(
             max_epochs=p.train.epochs,
             accelerator="cpu" if p.train.device == "cpu" else "gpu",
