@@ -7,7 +7,9 @@ BIN := .venv/bin
 # As they were typed: neither make nor the shell interprets them.
 override EXPERIMENT := $(value EXPERIMENT)
 override SET := $(value SET)
-export EXPERIMENT SET
+override MNIST := $(value MNIST)
+override LEAVES := $(value LEAVES)
+export EXPERIMENT SET MNIST LEAVES
 
 # No download is cached outside this folder; PIP_NO_CACHE_DIR=0 enables pip's cache, which uv does not use.
 export PIP_NO_CACHE_DIR ?= 1
@@ -49,8 +51,12 @@ zoo: # the former name
 	@echo 'warning: make zoo is now make collapse-cases' >&2
 	@$(MAKE) --no-print-directory collapse-cases
 
-bench: setup .venv/ready-bench ## Time this trainer beside pythae, Lightning and a plain PyTorch loop (half an hour)
+bench: setup .venv/ready-bench ## Time this trainer beside pythae, Lightning and a plain loop: make bench MNIST=path LEAVES=path (2 hours)
 	@$(BIN)/python -m benchmarks.speed
+	@$(BIN)/python -m benchmarks.time_to_quality
+
+gpu: setup .venv/ready-dev ## What only a GPU can show, in eight minutes: make gpu MNIST=path
+	@$(BIN)/python -m benchmarks.gpu
 
 chaos: setup .venv/ready-dev ## Kill runs at random moments and cause faults; compare the results bit for bit
 	@PYTHONPATH=tests:tests/chaos OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/chaos.py
@@ -76,4 +82,4 @@ clean: ## Remove everything that was made, including the environment and the sto
 	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports site data/images data/.ingest data/manifest.parquet data/collapse_cases
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: anew help setup run up down test collapse-cases zoo bench chaos graph docs check constraints clean
+.PHONY: anew help setup run up down test collapse-cases zoo bench gpu chaos graph docs check constraints clean

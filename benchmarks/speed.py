@@ -16,16 +16,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import pandas as pd
 import psutil
 import torch
 import typer
 from ruamel.yaml import YAML
 
-from benchmarks.peers import PEERS
+from benchmarks.peers import ALL_PEERS, PEERS, now
 from tasks import workspace
 from tasks.processes import entry
 from vae.compute import devices
@@ -37,13 +36,16 @@ from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import measure
 from vae.models import saved
 from vae.models.flops import training_flops
-from vae.models.likelihood import Likelihood, optimal_sigma
+from vae.models.likelihood import Likelihood
 from vae.models.vae import VAE, build
 from vae.training import loop
 
+if TYPE_CHECKING:
+    import pandas as pd  # half a second, which a training timed from its process's start should not pay
+
 OURS, FP32 = "vae-train", "vae-train, fp32"
 COMPILED, EAGER = "vae-train, compiled", "vae-train, not compiled"  # override the default rule
-TRAINERS = (OURS, COMPILED, EAGER, FP32, *PEERS)
+TRAINERS = (OURS, COMPILED, EAGER, FP32, *ALL_PEERS)
 TABLE = workspace.REPORTS / "bench.csv"
 
 
@@ -84,16 +86,18 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="repeats of each training; the end-to-end case runs once")] = 3,
 ) -> None:
     """Train the same network with each trainer in turn; compare speed, memory and skill."""
+    import pandas as pd  # see above
+
     rows, rate = [], 0.0  # the best rate of all cases: other programs may slow the machine
     with tempfile.TemporaryDirectory() as folder:
         for name in case or CASES:
-            chosen = _known(name, CASES)
+            chosen = known(name, CASES)
             rate = max(rate, *(matrix_rate(precision) for precision in (torch.float32, torch.bfloat16)))
             for repeat in range(1 if chosen.end_to_end else repeats):
                 for who in trainer or (
                     (OURS, COMPILED, *PEERS) if chosen.end_to_end else (OURS, COMPILED, FP32, *PEERS)
                 ):
-                    _known(who, dict.fromkeys(TRAINERS))
+                    known(who, dict.fromkeys(TRAINERS))
                     found = _in_own_process(name, who, repeat, folder)
                     rows.append({"case": name, "trainer": who, "repeat": repeat, **found})
                     _report(rows[-1], chosen)
@@ -104,7 +108,18 @@ def main(
     print("\n" + "\n".join(markdown(table)))
 
 
-def parameters_of(case: Case, seed: int) -> ResolvedParameters:
+def usual_adam(**train: Any) -> dict[str, Any]:
+    """The section `train` for what users of the other libraries do: Adam with a constant learning rate of 1e-3."""
+    usual: dict[str, Any] = {
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "learning_rate_schedule": "constant",
+        "warmup": 0.0,
+    }
+    return usual | train
+
+
+def parameters_of(case: Case, seed: int, device: str = "cpu") -> ResolvedParameters:
     p = loading.parse(
         {
             "seed": seed,
@@ -118,10 +133,9 @@ def parameters_of(case: Case, seed: int) -> ResolvedParameters:
             },
             "objective": {"likelihood": "gaussian", "sigma": 0.1, "reduction": "sum"},
             "kl": {"schedule": "constant", "max_weight": 1.0, "annealing_epochs": 0},
-            "train": {
-                "device": "cpu", "epochs": case.epochs, "batch_size": case.batch, "learning_rate": 1e-3,
-                "select": "last", "on_collapse": "continue",
-            },
+            "train": usual_adam(
+                device=device, epochs=case.epochs, batch_size=case.batch, select="last", on_collapse="continue"
+            ),
             "monitor": {},
             "evaluate": {"importance_samples": 1, "register_as": "vae"},
         },
@@ -144,27 +158,28 @@ def photos(side: int, channels: int, count: int) -> np.ndarray:
     return patches if channels == 3 else patches.mean(3, keepdims=True).astype(np.uint8)
 
 
-def matrix_rate(precision: torch.dtype, seconds: float = 2.0) -> float:
+def matrix_rate(precision: torch.dtype, seconds: float = 2.0, device: str = "cpu") -> float:
     """The machine's peak floating-point operations per second in this precision.
 
     The better of a matrix product and a wide convolution: they come from different libraries, and on some machines
     the matrix product is the slower one.
     """
-    a, b = torch.randn(2, 2048, 2048).to(precision)
-    x, w = torch.randn(32, 256, 16, 16).to(precision), torch.randn(256, 256, 3, 3).to(precision)
+    a, b = torch.randn(2, 2048, 2048, device=device).to(precision)
+    x = torch.randn(32, 256, 16, 16, device=device).to(precision)
+    w = torch.randn(256, 256, 3, 3, device=device).to(precision)
     x, w = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, w))
     product = _rate(lambda: a @ b, 2 * 2048**3, seconds)
     convolution = _rate(lambda: torch.nn.functional.conv2d(x, w), 2 * 32 * 14 * 14 * 9 * 256**2, seconds)
     return max(product, convolution)
 
 
-def _rate(operation: Callable[[], Any], flops: int, seconds: float) -> float:
-    operation()
-    begin, count = time.perf_counter(), 0
+def _rate(operation: Callable[[], torch.Tensor], flops: int, seconds: float) -> float:
+    device = operation().device
+    begin, count = now(device), 0
     while time.perf_counter() - begin < seconds:
         operation()
         count += 1
-    return count * flops / (time.perf_counter() - begin)
+    return count * flops / (now(device) - begin)
 
 
 def one(name: str, trainer: str, seed: int) -> dict[str, Any]:
@@ -173,20 +188,32 @@ def one(name: str, trainer: str, seed: int) -> dict[str, Any]:
     p = parameters_of(case, seed)
     images = photos(case.side, case.channels, case.images + case.images // (10 if case.end_to_end else 4))
     train, valid = images[: case.images], images[case.images :]
-    if trainer in PEERS:
-        torch.manual_seed(seed)
-        model = build(p)
-        seconds = PEERS[trainer](p, model, train, valid if case.end_to_end else None)
+    if trainer in ALL_PEERS:
+        model, seconds = by_peer(p, trainer, train, valid if case.end_to_end else None)
     else:
         compute = compute_of(p, trainer, len(train))
         model, speeds = (as_the_stage if case.end_to_end else alone)(p, train, valid, compute)
-        seconds = [_images(case) / speed for speed in speeds]
+        seconds = [images_of(case) / speed for speed in speeds]
+    return {"seconds": seconds, **spent(), "skill": skill(p, model, valid)}
+
+
+def spent() -> dict[str, float]:
+    """What this process has used since its start."""
+    used = os.times()
     return {
-        "seconds": seconds,
         "whole_seconds": time.time() - psutil.Process().create_time(),
+        "cpu_seconds": used.user + used.system + used.children_user + used.children_system,
         "peak_megabytes": peak_megabytes(),
-        "skill": skill(p, model, valid),
     }
+
+
+def by_peer(
+    p: ResolvedParameters, trainer: str, train: np.ndarray, valid: np.ndarray | None
+) -> tuple[VAE, list[float]]:
+    """Returns the model and the seconds of each epoch."""
+    torch.manual_seed(p.seed)
+    model = build(p)
+    return model, ALL_PEERS[trainer](p, model, train, valid)
 
 
 def compute_of(p: ResolvedParameters, trainer: str, images: int) -> Compute:
@@ -204,13 +231,18 @@ def alone(p: ResolvedParameters, train: np.ndarray, valid: np.ndarray, compute: 
 
 
 def as_the_stage(
-    p: ResolvedParameters, train: np.ndarray, valid: np.ndarray, compute: Compute
+    p: ResolvedParameters, train: np.ndarray, valid: np.ndarray, compute: Compute, root: Path | None = None
 ) -> tuple[VAE, list[float]]:
-    """The same with all of the `train` stage: checkpoints, history, MLflow with its images, the saved model."""
+    """The same with all of the `train` stage: checkpoints, history, MLflow with its images, the saved model.
+
+    root: a folder with MLflow's store; None makes a new store, which takes seconds.
+    """
+    import pandas as pd  # see above
+
     from tasks.train import Job, run
 
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        os.environ["DVC_ROOT"] = folder
+        os.environ["DVC_ROOT"] = str(root or folder)
         workspace.IMAGES.mkdir(parents=True)
         for split, images in (("train", train), ("valid", valid), ("test", valid)):
             np.save(workspace.images(split), images)
@@ -230,36 +262,26 @@ def peak_megabytes() -> float:
 
 def skill(p: ResolvedParameters, model: VAE, images: np.ndarray) -> float:
     """The calibrated ELBO on held-out images minus that of the mean image, in nats per image."""
-    compute = Compute(torch.device("cpu"), "fp32")
-    likelihood = Likelihood("gaussian", float(p.objective.sigma))
-    measured = measure(model.eval(), images, likelihood, compute, p.seed)
-    pixels = int(np.prod(images.shape[1:]))
-    calibrated = Likelihood("gaussian", optimal_sigma(measured.mse_sampled))
-    return measured.with_likelihood(calibrated, pixels) - MeanImage.of(images).elbo(images, "gaussian")
+    compute = Compute(next(model.parameters()).device, "fp32")
+    measured = measure(model.eval(), images, Likelihood("gaussian", 1.0), compute, p.seed)
+    calibrated = measured.elbo_at_own_sigma("gaussian", int(np.prod(images.shape[1:])))
+    return calibrated - MeanImage.of(images).elbo(images, "gaussian")
 
 
-def _images(case: Case) -> int:
+def images_of(case: Case) -> int:
     """Images per epoch: full batches only."""
     return case.images // case.batch * case.batch
 
 
 def _in_own_process(name: str, trainer: str, seed: int, folder: str) -> dict[str, Any]:
-    path = Path(folder) / "result.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.speed", "--only", name, trainer, str(seed), str(path)],
-        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=folder)},  # each compiles afresh
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        raise InputError(f"{trainer} at {name}: {last_words(done)}")
-    found = json.loads(path.read_text())
+    found = in_own_process("benchmarks.speed", name, trainer, str(seed), folder=folder)
     case = CASES[name]
     p = parameters_of(case, seed)
     steady = statistics.median(found["seconds"][1:])
-    speed = _images(case) / steady
+    speed = images_of(case) / steady
     return {
         "images_per_second": speed,
-        "images_per_second_end_to_end": _images(case) * case.epochs / found["whole_seconds"],
+        "images_per_second_end_to_end": images_of(case) * case.epochs / found["whole_seconds"],
         "first_epoch_seconds": found["seconds"][0],
         "whole_seconds": found["whole_seconds"],
         "flops_per_second": training_flops(p) * speed,
@@ -268,13 +290,36 @@ def _in_own_process(name: str, trainer: str, seed: int, folder: str) -> dict[str
     }
 
 
+def in_own_process(module: str, *arguments: str, folder: str) -> dict[str, Any]:
+    """What `python -m MODULE --only ARGUMENTS PATH` writes into the JSON file of this path, in a temporary folder.
+
+    Raises: InputError: the process failed, with its last words.
+    """
+    path = Path(folder) / "result.json"
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--only", *arguments, str(path)],
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=folder)},  # each compiles afresh
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise InputError(f"{' '.join(arguments)}: {last_words(done)}")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def known(name: str, among: dict[str, Any]) -> Any:
+    if name not in among:
+        raise InputError(f"{name!r} is unknown; expected one of {', '.join(among)}")
+    return among[name]
+
+
 def last_words(done: "subprocess.CompletedProcess[str]") -> str:
     """Why a process ended: its last line of output, or its exit code where it printed nothing."""
     lines = (done.stderr or done.stdout).strip().splitlines()
     return lines[-1] if lines else f"exit code {done.returncode} without output; −9 usually means out of memory"
 
 
-def markdown(table: pd.DataFrame) -> list[str]:
+def markdown(table: "pd.DataFrame") -> list[str]:
     """Medians, with minimum and maximum. A ratio compares trainings of the same repeat."""
     lines = [
         "| case | trainer | images/s | over pythae | over Lightning | over the plain loop | share of the matrix rate | "
@@ -312,12 +357,6 @@ def _spread(values: Any, form: str) -> str:
 
 def _report(row: dict[str, Any], case: Case) -> None:
     print(f"{_title(case)}: {row['trainer']}: {row['images_per_second']:.0f} images/s", flush=True)
-
-
-def _known(name: str, among: dict[str, Any]) -> Any:
-    if name not in among:
-        raise InputError(f"{name!r} is unknown; expected one of {', '.join(among)}")
-    return among[name]
 
 
 if __name__ == "__main__":

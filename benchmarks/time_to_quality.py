@@ -1,0 +1,294 @@
+"""Time to quality: the seconds that this project and its peers take to the same validation skill.
+
+pythae and Lightning train as their users do, 100 epochs of Adam at 1e-3, and the model that they keep is judged by
+its skill (`benchmarks.speed.skill`). This project trains by its default recipe, for a number of epochs that should
+pass both; its time counts only where it did. Then the peers get this project's schedule: AdamW whose learning rate
+rises, then falls, for the fewest epochs that reach the skill of their own 100. So recipe and speed can be told apart.
+
+A training is a process of its own, timed from its start until the kept model is there to be judged. Results:
+`reports/time_to_quality.csv`, a row as each training ends; the same command continues after the last row.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import typer
+from ruamel.yaml import YAML
+
+from benchmarks.peers import ALL_PEERS
+from benchmarks.speed import OURS, as_the_stage, by_peer, in_own_process, known, photos, skill, spent, usual_adam
+from tasks import workspace
+from tasks.processes import entry
+from vae.compute import devices
+from vae.compute.batches import open_images
+from vae.config import loading
+from vae.config.resolved import ResolvedParameters, resolve
+from vae.models.flops import training_flops
+
+TABLE = workspace.REPORTS / "time_to_quality.csv"
+
+USUAL, OUR_RECIPE, OUR_SCHEDULE = "Adam 1e-3, constant", "the default recipe", "AdamW, our schedule"
+USUAL_EPOCHS = 100
+SCHEDULED_EPOCHS = (15, 20, 30, 50)  # tried after the epochs of this project's own training, until the skill is there
+PEERS = ("pythae", "Lightning")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Images and a network.
+
+    Attributes:
+        data: the parameters of ingest.
+        epochs: of this project's training.
+        given: whether the user gives the images, by an option of the case's name.
+    """
+
+    data: dict[str, Any]
+    batch: int
+    epochs: int
+    model: dict[str, Any] = field(default_factory=dict)
+    given: bool = False
+
+
+LARGE = {"latent_dim": 256, "widths": [32, 64, 128, 256]}
+GATED_MLP = {"architecture": "gated_mlp", "latent_dim": 40, "widths": [300, 300], "batch_norm": False}
+PATCHES = 384  # 128×128 patches of two photos, before the splits
+
+CASES = {
+    "digits": Case({"source": "digits", "image_size": 16}, 64, 20),
+    "mnist": Case({"source": "idx", "image_size": 28, "valid_fraction": 1 / 6}, 100, 20, GATED_MLP, given=True),
+    "leaves": Case({"source": "folder", "image_size": 64, "channels": 3}, 32, 15, LARGE, given=True),
+    "patches": Case({"source": "npy", "image_size": 128, "channels": 3}, 32, 15, LARGE),
+}
+
+
+class Run(NamedTuple):
+    """One training."""
+
+    case: str
+    trainer: str
+    recipe: str
+    epochs: int
+    repeat: int  # the seed
+
+
+def main(
+    case: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(CASES)} (default: all); repeat for several")
+    ] = None,
+    trainer: Annotated[
+        list[str] | None, typer.Option(help=f"a peer: {', '.join(ALL_PEERS)} (default: {', '.join(PEERS)})")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="repeats, each with a seed of its own")] = 3,
+    mnist: Annotated[Path | None, typer.Option(envvar="MNIST", help="the folder of MNIST's four idx files")] = None,
+    leaves: Annotated[
+        Path | None, typer.Option(envvar="LEAVES", help="a folder of photos, in folders by class")
+    ] = None,
+) -> None:
+    """Measure how long this project and its peers train to the same skill."""
+    peers = [who for who in trainer or PEERS if known(who, ALL_PEERS)]
+    cases = {name: known(name, CASES) for name in case or CASES}
+    paths = {"mnist": mnist, "leaves": leaves}
+    results = Results(TABLE)
+    with tempfile.TemporaryDirectory() as folder:
+        make_store(Path(folder))
+        for name, chosen in cases.items():
+            if chosen.given and paths[name] is None:
+                print(f"{name}: skipped; give --{name} PATH", flush=True)
+                continue
+            prepare(name, chosen, paths.get(name), Path(folder))
+            for repeat in range(repeats):
+                compare(name, chosen, peers, repeat, results, folder)
+    print("\n" + "\n".join(markdown(results.rows)))
+
+
+def compare(name: str, case: Case, peers: Sequence[str], repeat: int, results: "Results", folder: str) -> None:
+    """One repeat of a case, its trainings one after the other."""
+    usual = {who: results.of(Run(name, who, USUAL, USUAL_EPOCHS, repeat), folder) for who in peers}
+    results.of(Run(name, OURS, OUR_RECIPE, case.epochs, repeat), folder)
+    for who in peers:
+        for epochs in (case.epochs, *(count for count in SCHEDULED_EPOCHS if count > case.epochs)):
+            found = results.of(Run(name, who, OUR_SCHEDULE, epochs, repeat), folder)
+            if found["skill"] >= usual[who]["skill"]:
+                break
+
+
+class Results:
+    """The trainings so far of this code and these threads; the file keeps those of others, which do not count."""
+
+    def __init__(self, path: Path) -> None:
+        import pandas as pd  # as in benchmarks.speed
+
+        self.path, self.conditions = path, conditions()
+        before = pd.read_csv(path, dtype={"conditions": str}) if path.exists() else pd.DataFrame({"conditions": []})
+        same = before[before["conditions"] == self.conditions]
+        self.rows = [{str(name): value for name, value in row.items()} for row in same.to_dict("records")]
+
+    def of(self, run: Run, folder: str) -> Row:
+        """The row of a training, which runs now unless it has run before."""
+        for row in self.rows:
+            if tuple(row[name] for name in Run._fields) == run:
+                return row
+        found = in_own_process("benchmarks.time_to_quality", json.dumps(run), folder, folder=folder)
+        row = {"conditions": self.conditions, **run._asdict(), **found}
+        self.rows.append(row)
+        self._append(row)
+        print(
+            f"{run.case}, repeat {run.repeat}: {run.trainer}, {run.recipe}, {run.epochs} epochs: "
+            f"skill {row['skill']:.2f} nats in {row['whole_seconds']:.1f} s",
+            flush=True,
+        )
+        return row
+
+    def _append(self, row: Row) -> None:
+        import pandas as pd  # as in benchmarks.speed
+
+        self.path.parent.mkdir(exist_ok=True)
+        pd.DataFrame([row]).to_csv(self.path, mode="a", header=not self.path.exists(), index=False)
+
+
+def conditions() -> str:
+    """A hash of what a time depends on besides the machine: this code, PyTorch, the number of threads."""
+    project = Path(__file__).parent.parent
+    files = [*project.glob("benchmarks/*.py"), *project.glob("vae/**/*.py"), project / "tasks" / "train.py"]
+    digest = hashlib.sha256(f"{torch.__version__} {torch.get_num_threads()}".encode())
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def make_store(folder: Path) -> None:
+    """MLflow's store, which a user's project has from its first run on."""
+    (folder / "store").mkdir()
+    subprocess.run(
+        [sys.executable, "-c", "from tasks.tracking import store; store.connect()"],
+        env={**os.environ, "DVC_ROOT": str(folder / "store")}, capture_output=True, check=True,
+    )  # fmt: skip
+
+
+def prepare(name: str, case: Case, path: Path | None, folder: Path) -> None:
+    """The case's splits, for all trainers and repeats."""
+    if name == "patches":
+        path = folder / "patches.npy"
+        np.save(path, photos(case.data["image_size"], case.data["channels"], PATCHES))
+    ingested(case.data if path is None else {**case.data, "path": str(path.absolute())}, folder / name)
+
+
+def ingested(data: dict[str, Any], folder: Path) -> None:
+    """Runs the stage ingest in a folder, which then holds `data/images/train.npy` and the other splits."""
+    from tasks import ingest  # not in the process of a training
+
+    folder.mkdir()
+    with contextlib.chdir(folder):
+        YAML().dump({"data": data}, workspace.PARAMS)
+        ingest.main()
+
+
+def one(run: Run, folder: Path) -> Row:
+    """One training in this process: what it used, and its skill."""
+    p = parameters_of(CASES[run.case], run.recipe, run.epochs, run.repeat)
+    train, valid = (open_images(folder / run.case / workspace.images(split)) for split in ("train", "valid"))
+    if run.trainer == OURS:
+        compute = devices.choose(p.train, training_flops(p), len(train))
+        model, _ = as_the_stage(p, train, valid, compute, folder / "store")
+    else:
+        model, _ = by_peer(p, run.trainer, train, valid)
+    return {**spent(), "skill": skill(p, model, valid)}
+
+
+def parameters_of(case: Case, recipe: str, epochs: int, seed: int) -> ResolvedParameters:
+    """The defaults but for what the case and the recipe say; the likelihood is the default for all, of optimal σ."""
+    train: dict[str, Any] = {"device": "cpu", "batch_size": case.batch, "epochs": epochs}
+    if recipe == USUAL:
+        train = usual_adam(**train)
+    elif recipe == OUR_SCHEDULE:
+        train["optimizer"] = "adamw"
+    values = {"seed": seed, "data": case.data, "model": case.model, "train": train}
+    return resolve(loading.parse(values, "the benchmark's parameters"), 1)
+
+
+def markdown(rows: list[Row]) -> list[str]:
+    """Medians, with minimum and maximum. A ratio compares trainings of the same repeat."""
+    lines = [
+        "| case | peer | 100 epochs of Adam 1e-3: skill | seconds | vae-train: epochs | skill | seconds | "
+        "times as fast | in CPU seconds | peer with our schedule: skill at these epochs | epochs to its own skill | "
+        "seconds | vae-train is times as fast |",
+        "| --- | --- |" + " --- |" * 11,
+    ]
+    for name, who in dict.fromkeys((row["case"], row["trainer"]) for row in rows if row["recipe"] == USUAL):
+        theirs = _by_repeat(rows, name, who, USUAL)
+        ours = _by_repeat(rows, name, OURS, OUR_RECIPE)
+        usual = {repeat: found[0] for repeat, found in theirs.items() if repeat in ours}
+        if usual:
+            lines.append(f"| {name} | {who} | {' | '.join(_cells(rows, name, who, usual, ours))} |")
+    return lines
+
+
+def _cells(rows: list[Row], name: str, who: str, usual: dict[int, Row], ours: dict[int, list[Row]]) -> list[str]:
+    own = {repeat: ours[repeat][0] for repeat in usual}
+    passed = [repeat for repeat in usual if own[repeat]["skill"] >= usual[repeat]["skill"]]
+    scheduled = {r: found for r, found in _by_repeat(rows, name, who, OUR_SCHEDULE).items() if r in usual}
+    reached = {
+        repeat: next((row for row in found if row["skill"] >= usual[repeat]["skill"]), None)
+        for repeat, found in scheduled.items()
+    }
+    there = {repeat: row for repeat, row in reached.items() if row is not None}
+
+    def ratio(theirs: dict[int, Row], column: str, repeats: Sequence[int]) -> str:
+        return _spread([theirs[r][column] / own[r][column] for r in repeats if r in theirs], ".1f", len(usual))
+
+    return [
+        _spread([row["skill"] for row in usual.values()], ".1f"),
+        _spread([row["whole_seconds"] for row in usual.values()], ".0f"),
+        _spread([row["epochs"] for row in own.values()], ".0f"),
+        _spread([row["skill"] for row in own.values()], ".1f"),
+        _spread([row["whole_seconds"] for row in own.values()], ".0f"),
+        ratio(usual, "whole_seconds", passed),
+        ratio(usual, "cpu_seconds", passed),
+        _spread([found[0]["skill"] for found in scheduled.values()], ".1f"),
+        _spread([row["epochs"] for row in there.values()], ".0f", len(usual)),
+        _spread([row["whole_seconds"] for row in there.values()], ".0f", len(usual)),
+        ratio(there, "whole_seconds", passed),
+    ]
+
+
+def _by_repeat(rows: list[Row], name: str, who: str, recipe: str) -> dict[int, list[Row]]:
+    """Rows of each repeat, the fewest epochs first."""
+    found: dict[int, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row["repeat"], row["epochs"])):
+        if (row["case"], row["trainer"], row["recipe"]) == (name, who, recipe):
+            found.setdefault(row["repeat"], []).append(row)
+    return found
+
+
+def _spread(values: Sequence[float], form: str, of: int | None = None) -> str:
+    """Median (lowest–highest); of: the repeats that there were, said where a value is missing in some."""
+    if not len(values):
+        return "not reached" if of else "–"
+    missing = f", {len(values)} of {of} repeats" if of and len(values) < of else ""
+    middle, low, high = float(np.median(values)), min(values), max(values)
+    if math.isclose(low, high):
+        return f"{middle:{form}}{missing}"
+    return f"{middle:{form}} ({low:{form}}–{high:{form}}{missing})"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--only"]:
+        described, place, result = sys.argv[2:5]
+        Path(result).write_text(json.dumps(one(Run(*json.loads(described)), Path(place))))
+    else:
+        entry.run(lambda: typer.run(main))

@@ -1,0 +1,185 @@
+"""Time to quality, on a case of seconds: who trains how, what is kept of an interrupted bench, and the report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.parameters import parse
+
+from benchmarks import time_to_quality as bench
+from benchmarks.peers import ALL_PEERS, one_cycle
+from benchmarks.speed import OURS, by_peer
+from benchmarks.time_to_quality import OUR_RECIPE, OUR_SCHEDULE, USUAL, Case, Results, Run
+from tasks import workspace
+from vae.config.errors import InputError
+from vae.config.resolved import resolve
+from vae.schedules.learning_rate import learning_rate
+
+TINY = Case({"source": "digits", "image_size": 8}, 64, 3, {"latent_dim": 4, "widths": [8]})
+PHOTOS = Case({"source": "folder", "image_size": 8}, 16, 2, given=True)
+
+
+@pytest.fixture
+def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_store: bytes) -> list[Run]:
+    """The bench in a folder of its own, its trainings in this process; returns the list of those that ran."""
+    ran: list[Run] = []
+
+    def run(module: str, described: str, place: str, folder: str) -> dict[str, Any]:
+        run = Run(*json.loads(described))
+        ran.append(run)
+        return bench.one(run, Path(place))
+
+    def make_store(folder: Path) -> None:
+        (folder / "store").mkdir()
+        (folder / "store" / "mlflow.db").write_bytes(new_store)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", "restored after the test")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name, value in {
+        "in_own_process": run, "make_store": make_store, "TABLE": tmp_path / "reports" / "table.csv",
+        "CASES": {"tiny": TINY, "leaves": PHOTOS}, "USUAL_EPOCHS": 4, "SCHEDULED_EPOCHS": (2, 5, 6),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(bench, name, value)
+    return ran
+
+
+def run_bench(repeats: int = 1) -> None:
+    bench.main(case=None, trainer=["plain loop"], repeats=repeats, mnist=None, leaves=None)
+
+
+def test_each_training_runs_once_also_over_an_interruption(
+    in_this_process: list[Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "as_the_stage", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_bench()
+    usual, ours = Run("tiny", "plain loop", USUAL, 4, 0), Run("tiny", OURS, OUR_RECIPE, 3, 0)
+    assert in_this_process == [usual, ours]
+    in_this_process.clear()
+
+    run_bench()
+    assert in_this_process[0] == ours and usual not in in_this_process
+    scheduled = in_this_process[1:]
+    assert [run.epochs for run in scheduled] == [3, 5, 6][: len(scheduled)]  # never fewer than our own
+    assert all(run[1:3] == ("plain loop", OUR_SCHEDULE) for run in scheduled)
+
+    rows = Results(bench.TABLE).rows
+    assert len(rows) == 1 + len(in_this_process)
+    assert all(np.isfinite(row["skill"]) and row["whole_seconds"] > 0 and row["cpu_seconds"] > 0 for row in rows)
+    in_this_process.clear()
+    run_bench()
+    assert in_this_process == []
+    printed = capsys.readouterr().out
+    assert "leaves: skipped; give --leaves PATH" in printed and "| tiny | plain loop |" in printed
+
+
+def test_rows_of_other_code_stay_in_the_file_and_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, run = tmp_path / "table.csv", Run("tiny", "pythae", USUAL, 4, 0)
+    monkeypatch.setattr(bench, "in_own_process", lambda *_, **__: {"skill": 1.0, "whole_seconds": 2.0})
+    for code in ("1e5", "2e5"):  # text, though they look like numbers
+        monkeypatch.setattr(bench, "conditions", lambda code=code: code)
+        results = Results(path)
+        assert results.rows == []
+        results.of(run, "folder")
+    assert len(path.read_text().splitlines()) == 3
+    assert [row["conditions"] for row in Results(path).rows] == ["2e5"]
+
+
+def test_the_recipes_differ_in_the_training_alone() -> None:
+    usual, ours, scheduled = (bench.parameters_of(TINY, recipe, 7, 1) for recipe in (USUAL, OUR_RECIPE, OUR_SCHEDULE))
+    default = resolve(parse({"train.batch_size": 64, "train.epochs": 7}), 1).train
+    assert ours.train == default.model_copy(update={"device": "cpu"})
+    assert scheduled.train.optimizer == usual.train.optimizer == "adamw"
+    assert (usual.train.learning_rate, usual.train.learning_rate_schedule) == (1e-3, "constant")
+    assert scheduled.train.learning_rate_schedule == default.learning_rate_schedule != "constant"
+    for p in (usual, scheduled):
+        same = ("seed", "data", "model", "objective")
+        assert [getattr(p, name) for name in same] == [getattr(ours, name) for name in same]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_peers_schedule_is_this_projects(schedule: str) -> None:
+    """But in its rise: torch's begins at 1/25 of the peak, and is a cosine where the fall is one."""
+    train = {"train.epochs": 10, "train.optimizer": "adamw", "train.learning_rate_schedule": schedule}
+    p, steps = resolve(parse(train), 1), 400
+    optimiser = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
+    cycle = one_cycle(p, steps)
+    assert cycle is not None
+    torchs = torch.optim.lr_scheduler.OneCycleLR(optimiser, **cycle)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        torchs.step()
+    own = [learning_rate(p.train, 10 * step / steps) for step in range(steps)]
+    peak = int(np.argmax(own))
+    assert max(rates) == pytest.approx(p.train.learning_rate) and abs(int(np.argmax(rates)) - peak) <= 1
+    assert np.abs(np.array(rates) - own)[peak:].max() < 0.01 * p.train.learning_rate
+
+
+@pytest.mark.parametrize("trainer", list(ALL_PEERS))
+@pytest.mark.parametrize("recipe", [USUAL, OUR_SCHEDULE])
+def test_a_peer_trains_and_ends_with_the_model_that_it_keeps(trainer: str, recipe: str) -> None:
+    if trainer in ("Lightning", "pythae"):
+        pytest.importorskip(trainer.lower())
+    if trainer == "plain loop, tuned":
+        pytest.skip("compiles for half a minute on a CPU")
+    p = bench.parameters_of(TINY, recipe, 4, 0)
+    images = np.random.default_rng(0).integers(0, 256, (150, 8, 8, 1), dtype=np.uint8)
+    model, seconds = by_peer(p, trainer, images[:130], images[130:])
+    assert len(seconds) == 4
+    assert all(weight.isfinite().all() for weight in model.state_dict().values())
+
+
+def rows_of(usual: float, ours: float, scheduled: list[float], repeat: int = 0, speed: float = 1.0) -> list[bench.Row]:
+    """Skills of a repeat; 100 epochs take 100 seconds, and ours 10."""
+
+    def row(who: str, recipe: str, epochs: int, seconds: float, skill: float) -> bench.Row:
+        run = Run("tiny", who, recipe, epochs, repeat)._asdict()
+        return {**run, "whole_seconds": seconds / speed, "cpu_seconds": 2 * seconds / speed, "skill": skill}
+
+    return [
+        row("pythae", USUAL, 100, 100.0, usual),
+        row(OURS, OUR_RECIPE, 10, 10.0, ours),
+        *(row("pythae", OUR_SCHEDULE, 10 * (i + 1), 10.0 * (i + 1), skill) for i, skill in enumerate(scheduled)),
+    ]
+
+
+def cells(rows: list[bench.Row]) -> list[str]:
+    return [cell.strip() for cell in bench.markdown(rows)[2].strip("| ").split("|")]
+
+
+def test_a_ratio_is_of_one_repeat() -> None:
+    """The machine is twice as fast in the second repeat: ratios stay what they are."""
+    found = cells(rows_of(5.0, 6.0, [4.0, 5.5]) + rows_of(5.0, 6.0, [4.0, 5.5], 1, speed=2.0))
+    assert found == [
+        "tiny", "pythae", "5.0", "75 (50–100)", "10", "6.0", "8 (5–10)", "10.0", "10.0",
+        "4.0", "20", "15 (10–20)", "2.0",
+    ]  # fmt: skip
+
+
+def test_a_time_counts_only_where_the_skill_was_reached() -> None:
+    assert cells(rows_of(5.0, 4.9, [4.0, 4.5]))[7:] == ["not reached", "not reached", "4.0", *["not reached"] * 3]
+    found = cells(rows_of(5.0, 6.0, [5.0]) + rows_of(5.0, 4.0, [1.0], 1))
+    assert found[7] == "10.0, 1 of 2 repeats" and found[10] == "10, 1 of 2 repeats"
+
+
+def test_an_unknown_case_or_peer_is_named() -> None:
+    with pytest.raises(InputError, match="'huge' is unknown; expected one of digits, mnist, leaves, patches"):
+        bench.main(case=["huge"])
+    with pytest.raises(InputError, match="'vae-train' is unknown; expected one of plain loop"):
+        bench.main(trainer=[OURS])
+
+
+def test_a_case_is_ingested_as_the_stage_does_it(tmp_path: Path) -> None:
+    bench.prepare("tiny", TINY, None, tmp_path)
+    counts = {s: len(np.load(tmp_path / "tiny" / workspace.images(s))) for s in ("train", "valid", "test")}
+    assert sum(counts.values()) == 1797 and counts["train"] > 1400
