@@ -25,7 +25,6 @@ from vae.training.history import COLUMNS
 from vae.training.loop import train
 from vae.training.step import Step
 
-
 ENCODER_FIRST = {"train.aggressive_encoder": True, "kl.schedule": "constant", "kl.max_weight": 12.0}
 
 
