@@ -17,7 +17,7 @@ from vae.training.loop import Epoch, Trained, train
 CPU = Compute(torch.device("cpu"), "fp32")
 STEADY: dict[str, Any] = {  # every step alike, for tests of other things than how the weights are updated
     "train.optimizer": "adamw", "train.learning_rate": 3e-3, "train.learning_rate_schedule": "constant",
-    "train.warmup": 0.0,
+    "train.warmup": 0.0, "train.weight_decay": 0.0,
 }  # fmt: skip
 RECIPE = {name: overlay.defaults()[name] for name in STEADY}  # the usual one
 TINY: dict[str, Any] = {

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from helpers.parameters import parse
 from helpers.stages import LATENTS, write_params
-from helpers.trainings import TRAIN
+from helpers.trainings import TRAIN, VALID
 
 from tasks import monitor, preflight, workspace
 from vae.collapse import linear_theory
 from vae.config import loading
 from vae.config.errors import InputError
+from vae.config.resolved import RAMP
 
 STEPS_PER_EPOCH = 4  # 70 images in batches of 16
 
@@ -74,3 +75,13 @@ def remedied(remedy: dict[str, Any], user: dict[str, Any]) -> dict[str, Any]:
     """What monitor recommends to whose `params.yaml` has these values."""
     model, verdict = SimpleNamespace(config=SimpleNamespace(changes={})), SimpleNamespace(remedy=remedy)
     return monitor.remedy_of(model, verdict, parse(user))  # type: ignore[arg-type]
+
+
+def test_a_budget_becomes_epochs_that_training_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(workspace.images("valid"), VALID)
+    write_params({"train.budget": 60.0, "train.epochs": 3, "kl.annealing_epochs": "auto"})
+    monkeypatch.setattr(preflight, "epochs_within", lambda seconds, *_: int(seconds) + 17)
+    preflight.main()
+    assert workspace.read_json(workspace.PREFLIGHT)["epochs"] == 77
+    p = workspace.load_parameters()
+    assert (p.train.epochs, p.train.budget, p.kl.annealing_epochs) == (77, None, RAMP * 77)

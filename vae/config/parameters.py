@@ -145,7 +145,7 @@ class Train(_Section):
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: float = Field(ge=0, lt=1, default=0.1)
-    weight_decay: float = Field(ge=0, default=0.0)
+    weight_decay: float = Field(ge=0, default=0.5)
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     gradient_clip: Annotated[float, Field(gt=0)] | None = 100.0
     aggressive_encoder: bool = False

@@ -11,9 +11,10 @@ from vae.config.errors import InputError
 from vae.config.loading import P, checked
 from vae.config.parameters import KL, Parameters, Train
 
-# Of a schedule that falls, at a batch size of 64. Found on digits, leaves and MNIST (docs/benchmarks.md).
-LEARNING_RATE = {"muon": 2.5e-2, "adamw": 4e-3}
+# Of a schedule that falls, from a batch size of 64 on. Found on digits, leaves and MNIST (docs/benchmarks.md).
+LEARNING_RATE = {"muon": 2.5e-2, "adamw": 6e-3}
 CONSTANT = 0.5  # of that, where the rate never falls
+FULL_BATCH = 64
 RAMP = 0.25  # of the training, where the ramp of the KL weight has no length of its own
 
 
@@ -51,10 +52,11 @@ def usual_learning_rate(train: Train) -> float:
     """What `learning_rate: auto` means.
 
     It grows as the square root of the batch, whose gradient is less noisy (Malladi 2022, "On the SDEs and scaling
-    rules for adaptive gradient algorithms").
+    rules for adaptive gradient algorithms"). From `FULL_BATCH` on, the size of the steps is what limits it: at 0.05,
+    networks without batch norm diverge.
     """
     height = CONSTANT if train.learning_rate_schedule == "constant" else 1.0
-    return LEARNING_RATE[train.optimizer] * height * math.sqrt(train.batch_size / 64)
+    return LEARNING_RATE[train.optimizer] * height * math.sqrt(min(train.batch_size / FULL_BATCH, 1.0))
 
 
 def ramp_epochs(p: Parameters) -> float:

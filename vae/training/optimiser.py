@@ -11,28 +11,26 @@ from vae.training.muon import Muon
 
 
 class Optimiser:
-    """One optimiser or two, as one. Both take the same learning rate and weight decay; a learned σ does not decay."""
+    """One optimiser or two, as one, with one learning rate. Biases, norms and a learned σ do not decay."""
 
     def __init__(self, model: VAE, train: ResolvedTrain) -> None:
         weights = [weight for weight in model.parameters() if weight.requires_grad]
-        layers = [weight for weight in weights if weight.dim() > 1 and train.optimizer == "muon"]
+        layers, others = ([w for w in weights if (w.dim() > 1) == layer] for layer in (True, False))
         # Two maps of one input: μ and ln σ²; value and gate.
         double = [model.posterior, *(module.linear for module in model.modules() if isinstance(module, GatedLinear))]
         doubles = {id(module.weight) for module in double}
-        sigma = [weight for weight in weights if weight is model.log_sigma]
-        apart = {id(weight) for weight in (*layers, *sigma)}
         rate, decay = train.learning_rate, train.weight_decay
         muon = [
             {"params": [weight for weight in layers if id(weight) not in doubles], "maps": 1},
             {"params": [weight for weight in layers if id(weight) in doubles], "maps": 2},
         ]
-        adamw: list[dict[str, Any]] = [
-            {"params": [weight for weight in weights if id(weight) not in apart]},
-            {"params": sigma, "weight_decay": 0.0},
-        ]
-        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(adamw, lr=rate, weight_decay=decay, fused=True)]
-        if layers:
+        adamw: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
+        self.parts: list[torch.optim.Optimizer] = []
+        if train.optimizer == "muon":
             self.parts.append(Muon(muon, lr=rate, weight_decay=decay))
+        else:
+            adamw.append({"params": layers, "weight_decay": decay})
+        self.parts.append(torch.optim.AdamW(adamw, lr=rate, fused=True))
 
     def set_learning_rate(self, learning_rate: float) -> None:
         for part in self.parts:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from vae.config.errors import InputError
 from vae.config.resolved import (
     CONSTANT,
+    FULL_BATCH,
     LEARNING_RATE,
     RAMP,
     ResolvedParameters,
@@ -26,15 +27,16 @@ def test_numbers_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_learning_rate_by_rule_is_the_optimisers_and_grows_as_the_root_of_the_batch(optimizer: str) -> None:
+def test_a_learning_rate_by_rule_is_the_optimisers_and_grows_as_the_root_of_a_small_batch(optimizer: str) -> None:
     def rate(**more: Any) -> float:
         p = resolve(parse({"train.optimizer": optimizer} | {f"train.{name}": value for name, value in more.items()}), 1)
         assert resolve(p, 1) == p and usual_learning_rate(p.train) == p.train.learning_rate
         return p.train.learning_rate
 
-    assert rate() == rate(learning_rate_schedule="linear") == LEARNING_RATE[optimizer]
-    assert rate(batch_size=256) == pytest.approx(2 * rate(batch_size=64)) == pytest.approx(4 * rate(batch_size=16))
-    assert rate(batch_size=1) == pytest.approx(rate() / 8)
+    full = rate(batch_size=FULL_BATCH)
+    assert full == rate(learning_rate_schedule="linear") == rate(batch_size=1024) == LEARNING_RATE[optimizer]
+    assert rate(batch_size=FULL_BATCH // 4) == pytest.approx(full / 2)
+    assert rate(batch_size=1) == pytest.approx(full / FULL_BATCH**0.5)
     assert rate(learning_rate_schedule="constant") == CONSTANT * rate() < rate()
 
 
