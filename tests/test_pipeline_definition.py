@@ -118,6 +118,12 @@ def test_a_stage_names_every_section_that_its_own_module_reads(stage: str) -> No
     assert read <= named
 
 
+def test_a_training_depends_on_every_parameter_of_its_section() -> None:
+    """One that is left out would neither train anew nor keep its checkpoints apart from those of other values."""
+    named = {key for key in definition()["stages"]["train"]["params"] if key.startswith("train.")}
+    assert named == {f"train.{key}" for key in parameters.Train.model_fields}
+
+
 def test_the_committed_params_name_every_parameter_with_its_default() -> None:
     tracked = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=PROJECT, capture_output=True, check=False)
     if tracked.returncode != 0:  # an archive without history

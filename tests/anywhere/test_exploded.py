@@ -7,11 +7,12 @@ reduction; 1e-6 (`not_learning`, as before). Was wrong: `collapsed … carry nex
 import pytest
 from helpers import trainings
 from helpers.trainings import CPU, TRAIN, VALID
-from helpers.verdicts import evidence, history, measurement, params
+from helpers.verdicts import USUAL, evidence, history, measurement, params
 
 from vae.collapse import linear_theory
 from vae.collapse.diagnosis import judge
 from vae.collapse.restarts import attempts
+from vae.config.resolved import usual_learning_rate
 from vae.training.history import why_stop
 
 
@@ -21,7 +22,7 @@ def test_a_training_with_far_too_large_steps_has_exploded(changes: dict) -> None
     spectrum = linear_theory.spectrum(TRAIN, p.model.latent_dim, False)
     (only,) = attempts(p, spectrum, TRAIN, VALID, CPU, lambda now, number, reason: trainings.run(now))
     assert only.verdict.verdict == "diverged", only.verdict
-    assert only.verdict.remedy["train.learning_rate"] == 0.002
+    assert only.verdict.remedy["train.learning_rate"] == usual_learning_rate(p.train)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_a_training_with_far_too_large_steps_has_exploded(changes: dict) -> None
 def test_a_model_that_exploded_is_called_so_and_gets_a_lower_learning_rate(found: dict) -> None:
     verdict = judge(params({"train.learning_rate": 10.0}), evidence(**found))
     assert verdict.verdict == "diverged" and "exploded" in verdict.summary
-    assert verdict.remedy["train.learning_rate"] == 0.002
+    assert verdict.remedy["train.learning_rate"] == USUAL
     assert f"{found['valid'].mse_sampled:.3g}" in verdict.reasons[0]
 
 

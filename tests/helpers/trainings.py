@@ -8,15 +8,21 @@ import pytest
 import torch
 from helpers.parameters import parse
 
+from tasks import overlay
 from vae.compute.devices import Compute
 from vae.config.parameters import Parameters
 from vae.config.resolved import ResolvedParameters, resolve
 from vae.training.loop import Epoch, Trained, train
 
 CPU = Compute(torch.device("cpu"), "fp32")
+STEADY: dict[str, Any] = {  # every step alike, for tests of other things than how the weights are updated
+    "train.optimizer": "adamw", "train.learning_rate": 3e-3, "train.learning_rate_schedule": "constant",
+    "train.warmup": 0.0, "train.weight_decay": 0.0,
+}  # fmt: skip
+RECIPE = {name: overlay.defaults()[name] for name in STEADY}  # the usual one
 TINY: dict[str, Any] = {
     "data.image_size": 8, "model.latent_dim": 3, "model.widths": [6, 8], "kl.annealing_epochs": 2,
-    "train.epochs": 4, "train.batch_size": 16, "train.learning_rate": 3e-3,
+    "train.epochs": 4, "train.batch_size": 16, **STEADY,
 }  # fmt: skip
 
 

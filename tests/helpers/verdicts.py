@@ -8,7 +8,7 @@ import numpy as np
 from helpers.parameters import parse
 
 from vae.collapse.diagnosis import Evidence
-from vae.config.resolved import ResolvedParameters, resolve
+from vae.config.resolved import ResolvedParameters, resolve, usual_learning_rate
 from vae.metrics.measurement import Measurement
 from vae.training.history import COLUMNS, Row
 
@@ -16,8 +16,12 @@ LATENTS = 4
 
 
 def params(changes: dict[str, Any] | None = None) -> ResolvedParameters:
-    base = {"model.latent_dim": LATENTS, "model.widths": [16, 32], "train.epochs": 40}
+    """With a ramp of 5 epochs of 40, and the learning rate USUAL."""
+    base = {"model.latent_dim": LATENTS, "model.widths": [16, 32], "train.epochs": 40, "kl.annealing_epochs": 5}
     return resolve(parse(base | (changes or {})), steps_per_epoch=15)
+
+
+USUAL = usual_learning_rate(params().train)
 
 
 def measurement(

@@ -59,14 +59,22 @@ def test_a_ramp_in_steps_becomes_one_in_epochs(folder: Path) -> None:
 
 @pytest.mark.parametrize("ramp", [{"kl.schedule": "linear", "kl.annealing_epochs": 10}, {"kl.schedule": "linear"}])
 def test_a_remedy_of_the_ramp_unsets_one_in_steps(ramp: dict[str, Any]) -> None:
-    model = SimpleNamespace(config=SimpleNamespace(changes={}))
-    verdict = SimpleNamespace(remedy=ramp)
-    in_steps, in_epochs = (
-        monitor.remedy_of(model, verdict, parse({"kl.annealing_steps": steps}))  # type: ignore[arg-type]
-        for steps in (250, None)
-    )
     unset = {"kl.annealing_steps": None} if "kl.annealing_epochs" in ramp else {}
-    assert in_steps == ramp | unset and in_epochs == ramp
+    assert remedied(ramp, {"kl.annealing_steps": 60}) == ramp | unset
+    assert remedied(ramp, {}) == remedied(ramp, {"train.budget": 60}) == ramp
+
+
+@pytest.mark.parametrize("changes", [{"train.epochs": 80}, {"kl.max_weight": 2.0}])
+def test_a_remedy_of_the_epochs_unsets_a_budget(changes: dict[str, Any]) -> None:
+    unset = {"train.budget": None} if "train.epochs" in changes else {}
+    assert remedied(changes, {"train.budget": 60}) == changes | unset
+    assert remedied(changes, {}) == remedied(changes, {"kl.annealing_steps": 60}) == changes
+
+
+def remedied(remedy: dict[str, Any], user: dict[str, Any]) -> dict[str, Any]:
+    """What monitor recommends to whose `params.yaml` has these values."""
+    model, verdict = SimpleNamespace(config=SimpleNamespace(changes={})), SimpleNamespace(remedy=remedy)
+    return monitor.remedy_of(model, verdict, parse(user))  # type: ignore[arg-type]
 
 
 def test_a_budget_becomes_epochs_that_training_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.stages import run_train, write_params
-from helpers.trainings import CPU
+from helpers.trainings import CPU, STEADY
 from mlflow import MlflowClient
 
 from tasks import monitor, preflight, workspace
@@ -22,7 +22,9 @@ from vae.models import mixture_prior, saved
 from vae.training import checkpoint
 
 EPOCHS, STOPPED = (24, 4)  # of a training; of one that collapses: with 30 steps per epoch the alarm comes past 100
-TOO_HIGH = {"kl.max_weight": 1e5, "train.epochs": EPOCHS, "train.on_collapse": "remedy", "train.select": "best"}
+TOO_HIGH = STEADY | {
+    "kl.max_weight": 1e5, "train.epochs": EPOCHS, "train.on_collapse": "remedy", "train.select": "best",
+}  # fmt: skip
 FILES = (
     workspace.HISTORY,
     workspace.KL_PER_LATENT,

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from tasks import workspace
 from tasks.processes import run_notes
 from tasks.tracking import store
+from vae.config.parameters import Parameters
 from vae.training.history import COLUMNS
 
 
@@ -83,6 +84,6 @@ def test_a_run_is_found_by_its_weights_or_created(client: MlflowClient, caplog: 
     tags = run.data.tags
     assert (run.info.status, tags["ended"], tags["made_from_files"]) == ("FINISHED", "FINISHED", "true")
     assert [m.step for m in client.get_metric_history(run.info.run_id, "valid/elbo")] == [1, 2, 3]
-    assert run.data.params["train.epochs"] == "60"
+    assert run.data.params["train.epochs"] == str(Parameters().train.epochs)
     assert store.run_of(unknown.sha256).info.run_id == run.info.run_id
     assert store.run_of(write_model(seed=4).sha256).info.run_id != run.info.run_id

@@ -22,7 +22,7 @@ from vae.config.parameters import Parameters
 from vae.training.history import COLUMNS
 
 TIMING = {"seconds": 0.5}
-IMAGES = np.zeros((4, 8, 12, 3), np.uint8)
+IMAGES, EPOCHS = np.zeros((4, 8, 12, 3), np.uint8), str(Parameters().train.epochs)
 
 
 class Backend:
@@ -100,7 +100,7 @@ def test_a_resumed_training_continues_in_its_run_and_logs_parameters_once(backen
     assert second.run_id == run.info.run_id == first.run_id
     assert (run.info.status, run.info.run_name, run.data.tags["ended"]) == ("FINISHED", "n", "FINISHED")
     assert run.data.tags["resumed"] == "true"
-    assert (run.data.params["train.epochs"], run.data.params["train.ema"]) == ("60", "None")
+    assert (run.data.params["train.epochs"], run.data.params["train.ema"]) == (EPOCHS, "None")
     assert backend.epochs(run) == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert len(backend.client.get_metric_history(run.info.run_id, "seconds")) == 2
     assert "epoch" not in run.data.metrics
@@ -169,7 +169,7 @@ def test_nothing_is_missing_in_the_end(
     assert (found.info.status, found.info.run_name) == ("FINISHED", "a name-healthy")
     tags = found.data.tags
     assert (tags["git.commit"], tags["ended"], tags[store.WEIGHTS]) == ("abc", "FINISHED", model.sha256)
-    assert tags["machine.cpu"] and found.data.params["train.epochs"] == "60"
+    assert tags["machine.cpu"] and found.data.params["train.epochs"] == EPOCHS
     assert backend.epochs(found) == [(epoch, float(epoch)) for epoch in range(1, 5)]
     assert "params.yaml" in {item.path for item in backend.client.list_artifacts(found.info.run_id)}
     assert bool(found.inputs.dataset_inputs) == (returns < 9 or leaves > 0)

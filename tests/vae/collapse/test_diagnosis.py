@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 from helpers.parameters import Changes
-from helpers.verdicts import FALLING, GROWING, LATENTS, WRONG, evidence, history, measurement, params, predicted
+from helpers.verdicts import FALLING, GROWING, LATENTS, USUAL, WRONG, evidence, history, measurement, params, predicted
 from ruamel.yaml import YAML
 
 from vae.collapse.diagnosis import Verdict, judge
+from vae.collapse.remedies import SMALL_LEARNING_RATE, short
 
 
 def judged(changes: Changes | None = None, **found: Any) -> Verdict:
@@ -123,7 +124,7 @@ def test_recommendations_are_the_remedy_in_words_and_then_the_advice() -> None:
     assert {name: YAML(typ="safe").load(value) for _, name, _, value in words} == remedy
 
 
-MEAN, SLOWER = {"objective.reduction": "mean"}, {"train.learning_rate": 0.0005}
+MEAN, SLOWER = {"objective.reduction": "mean"}, {"train.learning_rate": short(USUAL / 4)}
 FEW, OF_MEAN = {"collapse": 0.8, "calibrated": 0.00123}, {"collapse": 0.03, "calibrated": 0.00123}
 
 
@@ -156,6 +157,7 @@ def test_remedies_of_a_collapse(changes: Changes, theory: Changes, remedy: Chang
     assert not theory or f"kl.max_weight = {params(changes).kl.max_weight:g} " in got.reasons[1]
 
 
+SMALL = SMALL_LEARNING_RATE * USUAL
 LONGER = {"train.epochs": 4 * params().train.epochs}
 
 
@@ -167,6 +169,9 @@ LONGER = {"train.epochs": 4 * params().train.epochs}
         # While the aggregate posterior still moves, a higher KL weight would be the wrong advice.
         ("under_regularised", {}, {"history": history(losses=FALLING[:8]), "kept_epoch": 8}, LONGER),
         ("not_learning", {}, {"history": history(losses=FALLING)}, LONGER),
+        ("not_learning", {"train.learning_rate": 0.9 * SMALL}, {}, {"train.learning_rate": USUAL}),
+        ("not_learning", {"train.learning_rate": 1.1 * USUAL}, {}, {"train.learning_rate": USUAL}),
+        ("not_learning", {"train.learning_rate": 1.1 * SMALL}, {"history": history(losses=FALLING)}, LONGER),
         ("not_learning", {}, {}, LONGER | SLOWER),
     ],
 )

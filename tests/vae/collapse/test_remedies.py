@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.parameters import Changes
-from helpers.verdicts import WRONG, evidence, params, predicted
+from helpers.verdicts import USUAL, WRONG, evidence, params, predicted
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -87,7 +87,7 @@ def test_a_convolutional_network_without_batch_norm_gets_it_along_with_the_elbo(
     assert remedies.normalised(params()) == {}
 
 
-MLP, SLOWER = {"model.architecture": "mlp"}, {"train.learning_rate": 0.0005}
+MLP, SLOWER = {"model.architecture": "mlp"}, {"train.learning_rate": remedies.short(USUAL / 4)}
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,10 @@ MLP, SLOWER = {"model.architecture": "mlp"}, {"train.learning_rate": 0.0005}
         ({"train.batch_size": 2}, 1000, {"train.batch_size": 32}),
         ({"train.batch_size": 2}, 20, {"train.batch_size": 20}),
         ({"model.latent_dim": 256}, 128, {"model.latent_dim": 64}),
-        ({"model.latent_dim": 64, "train.learning_rate": 0.1}, 128, {"train.learning_rate": 0.002}),
+        ({"model.latent_dim": 64, "train.learning_rate": 5 * USUAL}, 128, {"train.learning_rate": USUAL}),
         (MLP | {"model.latent_dim": 16, "model.widths": [300, 3]}, 1000, {"model.widths": [300, 256]}),
         (MLP | {"model.latent_dim": 3000, "model.widths": [10]}, 9000, {"model.widths": [8192]}),
-        ({"train.learning_rate": 0.02}, 1000, {"train.learning_rate": 0.002}),
+        ({"train.learning_rate": 1.1 * USUAL}, 1000, {"train.learning_rate": USUAL}),
         ({}, 1000, SLOWER | {"kl.annealing_epochs": 10, "kl.free_bits": 0.1}),
         ({"kl.free_bits_total": 3.0}, 1000, SLOWER | {"kl.annealing_epochs": 10, "kl.free_bits_total": 6.0}),
         (
@@ -146,6 +146,19 @@ def test_a_higher_weight_is_that_of_the_elbo_or_else_twice_what_it_is() -> None:
     assert mean == {"objective.reduction": "sum", "kl.max_weight": 1.0}
 
 
+def test_what_overfits_trains_less_and_in_one_cycle_that_is_fewer_epochs() -> None:
+    """An epoch in the middle of a cycle is none to keep: the learning rate has not fallen yet."""
+
+    def of(**more: Any) -> dict[str, Any]:
+        return remedies.less_training(params({f"train.{name}": value for name, value in more.items()}))
+
+    assert of() == of(patience=2) == of(learning_rate_schedule="linear") == {"train.epochs": 20}
+    assert of(epochs=1) == {}
+    assert of(learning_rate_schedule="constant") == {"train.patience": 4}
+    assert of(learning_rate_schedule="constant", epochs=9) == {"train.patience": 3}
+    assert of(learning_rate_schedule="constant", patience=4) == {}
+
+
 def test_clipping_comes_down_from_the_default_by_tenths() -> None:
     for clip, gentler in ((None, 100.0), (1e6, 100.0), (100.0, 10.0), (3.0, 0.3)):
         remedy = remedies.gentler_clip(params({"train.gradient_clip": clip}))
@@ -168,7 +181,7 @@ CHOICES: dict[str, list[Any]] = {
     "objective.importance_samples_train": [1, 5],
     "kl.schedule": ["constant", "linear", "cyclical"],
     "kl.max_weight": [0.0, 1e-6, 0.1, 1.0, 30.0, 1e4],
-    "kl.annealing_epochs": [0, 0.5, 5, 60],
+    "kl.annealing_epochs": [0, 0.5, 5, 60, "auto"],
     "kl.free_bits": [0.0, 0.5],
     "kl.free_bits_total": [0.0, 2.0],
     "kl.capacity": [None, 0.5, 20.0],
@@ -177,7 +190,9 @@ CHOICES: dict[str, list[Any]] = {
     "kl.reconstruction_target": [None, 0.01, 0.9],
     "train.epochs": [1, 12, 40],
     "train.batch_size": [2, 64],
-    "train.learning_rate": [1e-6, 5e-4, 2e-3, 0.1],
+    "train.optimizer": ["muon", "adamw"],
+    "train.learning_rate": [1e-6, 5e-4, 0.1, "auto"],
+    "train.learning_rate_schedule": ["constant", "cosine"],
     "train.gradient_clip": [None, 0.5, 100.0],
     "train.aggressive_encoder": [False, True],
     "train.patience": [None, 2, 20],

@@ -6,10 +6,11 @@ from helpers.trainings import TRAIN, params, unresolved
 
 from vae.collapse.linear_theory import collapse_weight, expectations, predict, spectrum
 from vae.collapse.warnings import schedule_above, warnings
+from vae.config.resolved import RAMP
 
 SPECTRUM = spectrum(TRAIN, 3, bernoulli=False)
 COLLAPSE = collapse_weight(params(), SPECTRUM)
-CYCLICAL = {"kl.schedule": "cyclical"}
+CYCLICAL, AUTO = {"kl.schedule": "cyclical"}, {"kl.annealing_epochs": "auto", "train.epochs": 40}
 
 
 def warned(changes: Changes) -> str:
@@ -20,8 +21,8 @@ def warned(changes: Changes) -> str:
 
 def above(changes: Changes) -> list[float | None]:
     """Share of a cycle above the collapse weight, epoch and step at which a ramp crosses it."""
-    kl = unresolved(changes).kl
-    return list(schedule_above(kl, kl.max_weight, COLLAPSE).values())
+    p = unresolved(changes)
+    return list(schedule_above(p, p.kl.max_weight, COLLAPSE).values())
 
 
 @pytest.mark.parametrize(("ratio", "times", "share"), [(0.5, 2, 0.75), (1.0, 4, 0.75), (0.8, 2, 0.6)])
@@ -45,6 +46,7 @@ def test_the_ratio_that_it_names_is_enough() -> None:
     ("changes", "times", "crosses", "words"),
     [
         ({"kl.annealing_epochs": 10}, 4, [None, 2.5, None], "the ramp crosses it after 2.5 of 10 epochs"),
+        (AUTO, 4, [None, 10 * RAMP, None], f"the ramp crosses it after {10 * RAMP:g} of {40 * RAMP:g} epochs"),
         ({"kl.annealing_steps": 1000}, 4, [None, None, 250], "the ramp crosses it at step 250 of 1000"),
         ({"kl.schedule": "constant"}, 4, [None, None, None], "POSTERIOR COLLAPSE AHEAD"),
         ({}, 0.5, [None, None, None], ""),

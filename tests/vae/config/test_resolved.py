@@ -1,18 +1,64 @@
+from typing import Any
+
 import pytest
 from helpers.parameters import Changes, parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vae.config.errors import InputError
-from vae.config.resolved import ResolvedParameters, changed, resolve
+from vae.config.resolved import (
+    CONSTANT,
+    FULL_BATCH,
+    LEARNING_RATE,
+    RAMP,
+    ResolvedParameters,
+    changed,
+    resolve,
+    usual_learning_rate,
+)
 from vae.schedules.kl import first_final_epoch, ramp
 
 
 def test_numbers_stay_as_they_are() -> None:
-    p = parse({"kl.max_weight": 0.5, "train.epochs": 7})
+    p = parse({"kl.max_weight": 0.5, "kl.annealing_epochs": 3, "train.epochs": 7, "train.learning_rate": 0.3})
     resolved = resolve(p, 3, calibrated_weight=9.0)
     assert resolved.model_dump() == p.model_dump()
     assert resolve(resolved, 4) == resolved
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_learning_rate_by_rule_is_the_optimisers_and_grows_as_the_root_of_a_small_batch(optimizer: str) -> None:
+    def rate(**more: Any) -> float:
+        p = resolve(parse({"train.optimizer": optimizer} | {f"train.{name}": value for name, value in more.items()}), 1)
+        assert resolve(p, 1) == p and usual_learning_rate(p.train) == p.train.learning_rate
+        return p.train.learning_rate
+
+    full = rate(batch_size=FULL_BATCH)
+    assert full == rate(learning_rate_schedule="linear") == rate(batch_size=1024) == LEARNING_RATE[optimizer]
+    assert rate(batch_size=FULL_BATCH // 4) == pytest.approx(full / 2)
+    assert rate(batch_size=1) == pytest.approx(full / FULL_BATCH**0.5)
+    assert rate(learning_rate_schedule="constant") == CONSTANT * rate() < rate()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 2000), st.sampled_from(["linear", "cosine", "sigmoid", "cyclical"]))
+def test_a_ramp_by_rule_is_a_share_of_the_training(epochs: int, schedule: str) -> None:
+    p = resolve(parse({"train.epochs": epochs, "kl.schedule": schedule}), 9)
+    assert p.kl.annealing_epochs == pytest.approx(RAMP * epochs) and 0 < RAMP < 0.5
+    assert resolve(p, 9) == p
+    in_steps = resolve(parse({"train.epochs": epochs, "kl.annealing_steps": 36}), 9)
+    assert in_steps.kl.annealing_epochs == 4
+
+
+def test_a_budget_is_the_epochs_that_preflight_found_and_the_ramp_follows_them() -> None:
+    p = parse({"train.budget": 60.0, "train.epochs": 3})
+    resolved = resolve(p, 5, epochs=8)
+    assert (resolved.train.epochs, resolved.train.budget) == (8, None)
+    assert resolved.kl.annealing_epochs == pytest.approx(8 * RAMP)
+    assert resolve(parse({"train.budget": 60.0, "kl.annealing_epochs": 1}), 5, epochs=8).kl.annealing_epochs == 1
+    assert resolve(resolved, 5) == resolved
+    with pytest.raises(AssertionError, match="only preflight"):
+        resolve(p, 5)
 
 
 def test_a_calibrated_weight_is_the_one_that_preflight_found() -> None:
@@ -57,6 +103,9 @@ def test_parameters_are_changed_by_name() -> None:
         ({"seed": 1}, "seed is not a parameter that can be changed"),
         ({"kl.max_weight": -1.0}, "the changed parameters: kl.max_weight = -1.0: "),
         ({"kl.max_weight": "calibrated"}, "kl.max_weight = 'calibrated': "),
+        ({"train.learning_rate": "auto"}, "train.learning_rate = 'auto': "),
+        ({"kl.annealing_epochs": "auto"}, "kl.annealing_epochs = 'auto': "),
+        ({"train.budget": 9.0}, "train.budget = 9.0: "),
         ({"kl.capacity": 1.0, "kl.free_bits": 0.1}, "cannot be combined"),
     ],
 )

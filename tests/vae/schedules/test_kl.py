@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vae.config.parameters import KL
+from vae.config.resolved import ResolvedKL
 from vae.schedules.kl import first_final_epoch, ramp, ramp_time, time_above
 
 SHAPES = ("linear", "cosine", "sigmoid")
@@ -12,7 +12,7 @@ ROUNDING = 1e-9
 
 
 kls = st.builds(
-    KL,
+    ResolvedKL,
     schedule=st.sampled_from(("constant", *SHAPES, "cyclical")),
     annealing_epochs=st.one_of(st.just(0), st.integers(1, 60), st.floats(0.01, 60)),
     cycles=st.integers(1, 8),
@@ -31,24 +31,26 @@ lengths = st.integers(1, 50)
     ],
 )
 def test_ramps(schedule: str, quarter: float, half: float) -> None:
-    kl = KL(schedule=schedule, annealing_epochs=8)
+    kl = ResolvedKL(schedule=schedule, annealing_epochs=8)
     shares = [ramp(kl, epoch, 20) for epoch in (0, 2, 4, 6, 8, 8.01, 20)]
     assert shares == pytest.approx([0, quarter, half, 1 - quarter, 1, 1, 1], abs=1e-12)
 
 
 @pytest.mark.parametrize("schedule", ["constant", *SHAPES])
 def test_without_annealing_the_weight_is_full_from_the_first_step(schedule: str) -> None:
-    kl = KL(schedule=schedule, annealing_epochs=5 if schedule == "constant" else 0)
+    kl = ResolvedKL(schedule=schedule, annealing_epochs=5 if schedule == "constant" else 0)
     assert ramp(kl, 0.0, 10) == 1 and first_final_epoch(kl, 10) == 0
     # a controller has no ramp, a capacity has
-    steered = [KL(**{name: 0.5}) for name in ("target_kl", "reconstruction_target", "capacity")]
+    steered = [
+        ResolvedKL(annealing_epochs=5, **{name: 0.5}) for name in ("target_kl", "reconstruction_target", "capacity")
+    ]
     assert [first_final_epoch(kl, 10) for kl in steered] == [0, 0, 5]
 
 
 @settings(deadline=None)
 @given(st.integers(1, 6), st.floats(0.1, 0.9), st.integers(5, 40), st.floats(0.1, 0.9))
 def test_each_cycle_ramps_over_its_ratio(cycles: int, ratio: float, epochs: int, part: float) -> None:
-    kl, length = KL(schedule="cyclical", cycles=cycles, ratio=ratio), epochs / cycles
+    kl, length = ResolvedKL(schedule="cyclical", cycles=cycles, ratio=ratio), epochs / cycles
     assert first_final_epoch(kl, epochs) == pytest.approx(epochs - (1 - ratio) * length)
     for start in (cycle * length for cycle in range(cycles)):
         assert ramp(kl, start + part * ratio * length, epochs) == pytest.approx(part)
@@ -57,7 +59,7 @@ def test_each_cycle_ramps_over_its_ratio(cycles: int, ratio: float, epochs: int,
 
 @settings(deadline=None)
 @given(kls, lengths, st.floats(0, 120), st.floats(0, 120))
-def test_a_ramp_rises_from_zero_to_one(kl: KL, epochs: int, one: float, other: float) -> None:
+def test_a_ramp_rises_from_zero_to_one(kl: ResolvedKL, epochs: int, one: float, other: float) -> None:
     earlier, later = (ramp(kl, epoch, epochs) for epoch in sorted((one, other)))
     assert min(earlier, later) >= 0 and max(earlier, later) <= 1
     assert kl.schedule == "cyclical" or earlier <= later + ROUNDING
@@ -67,7 +69,7 @@ def test_a_ramp_rises_from_zero_to_one(kl: KL, epochs: int, one: float, other: f
 
 @settings(deadline=None)
 @given(kls, lengths, st.floats(0, 1))
-def test_the_weight_is_full_from_the_first_final_epoch_on(kl: KL, epochs: int, share: float) -> None:
+def test_the_weight_is_full_from_the_first_final_epoch_on(kl: ResolvedKL, epochs: int, share: float) -> None:
     final = first_final_epoch(kl, epochs)
     assert ramp(kl, final + share * max(epochs - final, 0), epochs) == pytest.approx(1, rel=ROUNDING)
     if final > 0:
@@ -76,7 +78,7 @@ def test_the_weight_is_full_from_the_first_final_epoch_on(kl: KL, epochs: int, s
 
 @settings(deadline=None)
 @given(kls, st.floats(0.001, 0.999))
-def test_a_share_is_reached_at_the_time_of_its_ramp(kl: KL, share: float) -> None:
+def test_a_share_is_reached_at_the_time_of_its_ramp(kl: ResolvedKL, share: float) -> None:
     assume(kl.schedule != "constant")
     t = ramp_time(kl, share)
     assert t is not None
@@ -87,7 +89,7 @@ def test_a_share_is_reached_at_the_time_of_its_ramp(kl: KL, share: float) -> Non
 
 @pytest.mark.parametrize("schedule", ["constant", *SHAPES, "cyclical"])
 def test_the_ends_of_a_ramp(schedule: str) -> None:
-    kl = KL(schedule=schedule)
+    kl = ResolvedKL(schedule=schedule)
     assert ramp_time(kl, 1.0) == (0 if schedule == "constant" else pytest.approx(1))
     assert ramp_time(kl, 0.0) == 0
     assert ramp_time(kl, 1.0001) is None
@@ -96,6 +98,6 @@ def test_the_ends_of_a_ramp(schedule: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("ratio", "share"), [(0.5, 0.2), (1.0, 0.75), (0.25, 0.95), (0.5, 1.25)])
 def test_the_time_above_a_share_by_counting_steps(shape: str, ratio: float, share: float) -> None:
-    kl = KL(schedule="cyclical", cycle_shape=shape, ratio=ratio, cycles=4)
+    kl = ResolvedKL(schedule="cyclical", cycle_shape=shape, ratio=ratio, cycles=4)
     counted = sum(ramp(kl, step / 1000, 8) >= share for step in range(8000)) / 8000
     assert time_above(kl, share) == pytest.approx(counted, abs=2e-3)

@@ -17,7 +17,7 @@ def state(epoch: int) -> dict:
     weights = torch.arange(3000, dtype=torch.float32) + epoch
     return {
         "model": {"weight": weights.reshape(1, 30, 10, 10).contiguous(memory_format=torch.channels_last)},
-        "optimiser": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]},
+        "optimiser": [{"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]}],
         "average": None,
         "history": [{"epoch": 1, "valid/kl": 2.5}, {"epoch": epoch, "valid/kl": float("nan")}],
         "kept_epoch": epoch,

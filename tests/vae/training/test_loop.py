@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import trainings
 from helpers.parameters import Changes
-from helpers.trainings import CPU, STEPS, TRAIN, VALID, assert_same_bits, params, run
+from helpers.trainings import CPU, RECIPE, STEPS, TRAIN, VALID, assert_same_bits, params, run
 
 from vae.compute.devices import Compute
 from vae.config.errors import InputError
@@ -25,16 +25,21 @@ from vae.training.history import COLUMNS
 from vae.training.loop import train
 from vae.training.step import Step
 
+ENCODER_FIRST = {"train.aggressive_encoder": True, "kl.schedule": "constant", "kl.max_weight": 12.0}
+
 
 @pytest.mark.parametrize(
     "changes",
     [
         {},
-        {"model.architecture": "autoregressive", "train.ema": 0.9},
+        RECIPE | {"model.mean_batch_norm": 0.5},
+        RECIPE | {"model.architecture": "autoregressive", "train.ema": 0.9},
         # the encoder's phase is on in the first epochs, off in the last
-        {"train.aggressive_encoder": True, "kl.schedule": "constant", "kl.max_weight": 12.0, "data.augment": "flip"},
+        ENCODER_FIRST | {"data.augment": "flip"},
+        RECIPE | ENCODER_FIRST,
         {"kl.schedule": "cyclical", "data.binarise": "dynamic", "objective.likelihood": "bernoulli"},
         {"objective.sigma": "learned", "model.architecture": "mlp", "kl.reconstruction_target": 0.1},
+        RECIPE | {"objective.sigma": "learned", "model.architecture": "gated_mlp", "train.weight_decay": 0.1},
         {"kl.target_kl": 5.0, "kl.max_weight": 2.0, "train.learning_rate_schedule": "cosine"},
         {"train.select": "last", "objective.reduction": "mean", "train.weight_decay": 0.1},
     ],
@@ -146,10 +151,11 @@ def test_a_collapse_stops_after_a_hundred_steps_at_the_final_weight(on_collapse:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_divergence_stops_and_keeps_finite_weights(tmp_path: Path, first: bool) -> None:
+@pytest.mark.parametrize("recipe", [{}, RECIPE])
+def test_divergence_stops_and_keeps_finite_weights(tmp_path: Path, recipe: Changes, first: bool) -> None:
     """Weights that are NaN from the first step on, or from the third epoch on."""
     at_once = {"train.learning_rate": 1e30, "train.gradient_clip": None, "model.batch_norm": False}
-    p = params(at_once if first else {"kl.annealing_epochs": 0})
+    p = params(recipe | (at_once if first else {"kl.annealing_epochs": 0}))
     models: list[Any] = []
 
     def poison(step: int) -> None:
@@ -220,9 +226,10 @@ def test_colour_and_oblong_images_train(channels: int, wider: int) -> None:
     assert len(train(p, images, images[:20], CPU).history) == 1
 
 
-def test_bfloat16_is_near_float32() -> None:
-    half = train(params(), TRAIN, VALID, Compute(torch.device("cpu"), "bf16"))
-    whole = run(params())
+@pytest.mark.parametrize("recipe", [{}, RECIPE])
+def test_bfloat16_is_near_float32(recipe: Changes) -> None:
+    half = train(params(recipe), TRAIN, VALID, Compute(torch.device("cpu"), "bf16"))
+    whole = run(params(recipe))
     assert half.history != whole.history
     for row, other in zip(half.history, whole.history, strict=True):
         assert row["train/reconstruction"] == pytest.approx(other["train/reconstruction"], abs=5)
@@ -230,7 +237,7 @@ def test_bfloat16_is_near_float32() -> None:
 
 
 def test_it_learns_the_spots() -> None:
-    trained = run(params({"train.epochs": 60, "train.learning_rate": 0.01, "model.widths": [16, 32]}))
+    trained = run(params(RECIPE | {"train.epochs": 20, "kl.annealing_epochs": "auto", "model.widths": [16, 32]}))
     final = trained.history[trained.kept_epoch - 1]
     assert trained.stopped is None
     assert final["valid/kl"] > 3 and final["valid/active_units"] >= 2
@@ -238,7 +245,7 @@ def test_it_learns_the_spots() -> None:
     assert trained.train.elbo > MeanImage.of(TRAIN).elbo(TRAIN, "gaussian") + 20
 
 
-AUTOREGRESSIVE = {"model.architecture": "autoregressive", "train.epochs": 8, "train.learning_rate": 0.01}
+AUTOREGRESSIVE = {"model.architecture": "autoregressive", "train.epochs": 8}
 
 
 @pytest.mark.parametrize(
@@ -252,7 +259,7 @@ AUTOREGRESSIVE = {"model.architecture": "autoregressive", "train.epochs": 8, "tr
     ],
 )
 def test_other_networks_learn_too(changes: Changes, share: float) -> None:
-    history = run(params({"train.epochs": 12} | changes)).history
+    history = run(params(RECIPE | {"train.epochs": 12} | changes)).history
     assert history[-1]["valid/mse_sampled"] < share * history[0]["valid/mse_sampled"]
     assert history[-1]["valid/elbo"] > history[2]["valid/elbo"]
 

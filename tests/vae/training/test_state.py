@@ -32,14 +32,11 @@ def test_initial_weights_of_another_model_are_refused(changes: Changes) -> None:
         state(weights=build(params(changes)).state_dict())
 
 
-def test_a_learned_sigma_starts_at_the_mean_images_error_and_does_not_decay() -> None:
-    learned = state({"objective.sigma": "learned", "train.weight_decay": 0.1})
+def test_a_learned_sigma_starts_at_the_mean_images_error() -> None:
+    learned = state({"objective.sigma": "learned"})
     assert learned.model.log_sigma is not None
     sigma = math.sqrt(MeanImage.of(TRAIN).mse(TRAIN))
     assert math.exp(learned.model.log_sigma.item()) == pytest.approx(sigma)
-    decays = {w: group["weight_decay"] for group in learned.optimiser.param_groups for w in group["params"]}
-    assert decays.keys() == set(learned.model.parameters())
-    assert {w for w, decay in decays.items() if decay == 0} == {learned.model.log_sigma}
 
 
 def test_the_moving_average_is_pytorchs_own() -> None:
