@@ -207,7 +207,8 @@ def _not_learning(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         remedy: dict[str, Any] = {"train.learning_rate": usual}
     else:
         remedy = {"train.epochs": 4 * p.train.epochs}
-        if _settled(p, e):  # a loss that still falls needs time, not smaller steps
+        # A loss that still falls needs time, not smaller steps; so does one that falling steps have brought to rest.
+        if _settled(p, e) and p.train.learning_rate_schedule == "constant":
             remedy["train.learning_rate"] = remedies.short(rate / 4)
     return Verdict("not_learning", "The model does no better than the mean image.", [reason], remedy)
 

@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vae.config.resolved import ResolvedParameters, usual_learning_rate
+from vae.config.resolved import ResolvedParameters, changed, usual_learning_rate
 from vae.config.text import written
+from vae.schedules.kl import first_final_epoch
 
 # Values at which trainings of many kinds were healthy.
 SMALL_LEARNING_RATE = 0.05  # of the usual; below it a training that has learnt nothing is merely slow
@@ -90,7 +91,7 @@ def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
     """Removes what keeps the latents from carrying what the images hold, the likeliest cause first."""
     latents = p.model.latent_dim
     if p.model.batch_norm and p.train.batch_size < LEAST_NORMALISED <= images:
-        return larger_batch(p, min(USUAL_BATCH, images))
+        return {"train.batch_size": min(USUAL_BATCH, images)}
     if latents * IMAGES_PER_LATENT > images:
         fewer = max(images // IMAGES_PER_LATENT, 1)
         if p.objective.reduction == "mean":  # the weight is per latent: keep the total
@@ -109,13 +110,6 @@ def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
     else:
         changes |= free_bits(p)
     return changes
-
-
-def larger_batch(p: ResolvedParameters, size: int) -> dict[str, Any]:
-    """The learning rate grows with the batch as its usual value does."""
-    larger = p.train.model_copy(update={"batch_size": size})
-    rate = p.train.learning_rate * usual_learning_rate(larger) / usual_learning_rate(p.train)
-    return {"train.batch_size": size, "train.learning_rate": short(rate)}
 
 
 def free_bits(p: ResolvedParameters) -> dict[str, Any]:
@@ -141,7 +135,9 @@ def longer_training(p: ResolvedParameters, epochs: int, had: int) -> dict[str, A
 def less_training(p: ResolvedParameters) -> dict[str, Any]:
     """Half the epochs; at a constant learning rate, which any epoch can end, the patience to stop in time."""
     if p.train.learning_rate_schedule != "constant":
-        return {"train.epochs": p.train.epochs // 2} if p.train.epochs > 1 else {}
+        half = changed(p, {"train.epochs": max(p.train.epochs // 2, 1)})
+        within = ramp_within(half) if first_final_epoch(half.kl, half.train.epochs) >= half.train.epochs else {}
+        return {"train.epochs": half.train.epochs} | within if half != p else {}
     patience = max(p.train.epochs // 10, 3)
     return {"train.patience": patience} if (p.train.patience or math.inf) > patience else {}
 

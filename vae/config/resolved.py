@@ -23,6 +23,7 @@ class ResolvedKL(KL):
 
     max_weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     annealing_epochs: float = Field(ge=0, default=5)
+    follows_epochs: bool = False  # the ramp was left to the rule
     annealing_steps: None = None
 
     @property
@@ -35,6 +36,7 @@ class ResolvedTrain(Train):
     """`learning_rate` is a number, and the length of the training is in epochs."""
 
     learning_rate: float = Field(gt=0, default=LEARNING_RATE["muon"])
+    follows_batch: bool = False  # the learning rate was left to the rule
     budget: None = None
 
 
@@ -77,20 +79,29 @@ def resolve(
     if p.train.budget is not None:
         assert epochs is not None, "only preflight knows how many epochs fit into a budget"
         train |= {"epochs": epochs, "budget": None}
-    if p.train.learning_rate == "auto":
-        train["learning_rate"] = usual_learning_rate(p.train)
-    kl["annealing_epochs"] = ramp_epochs(p.model_copy(update={"train": ResolvedTrain.model_validate(train)}))
     if p.kl.max_weight == "calibrated":
         assert calibrated_weight is not None, "only preflight knows the calibrated weight"
         kl["max_weight"] = calibrated_weight
     if p.kl.annealing_steps is not None:
         # Training refuses an epoch without a full batch, and says why.
         kl |= {"annealing_epochs": p.kl.annealing_steps / max(steps_per_epoch, 1), "annealing_steps": None}
-    return ResolvedParameters.model_validate({**p.model_dump(), "kl": kl, "train": train})
+    kl["follows_epochs"] = kl.get("follows_epochs", kl["annealing_epochs"] == "auto")
+    train["follows_batch"] = train.get("follows_batch", train["learning_rate"] == "auto")
+    return ResolvedParameters.model_validate(_by_rule({**p.model_dump(), "kl": kl, "train": train}))
+
+
+def _by_rule(values: dict[str, Any]) -> dict[str, Any]:
+    """Fills in what follows from other parameters."""
+    kl, train = values["kl"], values["train"]
+    if kl.get("follows_epochs"):
+        kl["annealing_epochs"] = RAMP * train["epochs"]
+    if train.get("follows_batch"):
+        train["learning_rate"] = usual_learning_rate(Train.model_construct(**train))
+    return values
 
 
 def changed(p: P, changes: Mapping[str, Any]) -> P:
-    """The parameters with some values changed, by name.
+    """The parameters with some values changed, by name; what was left to a rule follows them.
 
     Raises:
         InputError: they do not go together.
@@ -101,4 +112,6 @@ def changed(p: P, changes: Mapping[str, Any]) -> P:
         if not isinstance(values.get(section), dict) or key not in values[section]:
             raise InputError(f"{name} is not a parameter that can be changed")
         values[section][key] = value
-    return checked(type(p), values, "the changed parameters")
+        if follows := {"kl.annealing_epochs": "follows_epochs", "train.learning_rate": "follows_batch"}.get(name):
+            values[section][follows] = False
+    return checked(type(p), _by_rule(values), "the changed parameters")

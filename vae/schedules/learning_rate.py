@@ -10,7 +10,7 @@ def learning_rate(train: ResolvedTrain, progress: float) -> float:
 
     With a warm-up, a rate that falls is one cycle (Smith & Topin 2018, "Super-convergence").
 
-    progress: in epochs, 0 at the first step.
+    progress: in epochs; a step's is that of its middle, so that none has a rate of 0.
     """
     t = min(progress / train.epochs, 1.0)
     if t < train.warmup:

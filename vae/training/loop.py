@@ -111,7 +111,7 @@ def train(
             number = epoch * steps + batch
             progress = number / steps
             share = ramp(p.kl, progress, p.train.epochs)
-            state.optimiser.set_learning_rate(learning_rate(p.train, progress))
+            state.optimiser.set_learning_rate(learning_rate(p.train, (number + 0.5) / steps))
             logs = step(images, number, beta=p.elbo.beta * share)
             sums += torch.stack([logs["loss"], logs["reconstruction"], logs["kl"]])
             on_step(number + 1)

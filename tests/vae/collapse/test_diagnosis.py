@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from vae.collapse.diagnosis import Verdict, judge
 from vae.collapse.remedies import SMALL_LEARNING_RATE, short
+from vae.config.resolved import CONSTANT
 
 
 def judged(changes: Changes | None = None, **found: Any) -> Verdict:
@@ -159,6 +160,7 @@ def test_remedies_of_a_collapse(changes: Changes, theory: Changes, remedy: Chang
 
 SMALL = SMALL_LEARNING_RATE * USUAL
 LONGER = {"train.epochs": 4 * params().train.epochs}
+STEADY_RATE = {"train.learning_rate_schedule": "constant"}
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,9 @@ LONGER = {"train.epochs": 4 * params().train.epochs}
         ("not_learning", {"train.learning_rate": 0.9 * SMALL}, {}, {"train.learning_rate": USUAL}),
         ("not_learning", {"train.learning_rate": 1.1 * USUAL}, {}, {"train.learning_rate": USUAL}),
         ("not_learning", {"train.learning_rate": 1.1 * SMALL}, {"history": history(losses=FALLING)}, LONGER),
-        ("not_learning", {}, {}, LONGER | SLOWER),
+        # Where the learning rate falls, a flat loss says nothing of it.
+        ("not_learning", {}, {}, LONGER),
+        ("not_learning", STEADY_RATE, {}, LONGER | {"train.learning_rate": short(CONSTANT * USUAL / 4)}),
     ],
 )
 def test_remedies_of_other_verdicts(verdict: str, changes: Changes, found: Changes, remedy: Changes) -> None:

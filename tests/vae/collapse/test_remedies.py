@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from vae.collapse import linear_theory, remedies
 from vae.collapse.diagnosis import judge
 from vae.collapse.linear_theory import Spectrum
+from vae.collapse.remedies import short
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters, changed
@@ -98,7 +99,7 @@ MLP, SLOWER = {"model.architecture": "mlp"}, {"train.learning_rate": remedies.sh
         ({"model.latent_dim": 256}, 128, {"model.latent_dim": 64}),
         ({"model.latent_dim": 64, "train.learning_rate": 5 * USUAL}, 128, {"train.learning_rate": USUAL}),
         (MLP | {"model.latent_dim": 16, "model.widths": [300, 3]}, 1000, {"model.widths": [300, 256]}),
-        (MLP | {"model.latent_dim": 3000, "model.widths": [10]}, 9000, {"model.widths": [8192]}),
+        (MLP | {"model.latent_dim": 3000, "model.widths": [10]}, 9000, {"model.widths": [8192, 4096]}),
         ({"train.learning_rate": 1.1 * USUAL}, 1000, {"train.learning_rate": USUAL}),
         ({}, 1000, SLOWER | {"kl.annealing_epochs": 10, "kl.free_bits": 0.1}),
         ({"kl.free_bits_total": 3.0}, 1000, SLOWER | {"kl.annealing_epochs": 10, "kl.free_bits_total": 6.0}),
@@ -157,6 +158,13 @@ def test_what_overfits_trains_less_and_in_one_cycle_that_is_fewer_epochs() -> No
     assert of(learning_rate_schedule="constant") == {"train.patience": 4}
     assert of(learning_rate_schedule="constant", epochs=9) == {"train.patience": 3}
     assert of(learning_rate_schedule="constant", patience=4) == {}
+
+
+def test_half_the_epochs_still_end_the_ramp() -> None:
+    assert remedies.less_training(params({"kl.annealing_epochs": 19.9})) == {"train.epochs": 20}
+    assert remedies.less_training(params({"kl.annealing_epochs": "auto"})) == {"train.epochs": 20}
+    found = remedies.less_training(params({"kl.annealing_epochs": 30}))
+    assert found == {"train.epochs": 20, "kl.annealing_epochs": short(20 / 6)}
 
 
 def test_clipping_comes_down_from_the_default_by_tenths() -> None:
