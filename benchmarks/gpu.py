@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -131,10 +132,12 @@ def bounded(command: list[str], limit: float, log: Path) -> dict[str, Any]:
     if limit < 1:
         return {"outcome": "no time left"}
     began = time.perf_counter()
-    with log.open("ab") as file:
+    with log.open("ab") as file, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+        # A cache of its own: a compilation that is killed leaves half a file, which the next one would load.
         process = subprocess.Popen(
-            command, cwd=PROJECT, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+            command, cwd=PROJECT, env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache},
+            stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
         try:
             code = process.wait(limit)
             outcome = "done" if code == 0 else f"failed with exit code {code}; see {log.name}"
