@@ -8,7 +8,7 @@ from pydantic import Field
 
 from vae.config.beta_elbo import BetaELBO
 from vae.config.errors import InputError
-from vae.config.loading import P, checked
+from vae.config.loading import checked
 from vae.config.parameters import KL, Parameters, Train
 
 # Of a schedule that falls, from a batch size of 64 on. Found on digits, leaves and MNIST (docs/benchmarks.md).
@@ -23,7 +23,7 @@ class ResolvedKL(KL):
 
     max_weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     annealing_epochs: float = Field(ge=0, default=5)
-    follows_epochs: bool = False  # the ramp was left to the rule
+    follows_epochs: bool = Field(default=False, exclude=True)  # the ramp was left to the rule
     annealing_steps: None = None
 
     @property
@@ -36,7 +36,7 @@ class ResolvedTrain(Train):
     """`learning_rate` is a number, and the length of the training is in epochs."""
 
     learning_rate: float = Field(gt=0, default=LEARNING_RATE["muon"])
-    follows_batch: bool = False  # the learning rate was left to the rule
+    follows_batch: bool = Field(default=False, exclude=True)  # the learning rate was left to the rule
     budget: None = None
 
 
@@ -85,33 +85,33 @@ def resolve(
     if p.kl.annealing_steps is not None:
         # Training refuses an epoch without a full batch, and says why.
         kl |= {"annealing_epochs": p.kl.annealing_steps / max(steps_per_epoch, 1), "annealing_steps": None}
-    kl["follows_epochs"] = kl.get("follows_epochs", kl["annealing_epochs"] == "auto")
-    train["follows_batch"] = train.get("follows_batch", train["learning_rate"] == "auto")
+    kl["follows_epochs"] = getattr(p.kl, "follows_epochs", kl["annealing_epochs"] == "auto")
+    train["follows_batch"] = getattr(p.train, "follows_batch", train["learning_rate"] == "auto")
     return ResolvedParameters.model_validate(_by_rule({**p.model_dump(), "kl": kl, "train": train}))
 
 
 def _by_rule(values: dict[str, Any]) -> dict[str, Any]:
     """Fills in what follows from other parameters."""
     kl, train = values["kl"], values["train"]
-    if kl.get("follows_epochs"):
+    if kl["follows_epochs"]:
         kl["annealing_epochs"] = RAMP * train["epochs"]
-    if train.get("follows_batch"):
+    if train["follows_batch"]:
         train["learning_rate"] = usual_learning_rate(Train.model_construct(**train))
     return values
 
 
-def changed(p: P, changes: Mapping[str, Any]) -> P:
+def changed(p: ResolvedParameters, changes: Mapping[str, Any]) -> ResolvedParameters:
     """The parameters with some values changed, by name; what was left to a rule follows them.
 
     Raises:
         InputError: they do not go together.
     """
     values = p.model_dump()
+    values["kl"]["follows_epochs"] = p.kl.follows_epochs and "kl.annealing_epochs" not in changes
+    values["train"]["follows_batch"] = p.train.follows_batch and "train.learning_rate" not in changes
     for name, value in changes.items():
         section, _, key = name.partition(".")
         if not isinstance(values.get(section), dict) or key not in values[section]:
             raise InputError(f"{name} is not a parameter that can be changed")
         values[section][key] = value
-        if follows := {"kl.annealing_epochs": "follows_epochs", "train.learning_rate": "follows_batch"}.get(name):
-            values[section][follows] = False
-    return checked(type(p), _by_rule(values), "the changed parameters")
+    return checked(ResolvedParameters, _by_rule(values), "the changed parameters")
