@@ -115,6 +115,7 @@ def usual_adam(**train: Any) -> dict[str, Any]:
         "learning_rate": 1e-3,
         "learning_rate_schedule": "constant",
         "warmup": 0.0,
+        "weight_decay": 0.0,
     }
     return usual | train
 
