@@ -82,4 +82,6 @@ clean: ## Remove everything that was made, including the environment and the sto
 	rm -rf .venv .run .prefect .checkpoints .dvc/cache .dvc/tmp .dvc/config.local mlruns mlflow.db* models reports site data/images data/.ingest data/manifest.parquet data/collapse_cases
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+.NOTPARALLEL: # two installations into one .venv
+
 .PHONY: anew help setup run up down test collapse-cases zoo bench gpu chaos graph docs check constraints clean

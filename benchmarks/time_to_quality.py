@@ -3,7 +3,7 @@
 pythae and Lightning train as their users do, 100 epochs of Adam at 1e-3, and the model that they keep is judged by
 its skill (`benchmarks.speed.skill`). This project trains by its default recipe, for a number of epochs that should
 pass both; its time counts only where it did. Then the peers get this project's schedule: AdamW whose learning rate
-rises, then falls, for the fewest epochs that reach the skill of their own 100. So recipe and speed can be told apart.
+rises, then falls, for the fewest epochs that reach the skill of their own 100. That separates recipe from speed.
 
 A training is a process of its own, timed from its start until the kept model is there to be judged. Results:
 `reports/time_to_quality.csv`, a row as each training ends; the same command continues after the last row.

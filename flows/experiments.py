@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from tasks.host import git
@@ -83,8 +84,9 @@ def _save(commit: str, name: str) -> None:
 
 def _changed(dvc: OwnedDVC | None = None) -> str | None:
     """What keeps the workspace from being its pipeline's results, in a phrase. DVC files of a data folder do not."""
-    if dvc is not None and dvc.run(["status", "--quiet", "dvc.yaml"], {}, lambda line: None) == 0:
-        return None
+    with suppress(OSError, ValueError):  # it is gone: a new one is asked
+        if dvc is not None and dvc.run(["status", "--quiet", "dvc.yaml"], {}, lambda line: None) == 0:
+            return None
     done = ask_dvc("status", "--json", "dvc.yaml", seconds=SECONDS)
     try:
         return "parameters, code or data changed during the run" if json.loads(done.stdout) else None

@@ -32,11 +32,9 @@ SETTLED_SECONDS = 1  # a worker has no address to ask; by then it would have fai
 log = logging.getLogger(__name__)
 
 
-def nothing() -> None:
-    """What there is to do while a server starts."""
-
-
-def start(name: str, *arguments: str, url: httpx.URL | None = None, meanwhile: Callable[[], None] = nothing) -> bool:
+def start(
+    name: str, *arguments: str, url: httpx.URL | None = None, meanwhile: Callable[[], None] | None = None
+) -> bool:
     """Starts `python -m ARGUMENTS…` in a session of its own and waits until it answers; False if it is up already.
 
     Its log and a note of its process id are in .run/.
@@ -69,7 +67,8 @@ def start(name: str, *arguments: str, url: httpx.URL | None = None, meanwhile: C
     workspace.write(services.note(name), str(child.pid))
     process, began = psutil.Process(child.pid), time.monotonic()
     try:
-        meanwhile()
+        if meanwhile:
+            meanwhile()
     except BaseException:
         stop(name)
         raise
@@ -107,7 +106,7 @@ def stop(name: str) -> bool:
     return process is not None
 
 
-def start_prefect(meanwhile: Callable[[], None] = nothing) -> bool:
+def start_prefect(meanwhile: Callable[[], None] | None = None) -> bool:
     """Starts this folder's server; another one, by PREFECT_API_URL, has to answer. False if it is up already."""
     api = get_current_settings().api.url
     if not api:
@@ -150,7 +149,7 @@ def start_mlflow() -> bool:
 
 
 @contextmanager
-def prefect_server(meanwhile: Callable[[], None] = nothing) -> Iterator[None]:
+def prefect_server(meanwhile: Callable[[], None] | None = None) -> Iterator[None]:
     """A Prefect server for as long as it is needed: one that is up already is used, and left up.
 
     meanwhile: called while it starts; not where it is up already.

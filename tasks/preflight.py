@@ -36,7 +36,7 @@ def main() -> None:
     weight = linear_theory.resolved_weight(p, spectrum)
     epochs = p.train.epochs if p.train.budget is None else affordable(p, weight, train_images, p.train.budget)
     p = p.model_copy(update={"train": p.train.model_copy(update={"epochs": epochs})})
-    result = {**predicted(p, weight, spectrum), "epochs": epochs}
+    result = {**predicted(p, weight, spectrum), "epochs": epochs, "budget": p.train.budget}
     workspace.write_json(workspace.PREFLIGHT, rounded(result))
     with written_aside(workspace.PREFLIGHT_PLOT) as aside:
         plot(p, weight, spectrum).savefig(aside, format="png", dpi=110, metadata={"Software": None})

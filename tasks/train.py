@@ -25,7 +25,7 @@ from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.parameters import Monitor
 from vae.config.preprocessing import Preprocessing
-from vae.config.resolved import ResolvedParameters
+from vae.config.resolved import ResolvedParameters, usual_learning_rate
 from vae.config.text import rounded
 from vae.inference import generate, scoring
 from vae.inference.grids import reconstruction_grid
@@ -41,6 +41,7 @@ from vae.training.state import TrainState
 
 STEP_IMAGES = 30  # at most this many grids of reconstructions per run, spread over its epochs
 GRID_IMAGES = 16
+FAR_FROM_USUAL = 5  # a factor; a rate for AdamW is a twelfth of Muon's
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,12 @@ def announce(job: Job, began: contention.Mark) -> None:
     )
     if compute.device.type == "cpu" and (busy := contention.warning(began, torch.get_num_threads())):
         log.warning(busy)
+    usual = usual_learning_rate(p.train)
+    if not usual / FAR_FROM_USUAL <= p.train.learning_rate <= usual * FAR_FROM_USUAL:
+        log.warning(
+            f"train.learning_rate = {p.train.learning_rate:g} is far from the usual {usual:.2g} of "
+            f"train.optimizer = {p.train.optimizer}: `auto` takes that"
+        )
     ramp_end = first_final_epoch(p.kl, p.train.epochs)
     if ramp_end >= p.train.epochs:
         log.warning(
@@ -134,6 +141,7 @@ def run(job: Job, checkpoints: Path) -> None:
         **lineage.flow(),
         **{f"compute.{name}": value for name, value in job.compute.describe().items()},
     }
+    tags["learning_rate"] = f"{job.p.train.learning_rate:g}"  # where the parameter says auto
     if loading.load(workspace.PARAMS).train.budget is not None:
         tags[lineage.BUDGET_EPOCHS] = str(job.p.train.epochs)
     with training_run(name, checkpoints / "mlflow_run_id", tags) as tracked:

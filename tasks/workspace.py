@@ -19,6 +19,7 @@ from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.files import written_aside
 from vae.config.resolved import ResolvedParameters, resolve
+from vae.config.text import rounded
 
 Output = TypeVar("Output")
 
@@ -115,7 +116,10 @@ def load_parameters() -> ResolvedParameters:
     if p.kl.max_weight == "calibrated":
         weight = read_json(PREFLIGHT)["calibrated_kl_weight"]
     if p.train.budget is not None:
-        epochs = read_json(PREFLIGHT)["epochs"]
+        found = read_json(PREFLIGHT)
+        if found.get("budget") != rounded(p.train.budget):
+            raise InputError(f"{PREFLIGHT} is not of train.budget = {p.train.budget:g}; run `dvc repro preflight`")
+        epochs = found["epochs"]
     if p.kl.annealing_steps is not None:
         steps = p.train.steps_per_epoch(len(read(images("train"), partial(np.load, mmap_mode="r"))))
     return resolve(p, steps, weight, epochs)

@@ -80,7 +80,7 @@ def stages_behind(*folders: str) -> list[str]:
 
 def test_what_an_edited_line_makes_run_again() -> None:
     assert stages_behind("vae/report") == ["evaluate"]
-    assert stages_behind("vae/losses") == ["train", "monitor", "evaluate"]
+    assert stages_behind("vae/losses") == ["preflight", "train", "monitor", "evaluate"]
     assert stages_behind(*APART) == []
 
 
@@ -145,6 +145,12 @@ def test_every_experiment_lies_over_the_defaults(file: Path, tmp_path: Path, mon
     refused = cases["expected"].get(file.stem) == "refused by parameters"
     with pytest.raises(InputError) if refused else nullcontext():
         overlay.apply(file.relative_to(EXPERIMENTS).with_suffix("").as_posix(), None)
+
+
+@pytest.mark.parametrize("file", sorted(EXPERIMENTS.rglob("*.yaml")), ids=lambda file: file.stem)
+def test_an_experiments_learning_rate_is_of_the_optimizer_that_it_names(file: Path) -> None:
+    train = loading.read_mapping(file.read_text(), file.name).get("train", {})
+    assert "learning_rate" not in train or {"optimizer", "warmup"} <= train.keys()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ _OF_UV = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
     "find-links": "UV_FIND_LINKS",
-    "constraint": "UV_CONSTRAINT",
     "trusted-host": "UV_INSECURE_HOST",
     "proxy": "ALL_PROXY",
     "cert": "SSL_CERT_FILE",
@@ -30,11 +29,11 @@ _OF_UV = {
     "timeout": "UV_HTTP_TIMEOUT",
     "default-timeout": "UV_HTTP_TIMEOUT",
 }
-# Those that make no difference to uv. With any other setting, pip installs.
-_OF_NO_MATTER = (
-    "cache-dir no-cache-dir disable-pip-version-check no-python-version-warning root-user-action require-virtualenv "
-    "quiet verbose log no-color no-input progress-bar retries resume-retries prefer-binary use-feature "
-    "no-warn-script-location no-warn-conflicts break-system-packages"
+# Those that make no difference to uv. With any other setting but `constraint`, pip installs.
+_IRRELEVANT = (
+    "cache-dir config-file no-cache-dir disable-pip-version-check no-python-version-warning root-user-action "
+    "require-virtualenv quiet verbose log no-color no-input progress-bar retries resume-retries prefer-binary "
+    "use-feature no-warn-script-location no-warn-conflicts break-system-packages"
 )
 _SEPARATORS = {"UV_FIND_LINKS": ","}  # what separates the values of a variable, where it is not a blank
 
@@ -60,12 +59,15 @@ def install(extras: str) -> None:
 def _by_uv(what: list[str], compiled: bool) -> None:
     """compiled: all modules now, where Python may not keep them when it first loads them: the tests do not let it."""
     cache = Path(sys.prefix) / "uv-cache"  # beside the packages, which are hard links into it: no byte is copied
-    environment = for_uv(_pip_configuration(), cache)
+    configuration = _pip_configuration()
+    environment = for_uv(configuration, cache)
+    # As an option: beside one, uv does not read UV_CONSTRAINT.
+    pins = [word for file in configuration.get("constraint", "").split() for word in ("--constraint", file)]
     uv = [*PIP, "install", "--quiet", "--only-binary", ":all:", "--constraint", PINS, "uv"]
     if subprocess.run(uv, check=False).returncode != 0:
         raise Unusable("pip finds no wheel of it for this machine")
     how = ["--quiet", "--compile-bytecode"] if compiled else ["--quiet"]
-    command = [str(Path(sys.executable).with_name("uv")), "pip", "install", *how, *what]
+    command = [str(Path(sys.executable).with_name("uv")), "pip", "install", *how, *what, *pins]
     try:
         code = subprocess.run(command, env=environment, check=False).returncode
     except OSError as error:
@@ -84,7 +86,7 @@ def for_uv(configuration: dict[str, str], cache: Path) -> dict[str, str]:
     for name, value in configuration.items():
         if variable := _OF_UV.get(name):
             given[variable] = _SEPARATORS.get(variable, " ").join(value.split())
-        elif name not in _OF_NO_MATTER.split():
+        elif name not in (*_IRRELEVANT.split(), "constraint"):
             raise Unusable(f"pip's configuration sets {name}, which it does not know")
     return {
         **own,

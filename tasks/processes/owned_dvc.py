@@ -25,7 +25,8 @@ def serve(commands: IO[str]) -> None:
         code = main(command)
         os.environ.clear()
         os.environ.update(usual)
-        print(f"\n{mark} {code}", flush=True)
+        sys.stdout.flush()
+        os.write(sys.stdout.fileno(), f"\n{mark} {code}\n".encode())  # whole, whatever else writes there
 
 
 if __name__ == "__main__":

@@ -160,7 +160,8 @@ class OwnedDVC:
                 read(line.rstrip())
             return process.wait()
         except BaseException:
-            end(psutil.Process(process.pid))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(psutil.Process(process.pid))
             raise
 
 

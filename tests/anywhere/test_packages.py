@@ -49,6 +49,7 @@ def test_pips_configuration_is_that_of_its_files_and_of_the_environment(
     monkeypatch.setenv("PIP_CONFIG_FILE", str(file))
     monkeypatch.setenv("PIP_PROXY", "http://q")
     found = packages._pip_configuration()
+    assert packages.for_uv(found, CACHE)["ALL_PROXY"] == "http://q"
     assert (found["index-url"], found["proxy"], "x" in found) == ("https://b", "http://q", False)
 
 
@@ -72,12 +73,20 @@ def installed(folder: Path, uv: str) -> str:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
-def test_pip_installs_where_uv_fails(environment: Path) -> None:
+def test_pip_installs_where_uv_fails(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = installed(environment, 'mkdir "$UV_CACHE_DIR"; echo "$VIRTUAL_ENV $*" > by_uv')
     what = "--editable .[one,two] --constraint constraints.txt"
     assert said == "" and (environment / "by_uv").read_text().startswith(f"{environment / '.venv'} pip install ")
     assert what in (environment / "by_uv").read_text() and what not in (environment / "by_pip").read_text()
     assert not (environment / ".venv/uv-cache").exists()
+
+    # Beside an option of the same name, uv would not read a variable.
+    monkeypatch.setattr(packages, "_pip_configuration", lambda: {"constraint": "a.txt\nb.txt"})
+    monkeypatch.setattr(packages.sys, "executable", str(environment / ".venv/bin/python"))
+    monkeypatch.setattr(packages, "PIP", ("true",))
+    monkeypatch.chdir(environment)
+    packages.install("one,two")
+    assert (environment / "by_uv").read_text().endswith(f"{what} --constraint a.txt --constraint b.txt\n")
 
     assert (
         installed(environment, "exit 7")

@@ -161,9 +161,10 @@ def test_the_tags_lead_from_the_run_to_commit_data_weights_stage_and_flow_run(by
 # What runs again
 
 
-def test_edited_epochs_run_train_monitor_and_evaluate_again_and_no_other(by_dvc: ByDVC) -> None:
+def test_edited_epochs_run_all_but_what_makes_the_data_again(by_dvc: ByDVC) -> None:
+    """Preflight too: where a ramp crosses the collapse weight follows them."""
     assert by_dvc.edited.code == 0, by_dvc.edited.output
-    assert by_dvc.edited.ran() == ["train", "monitor", "evaluate"]
+    assert by_dvc.edited.ran() == ["preflight", "train", "monitor", "evaluate"]
     assert by_dvc.place.json("reports/monitor.json")["epochs"] == 2
 
 

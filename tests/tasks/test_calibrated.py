@@ -85,3 +85,6 @@ def test_a_budget_becomes_epochs_that_training_reads(folder: Path, monkeypatch: 
     assert workspace.read_json(workspace.PREFLIGHT)["epochs"] == 77
     p = workspace.load_parameters()
     assert (p.train.epochs, p.train.budget, p.kl.annealing_epochs) == (77, None, RAMP * 77)
+    write_params({"train.budget": 600.0})
+    with pytest.raises(InputError, match=r"preflight\.json is not of train\.budget = 600; run `dvc repro preflight`"):
+        workspace.load_parameters()

@@ -8,8 +8,9 @@ from vae.config.resolved import ResolvedParameters, changed, usual_learning_rate
 from vae.config.text import written
 from vae.schedules.kl import first_final_epoch
 
-# Values at which trainings of many kinds were healthy.
 SMALL_LEARNING_RATE = 0.05  # of the usual; below it a training that has learnt nothing is merely slow
+
+# Values at which trainings of many kinds were healthy.
 LEAST_NORMALISED = 8  # images in a batch; over fewer, batch norm is too noisy
 USUAL_CLIP = 100.0  # of the norm of the gradient, in nats
 USUAL_BATCH = 32

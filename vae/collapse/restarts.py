@@ -87,7 +87,7 @@ def attempts(
         except InputError as error:
             log.info(f"no further remedy: {error}")
             return tried
-        if any(following == attempt.parameters for attempt in tried):
+        if any(following.model_dump() == attempt.parameters.model_dump() for attempt in tried):
             log.info("no further remedy: every remaining change has been tried")
             return tried
         changes = changes | verdict.remedy

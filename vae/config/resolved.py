@@ -114,4 +114,5 @@ def changed(p: ResolvedParameters, changes: Mapping[str, Any]) -> ResolvedParame
         if not isinstance(values.get(section), dict) or key not in values[section]:
             raise InputError(f"{name} is not a parameter that can be changed")
         values[section][key] = value
+    checked(ResolvedParameters, values, "the changed parameters")  # before the rules calculate with them
     return checked(ResolvedParameters, _by_rule(values), "the changed parameters")

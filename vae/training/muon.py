@@ -1,11 +1,11 @@
 """Muon: momentum, orthogonalised (Jordan 2024, https://kellerjordan.github.io/posts/muon/).
 
-A step moves a matrix by the orthogonal matrix nearest to its momentum, so that all directions of the map that it stands
-for are learnt at one speed, weak ones too. Scaled to the root mean square of AdamW's steps (Liu 2025, "Muon is scalable
+A step moves a matrix by the orthogonal matrix nearest to its momentum, so that all directions of the linear map are
+learnt at one speed, weak ones too. Scaled to the root mean square of AdamW's steps (Liu 2025, "Muon is scalable
 for LLM training", section 2.2), it takes AdamW's learning rate and weight decay.
 
-`torch.optim.Muon` computes the same in bf16, which a CPU without matrix units multiplies four times as slowly as fp32,
-and takes no convolutions.
+`torch.optim.Muon`, with as many iterations, computes the same in bf16, which a CPU without matrix units multiplies four
+times as slowly as fp32; and it takes no convolutions.
 """
 
 import math

@@ -118,6 +118,9 @@ def test_what_was_left_to_a_rule_follows_a_change() -> None:
         ({"train.learning_rate": "auto"}, "train.learning_rate = 'auto': "),
         ({"kl.annealing_epochs": "auto"}, "kl.annealing_epochs = 'auto': "),
         ({"train.budget": 9.0}, "train.budget = 9.0: "),
+        ({"train.optimizer": "sgd"}, "train.optimizer = 'sgd': "),
+        ({"train.batch_size": -1}, "train.batch_size = -1: "),
+        ({"train.epochs": "many"}, "train.epochs = 'many': "),
         ({"kl.capacity": 1.0, "kl.free_bits": 0.1}, "cannot be combined"),
     ],
 )
