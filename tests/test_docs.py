@@ -7,6 +7,7 @@ stages, files and services against the project. A call without a rule fails.
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -98,7 +99,8 @@ def make(call: Call, flow: Flow) -> None:
     done = subprocess.run(["make", "--dry-run", *targets], cwd=PROJECT, capture_output=True, text=True)
     assert targets and done.returncode == 0, done.stderr
     values = dict(word.split("=", 1) for word in call.words[1:] if "=" in word)
-    assert set(values) <= ({"EXPERIMENT", "SET"} if targets == ["run"] else set())
+    known = {"run": {"EXPERIMENT", "SET"}, "bench": {"MNIST", "LEAVES"}, "gpu": {"MNIST"}}
+    assert set(values) <= known.get(" ".join(targets), set())
     lay_over(values.get("EXPERIMENT"), overlay.parse_settings(values.get("SET", "")))
 
 
@@ -168,7 +170,8 @@ def python(call: Call, flow: Flow) -> None:
     assert importlib.util.find_spec(module), module
     options = {word for word in words if word.startswith("-")}
     assert not options or options <= set(re.findall(r"--[\w-]+", help_of(module)))
-    files = {word for word in words if word not in options and not re.fullmatch(r"[\d.]+", word)}
+    of_options = {word for option, word in itertools.pairwise(words) if option in options and "/" not in word}
+    files = set(words) - options - of_options
     assert all((PROJECT / word).exists() for word in files)
 
 
