@@ -67,11 +67,22 @@ def proposed(experiment: str | None, overrides: Mapping[str, Any] | None) -> Par
 def _proposed(
     experiment: str | None, overrides: Mapping[str, Any] | None
 ) -> tuple[str, str | None, str, dict[str, Any]]:
-    """The file as it is, the user's own one kept aside, the one to lay over, and the values to lay over it."""
+    """The file as it is, the user's own one kept aside, the one to lay over, and the values to lay over it.
+
+    What the file lacks, as one of an earlier version does, gets its default: DVC compares parameters one by one.
+    """
     current = loading.read_text(workspace.PARAMS)
     own = _kept_aside(current)
-    values = defaults() | experiment_values(experiment) if experiment else {}
-    return current, own, current if own is None else own, values | flat(overrides or {})
+    base = current if own is None else own
+    values = defaults() | experiment_values(experiment) if experiment else _lacking(base)
+    return current, own, base, values | flat(overrides or {})
+
+
+def _lacking(text: str) -> dict[str, Any]:
+    plain = loading.read_mapping(text, str(workspace.PARAMS))
+    sections, written = {name for name, value in plain.items() if not isinstance(value, dict | None)}, flat(plain)
+    missing = {name: value for name, value in defaults().items() if name not in written}
+    return {name: value for name, value in missing.items() if name.partition(".")[0] not in sections}  # else refused
 
 
 def _parsed(base: str, values: Mapping[str, Any]) -> Parameters:

@@ -111,6 +111,23 @@ def test_a_run_that_is_killed_while_it_writes_loses_nothing(params: Path, monkey
     assert overlay.apply(None, None) == [] and params.read_text() == OWN
 
 
+def test_a_file_of_an_earlier_version_gets_the_parameters_that_it_lacks(params: Path) -> None:
+    """Else DVC refuses them, one stage after another."""
+    new = ("  warmup: ", "  optimizer: ", "  budget: ")
+    earlier = "".join(line for line in DEFAULTS.splitlines(True) if not line.startswith(new))
+    params.write_text(earlier + "# mine\n", encoding="utf-8")
+    lines = overlay.apply(None, {"train.epochs": 3})
+    assert {line.split(":")[1].strip() for line in lines} >= {"train.warmup", "train.optimizer"}
+    found = overlay.flat(loading.read_mapping(params.read_text("utf-8"), ""))
+    assert found == overlay.defaults() | {"train.epochs": 3}
+    overlay.apply(None, None)
+    assert overlay.flat(loading.read_mapping(params.read_text("utf-8"), "")) == overlay.defaults()
+    assert params.read_text("utf-8").endswith("# mine\n") and overlay.apply(None, None) == []
+    params.write_text("train: 5\n", encoding="utf-8")
+    with pytest.raises(InputError, match="train = 5"):
+        overlay.apply(None, None)
+
+
 def test_what_a_person_has_edited_since_is_left_alone(params: Path) -> None:
     overlay.apply("wide", None)
     edited = params.read_text().replace("epochs: 7", "epochs: 8")
