@@ -377,7 +377,7 @@ def paper(session: Session, name: str, images: Path) -> None:
             trained = loop.train(p, train, valid, compute, path, on_epoch=on_epoch)
         found = trained or last
         assert found is not None, "time is up after an epoch"
-        row = trained.history[-1] if trained else last.row  # type: ignore[union-attr]
+        row = trained.history[-1] if trained else last.row  # type: ignore[union-attr]  # one of the two is there
         samples = [FEW_SAMPLES, p.evaluate.importance_samples] if trained else [FEW_SAMPLES]
         state = {"row": name, "epoch": f"{row['epoch']:.0f} of {p.train.epochs}", "valid_elbo": row["valid/elbo"]}
         if last is not None:

@@ -154,6 +154,7 @@ def lightning(p: ResolvedParameters, model: VAE, images: np.ndarray, valid: np.n
         )
         trainer.fit(Module(), loader, check)
         if best is not None:
+            # Lightning's file, written above, holds more than weights.
             kept = torch.load(best.best_model_path, weights_only=False)["state_dict"]
             model.load_state_dict({name.removeprefix("vae."): weight for name, weight in kept.items()})
     return seconds

@@ -12,6 +12,7 @@ import pandas as pd
 import typer
 from rich.progress import track
 
+from benchmarks.speed import usual_adam
 from tasks import workspace
 from tasks.processes import entry
 from vae.compute import devices
@@ -29,12 +30,8 @@ FALLING: dict[str, Any] = {"learning_rate": "auto", "learning_rate_schedule": "c
 RECIPES: dict[str, dict[str, Any]] = {
     "muon": FALLING | {"optimizer": "muon"},
     "adamw": FALLING | {"optimizer": "adamw"},
-    # What most published code does.
-    "adam, constant": {
-        "optimizer": "adamw", "learning_rate": 1e-3, "learning_rate_schedule": "constant", "warmup": 0.0,
-        "weight_decay": 0.0,
-    },
-}  # fmt: skip
+    "adam, constant": usual_adam(),
+}
 
 
 def main(
