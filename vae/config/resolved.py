@@ -11,7 +11,7 @@ from vae.config.errors import InputError
 from vae.config.loading import checked
 from vae.config.parameters import KL, Parameters, Train
 
-# Of a schedule that falls, from a batch size of 64 on. Found on digits, leaves and MNIST (docs/benchmarks.md).
+# Of a schedule that falls, from a batch size of 64 on. Found on digits, leaves and MNIST (docs/training.md).
 LEARNING_RATE = {"muon": 2.5e-2, "adamw": 6e-3}
 CONSTANT = 0.5  # of that, where the rate never falls
 FULL_BATCH = 64
