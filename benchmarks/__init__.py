@@ -1,0 +1,3 @@
+"""Studies and measurements; `tasks` decides the environment before PyTorch is loaded."""
+
+import tasks  # noqa: F401

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks import workspace
-from tasks.processes import entry
+from tasks.processes import contention, entry
 from tasks.tracking import evaluation_run, store
 from vae.collapse.linear_theory import of_remedied
 from vae.compute import devices
@@ -38,12 +38,13 @@ CLASSES_NAMED = 5
 def main() -> None:
     p = workspace.load_parameters()
     device = devices.choose(p.train).device
-    devices.set_up(device, p.train.deterministic)
     model = saved.load(workspace.MODEL, device)
     compute = model.compute(device)
+    devices.set_up(compute, p.train.deterministic)
     p = changed(p, model.config.changes)
     monitor = workspace.read_json(workspace.MONITOR)
-    facts, latents = gather(p, model, compute, monitor)
+    with contention.coped_with(compute):
+        facts, latents = gather(p, model, compute, monitor)
     write(facts, latents)
 
     test = facts.metrics["test"]

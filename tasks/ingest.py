@@ -9,7 +9,6 @@ The result is bit-identical for any number of workers and interruptions.
 
 import logging
 import math
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from tasks import workspace
 from tasks.processes import entry
 from tasks.processes.lock import hold
 from tasks.processes.progress import bar
+from vae.compute import limits
 from vae.config import loading
 from vae.config.constants import SKIPPED, SPLITS
 from vae.config.errors import InputError
@@ -53,7 +53,7 @@ def main(workers: int | None = None) -> None:
     params = loading.load(workspace.PARAMS)
     preprocessing = Preprocessing.of(params)
     items = sources.find(params.data)
-    workers = workers or _cores()
+    workers = workers or limits.cores()
     log.info("ingest: %s items from data.source = %s", f"{len(items):,}", params.data.source)
     # One at a time: an ingest whose DVC was killed takes a moment to end.
     with hold(Path(".run/ingest.lock"), "an ingest", seconds=WAIT), _outputs_aside():
@@ -66,10 +66,6 @@ def main(workers: int | None = None) -> None:
     if noted := _noted(examined):
         log.info("ingest: %s", noted)
     log.info(_summary(items, examined, split_of, preprocessing))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

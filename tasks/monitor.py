@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from tasks import workspace
-from tasks.processes import checkpoint_folder, entry
+from tasks.processes import checkpoint_folder, contention, entry
 from vae.collapse import linear_theory, remedies
 from vae.collapse.diagnosis import Evidence, Verdict, judge
 from vae.compute import devices
@@ -39,10 +39,11 @@ def main() -> None:
     p = workspace.load_parameters()
     model = saved.load(workspace.MODEL, devices.choose(p.train).device)
     compute = model.compute(next(model.model.parameters()).device)
-    devices.set_up(compute.device, p.train.deterministic)
+    devices.set_up(compute, p.train.deterministic)
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     history: list[Row] = workspace.read(workspace.HISTORY, pd.read_csv).to_dict("records")  # type: ignore[assignment]
-    valid = measure(model.model, valid_images, model.likelihood, compute, p.seed)
+    with contention.coped_with(compute):
+        valid = measure(model.model, valid_images, model.likelihood, compute, p.seed)
     check_agreement(model, valid, history)
 
     p, fitted_gap = changed(p, model.config.changes), None

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from tasks import workspace
@@ -47,7 +46,6 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    began = contention.mark()
     p = workspace.load_parameters()
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     compute = devices.choose(p.train, training_flops(p), len(train_images))
@@ -57,8 +55,9 @@ def main() -> None:
         conditions = compute.describe() | lineage.machine()
         del conditions["machine.system"]  # an updated kernel changes no bit
         with checkpoint_folder.held(p, conditions) as checkpoints:
-            announce(job, began)
-            run(job, checkpoints)
+            announce(job)
+            with contention.coped_with(compute):
+                run(job, checkpoints)
 
 
 def initial_weights(path: str | None) -> dict[str, Tensor] | None:
@@ -105,15 +104,13 @@ class Job:
             )
 
 
-def announce(job: Job, began: contention.Mark) -> None:
+def announce(job: Job) -> None:
     """Log what will be trained, and what to know before."""
     p, compute = job.p, job.compute
     log.info(
         f"training on {len(job.train_images)} images of {'×'.join(map(str, job.train_images.shape[1:]))}, "
         f"{compute.device}, {compute.precision}{', compiled' if compute.compiled else ''}"
     )
-    if compute.device.type == "cpu" and (busy := contention.warning(began, torch.get_num_threads())):
-        log.warning(busy)
     usual = usual_learning_rate(p.train)
     if not usual / FAR_FROM_USUAL <= p.train.learning_rate <= usual * FAR_FROM_USUAL:
         log.warning(

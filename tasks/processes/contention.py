@@ -1,16 +1,34 @@
-"""Detects CPU contention: other busy programs make a training many times slower, and nothing else would reveal it.
+"""Copes with other busy programs beside a training: they would make it many times slower.
 
-Each step waits again and again for the slowest thread; a thread without a core of its own is the slowest.
+Threads that compute together wait for each other at the end of every operation. libgomp, PyTorch's OpenMP on Linux,
+lets them spin for some milliseconds, which is fastest where each has a core of its own. Beside other programs, one
+that spins takes the core from the one that it waits for. While libgomp has more threads than there are cores, they
+spin for microseconds and then sleep; so a second team of threads is kept, asleep, for as long as others are busy.
+How a thread waits changes no bit of the results, as the number of threads does.
 """
 
-import os
+import ctypes
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event, Thread
 
 import psutil
+import torch
+from threadpoolctl import ThreadpoolController
 
-LEAST_SECONDS = 0.5  # of observation
-TAKEN = 0.8  # of a core, by all other programs: more than many idle ones add up to
+from vae.compute import limits
+from vae.compute.devices import Compute
+
+TAKEN = (
+    0.6  # of a core, by all other programs: more than many idle ones add up to, less than one gets beside two threads
+)
+SECONDS = 1.0  # between two looks
+CALM = 3  # looks without another program, before the threads spin again
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,33 +41,73 @@ class Mark:
 
 
 def mark() -> Mark:
-    cores, own = _cores(), time.process_time()
+    cores, own = limits.affinity(), time.process_time()
     times = psutil.cpu_times(percpu=True)
     here = [core for number, core in enumerate(times) if number in cores]
     # user includes the guests' time; iowait is idle
     return Mark(time.monotonic(), sum(core.user + getattr(core, "nice", 0.0) + core.system for core in here), own)
 
 
-def cores_taken(since: Mark) -> float | None:
-    """How many cores other programs kept busy; None if the time was too short to say."""
-    now = mark()
-    if now.at - since.at < LEAST_SECONDS:
-        return None
+def cores_taken(since: Mark, now: Mark) -> float:
+    """How many cores other programs kept busy."""
     return max((now.all - since.all) - (now.own - since.own), 0.0) / (now.at - since.at)
 
 
-def warning(since: Mark, threads: int) -> str | None:
-    """A warning where fewer cores are free than a training has threads."""
-    taken, cores = cores_taken(since), len(_cores())
-    if taken is None or taken < TAKEN or taken + threads < cores + TAKEN:
-        return None
+@contextmanager
+def coped_with(compute: Compute) -> Iterator[None]:
+    """Changes how the threads of a CPU wait, and says so once, while other programs leave them too few cores."""
+    threads = (compute.threads or torch.get_num_threads()) if compute.device.type == "cpu" else 1
+    end = Event()
+    watch = Thread(target=_watch, args=(threads, end), name="contention", daemon=True)
+    if threads > 1:
+        watch.start()
+    try:
+        yield
+    finally:
+        end.set()
+        if threads > 1:
+            watch.join()
+
+
+def _watch(threads: int, end: Event) -> None:
+    cores, calm, warned = len(limits.affinity()), 0, False
+    since, team = mark(), None
+    while not end.wait(SECONDS):
+        now = mark()
+        taken, since = cores_taken(since, now), now
+        calm = calm + 1 if taken < TAKEN or taken + threads < cores + TAKEN else 0
+        if calm == 0 and team is None:
+            team = second_team(cores + 1)
+        if calm == CALM and team is not None:
+            team.set()
+            team = None
+        if calm == 0 and not warned:
+            log.warning(message(taken, threads, cores))
+            warned = True
+    if team is not None:
+        team.set()
+
+
+def second_team(size: int) -> Event:
+    """Starts a team of libgomp's threads that do nothing, until the event is set."""
+    end = Event()
+    Thread(target=_hold, args=(size, end), name="second team", daemon=True).start()
+    return end
+
+
+def _hold(size: int, end: Event) -> None:
+    """A team belongs to the thread that has started it, and ends with it."""
+    nothing = ctypes.CDLL(None).getpid  # some function of C's, which each thread of the team calls once
+    for library in ThreadpoolController().select(internal_api="openmp").lib_controllers:
+        if library.prefix == "libgomp":
+            library.dynlib.GOMP_parallel(nothing, None, size, 0)
+    end.wait()
+
+
+def message(taken: float, threads: int, cores: int) -> str:
     free = max(int(cores - taken + 0.5), 1)
     return (
-        f"other programs keep {taken:.1f} of {cores} cores busy, and each of the training's {threads} threads waits "
-        "for the slowest: it may take many times as long. Wait until they have ended"
-        + (f", or set OMP_NUM_THREADS={free} (which changes the last bits)" if free < threads else "")
+        f"other programs keep {taken:.1f} of {cores} cores busy: the {threads} threads of this one take turns with "
+        "them, and it takes longer"
+        + (f"; with OMP_NUM_THREADS={free} it may be faster (which changes the last bits)" if free < threads else "")
     )
-
-
-def _cores() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

@@ -113,6 +113,17 @@ def test_this_machine_is_reached_without_a_proxy_and_others_through_one(
     assert [line.strip() for line in done.stdout.splitlines()] == [expected] * 3
 
 
+def test_a_quota_of_cpu_time_limits_the_threads_of_all_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment.limits, "affinity", lambda: set(range(8)))
+    for cores, given, threads in ((8, {}, None), (2, {}, "2"), (2, {"OMP_NUM_THREADS": "4"}, "4")):
+        monkeypatch.setattr(environment.limits, "cores", lambda cores=cores: cores)
+        shell = dict(given)
+        environment.apply(tmp_path, shell)
+        assert shell.get("OMP_NUM_THREADS") == threads
+
+
 def test_what_is_ignored_is_said_once_without_passwords(tmp_path: Path) -> None:
     shell = {
         "HTTPS_PROXY": "socks4://me:secret@proxy:1",

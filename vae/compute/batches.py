@@ -1,20 +1,17 @@
 """Images as batches, in an order that follows from (seed, epoch) alone: a resumed training sees the same batches."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vae.compute import limits
 from vae.compute.random import generator
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters
-
-CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def open_images(path: Path) -> np.ndarray:
@@ -64,16 +61,8 @@ def resident(images: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
 
     On a GPU a copy, if it fits in half of the free memory; on a CPU the mapped file, which the system then caches.
     """
-    room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _memory()
+    room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else limits.memory()
     return torch.from_numpy(np.asarray(images)).to(device) if images.nbytes < room / 2 else images
-
-
-def _memory() -> float:
-    """Bytes of this machine, or the limit of this container."""
-    limits = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
-    with suppress(OSError, ValueError):  # no such file; "max"
-        limits.append(float(CONTAINER_LIMIT.read_text()))
-    return min(limits)
 
 
 def gather(images: np.ndarray | Tensor, chosen: Tensor, device: torch.device) -> Tensor:

@@ -32,13 +32,23 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 BF16_FROM_IMAGE_FLOPS = 2e7
 
 
+# A step of so many operations takes one thread as long as two (docs/benchmarks.md).
+ONE_THREAD_STEP_FLOPS = 5e7
+MOST_THREADS = torch.get_num_threads()  # OMP_NUM_THREADS, or the cores: read before it is changed
+
+
 @dataclass(frozen=True)
 class Compute:
-    """Where and how to compute; the same for training, monitoring and evaluating."""
+    """Where and how to compute; the same for training, monitoring and evaluating.
+
+    Attributes:
+        threads: of a step, on a CPU; None: as many as the process has.
+    """
 
     device: torch.device
     precision: Precision
     compiled: bool = False
+    threads: int | None = None
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "bf16":
@@ -56,7 +66,7 @@ class Compute:
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "precision": self.precision,
             "compiled": str(self.compiled).lower(),
-            "threads": str(torch.get_num_threads()),
+            "threads": str(self.threads or torch.get_num_threads()),
             "torch": torch.__version__,
         }
         if self.device.type == "cuda":
@@ -89,15 +99,27 @@ def choose(train: Train, image_flops: float = 0.0, images: int = 0) -> Compute:
         if kind == "cpu" and precision == "bf16" and torch.cpu._is_amx_tile_supported():
             kind = "cpu with matrix units"
         compiled = image_flops * images * train.epochs >= COMPILE_FROM_FLOPS[kind] and compiler is not None
-    return Compute(device, precision, compiled)
+    return Compute(device, precision, compiled, threads_of(image_flops * train.batch_size))
 
 
-def set_up(device: torch.device, deterministic: bool) -> None:
-    """Sets, for the whole process, which kernels a GPU uses, and that freed CPU memory is kept."""
-    if device.type == "cuda":
+def threads_of(step_flops: float) -> int:
+    """The number of threads of a step, at most OMP_NUM_THREADS.
+
+    Another thread saves its share of the work, and costs a constant: work / threads + constant · threads is least at
+    the root of their ratio, and equal for one thread and two where the ratio is 2.
+    """
+    fastest = round(math.sqrt(2 * step_flops / ONE_THREAD_STEP_FLOPS))
+    return max(min(fastest, MOST_THREADS), 1)
+
+
+def set_up(compute: Compute, deterministic: bool) -> None:
+    """Sets, for the whole process: the kernels of a GPU; the threads of a CPU, and that it keeps freed memory."""
+    if compute.device.type == "cuda":
         use_kernels(deterministic)
-    else:
-        keep_freed_memory()
+        return
+    if compute.threads is not None:
+        torch.set_num_threads(compute.threads)
+    keep_freed_memory()
 
 
 def use_kernels(deterministic: bool) -> None:

@@ -66,7 +66,7 @@ def fit(mu: np.ndarray, logvar: np.ndarray, seed: int) -> Mixture:
     components, or diagonal covariances: one of fewer images than latents describes the images, not q(z).
     """
     from sklearn.mixture import GaussianMixture
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # has no stubs
+    from threadpoolctl import threadpool_limits
 
     z = draw(mu, logvar, seed)
     images, latents = z.shape

@@ -31,7 +31,7 @@ def epochs_within(
     train_images, valid_images: uint8 (N, H, W, C).
     """
     check_images(p, len(train_images), len(valid_images))
-    devices.set_up(compute.device, p.train.deterministic)
+    devices.set_up(compute, p.train.deterministic)
     measured, stored = for_measuring(train_images, p), resident(train_images, compute.device)
     state = TrainState(p, measured, compute.device, None)
     state.phase = Phase(False)  # an aggressive encoder: that it takes longer at first is not counted

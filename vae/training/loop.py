@@ -92,7 +92,7 @@ def train(
         InputError: fewer training images than a batch, weights that do not fit, no memory on the GPU.
     """
     check_images(p, len(train_images), len(valid_images))
-    devices.set_up(compute.device, p.train.deterministic)
+    devices.set_up(compute, p.train.deterministic)
     steps, measured = p.train.steps_per_epoch(len(train_images)), for_measuring(train_images, p)
     sample = measured[:: math.ceil(len(measured) / SIGMA_IMAGES)]
     stored = resident(train_images, compute.device)

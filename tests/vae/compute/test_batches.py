@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -63,20 +64,12 @@ def test_reading_ahead_is_one_batch_ahead_and_tells_what_went_wrong() -> None:
         next(batches)
 
 
-def test_images_are_resident_in_half_of_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_images_are_resident_in_half_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     given = images(7)
-    pages = {"SC_PHYS_PAGES": 2 * given.nbytes + 2, "SC_PAGE_SIZE": 1}
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr("os.sysconf", pages.__getitem__)
-    monkeypatch.setattr("vae.compute.batches.CONTAINER_LIMIT", limit)
-    assert isinstance(resident(given, CPU), torch.Tensor)
-    limit.write_text("max\n")
-    assert isinstance(resident(given, CPU), torch.Tensor)
-    limit.write_text(f"{2 * given.nbytes}\n")
-    assert resident(given, CPU) is given
-    limit.unlink()
-    pages["SC_PHYS_PAGES"] = 2 * given.nbytes
-    assert resident(given, CPU) is given
+    for memory, fits in ((math.inf, True), (2 * given.nbytes + 1, True), (2 * given.nbytes, False)):
+        monkeypatch.setattr("vae.compute.limits.memory", lambda memory=memory: memory)
+        found = resident(given, CPU)
+        assert isinstance(found, torch.Tensor) if fits else found is given
 
 
 @settings(deadline=None)

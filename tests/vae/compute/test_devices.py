@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vae.compute import devices
+from vae.compute.devices import Compute
 from vae.config.parameters import Train
 
 LONG, SHORT = 1_000_000, 10  # images of an epoch
@@ -46,6 +47,30 @@ def test_what_is_asked_for_is_taken(machine: Any) -> None:
     assert (found.precision, found.compiled) == ("bf16", True)
 
 
+def test_a_step_has_as_many_threads_as_its_work_repays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "MOST_THREADS", 16)
+    one = devices.ONE_THREAD_STEP_FLOPS
+    assert [devices.threads_of(flops) for flops in (0, 0.9 * one, 2 * one, 8 * one, 32 * one, 1000 * one)] == [
+        1, 1, 2, 4, 8, 16
+    ]  # fmt: skip
+    assert devices.choose(Train(device="cpu", batch_size=32), one).threads == 8
+    monkeypatch.setattr(devices, "MOST_THREADS", 3)  # OMP_NUM_THREADS=3, or three cores
+    assert devices.threads_of(1000 * one) == 3
+
+
+def test_threads_are_set_for_the_process_and_described() -> None:
+    before = torch.get_num_threads()
+    try:
+        compute = Compute(torch.device("cpu"), "fp32", threads=2)
+        devices.set_up(compute, deterministic=True)
+        assert torch.get_num_threads() == 2
+        devices.set_up(Compute(torch.device("cpu"), "fp32"), deterministic=True)
+        assert torch.get_num_threads() == 2, "left as they are"
+        assert compute.describe()["threads"] == "2"
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_cpus_process_keeps_freed_memory_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
@@ -54,7 +79,7 @@ def test_a_cpus_process_keeps_freed_memory_where_it_can(monkeypatch: pytest.Monk
             self.mallopt = lambda option, value: asked.append((option, value))
 
     monkeypatch.setattr(ctypes, "CDLL", C)
-    devices.set_up(torch.device("cpu"), deterministic=True)
+    devices.set_up(Compute(torch.device("cpu"), "fp32"), deterministic=True)
     assert dict(asked) == {devices.M_MMAP_MAX: 0, devices.M_TRIM_THRESHOLD: -1, devices.M_TOP_PAD: 2**26}
 
     def absent(name: str) -> None:
