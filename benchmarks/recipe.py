@@ -12,7 +12,7 @@ import pandas as pd
 import typer
 from rich.progress import track
 
-from benchmarks.speed import usual_adam
+from benchmarks.speed import known, usual_adam
 from tasks import workspace
 from tasks.processes import entry
 from vae.compute import devices
@@ -42,7 +42,9 @@ def main(
     weight = workspace.load_parameters().kl.max_weight
     p = loading.load(workspace.PARAMS)
     images = [open_images(workspace.images(split)) for split in ("train", "valid")]
-    asked = [(name, length) for name in recipe or RECIPES for length in epochs or (5, 10, 20, 40)]
+    asked = [
+        (name, length) for name in recipe or RECIPES if known(name, RECIPES) for length in epochs or (5, 10, 20, 40)
+    ]
     rows = [trained(p, weight, name, length, *images) for name, length in track(asked, description="trainings")]
     workspace.REPORTS.mkdir(exist_ok=True)
     table = pd.DataFrame(rows)
