@@ -170,9 +170,11 @@ def _finish(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """The images of a chunk as they are stored, and their moments."""
     chunk, assigned = batch
-    pixels = chunk.pixels()
-    for row, split in enumerate(assigned):
-        pixels[row] = binarised(pixels[row], preprocessing, training=split == "train")
+    pixels = chunk.pixels(preprocessing.shape)
+    if preprocessing.binarise != "none":
+        pixels = np.array(pixels)
+        for row, split in enumerate(assigned):
+            pixels[row] = binarised(pixels[row], preprocessing, training=split == "train")
     return pixels, _moments(pixels)
 
 
