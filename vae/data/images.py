@@ -253,6 +253,8 @@ def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
 
 
 def _turn_upright(image: Image.Image) -> None:
+    if image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
+        return  # neither can turn it; most photos of data sets have none, and Pillow takes a while to see that
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:
