@@ -166,9 +166,11 @@ def _finish(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """The images of a chunk as they are stored, and their moments."""
     chunk, assigned = batch
-    pixels = chunk.pixels()
-    for row, split in enumerate(assigned):
-        pixels[row] = binarised(pixels[row], preprocessing, training=split == "train")
+    pixels = chunk.pixels(preprocessing.shape)
+    if preprocessing.binarise != "none":
+        pixels = np.array(pixels)
+        for row, split in enumerate(assigned):
+            pixels[row] = binarised(pixels[row], preprocessing, training=split == "train")
     return pixels, _moments(pixels)
 
 
@@ -179,8 +181,9 @@ def _moments(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     """
     n = math.prod(pixels.shape[1:])
     flat = pixels.reshape(len(pixels), n)  # no image at all, where a chunk holds other files only
-    total = flat.sum(axis=1, dtype=np.int64)
-    squares = np.square(flat, dtype=np.uint16).sum(axis=1, dtype=np.int64)  # 255² fits 16 bits
+    whole = np.uint32 if n * 255**2 < 2**32 else np.uint64  # 32 bits are summed faster
+    total = flat.sum(axis=1, dtype=whole).astype(np.int64)
+    squares = np.square(flat, dtype=np.uint16).sum(axis=1, dtype=whole).astype(np.int64)  # 255² fits 16 bits
     return np.stack([total, np.sqrt(n * squares - total**2)]) / (255 * n)
 
 

@@ -192,7 +192,7 @@ def test_an_interrupt_ends_it_at_once_and_tidily(place: Callable[..., Path]) -> 
     process = subprocess.Popen(
         INGEST, cwd=here, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    while not list(ingest.PARTIAL.glob("*.npz")):
+    while not list(ingest.PARTIAL.glob("*.zip")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

@@ -79,7 +79,7 @@ def interrupt(after: int, error: BaseException | None = None) -> None:
 
 
 def kept() -> list[Path]:
-    return sorted(workspace.DECODED.rglob("*.npz"))
+    return sorted(workspace.DECODED.rglob("*.zip"))
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 3])

@@ -9,6 +9,7 @@ A kill or a power cut may leave a file incomplete: the directory and the checksu
 import hashlib
 import json
 import math
+import os
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import NamedTuple
+from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 import PIL
@@ -28,6 +30,7 @@ from vae.data.images import UnusableImage, UnusableNow, prepare
 from vae.data.item import File, Item, Refused
 
 CHUNK_ITEMS, CHUNK_BYTES = 64, 2**23  # at most; an interruption costs a chunk of each worker
+_PIXELS, _EXAMINED = "pixels", "examined.json"
 
 
 class Examined(NamedTuple):
@@ -49,10 +52,13 @@ class Chunk:
     file: Path  # of the prepared pixels of the usable items
     resumed: bool  # decoded by an earlier run
 
-    def pixels(self) -> NDArray[np.uint8]:
-        """(usable items, H, W, C)"""
-        with np.load(self.file) as arrays:
-            return arrays["pixels"]
+    def pixels(self, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+        """(usable items, H, W, C)
+
+        shape: of an image.
+        """
+        with ZipFile(self.file) as parts:
+            return np.frombuffer(parts.read(_PIXELS), np.uint8).reshape(-1, *shape)
 
 
 class DecodeCache:
@@ -84,20 +90,21 @@ class DecodeCache:
             CancelledError: `stop` was set.
         """
         stamps = [_stamp(item) for item in items]
-        file = self.folder / f"{hashlib.sha256(repr(stamps).encode()).hexdigest()}.npz"
+        file = self.folder / f"{hashlib.sha256(repr(stamps).encode()).hexdigest()}.zip"
         if None not in stamps and (found := _read(file)):
             return Chunk(found, file, resumed=True)
-        examined, pixels = [], [np.empty((0, *self._preprocessing.shape), np.uint8)]
+        examined, pixels = [], []
         for item in items:
             if self.stop.is_set():
                 raise CancelledError
             learnt, image = _examine(item, self._preprocessing)
             examined.append(learnt)
-            pixels += [] if image is None else [image[None]]
+            pixels += [] if image is None else [image.data]
         if None in stamps or any(learnt.transient for learnt in examined):
-            file = self._scratch / f"{uuid.uuid4()}.npz"
-        text = np.frombuffer(json.dumps(examined).encode(), np.uint8)
-        np.savez(file, pixels=np.concatenate(pixels), examined=text)
+            file = self._scratch / f"{uuid.uuid4()}.zip"
+        with ZipFile(file, "w") as parts:
+            parts.writestr(ZipInfo(_PIXELS), b"".join(pixels))
+            parts.writestr(ZipInfo(_EXAMINED), json.dumps(examined))
         return Chunk(examined, file, resumed=False)
 
 
@@ -106,7 +113,7 @@ def _stamp(item: Item) -> tuple[str | int, ...] | None:
     match item.load:
         case File():
             with suppress(OSError):
-                s = Path(item.load.path).stat()
+                s = os.stat(item.load.path)  # noqa: PTH116  # a Path costs more than the call
                 return (item.path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev)
         case Refused(reason):
             return (item.path, reason)
@@ -115,9 +122,9 @@ def _stamp(item: Item) -> tuple[str | int, ...] | None:
 
 def _read(file: Path) -> list[Examined] | None:
     try:
-        with np.load(file) as arrays:
-            arrays["pixels"]  # compares the checksum
-            return [Examined(*learnt) for learnt in json.loads(arrays["examined"].tobytes())]
+        with ZipFile(file) as parts:
+            parts.read(_PIXELS)  # compares the checksum
+            return [Examined(*learnt) for learnt in json.loads(parts.read(_EXAMINED))]
     except Exception:  # no such file, or a damaged one, which raises anything
         return None
 

@@ -108,7 +108,7 @@ def read_file(path: str | Path) -> bytes:
         UnusableImage: it is something else, empty, too large, or cannot be read.
     """
     try:
-        _check_readable(Path(path).stat())
+        _check_readable(os.stat(path))  # noqa: PTH116  # a Path costs more than the call
         # O_NONBLOCK: if a pipe has taken the file's place since, opening it must not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
@@ -141,7 +141,7 @@ def prepare(content: bytes | NDArray[np.uint8], preprocessing: Preprocessing) ->
             raise UnusableImage(f"too large: {width}×{height} pixels, at most {MAX_PIXELS:,} are decoded")
         if max(width, height) > MAX_SIDE:
             raise UnusableImage(f"too large: {width}×{height} pixels, at most {MAX_SIDE:,} per side")
-        if image.format in ("JPEG", "MPO") and isinstance(content, bytes) and _scans(content) > MAX_SCANS:
+        if image.format in ("JPEG", "MPO") and isinstance(content, bytes) and _scans(content, image) > MAX_SCANS:
             raise UnusableImage(f"broken image: a JPEG of more than {MAX_SCANS} scans")
         several, unused = notes.pages(image), notes.bands(image)
         # The longer side for both, since width and height may change places when the image is turned upright.
@@ -152,7 +152,8 @@ def prepare(content: bytes | NDArray[np.uint8], preprocessing: Preprocessing) ->
             flat, lost = _flattened(image, preprocessing)
             if preprocessing.channels == 1 and flat.mode == "RGB":
                 lost = notes.joined(lost, notes.colour(np.asarray(flat.resize(size, Image.Resampling.NEAREST))))
-            flat = flat.convert("L" if preprocessing.channels == 1 else "RGB")
+            if flat.mode != (stored := "L" if preprocessing.channels == 1 else "RGB"):
+                flat = flat.convert(stored)  # without the condition, Pillow would copy it
             pixels = np.asarray(flat.resize(size, Image.Resampling.BICUBIC))
             image.close()  # before the next large one begins
             del flat
@@ -231,11 +232,16 @@ _END, _SCAN = 0xD9, 0xDA
 _BITS_PER_SAMPLE = 258  # a tag of TIFF 6.0
 
 
-def _scans(jpeg: bytes) -> int:
-    """How many scans the first image has, counted to just above `MAX_SCANS`; nothing is decoded."""
+def _scans(jpeg: bytes, image: Any) -> int:
+    """How many scans are decoded of the first image, counted to just above `MAX_SCANS`; nothing is decoded here.
+
+    Of an image that is not progressive, the decoder reads no scan after one that has all components.
+    """
     scans, at = 0, 0
     while scans <= MAX_SCANS and (marker := _JPEG_MARKER.search(jpeg, at)) and marker[1][0] != _END:
         scans += marker[1][0] == _SCAN
+        if scans == 1 and jpeg[marker.end() + 2] == image.layers and "progressive" not in image.info:
+            break
         at = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2])
     return scans
 
@@ -247,6 +253,8 @@ def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
 
 
 def _turn_upright(image: Image.Image) -> None:
+    if image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
+        return  # neither can turn it; most photos of data sets have none, and Pillow takes a while to see that
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:
@@ -260,7 +268,7 @@ def _flattened(image: Image.Image, preprocessing: Preprocessing) -> tuple[Image.
     if image.mode == "F" or image.mode.startswith("I"):
         return _from_numbers(image, preprocessing.value_range)
     if not image.has_transparency_data:
-        return image if image.mode == "L" else image.convert("L" if image.mode == "1" else "RGB"), None
+        return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB"), None
     seen = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     if preprocessing.alpha == "ignore" or not notes.alpha_is_named(image):
         return seen.convert("RGB"), None

@@ -36,7 +36,7 @@ from vae.config.errors import InputError
 from vae.config.text import printable
 from vae.data import images
 from vae.data.folders import file_kinds
-from vae.data.folders.layout import Layout, Parts, Tree, interpret, masked_image, shown
+from vae.data.folders.layout import Layout, Parts, Tree, interpret, masked_image, shown, stem_of
 from vae.data.item import SPLIT_NAMES, File, Item, Refused, expect_folder, storable
 
 log = logging.getLogger(__name__)
@@ -86,10 +86,10 @@ def read(path: Path, most: int | None = None) -> Folder:
     """
     expect_folder(path, "folder")
     root = path.resolve()
-    files = sorted(islice(_files(root), None if most is None else most + 1))
+    files = dict(sorted(islice(_files(root), None if most is None else most + 1)))
     if most is not None and len(files) > most:
         raise TooManyFiles(f"{storable(str(path))!r} holds more than {most:,} files")
-    refusals = {parts: _refusal(root, parts) for parts in files}
+    refusals = {parts: _refusal(root, parts, is_link) for parts, is_link in files.items()}
     links = _linked_folders(path, root, refusals)
     claims = [parts for parts in files if not _skipped(refusals[parts])]
     if files and not claims:
@@ -121,7 +121,7 @@ def _items(root: Path, refusals: dict[Parts, str | None], layout: Layout) -> lis
 
 def _masks(claims: Iterable[Parts]) -> dict[Parts, str]:
     """The masks of images beside them, and what they are."""
-    stems = {(*parts[:-1], Path(parts[-1]).stem): parts for parts in claims}
+    stems = {(*parts[:-1], stem_of(parts[-1])): parts for parts in claims}
     found = {stem: masked_image(stem[-1]) for stem in stems}
     return {stems[stem]: _MASK for stem, image in found.items() if image and (*stem[:-1], image) in stems}
 
@@ -149,34 +149,36 @@ def _skipped(refusal: str | None) -> bool:
 # Files
 
 
-def _files(root: Path) -> Iterator[Parts]:
-    """Path parts below `root` of everything but folders; a link counts as itself and is not followed."""
+def _files(root: Path) -> Iterator[tuple[Parts, bool]]:
+    """Path parts below `root` of everything but folders; and whether it is a link, which is not followed."""
+    folders: list[Parts] = [()]
+    while folders:
+        above = folders.pop()
+        try:
+            with os.scandir(root.joinpath(*above)) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append((*above, entry.name))
+                    else:
+                        yield (*above, entry.name), entry.is_symlink()
+        except OSError as error:
+            raise InputError(f"cannot read the folder {storable(str(error.filename))!r}: {error.strerror}") from None
 
-    def unreadable(error: OSError) -> None:
-        raise InputError(f"cannot read the folder {storable(str(error.filename))!r}: {error.strerror}")
 
-    for place, folders, names in os.walk(root, onerror=unreadable):
-        here = Path(place)
-        above = here.relative_to(root).parts
-        yield from ((*above, name) for name in names)
-        yield from ((*above, name) for name in folders if (here / name).is_symlink())
-
-
-def _refusal(root: Path, parts: Parts) -> str | None:
+def _refusal(root: Path, parts: Parts, is_link: bool) -> str | None:
     """Why this file is no image to load, by its name, its kind and its first bytes; None for one that is."""
     if any(part.startswith(".") or part.lower() in _LITTER_NAMES for part in parts):
         return _HIDDEN
-    file = root.joinpath(*parts)
     suffix, kind = file_kinds.suffix(parts[-1]), file_kinds.by_name(parts[-1])
     is_other = bool(suffix) and suffix not in images.SUFFIXES and not (kind and kind.is_picture)
-    reason = _link_reason(file, root)
+    reason = _link_reason(root.joinpath(*parts), root) if is_link else None
     if reason and (reason == _FOLDER_LINK or not is_other):
         return reason
     # From here on, `reason` is that of a link to no image; it is not looked into.
     if suffix in images.SUFFIXES:
         return None
     if kind in (None, file_kinds.UNREAD, file_kinds.HEIC) and not reason:  # raw files begin as a TIFF does
-        head = _head(file)
+        head = _head(root.joinpath(*parts))
         if head is None or images.begins_like_one(head):
             return None
         kind = file_kinds.by_content(head) or kind
@@ -203,8 +205,6 @@ def _head(file: Path) -> bytes | None:
 
 
 def _link_reason(file: Path, root: Path) -> str | None:
-    if not file.is_symlink():
-        return None
     try:
         target = file.resolve(strict=True)
     except (OSError, RuntimeError):  # RuntimeError: a loop, before Python 3.13
