@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ def test_a_line_of_60_000_pixels_is_an_image_and_one_of_millions_is_not() -> Non
             images.load(long, RGB)
 
 
-def jpeg(scans: int, **options: Any) -> bytes:
-    """A progressive one, its last scan repeated: about 100 bytes each, and a pass over all pixels."""
-    content = encoded(Image.effect_noise((64, 64), 50), "JPEG", progressive=True, **options)
+def jpeg(scans: int, progressive: bool = True, **options: Any) -> bytes:
+    """Its last scan is repeated; of a progressive one, that is about 100 bytes each, and a pass over all pixels."""
+    content = encoded(Image.effect_noise((64, 64), 50), "JPEG", progressive=progressive, **options)
     last = content.rindex(b"\xff\xda")
     return content[:-2] + content[last:-2] * scans + b"\xff\xd9"
 
@@ -47,6 +48,17 @@ def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
     for scans in (100, 20_000):
         with pytest.raises(UnusableImage, match="more than 100 scans"):
             images.load(jpeg(scans), RGB)
+
+
+def test_a_jpeg_that_is_not_progressive_ends_with_a_scan_of_all_components() -> None:
+    began, cut = time.process_time(), jpeg(0, progressive=False)
+    for scans in (1, 20_000):
+        with pytest.raises(UnusableImage, match="broken image"):
+            images.load(jpeg(scans, progressive=False), RGB)
+    assert time.process_time() - began < 2, "CPU seconds; 20,000 scans would take many"
+    for end in range(cut.rindex(b"\xff\xda"), cut.rindex(b"\xff\xda") + 6):
+        with pytest.raises(UnusableImage):
+            images.load(cut[:end], RGB)
 
 
 def test_only_the_scans_of_the_image_itself_count() -> None:
