@@ -56,7 +56,7 @@ def start(
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
+            [sys.executable, "-m", "flows.module", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
