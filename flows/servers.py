@@ -80,7 +80,7 @@ def start(
         if time.monotonic() - began > START_SECONDS:
             stop(name)
             raise InputError(f"{name} did not answer within {START_SECONDS} s; see {path}")
-        time.sleep(0.2)
+        time.sleep(0.05)
     log.info("%s is up%s", name, where)
     return True
 
