@@ -1,6 +1,7 @@
-"""`python -m flows.module NAME ARGUMENTS…`: another project's `python -m NAME ARGUMENTS…`, loaded as our own.
+"""`python -m flows.module NAME ARGUMENTS…`: `python -m NAME ARGUMENTS…` of a library, loaded as our own programs are.
 
-See `tasks/__init__.py`: it is up sooner, and ends sooner.
+See `tasks/__init__.py`: it is up sooner, and gone sooner. Not for MLflow's server: `tasks` removes MLFLOW_SERVER_*,
+which configure it.
 """
 
 import runpy

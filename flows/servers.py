@@ -56,7 +56,7 @@ def start(
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", "flows.module", *arguments],
+            [sys.executable, "-m", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -117,7 +117,7 @@ def start_prefect(meanwhile: Callable[[], None] | None = None) -> bool:
         return False
     url = httpx.URL(f"{api}/health")
     address = ("--host", url.host, "--port", str(url.port or 4200))
-    return start(services.PREFECT, "prefect", "server", "start", *address, url=url, meanwhile=meanwhile)
+    return start(services.PREFECT, "flows.module", "prefect", "server", "start", *address, url=url, meanwhile=meanwhile)
 
 
 def _is_elsewhere(api: str | None) -> bool:

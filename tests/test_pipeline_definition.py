@@ -85,8 +85,8 @@ def test_what_an_edited_line_makes_run_again() -> None:
 
 
 def test_only_tasks_runs_code_on_import_and_it_shapes_no_output() -> None:
-    """No stage depends on `tasks/__init__.py`: it decides what of the environment reaches the libraries, and when Python
-    looks for garbage."""
+    """No stage depends on `tasks/__init__.py`: it decides what of the environment reaches the libraries, and how often
+    Python looks for garbage."""
     code = {p: p.read_text() for package in PACKAGES for p in (PROJECT / package).rglob("__init__.py")}
     tasks = code.pop(PROJECT / "tasks" / "__init__.py")
     flows = code.pop(PROJECT / "flows" / "__init__.py")
