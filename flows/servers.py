@@ -80,7 +80,7 @@ def start(
         if time.monotonic() - began > START_SECONDS:
             stop(name)
             raise InputError(f"{name} did not answer within {START_SECONDS} s; see {path}")
-        time.sleep(0.2)
+        time.sleep(0.05)
     log.info("%s is up%s", name, where)
     return True
 
@@ -117,7 +117,7 @@ def start_prefect(meanwhile: Callable[[], None] | None = None) -> bool:
         return False
     url = httpx.URL(f"{api}/health")
     address = ("--host", url.host, "--port", str(url.port or 4200))
-    return start(services.PREFECT, "prefect", "server", "start", *address, url=url, meanwhile=meanwhile)
+    return start(services.PREFECT, "flows.module", "prefect", "server", "start", *address, url=url, meanwhile=meanwhile)
 
 
 def _is_elsewhere(api: str | None) -> bool:

@@ -30,6 +30,8 @@ from vae.config.parameters import Parameters
 STAGES = ("ingest", "validate", "preflight", "train", "monitor", "evaluate")
 UNHEALTHY = "Unhealthy"
 
+_loading: OwnedDVC | None = None  # by `main`, while Prefect starts
+
 DESCRIPTION = """Turns a folder of images into a tracked, versioned, judged variational autoencoder.
 Each task is a stage of `dvc.yaml`:
 
@@ -88,7 +90,7 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
 def freed_dvc() -> OwnedDVC:
     """What runs the stages: it loads while the parameters are read. A lock that a killed DVC has left is removed."""
     dvc_files.free_dvc(workspace.root())
-    return OwnedDVC()
+    return _loading or OwnedDVC()
 
 
 def _worth_another_try(task: Task[..., Any], run: TaskRun, state: State) -> bool:
@@ -172,13 +174,14 @@ def logged(log: "logging.Logger | logging.LoggerAdapter[logging.Logger]", line: 
 
 def main(experiment: str = "", settings: Annotated[str, typer.Option("--set")] = "") -> None:
     """Runs the flow in this process. Exit codes: 0, 1, 2 for bad input, 3 for an unhealthy model, 130."""
+    global _loading
     entry.log_to("stdout")
     away.quiet()
     try:
         overrides = overlay.parse_settings(settings)
         data_path.check(overlay.proposed(experiment or None, overrides).data)
         check_mlflow()
-        with servers.prefect_server(meanwhile=open_store):
+        with OwnedDVC() as _loading, servers.prefect_server(meanwhile=open_store):
             state: State = vae_train(experiment or None, overrides or None, return_state=True)
     except InputError as error:
         raise _failed(str(error), entry.INPUT_ERROR) from None

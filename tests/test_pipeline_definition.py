@@ -85,11 +85,13 @@ def test_what_an_edited_line_makes_run_again() -> None:
 
 
 def test_only_tasks_runs_code_on_import_and_it_shapes_no_output() -> None:
-    """No stage depends on `tasks/__init__.py`, which only decides what of the environment reaches the libraries."""
+    """No stage depends on `tasks/__init__.py`: it decides what of the environment reaches the libraries, and how often
+    Python looks for garbage."""
     code = {p: p.read_text() for package in PACKAGES for p in (PROJECT / package).rglob("__init__.py")}
     tasks = code.pop(PROJECT / "tasks" / "__init__.py")
     flows = code.pop(PROJECT / "flows" / "__init__.py")
-    assert imported(tasks) == {"os", "pathlib", "pathlib.Path", "tasks.host", "tasks.host.environment"}
+    own = {"tasks.host", "tasks.host.environment"}
+    assert imported(tasks) == {"atexit", "gc", "os", "pathlib", "pathlib.Path", *own}
     assert imported(flows) == {"os", "tasks"}
     names = {*environment.SET, *environment.DEFAULTS, *environment.FOLDERS}
     others = {"DVC_SITE_CACHE_DIR", "HF_HOME", "MPLBACKEND", "MPLCONFIGDIR", "PYTHONUTF8"}  # where files are, text

@@ -7,11 +7,12 @@ page's content security policy allows its one script and loads nothing.
 import base64
 import hashlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from vae.config.constants import SKIPPED, SPLITS
@@ -22,6 +23,8 @@ from vae.report.facts import Facts, Origin
 from vae.report.latent_map import HEIGHT, WIDTH
 from vae.report.numbers import KEY_NUMBERS
 
+TEMPLATES = Path(__file__).parent / "templates"
+
 QUARANTINED_SHOWN = 50
 EXAMPLES_SHOWN = 5
 
@@ -31,23 +34,14 @@ SIGNS = {"good": "✓", "poor": "!", "bad": "✕"}  # so that the page does not 
 
 def html(facts: Facts, origin: Origin | None = None) -> str:
     """The report. With an origin: the copy for MLflow, with links to its run and a comparison with the champion."""
-    folder = Path(__file__).parent / "templates"
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "percent": _percent, "printable": printable, "embedded": embedded}
-    script = (folder / "report.js").read_text(encoding="utf-8")
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     verdict = str(facts.monitor.get("verdict", "unknown"))
     level = "good" if verdict == "healthy" else "bad" if verdict in BAD else "poor"
-    page = environment.get_template("report.html.j2").render(
+    page = _template().render(
         facts=facts,
         origin=origin,
         subject=_subject(facts.parameters),
-        style=Markup((folder / "report.css").read_text(encoding="utf-8")),
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         verdict=verdict.replace("_", " "),
@@ -64,6 +58,19 @@ def html(facts: Facts, origin: Origin | None = None) -> str:
         changed=facts.monitor.get("changes") or {},
     )
     return page.strip() + "\n"
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "percent": _percent, "printable": printable, "embedded": embedded}
+    return environment.get_template("report.html.j2")
 
 
 def _subject(p: Parameters) -> str:
