@@ -160,7 +160,7 @@ def one(name: str, trainer: str, seconds: float) -> dict[str, Any]:
     compute = devices.choose(p.train, training_flops(p), len(images))
     plain = trainer == "plain"
     if plain:
-        compute = replace(compute, threads=devices.MOST_THREADS)
+        compute = replace(compute, threads=len(limits.affinity()))
     clock = Clock(seconds)
     with nullcontext() if plain else contention.coped_with(compute), suppress(Enough):
         loop.train(p, images, images[:2], compute, on_step=clock)

@@ -33,7 +33,7 @@ BF16_FROM_IMAGE_FLOPS = 2e7
 
 
 # A step of so many operations takes one thread as long as two (docs/benchmarks.md).
-ONE_THREAD_STEP_FLOPS = 5e7
+ONE_THREAD_STEP_FLOPS = 1.5e8
 MOST_THREADS = torch.get_num_threads()  # OMP_NUM_THREADS, or the cores: read before it is changed
 
 
