@@ -29,7 +29,8 @@ from benchmarks.speed import in_own_process, known, photos
 from benchmarks.time_to_quality import CASES, OUR_RECIPE, parameters_of
 from tasks import workspace
 from tasks.processes import contention, entry
-from vae.compute import devices, limits
+from vae import limits
+from vae.compute import devices
 from vae.models.flops import training_flops
 from vae.training import loop
 

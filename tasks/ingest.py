@@ -24,7 +24,7 @@ from tasks import workspace
 from tasks.processes import entry
 from tasks.processes.lock import hold
 from tasks.processes.progress import bar
-from vae.compute import limits
+from vae import limits
 from vae.config import loading
 from vae.config.constants import SKIPPED, SPLITS
 from vae.config.errors import InputError

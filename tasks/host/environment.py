@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vae.compute import limits
+from vae import limits
 
 Environment = MutableMapping[str, str]
 

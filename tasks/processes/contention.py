@@ -19,7 +19,7 @@ import psutil
 import torch
 from threadpoolctl import ThreadpoolController
 
-from vae.compute import limits
+from vae import limits
 from vae.compute.devices import Compute
 
 TAKEN = (

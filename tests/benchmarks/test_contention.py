@@ -10,7 +10,7 @@ from benchmarks import contention as bench
 from benchmarks.contention import Condition
 from benchmarks.time_to_quality import Case
 from tasks import workspace
-from vae.compute import limits
+from vae import limits
 
 TINY = Case({"source": "digits", "image_size": 8}, 8, 3, {"latent_dim": 4, "widths": [8]})
 

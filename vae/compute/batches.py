@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae.compute import limits
+from vae import limits
 from vae.compute.random import generator
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters

@@ -67,7 +67,7 @@ def test_reading_ahead_is_one_batch_ahead_and_tells_what_went_wrong() -> None:
 def test_images_are_resident_in_half_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     given = images(7)
     for memory, fits in ((math.inf, True), (2 * given.nbytes + 1, True), (2 * given.nbytes, False)):
-        monkeypatch.setattr("vae.compute.limits.memory", lambda memory=memory: memory)
+        monkeypatch.setattr("vae.limits.memory", lambda memory=memory: memory)
         found = resident(given, CPU)
         assert isinstance(found, torch.Tensor) if fits else found is given
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vae.compute import limits
+from vae import limits
 
 SIXTEEN, GIBIBYTE = set(range(16)), 2**30
 
