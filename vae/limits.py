@@ -34,7 +34,7 @@ def _groups(controller: str) -> Iterator[Path]:
 
     A container sees its own group as the uppermost one.
     """
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # no such file, or another format
         for line in OWN_GROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             own = Path(path.removeprefix("/"))
