@@ -43,6 +43,7 @@ USUAL, OUR_RECIPE, OUR_SCHEDULE = "Adam 1e-3, constant", "the default recipe", "
 USUAL_EPOCHS = 100
 SCHEDULED_EPOCHS = (15, 20, 30, 50)  # tried after the epochs of this project's own training, until the skill is there
 PEERS = ("pythae", "Lightning")
+TRAINING_CODE = ("tasks/train.py", "benchmarks/peers.py", "benchmarks/speed.py")
 
 Row = dict[str, Any]
 
@@ -94,6 +95,9 @@ def main(
         list[str] | None, typer.Option(help=f"a peer: {', '.join(ALL_PEERS)} (default: {', '.join(PEERS)})")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="repeats, each with a seed of its own")] = 3,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="of this project's training (default: those of the case)")
+    ] = None,
     mnist: Annotated[Path | None, typer.Option(envvar="MNIST", help="the folder of MNIST's four idx files")] = None,
     leaves: Annotated[
         Path | None, typer.Option(envvar="LEAVES", help="a folder of photos, in folders by class")
@@ -101,7 +105,7 @@ def main(
 ) -> None:
     """Measure how long this project and its peers train to the same skill."""
     peers = [who for who in trainer or PEERS if known(who, ALL_PEERS)]
-    cases = {name: known(name, CASES) for name in case or CASES}
+    cases: dict[str, Case] = {name: known(name, CASES) for name in case or CASES}
     paths = {"mnist": mnist, "leaves": leaves}
     results = Results(TABLE)
     with tempfile.TemporaryDirectory() as folder:
@@ -112,46 +116,50 @@ def main(
                 continue
             prepare(name, chosen, paths.get(name), Path(folder))
             for repeat in range(repeats):
-                compare(name, chosen, peers, repeat, results, folder)
+                compare(name, epochs or chosen.epochs, peers, repeat, results, folder)
     print("\n" + "\n".join(markdown(results.rows)))
 
 
-def compare(name: str, case: Case, peers: Sequence[str], repeat: int, results: "Results", folder: str) -> None:
-    """One repeat of a case, its trainings one after the other."""
+def compare(name: str, epochs: int, peers: Sequence[str], repeat: int, results: "Results", folder: str) -> None:
+    """One repeat of a case, its trainings one after the other.
+
+    epochs: of this project's training; the fewest of the others with our schedule.
+    """
     usual = {who: results.of(Run(name, who, USUAL, USUAL_EPOCHS, repeat), folder) for who in peers}
-    results.of(Run(name, OURS, OUR_RECIPE, case.epochs, repeat), folder)
+    results.of(Run(name, OURS, OUR_RECIPE, epochs, repeat), folder)
     for who in peers:
-        for epochs in (case.epochs, *(count for count in SCHEDULED_EPOCHS if count > case.epochs)):
-            found = results.of(Run(name, who, OUR_SCHEDULE, epochs, repeat), folder)
+        for length in (epochs, *(count for count in SCHEDULED_EPOCHS if count > epochs)):
+            found = results.of(Run(name, who, OUR_SCHEDULE, length, repeat), folder)
             if found["skill"] >= usual[who]["skill"]:
                 break
 
 
 class Results:
-    """The trainings so far of this code and these threads; the file keeps those of others, which do not count."""
+    """The trainings so far; the file keeps those under other conditions too, which do not count."""
 
     def __init__(self, path: Path) -> None:
         import pandas as pd  # as in benchmarks.speed
 
-        self.path, self.conditions = path, conditions()
-        before = pd.read_csv(path, dtype={"conditions": str}) if path.exists() else pd.DataFrame({"conditions": []})
-        same = before[before["conditions"] == self.conditions]
-        self.rows = [{str(name): value for name, value in row.items()} for row in same.to_dict("records")]
+        self.path = path
+        before = pd.read_csv(path, dtype={"conditions": str}) if path.exists() else pd.DataFrame()
+        self.before: list[Row] = [dict(zip(before.columns, row, strict=True)) for row in before.itertuples(index=False)]
+        self.rows: list[Row] = []  # those that were asked for
 
     def of(self, run: Run, folder: str) -> Row:
         """The row of a training, which runs now unless it has run before."""
-        for row in self.rows:
-            if tuple(row[name] for name in Run._fields) == run:
-                return row
-        found = in_own_process("benchmarks.time_to_quality", json.dumps(run), folder, folder=folder)
-        row = {"conditions": self.conditions, **run._asdict(), **found}
-        self.rows.append(row)
-        self._append(row)
-        print(
-            f"{run.case}, repeat {run.repeat}: {run.trainer}, {run.recipe}, {run.epochs} epochs: "
-            f"skill {row['skill']:.2f} nats in {row['whole_seconds']:.1f} s",
-            flush=True,
-        )
+        sought = {"conditions": conditions(run, Path(folder)), **run._asdict()}
+        row = next((row for row in (*self.rows, *self.before) if sought.items() <= row.items()), None)
+        if row is None:
+            found = in_own_process("benchmarks.time_to_quality", json.dumps(run), folder, folder=folder)
+            row = {**sought, **found}
+            self._append(row)
+            print(
+                f"{run.case}, repeat {run.repeat}: {run.trainer}, {run.recipe}, {run.epochs} epochs: "
+                f"skill {row['skill']:.2f} nats in {row['whole_seconds']:.1f} s",
+                flush=True,
+            )
+        if row not in self.rows:
+            self.rows.append(row)
         return row
 
     def _append(self, row: Row) -> None:
@@ -161,12 +169,13 @@ class Results:
         pd.DataFrame([row]).to_csv(self.path, mode="a", header=not self.path.exists(), index=False)
 
 
-def conditions() -> str:
-    """A hash of what a time depends on besides the machine: this code, PyTorch, the number of threads."""
+def conditions(run: Run, folder: Path) -> str:
+    """A hash of what time and skill depend on, but for the machine: images, parameters, code, PyTorch, threads."""
     project = Path(__file__).parent.parent
-    files = [*project.glob("benchmarks/*.py"), *project.glob("vae/**/*.py"), project / "tasks" / "train.py"]
-    digest = hashlib.sha256(f"{torch.__version__} {torch.get_num_threads()}".encode())
-    for file in sorted(files):
+    code = sorted([*project.glob("vae/**/*.py"), *(project / name for name in TRAINING_CODE)])
+    p = parameters_of(CASES[run.case], run.recipe, run.epochs, run.repeat)
+    digest = hashlib.sha256(f"{torch.__version__} {torch.get_num_threads()} {p.model_dump_json()}".encode())
+    for file in (*code, folder / run.case / workspace.images("train")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 

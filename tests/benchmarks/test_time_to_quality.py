@@ -1,6 +1,7 @@
 """Time to quality, on a case of seconds: who trains how, what is kept of an interrupted bench, and the report."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_store: 
     return ran
 
 
-def run_bench(repeats: int = 1) -> None:
-    bench.main(case=None, trainer=["plain loop"], repeats=repeats, mnist=None, leaves=None)
+def run_bench(epochs: int | None = None) -> None:
+    bench.main(case=None, trainer=["plain loop"], repeats=1, epochs=epochs, mnist=None, leaves=None)
 
 
 def test_each_training_runs_once_also_over_an_interruption(
@@ -71,26 +72,46 @@ def test_each_training_runs_once_also_over_an_interruption(
     assert [run.epochs for run in scheduled] == [3, 5, 6][: len(scheduled)]  # never fewer than our own
     assert all(run[1:3] == ("plain loop", OUR_SCHEDULE) for run in scheduled)
 
-    rows = Results(bench.TABLE).rows
+    rows = Results(bench.TABLE).before
     assert len(rows) == 1 + len(in_this_process)
     assert all(np.isfinite(row["skill"]) and row["whole_seconds"] > 0 and row["cpu_seconds"] > 0 for row in rows)
     in_this_process.clear()
     run_bench()
     assert in_this_process == []
+    run_bench(epochs=2)
+    assert in_this_process[0] == Run("tiny", OURS, OUR_RECIPE, 2, 0) and usual not in in_this_process
     printed = capsys.readouterr().out
     assert "leaves: skipped; give --leaves PATH" in printed and "| tiny | plain loop |" in printed
 
 
-def test_rows_of_other_code_stay_in_the_file_and_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_other_conditions_stay_in_the_file_and_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, run = tmp_path / "table.csv", Run("tiny", "pythae", USUAL, 4, 0)
-    monkeypatch.setattr(bench, "in_own_process", lambda *_, **__: {"skill": 1.0, "whole_seconds": 2.0})
-    for code in ("1e5", "2e5"):  # text, though they look like numbers
-        monkeypatch.setattr(bench, "conditions", lambda code=code: code)
+    skill = iter([1.0, 2.0])
+    monkeypatch.setattr(bench, "in_own_process", lambda *_, **__: {"skill": next(skill), "whole_seconds": 2.0})
+    for code, expected in (("1e5", 1.0), ("2e5", 2.0), ("1e5", 1.0)):  # text, though they look like numbers
+        monkeypatch.setattr(bench, "conditions", lambda *_, code=code: code)
         results = Results(path)
-        assert results.rows == []
-        results.of(run, "folder")
+        assert results.of(run, "folder")["skill"] == results.of(run, "folder")["skill"] == expected
+        assert [row["conditions"] for row in results.rows] == [code]
     assert len(path.read_text().splitlines()) == 3
-    assert [row["conditions"] for row in Results(path).rows] == ["2e5"]
+
+
+def test_the_conditions_are_images_parameters_and_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "CASES", {"tiny": TINY})
+    images = tmp_path / "tiny" / workspace.images("train")
+    images.parent.mkdir(parents=True)
+    images.write_bytes(b"some")
+    run = Run("tiny", OURS, OUR_RECIPE, 3, 0)
+    found = {bench.conditions(run, tmp_path), bench.conditions(run._replace(epochs=4), tmp_path)}
+    monkeypatch.setattr(bench, "CASES", {"tiny": replace(TINY, epochs=9)})
+    assert bench.conditions(run, tmp_path) in found, "the epochs of this training are what counts"
+    monkeypatch.setattr(bench, "CASES", {"tiny": replace(TINY, batch=32)})
+    found.add(bench.conditions(run, tmp_path))
+    images.write_bytes(b"others")
+    found.add(bench.conditions(run, tmp_path))
+    assert len(found) == 4
 
 
 def test_the_recipes_differ_in_the_training_alone() -> None:
