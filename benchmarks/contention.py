@@ -125,7 +125,8 @@ def limited(cores: float | None) -> Iterator[None]:
     if cores is None:
         yield
         return
-    root = next(root for root in _roots() if root.exists())
+    root = limits.GROUPS / "cpu" if (limits.GROUPS / "cpu").exists() else limits.GROUPS
+    own = next((group for group in limits.groups("cpu") if (group / "cgroup.procs").exists()), root)
     group = root / f"vae-train-{os.getpid()}"
     group.mkdir()
     try:
@@ -136,14 +137,12 @@ def limited(cores: float | None) -> Iterator[None]:
             (group / "cpu.cfs_period_us").write_text(str(PERIOD))
             (group / "cpu.cfs_quota_us").write_text(quota)
         (group / "cgroup.procs").write_text(str(os.getpid()))
-        yield
+        try:
+            yield
+        finally:
+            (own / "cgroup.procs").write_text(str(os.getpid()))
     finally:
-        (root / "cgroup.procs").write_text(str(os.getpid()))
         group.rmdir()
-
-
-def _roots() -> list[Path]:
-    return [limits.GROUPS / "cpu", limits.GROUPS]
 
 
 def can_limit() -> bool:

@@ -170,12 +170,12 @@ class Results:
 
 
 def conditions(run: Run, folder: Path) -> str:
-    """A hash of what time and skill depend on, but for the machine: images, parameters, code, PyTorch, threads."""
+    """A hash of images, parameters, the code of training, PyTorch's version and the number of threads."""
     project = Path(__file__).parent.parent
     code = sorted([*project.glob("vae/**/*.py"), *(project / name for name in TRAINING_CODE)])
     p = parameters_of(CASES[run.case], run.recipe, run.epochs, run.repeat)
-    digest = hashlib.sha256(f"{torch.__version__} {torch.get_num_threads()} {p.model_dump_json()}".encode())
-    for file in (*code, folder / run.case / workspace.images("train")):
+    digest = hashlib.sha256(f"{torch.__version__} {devices.MOST_THREADS} {p.model_dump_json()}".encode())
+    for file in (*code, *(folder / run.case / workspace.images(split) for split in ("train", "valid"))):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -9,8 +9,8 @@ from tasks.host import environment
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-# Loading libraries makes hundreds of thousands of objects and no garbage. To look for it as often as Python does by
-# default takes a sixth of the time of loading; to look for it once more at the end, half a second after PyTorch.
+# Loading libraries makes hundreds of thousands of objects and no garbage. Collecting it as often as Python does by
+# default takes a sixth of the time of loading, and once more at exit half a second where PyTorch is loaded.
 gc.set_threshold(10_000)
 atexit.register(gc.freeze)
 

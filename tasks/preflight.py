@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tasks import workspace
-from tasks.processes import entry
+from tasks.processes import contention, entry
 from vae.collapse import linear_theory
 from vae.collapse.linear_theory import Spectrum
 from vae.collapse.warnings import schedule_above, warnings
@@ -55,7 +55,8 @@ def affordable(p: Parameters, weight: float, train_images: np.ndarray, seconds: 
     """The epochs that fit into `train.budget`."""
     resolved = resolve(p, p.train.steps_per_epoch(len(train_images)), weight, p.train.epochs)
     compute = devices.choose(resolved.train, training_flops(p), len(train_images))
-    epochs = epochs_within(seconds, resolved, train_images, open_images(workspace.images("valid")), compute)
+    with contention.coped_with(compute):
+        epochs = epochs_within(seconds, resolved, train_images, open_images(workspace.images("valid")), compute)
     log.info(f"preflight: {epochs} epochs fit into train.budget = {seconds:g} seconds on this machine")
     return epochs
 

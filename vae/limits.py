@@ -19,17 +19,17 @@ def affinity() -> set[int]:
 
 def cores() -> int:
     """The number of cores to work on. A quota of one and a half cores counts as two, each busy three quarters."""
-    quotas = [_quota(group) for group in _groups("cpu")]
+    quotas = [_quota(group) for group in groups("cpu")]
     return math.ceil(min([len(affinity()), *quotas]))
 
 
 def memory() -> float:
     """Bytes of the machine, or of the tightest limit."""
     whole = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min([whole, *(_memory(group) for group in _groups("memory"))])
+    return min([whole, *(_memory(group) for group in groups("memory"))])
 
 
-def _groups(controller: str) -> Iterator[Path]:
+def groups(controller: str) -> Iterator[Path]:
     """The folders of this process's group and of all above it, of either version, as far as they can be seen here.
 
     A container sees its own group as the uppermost one.

@@ -202,7 +202,8 @@ def run_dvc(tags: Tags, tree: Path, *arguments: str) -> tuple[int, str]:
     environment["PYTHONPATH"] = str(tree)
     environment["DVC_SITE_CACHE_DIR"] = str(tree / ".run" / "dvc")
     environment.pop("MKL_NUM_THREADS", None)  # it would win over the next one
-    if threads := tags.get("compute.threads"):
+    # Of a run that recorded one number of threads, it was that of all stages.
+    if threads := tags.get("compute.most_threads", tags.get("compute.threads")):
         environment["OMP_NUM_THREADS"] = threads
     reason = ""
     with owned_dvc(["--cd", str(tree), *arguments], environment, PROJECT) as process:

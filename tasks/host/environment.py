@@ -1,7 +1,7 @@
 """What of the user's shell reaches the programs of this project, and the servers, DVC and stages that they start.
 
-Applied by `tasks/__init__.py`, before any library is loaded; child processes inherit what is left. Imports nothing
-but the standard library.
+Applied by `tasks/__init__.py`, before any library is loaded; child processes inherit what is left. Imports no
+library.
 """
 
 import io
@@ -119,8 +119,8 @@ def apply(root: Path, environment: Environment = os.environ) -> list[str]:
     environment.update(SET)
     for name, value in {**DEFAULTS, **{name: str(root / folder) for name, folder in FOLDERS.items()}}.items():
         environment.setdefault(name, value)
-    if limits.cores() < len(limits.affinity()):  # the libraries do not know of a container's quota
-        environment.setdefault("OMP_NUM_THREADS", str(limits.cores()))
+    if limits.cores() < len(limits.affinity()) and not environment.get("OMP_NUM_THREADS"):
+        environment["OMP_NUM_THREADS"] = str(limits.cores())  # the libraries do not know of a container's quota
     return changed
 
 

@@ -4,7 +4,7 @@ Threads that compute together wait for each other at the end of every operation.
 lets them spin for some milliseconds, which is fastest where each has a core of its own. Beside other programs, one
 that spins takes the core from the one that it waits for. While libgomp has more threads than there are cores, they
 spin for microseconds and then sleep; so a second team of threads is kept, asleep, for as long as others are busy.
-How a thread waits changes no bit of the results, as the number of threads does.
+Unlike the number of threads, how they wait changes no bit of the results.
 """
 
 import ctypes
@@ -22,11 +22,10 @@ from threadpoolctl import ThreadpoolController
 from vae import limits
 from vae.compute.devices import Compute
 
-TAKEN = (
-    0.6  # of a core, by all other programs: more than many idle ones add up to, less than one gets beside two threads
-)
+# Of a core, by all other programs: more than many idle ones add up to, less than a busy one gets beside two threads.
+TAKEN = 0.6
 SECONDS = 1.0  # between two looks
-CALM = 3  # looks without another program, before the threads spin again
+SEVERAL = 3  # looks: with other programs before a warning, without one before the threads spin again
 
 log = logging.getLogger(__name__)
 
@@ -57,31 +56,35 @@ def cores_taken(since: Mark, now: Mark) -> float:
 def coped_with(compute: Compute) -> Iterator[None]:
     """Changes how the threads of a CPU wait, and says so once, while other programs leave them too few cores."""
     threads = (compute.threads or torch.get_num_threads()) if compute.device.type == "cpu" else 1
+    if threads == 1:
+        yield
+        return
     end = Event()
     watch = Thread(target=_watch, args=(threads, end), name="contention", daemon=True)
-    if threads > 1:
-        watch.start()
+    watch.start()
     try:
         yield
     finally:
         end.set()
-        if threads > 1:
-            watch.join()
+        watch.join()
 
 
 def _watch(threads: int, end: Event) -> None:
-    cores, calm, warned = len(limits.affinity()), 0, False
+    cores, busy, calm, warned = len(limits.affinity()), 0, 0, False
     since, team = mark(), None
     while not end.wait(SECONDS):
         now = mark()
         taken, since = cores_taken(since, now), now
-        calm = calm + 1 if taken < TAKEN or taken + threads < cores + TAKEN else 0
-        if calm == 0 and team is None:
-            team = second_team(cores + 1)
-        if calm == CALM and team is not None:
+        if taken >= TAKEN and taken + threads >= cores + TAKEN:
+            busy, calm = busy + 1, 0
+        else:
+            busy, calm = 0, calm + 1
+        if busy and team is None:
+            team = second_team(cores - threads + 2)  # with it, one more than there are cores
+        if calm == SEVERAL and team is not None:
             team.set()
             team = None
-        if calm == 0 and not warned:
+        if busy == SEVERAL and not warned:
             log.warning(message(taken, threads, cores))
             warned = True
     if team is not None:
@@ -107,7 +110,7 @@ def _hold(size: int, end: Event) -> None:
 def message(taken: float, threads: int, cores: int) -> str:
     free = max(int(cores - taken + 0.5), 1)
     return (
-        f"other programs keep {taken:.1f} of {cores} cores busy: the {threads} threads of this one take turns with "
+        f"other programs keep {taken:.1f} of {cores} cores busy: this stage's {threads} threads share the cores with "
         "them, and it takes longer"
         + (f"; with OMP_NUM_THREADS={free} it may be faster (which changes the last bits)" if free < threads else "")
     )

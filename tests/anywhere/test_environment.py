@@ -117,7 +117,12 @@ def test_a_quota_of_cpu_time_limits_the_threads_of_all_libraries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(environment.limits, "affinity", lambda: set(range(8)))
-    for cores, given, threads in ((8, {}, None), (2, {}, "2"), (2, {"OMP_NUM_THREADS": "4"}, "4")):
+    for cores, given, threads in (
+        (8, {}, None),
+        (2, {}, "2"),
+        (2, {"OMP_NUM_THREADS": ""}, "2"),
+        (2, {"OMP_NUM_THREADS": "4"}, "4"),
+    ):
         monkeypatch.setattr(environment.limits, "cores", lambda cores=cores: cores)
         shell = dict(given)
         environment.apply(tmp_path, shell)

@@ -100,18 +100,20 @@ def test_rows_of_other_conditions_stay_in_the_file_and_do_not_count(
 
 def test_the_conditions_are_images_parameters_and_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "CASES", {"tiny": TINY})
-    images = tmp_path / "tiny" / workspace.images("train")
-    images.parent.mkdir(parents=True)
-    images.write_bytes(b"some")
+    images = [tmp_path / "tiny" / workspace.images(split) for split in ("train", "valid")]
+    images[0].parent.mkdir(parents=True)
+    for file in images:
+        file.write_bytes(b"some")
     run = Run("tiny", OURS, OUR_RECIPE, 3, 0)
     found = {bench.conditions(run, tmp_path), bench.conditions(run._replace(epochs=4), tmp_path)}
     monkeypatch.setattr(bench, "CASES", {"tiny": replace(TINY, epochs=9)})
     assert bench.conditions(run, tmp_path) in found, "the epochs of this training are what counts"
     monkeypatch.setattr(bench, "CASES", {"tiny": replace(TINY, batch=32)})
     found.add(bench.conditions(run, tmp_path))
-    images.write_bytes(b"others")
-    found.add(bench.conditions(run, tmp_path))
-    assert len(found) == 4
+    for file in images:
+        file.write_bytes(b"others")
+        found.add(bench.conditions(run, tmp_path))
+    assert len(found) == 5
 
 
 def test_the_recipes_differ_in_the_training_alone() -> None:

@@ -1,7 +1,6 @@
-"""Device, precision and compilation: chosen by rule, so that one machine always makes the same choice.
+"""Device, precision, compilation and threads: chosen by rule, so that one machine always makes the same choice.
 
-Each of these decides the last bits of the weights, as the number of threads does; `Compute.describe` is recorded
-with every run.
+Each of these decides the last bits of the weights; `Compute.describe` is recorded with every run.
 """
 
 import ctypes
@@ -42,7 +41,7 @@ class Compute:
     """Where and how to compute; the same for training, monitoring and evaluating.
 
     Attributes:
-        threads: of a step, on a CPU; None: as many as the process has.
+        threads: of a training step on a CPU; None, as for all else: as many as the process has.
     """
 
     device: torch.device
@@ -67,6 +66,7 @@ class Compute:
             "precision": self.precision,
             "compiled": str(self.compiled).lower(),
             "threads": str(self.threads or torch.get_num_threads()),
+            "most_threads": str(MOST_THREADS),
             "torch": torch.__version__,
         }
         if self.device.type == "cuda":
@@ -99,7 +99,8 @@ def choose(train: Train, image_flops: float = 0.0, images: int = 0) -> Compute:
         if kind == "cpu" and precision == "bf16" and torch.cpu._is_amx_tile_supported():
             kind = "cpu with matrix units"
         compiled = image_flops * images * train.epochs >= COMPILE_FROM_FLOPS[kind] and compiler is not None
-    return Compute(device, precision, compiled, threads_of(image_flops * train.batch_size))
+    threads = threads_of(image_flops * train.batch_size) if device.type == "cpu" else None
+    return Compute(device, precision, compiled, threads)
 
 
 def threads_of(step_flops: float) -> int:

@@ -61,6 +61,16 @@ def test_a_jpeg_that_is_not_progressive_ends_with_a_scan_of_all_components() -> 
             images.load(cut[:end], RGB)
 
 
+def test_a_scan_of_one_component_is_not_the_only_one_whatever_follows() -> None:
+    """A sequential JPEG of 4:4:4 colours; the first scan has one component, and a comment begins like one of three."""
+    content = encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG", subsampling=0)
+    start = content.rindex(b"\xff\xda")
+    one = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"  # and no data, which a decoder takes for grey
+    crafted = content[:start] + one + b"\xff\xfe\x00\x03\x03" + 400 * one + b"\xff\xd9"
+    with pytest.raises(UnusableImage, match="more than 100 scans"):
+        images.load(crafted, RGB)
+
+
 def test_only_the_scans_of_the_image_itself_count() -> None:
     """A film behind a phone's photo, or a thumbnail before it, holds any bytes."""
     plain = jpeg(0)

@@ -337,7 +337,7 @@ def _is_hardly_a_class(name: str) -> bool:
 
 
 def stem_of(name: str) -> str:
-    """Of a file; by `Path.stem`, hundreds of thousands would take seconds."""
+    """Without what follows the last dot; by `Path.stem`, hundreds of thousands would take seconds."""
     return name.rpartition(".")[0] or name
 
 
