@@ -171,7 +171,7 @@ def python(call: Call, flow: Flow) -> None:
     options = {word for word in words if word.startswith("-")}
     assert not options or options <= set(re.findall(r"--[\w-]+", help_of(module)))
     of_options = {word for option, word in itertools.pairwise(words) if option in options and "/" not in word}
-    files = set(words) - options - of_options
+    files = {word for word in words if not word.startswith("PATH/")} - options - of_options  # PATH/TO/… is the reader's
     assert all((PROJECT / word).exists() for word in files)
 
 
