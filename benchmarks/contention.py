@@ -8,7 +8,6 @@ A share compares the speed with that of the same training alone, times the cores
 Results: `reports/contention.csv`.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -18,17 +17,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from benchmarks.speed import in_own_process, known, photos
+from benchmarks.speed import in_own_process, known, photos, program
 from benchmarks.time_to_quality import CASES, OUR_RECIPE, parameters_of
 from tasks import workspace
-from tasks.processes import contention, entry
+from tasks.processes import contention
 from vae import limits
 from vae.compute import devices
 from vae.models.flops import training_flops
@@ -219,8 +217,4 @@ def _key(row: Row) -> tuple[str, str, int]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--only"]:
-        asked, who, length, result = sys.argv[2:6]
-        Path(result).write_text(json.dumps(one(asked, who, float(length))))
-    else:
-        entry.run(lambda: typer.run(main))
+    program(main, lambda name, trainer, seconds: one(name, trainer, float(seconds)))

@@ -308,6 +308,18 @@ def in_own_process(module: str, *arguments: str, folder: str) -> dict[str, Any]:
     return found
 
 
+def program(main: Callable[..., None], one: Callable[..., dict[str, Any]]) -> None:
+    """What a bench does as a program: its command, or, in a process of `in_own_process`, one of its parts.
+
+    one: takes the arguments of that process, as text.
+    """
+    if sys.argv[1:2] == ["--only"]:
+        *arguments, path = sys.argv[2:]
+        Path(path).write_text(json.dumps(one(*arguments)))
+    else:
+        entry.run(lambda: typer.run(main))
+
+
 def known(name: str, among: dict[str, Any]) -> Any:
     if name not in among:
         raise InputError(f"{name!r} is unknown; expected one of {', '.join(among)}")
@@ -361,8 +373,4 @@ def _report(row: dict[str, Any], case: Case) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--only"]:
-        name, trainer, seed, path = sys.argv[2:6]
-        Path(path).write_text(json.dumps(one(name, trainer, int(seed))))
-    else:
-        entry.run(lambda: typer.run(main))
+    program(main, lambda name, trainer, seed: one(name, trainer, int(seed)))

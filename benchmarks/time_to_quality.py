@@ -28,9 +28,19 @@ import typer
 from ruamel.yaml import YAML
 
 from benchmarks.peers import ALL_PEERS
-from benchmarks.speed import OURS, as_the_stage, by_peer, in_own_process, known, photos, skill, spent, usual_adam
+from benchmarks.speed import (
+    OURS,
+    as_the_stage,
+    by_peer,
+    in_own_process,
+    known,
+    photos,
+    program,
+    skill,
+    spent,
+    usual_adam,
+)
 from tasks import workspace
-from tasks.processes import entry
 from vae.compute import devices
 from vae.compute.batches import open_images
 from vae.config import loading
@@ -296,8 +306,4 @@ def _spread(values: Sequence[float], form: str, of: int | None = None) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--only"]:
-        described, place, result = sys.argv[2:5]
-        Path(result).write_text(json.dumps(one(Run(*json.loads(described)), Path(place))))
-    else:
-        entry.run(lambda: typer.run(main))
+    program(main, lambda described, folder: one(Run(*json.loads(described)), Path(folder)))

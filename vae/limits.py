@@ -37,10 +37,12 @@ def groups(controller: str) -> Iterator[Path]:
     with suppress(OSError, ValueError):  # no such file, or another format
         for line in OWN_GROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            own = Path(path.removeprefix("/"))
-            for mount in ("", "unified") if not controllers else (controller, controllers):
-                if not controllers or controller in controllers.split(","):
-                    yield from (GROUPS / mount / group for group in (own, *own.parents))
+            own, mounts = Path(path.removeprefix("/")), (controller, controllers)
+            if not controllers:
+                mounts = ("", "unified")  # version 2
+            elif controller not in controllers.split(","):
+                continue
+            yield from (GROUPS / mount / group for mount in mounts for group in (own, *own.parents))
 
 
 def _quota(group: Path) -> float:

@@ -239,11 +239,11 @@ def _scans(jpeg: bytes, image: Any) -> int:
     """
     scans, at = 0, 0
     while scans <= MAX_SCANS and (marker := _JPEG_MARKER.search(jpeg, at)) and marker[1][0] != _END:
-        scans += marker[1][0] == _SCAN
-        components = jpeg[marker.end() + 2 : marker.end() + 3]
-        whole = marker[1][0] == _SCAN and components == bytes([image.layers])
-        if scans == 1 and whole and "progressive" not in image.info:
-            break
+        if marker[1][0] == _SCAN:
+            scans += 1
+            components = jpeg[marker.end() + 2 : marker.end() + 3]
+            if scans == 1 and components == bytes([image.layers]) and "progressive" not in image.info:
+                break
         at = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2])
     return scans
 
