@@ -4,6 +4,7 @@ pythae and Lightning train as their users do, 100 epochs of Adam at 1e-3, and th
 its skill (`benchmarks.speed.skill`). This project trains by its default recipe, for a number of epochs that should
 pass both; its time counts only where it did. Then the peers get this project's schedule: AdamW whose learning rate
 rises, then falls, for the fewest epochs that reach the skill of their own 100. That separates recipe from speed.
+The lengths are tried from short to long; a later repeat begins with the longest that fell short before.
 
 A training is a process of its own, timed from its start until the kept model is there to be judged. Results:
 `reports/time_to_quality.csv`, a row as each training ends; the same command continues after the last row.
@@ -64,7 +65,10 @@ class Case:
 
     Attributes:
         data: the parameters of ingest.
+        batch: of the peers.
         epochs: of this project's training.
+        own_batch: of this project's training, where docs/training.md advises another: Muon's step costs as much
+            whatever the batch.
         given: whether the user gives the images, by an option of the case's name.
     """
 
@@ -72,6 +76,7 @@ class Case:
     batch: int
     epochs: int
     model: dict[str, Any] = field(default_factory=dict)
+    own_batch: int | None = None
     given: bool = False
 
 
@@ -80,8 +85,8 @@ GATED_MLP = {"architecture": "gated_mlp", "latent_dim": 40, "widths": [300, 300]
 PATCHES = 384  # 128×128 patches of two photos, before the splits
 
 CASES = {
-    "digits": Case({"source": "digits", "image_size": 16}, 64, 20),
-    "mnist": Case({"source": "idx", "image_size": 28, "valid_fraction": 1 / 6}, 100, 20, GATED_MLP, given=True),
+    "digits": Case({"source": "digits", "image_size": 16}, 64, 10),
+    "mnist": Case({"source": "idx", "image_size": 28, "valid_fraction": 1 / 6}, 100, 15, GATED_MLP, 500, given=True),
     "leaves": Case({"source": "folder", "image_size": 64, "channels": 3}, 32, 15, LARGE, given=True),
     "patches": Case({"source": "npy", "image_size": 128, "channels": 3}, 32, 15, LARGE),
 }
@@ -138,10 +143,19 @@ def compare(name: str, epochs: int, peers: Sequence[str], repeat: int, results: 
     usual = {who: results.of(Run(name, who, USUAL, USUAL_EPOCHS, repeat), folder) for who in peers}
     results.of(Run(name, OURS, OUR_RECIPE, epochs, repeat), folder)
     for who in peers:
-        for length in (epochs, *(count for count in SCHEDULED_EPOCHS if count > epochs)):
+        first = max(epochs + 1, _fell_short(results.rows, name, who))
+        for length in (epochs, *(count for count in SCHEDULED_EPOCHS if count >= first)):
             found = results.of(Run(name, who, OUR_SCHEDULE, length, repeat), folder)
             if found["skill"] >= usual[who]["skill"]:
                 break
+
+
+def _fell_short(rows: list[Row], name: str, who: str) -> int:
+    """The most epochs of our schedule with which a peer fell short before, where the next repeat begins; 0: none."""
+    usual = {repeat: found[0]["skill"] for repeat, found in _by_repeat(rows, name, who, USUAL).items()}
+    scheduled = _by_repeat(rows, name, who, OUR_SCHEDULE)
+    short = [row["epochs"] for repeat, found in scheduled.items() for row in found if row["skill"] < usual[repeat]]
+    return max(short, default=0)
 
 
 class Results:
@@ -232,7 +246,9 @@ def one(run: Run, folder: Path) -> Row:
 def parameters_of(case: Case, recipe: str, epochs: int, seed: int) -> ResolvedParameters:
     """The defaults but for what the case and the recipe say; the likelihood is the default for all, of optimal σ."""
     train: dict[str, Any] = {"device": "cpu", "batch_size": case.batch, "epochs": epochs}
-    if recipe == USUAL:
+    if recipe == OUR_RECIPE:
+        train["batch_size"] = case.own_batch or case.batch
+    elif recipe == USUAL:
         train = usual_adam(**train)
     elif recipe == OUR_SCHEDULE:
         train["optimizer"] = "adamw"

@@ -195,6 +195,33 @@ def test_a_time_counts_only_where_the_skill_was_reached() -> None:
     assert found[7] == "10.0, 1 of 2 repeats" and found[10] == "10, 1 of 2 repeats"
 
 
+def test_a_later_repeat_begins_with_the_longest_that_fell_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Run] = []
+
+    def train(_: str, described: str, *__: str, **___: str) -> dict[str, Any]:
+        run = Run(*json.loads(described))
+        ran.append(run)
+        return {"skill": 100.0 if run.recipe == USUAL else 4.0 * run.epochs, "whole_seconds": 1.0, "cpu_seconds": 1.0}
+
+    monkeypatch.setattr(bench, "in_own_process", train)
+    monkeypatch.setattr(bench, "conditions", lambda *_: "1")
+    results = Results(tmp_path / "table.csv")
+    for repeat in range(2):
+        bench.compare("tiny", 10, ["pythae"], repeat, results, "folder")
+    lengths = [[run.epochs for run in ran if run.recipe == OUR_SCHEDULE and run.repeat == r] for r in range(2)]
+    assert lengths == [[10, 15, 20, 30], [10, 20, 30]]
+
+
+def test_this_project_trains_in_batches_of_its_own_where_it_advises_them() -> None:
+    batches = [
+        bench.parameters_of(bench.CASES["mnist"], recipe, 7, 0).train.batch_size
+        for recipe in (USUAL, OUR_SCHEDULE, OUR_RECIPE)
+    ]
+    assert batches == [100, 100, 500]
+
+
 def test_an_unknown_case_or_peer_is_named() -> None:
     with pytest.raises(InputError, match="'huge' is unknown; expected one of digits, mnist, leaves, patches"):
         bench.main(case=["huge"])
