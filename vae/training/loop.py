@@ -32,7 +32,7 @@ from vae.training.state import TrainState
 from vae.training.step import Step
 from vae.training.validation import likelihood_of, validate
 
-SIGMA_IMAGES = 2048  # of the training split, for the σ of each epoch's validation
+SIGMA_IMAGES = 512  # of the training split, for the σ of each epoch's validation; all of it for the kept model
 
 log = logging.getLogger(__name__)
 
