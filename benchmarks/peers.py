@@ -41,8 +41,9 @@ def one_cycle(p: ResolvedParameters, steps: int) -> dict[str, Any] | None:
     if train.learning_rate_schedule == "constant":
         return None
     anneal = {"linear": "linear", "cosine": "cos"}[train.learning_rate_schedule]
+    rise = max(train.warmup, 2 / steps)  # torch divides by the steps of the rise, less one
     return {
-        "max_lr": train.learning_rate, "total_steps": steps, "pct_start": train.warmup, "anneal_strategy": anneal,
+        "max_lr": train.learning_rate, "total_steps": steps, "pct_start": rise, "anneal_strategy": anneal,
         "cycle_momentum": False,
     }  # fmt: skip
 

@@ -148,6 +148,21 @@ def test_the_peers_schedule_is_this_projects(schedule: str) -> None:
     assert np.abs(np.array(rates) - own)[peak:].max() < 0.01 * p.train.learning_rate
 
 
+@pytest.mark.parametrize("steps", [2, 10, 15])
+def test_a_cycle_of_few_steps_reaches_its_peak(steps: int) -> None:
+    """As in pythae, which steps it once an epoch."""
+    p = resolve(parse({"train.optimizer": "adamw"}), 1)
+    optimiser = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
+    torchs = torch.optim.lr_scheduler.OneCycleLR(optimiser, **(one_cycle(p, steps) or {}))
+    rates = []
+    for _ in range(steps):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        torchs.step()
+    assert max(rates) == pytest.approx(p.train.learning_rate)
+    assert int(np.argmax(rates)) == 1
+
+
 @pytest.mark.parametrize("trainer", list(ALL_PEERS))
 @pytest.mark.parametrize("recipe", [USUAL, OUR_SCHEDULE])
 def test_a_peer_trains_and_ends_with_the_model_that_it_keeps(trainer: str, recipe: str) -> None:
