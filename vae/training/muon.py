@@ -60,18 +60,20 @@ def orthogonal(matrix: Tensor) -> Tensor:
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     start = wide / wide.norm().clamp_min(1e-7)  # singular values in [0, 1]
     gram = start @ start.T
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    product = polynomial = _polynomial(gram, identity)
+    product = polynomial = _polynomial(gram)
     for _ in range(ITERATIONS - 1):
         gram = polynomial @ gram @ polynomial
-        polynomial = _polynomial(gram, identity)
+        polynomial = _polynomial(gram)
         product = polynomial @ product
     found = product @ start
     return found if matrix.shape[0] <= matrix.shape[1] else found.T
 
 
-def _polynomial(gram: Tensor, identity: Tensor) -> Tensor:
-    return A * identity + B * gram + C * (gram @ gram)
+def _polynomial(gram: Tensor) -> Tensor:
+    """A·I + B·G + C·G²."""
+    polynomial = torch.addmm(gram, gram, gram, beta=B, alpha=C)
+    polynomial.diagonal().add_(A)
+    return polynomial
 
 
 def _channels_last(kernel: Tensor) -> Tensor:
