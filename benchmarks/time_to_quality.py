@@ -52,7 +52,14 @@ TABLE = workspace.REPORTS / "time_to_quality.csv"
 
 USUAL, OUR_RECIPE, OUR_SCHEDULE = "Adam 1e-3, constant", "the default recipe", "AdamW, our schedule"
 USUAL_EPOCHS = 100
-SCHEDULED_EPOCHS = (10, 15, 20, 30, 50)  # tried after the epochs of this project's own training, until the skill is there
+SCHEDULED_EPOCHS = (
+    10,
+    15,
+    20,
+    30,
+    50,
+    75,
+)  # tried after the epochs of this project's own training, until the skill is there
 PEERS = ("pythae", "Lightning")
 TRAINING_CODE = ("tasks/train.py", "benchmarks/peers.py", "benchmarks/speed.py")
 
@@ -87,8 +94,8 @@ PATCHES = 384  # 128×128 patches of two photos, before the splits
 CASES = {
     "digits": Case({"source": "digits", "image_size": 16}, 64, 11),
     "mnist": Case({"source": "idx", "image_size": 28, "valid_fraction": 1 / 6}, 100, 15, GATED_MLP, 500, given=True),
-    "leaves": Case({"source": "folder", "image_size": 64, "channels": 3}, 32, 5, LARGE, given=True),
-    "patches": Case({"source": "npy", "image_size": 128, "channels": 3}, 32, 8, LARGE),
+    "leaves": Case({"source": "folder", "image_size": 64, "channels": 3}, 32, 6, LARGE, given=True),
+    "patches": Case({"source": "npy", "image_size": 128, "channels": 3}, 32, 10, LARGE),
 }
 
 
