@@ -118,7 +118,7 @@ def main(
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="repeats, each with a seed of its own")] = 3,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="of this project's training (default: those of the case)")
+        int | None, typer.Option(min=3, help="of this project's training (default: those of the case)")
     ] = None,
     mnist: Annotated[Path | None, typer.Option(envvar="MNIST", help="the folder of MNIST's four idx files")] = None,
     leaves: Annotated[

@@ -148,7 +148,7 @@ def test_the_peers_schedule_is_this_projects(schedule: str) -> None:
     assert np.abs(np.array(rates) - own)[peak:].max() < 0.01 * p.train.learning_rate
 
 
-@pytest.mark.parametrize("steps", [2, 10, 15])
+@pytest.mark.parametrize("steps", [3, 10, 15])
 def test_a_cycle_of_few_steps_reaches_its_peak(steps: int) -> None:
     """As in pythae, which steps it once an epoch."""
     p = resolve(parse({"train.optimizer": "adamw"}), 1)
