@@ -51,7 +51,7 @@ zoo: # the former name
 	@echo 'warning: make zoo is now make collapse-cases' >&2
 	@$(MAKE) --no-print-directory collapse-cases
 
-bench: setup .venv/ready-bench ## Time this trainer beside pythae, Lightning and a plain loop: make bench MNIST=path LEAVES=path (2 hours)
+bench: setup .venv/ready-bench ## Time this trainer beside pythae, Lightning and a plain loop: make bench MNIST=path LEAVES=path (5 hours)
 	@$(BIN)/python -m benchmarks.speed
 	@$(BIN)/python -m benchmarks.time_to_quality
 

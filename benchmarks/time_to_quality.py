@@ -52,14 +52,8 @@ TABLE = workspace.REPORTS / "time_to_quality.csv"
 
 USUAL, OUR_RECIPE, OUR_SCHEDULE = "Adam 1e-3, constant", "the default recipe", "AdamW, our schedule"
 USUAL_EPOCHS = 100
-SCHEDULED_EPOCHS = (
-    10,
-    15,
-    20,
-    30,
-    50,
-    75,
-)  # tried after the epochs of this project's own training, until the skill is there
+# Tried after the epochs of this project's own training, until the skill is there.
+SCHEDULED_EPOCHS = (10, 15, 20, 30, 50, 75)
 PEERS = ("pythae", "Lightning")
 TRAINING_CODE = ("tasks/train.py", "benchmarks/peers.py", "benchmarks/speed.py")
 
@@ -118,7 +112,8 @@ def main(
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="repeats, each with a seed of its own")] = 3,
     epochs: Annotated[
-        int | None, typer.Option(min=3, help="of this project's training (default: those of the case)")
+        int | None,  # a peer's cycle has a rise, a peak and a fall, each of at least an epoch
+        typer.Option(min=3, help="of this project's training (default: those of the case)"),
     ] = None,
     mnist: Annotated[Path | None, typer.Option(envvar="MNIST", help="the folder of MNIST's four idx files")] = None,
     leaves: Annotated[

@@ -16,7 +16,7 @@ from benchmarks.speed import OURS, by_peer
 from benchmarks.time_to_quality import OUR_RECIPE, OUR_SCHEDULE, USUAL, Case, Results, Run
 from tasks import workspace
 from vae.config.errors import InputError
-from vae.config.resolved import resolve
+from vae.config.resolved import ResolvedParameters, resolve
 from vae.schedules.learning_rate import learning_rate
 
 TINY = Case({"source": "digits", "image_size": 8}, 64, 3, {"latent_dim": 4, "widths": [8]})
@@ -128,11 +128,7 @@ def test_the_recipes_differ_in_the_training_alone() -> None:
         assert [getattr(p, name) for name in same] == [getattr(ours, name) for name in same]
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_the_peers_schedule_is_this_projects(schedule: str) -> None:
-    """But in its rise: torch's begins at 1/25 of the peak, and is a cosine where the fall is one."""
-    train = {"train.epochs": 10, "train.optimizer": "adamw", "train.learning_rate_schedule": schedule}
-    p, steps = resolve(parse(train), 1), 400
+def rates_of_a_peer(p: ResolvedParameters, steps: int) -> list[float]:
     optimiser = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
     cycle = one_cycle(p, steps)
     assert cycle is not None
@@ -142,6 +138,15 @@ def test_the_peers_schedule_is_this_projects(schedule: str) -> None:
         rates.append(optimiser.param_groups[0]["lr"])
         optimiser.step()
         torchs.step()
+    return rates
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_peers_schedule_is_this_projects(schedule: str) -> None:
+    """But in its rise: torch's begins at 1/25 of the peak, and is a cosine where the fall is one."""
+    train = {"train.epochs": 10, "train.optimizer": "adamw", "train.learning_rate_schedule": schedule}
+    p, steps = resolve(parse(train), 1), 400
+    rates = rates_of_a_peer(p, steps)
     own = [learning_rate(p.train, 10 * step / steps) for step in range(steps)]
     peak = int(np.argmax(own))
     assert max(rates) == pytest.approx(p.train.learning_rate) and abs(int(np.argmax(rates)) - peak) <= 1
@@ -152,13 +157,7 @@ def test_the_peers_schedule_is_this_projects(schedule: str) -> None:
 def test_a_cycle_of_few_steps_reaches_its_peak(steps: int) -> None:
     """As in pythae, which steps it once an epoch."""
     p = resolve(parse({"train.optimizer": "adamw"}), 1)
-    optimiser = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
-    torchs = torch.optim.lr_scheduler.OneCycleLR(optimiser, **(one_cycle(p, steps) or {}))
-    rates = []
-    for _ in range(steps):
-        rates.append(optimiser.param_groups[0]["lr"])
-        optimiser.step()
-        torchs.step()
+    rates = rates_of_a_peer(p, steps)
     assert max(rates) == pytest.approx(p.train.learning_rate)
     assert int(np.argmax(rates)) == 1
 
