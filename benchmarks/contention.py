@@ -153,8 +153,8 @@ def one(name: str, trainer: str, seconds: float) -> dict[str, Any]:
     """The speed of one training in this process, which then ends."""
     case = CASES[name]
     side, channels = case.data["image_size"], case.data.get("channels", 1)
-    images = photos(side, channels, case.batch * BATCHES)
     p = parameters_of(case, OUR_RECIPE, 1_000_000, seed=0)
+    images = photos(side, channels, p.train.batch_size * BATCHES)
     compute = devices.choose(p.train, training_flops(p), len(images))
     plain = trainer == "plain"
     if plain:
@@ -162,7 +162,7 @@ def one(name: str, trainer: str, seconds: float) -> dict[str, Any]:
     clock = Clock(seconds)
     with nullcontext() if plain else contention.coped_with(compute), suppress(Enough):
         loop.train(p, images, images[:2], compute, on_step=clock)
-    return {"threads": torch.get_num_threads(), "images_per_second": clock.steps_per_second * case.batch}
+    return {"threads": torch.get_num_threads(), "images_per_second": clock.steps_per_second * p.train.batch_size}
 
 
 class Enough(Exception):

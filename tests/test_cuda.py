@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import config
-from helpers.trainings import STEPS, TRAIN, VALID, Interrupted, assert_same_bits, params
+from helpers.trainings import RECIPE, STEPS, TRAIN, VALID, Interrupted, assert_same_bits, params
 
 from vae.compute import batches, devices
 from vae.compute.devices import Compute
@@ -21,8 +21,10 @@ from vae.training import loop
 from vae.training.loop import Trained
 
 CASES: dict[str, dict[str, Any]] = {
-    "plain": {},  # with Muon, the default
-    "AdamW": {"train.optimizer": "adamw"},
+    "plain": {},  # AdamW at a steady rate
+    "recipe": RECIPE,
+    "recipe bf16": RECIPE | {"train.precision": "bf16"},
+    "recipe average": RECIPE | {"train.ema": 0.9},
     "average": {"train.ema": 0.9},
     "PI": {"kl.target_kl": 2.0},
     "GECO": {"kl.reconstruction_target": 0.1, "objective.sigma": 0.1},
@@ -35,11 +37,11 @@ CASES: dict[str, dict[str, Any]] = {
     "learned sigma": {"objective.sigma": "learned"},
     "capacity": {"kl.capacity": 2.0},
     "free bits": {"kl.free_bits": 0.1},
-    "gated MLP": {"model.architecture": "gated_mlp"},
-    "autoregressive": {"model.architecture": "autoregressive"},
+    "gated MLP": RECIPE | {"model.architecture": "gated_mlp"},
+    "autoregressive": RECIPE | {"model.architecture": "autoregressive"},
     "mean batch norm": {"model.mean_batch_norm": 0.5},
 }
-AGGRESSIVE = {"train.aggressive_encoder": True, "train.epochs": 6}
+AGGRESSIVE = RECIPE | {"train.aggressive_encoder": True, "train.epochs": 6}
 CUDA, CPU = Compute(torch.device("cuda"), "fp32"), Compute(torch.device("cpu"), "fp32")
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

@@ -72,7 +72,8 @@ def packages() -> Found:
         if not pin.specifier.contains(installed[pin.name])
     ]
     if others:
-        yield "problem", f"{', '.join(others)}: `rm .venv/ready*; make setup`"
+        repair = "`rm .venv/ready*; make setup`, and `make test` for what only tests and documentation need"
+        yield "problem", f"{', '.join(others)}: {repair}"
     else:
         yield "ok", f"as pinned in constraints.txt ({len(pins)} pins)"
 

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from tasks import workspace
 from tasks.processes.lock import hold
-from vae.config.parameters import Parameters
+from vae.config.resolved import ResolvedParameters
 from vae.training import checkpoint
 
 CONDITIONS = "conditions.json"
@@ -30,7 +30,7 @@ def root() -> Path:
 
 
 @contextmanager
-def held(p: Parameters, conditions: Mapping[str, str]) -> Iterator[Path]:
+def held(p: ResolvedParameters, conditions: Mapping[str, str]) -> Iterator[Path]:
     """The folder, for this process alone. Those of other, complete trainings are removed."""
     key = key_of(p)
     digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
@@ -49,9 +49,10 @@ def held(p: Parameters, conditions: Mapping[str, str]) -> Iterator[Path]:
         yield place
 
 
-def key_of(p: Parameters) -> str:
+def key_of(p: ResolvedParameters) -> str:
     """Names a training by the parameters, data and code that dvc.yaml lists for it."""
-    digest = hashlib.sha256()
+    # What was left to a rule follows the changes of a remedy.
+    digest = hashlib.sha256(repr((p.kl.follows_epochs, p.train.follows_batch)).encode())
     stage = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]["train"]
     values = {key: functools.reduce(getattr, key.split("."), p) for key in stage["params"]}
     digest.update(json.dumps(values, sort_keys=True, default=lambda section: section.model_dump()).encode())

@@ -79,7 +79,7 @@ def _watch(threads: int, end: Event) -> None:
             busy, calm = busy + 1, 0
         else:
             busy, calm = 0, calm + 1
-        if busy and team is None:
+        if busy and team is None and threads <= cores:  # more threads than cores never spin for long
             team = second_team(cores - threads + 2)  # with it, one more than there are cores
         if calm == SEVERAL and team is not None:
             team.set()

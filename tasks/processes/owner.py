@@ -147,13 +147,14 @@ class OwnedDVC:
         environment: what is added to this program's for the command.
         Returns: its exit code; negative, as that of Popen, where DVC was killed.
         """
-        if self._process.poll() is not None:
+        mark = uuid4().hex
+        request = json.dumps([mark, list(command), dict(environment)]) + "\n"
+        if self._process.poll() is not None or not _sent(self._process, request):
             self._process = _start_dvc([], os.environ, None, subprocess.PIPE)
-        process, mark = self._process, uuid4().hex
-        assert process.stdin is not None and process.stdout is not None
+            _sent(self._process, request)
+        process = self._process
+        assert process.stdout is not None
         try:
-            process.stdin.write(json.dumps([mark, list(command), dict(environment)]) + "\n")
-            process.stdin.flush()
             for line in process.stdout:
                 if line.startswith(mark):
                     return int(line.removeprefix(mark))
@@ -163,6 +164,17 @@ class OwnedDVC:
             with contextlib.suppress(psutil.NoSuchProcess):
                 end(psutil.Process(process.pid))
             raise
+
+
+def _sent(process: "subprocess.Popen[str]", request: str) -> bool:
+    """Whether a process was there to take it."""
+    assert process.stdin is not None
+    try:
+        process.stdin.write(request)
+        process.stdin.flush()
+    except BrokenPipeError:
+        return False
+    return True
 
 
 def ask_dvc(

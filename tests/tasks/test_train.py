@@ -10,12 +10,13 @@ from helpers.stages import EPOCHS, LATENTS, run_train, write_params
 from helpers.trainings import CPU
 from ruamel.yaml import YAML
 
-from tasks import PROJECT, workspace
+from tasks import PROJECT, train, workspace
 from tasks.processes import checkpoint_folder, events
 from tasks.processes.events import Follower
 from tasks.tracking.training_run import TrainingRun
 from vae.config import loading
 from vae.config.constants import SPLITS
+from vae.config.resolved import resolve
 from vae.metrics.measurement import measure
 from vae.models import saved
 from vae.training import checkpoint
@@ -82,7 +83,7 @@ def stage(place: Path) -> Path:
 
 def test_checkpoints_are_named_by_all_that_dvc_yaml_names(stage: Path) -> None:
     """Another file of a folder among the deps is another training; what Python keeps beside it is not."""
-    p = loading.load(workspace.PARAMS)
+    p = resolve(loading.load(workspace.PARAMS), 1)
     key = checkpoint_folder.key_of(p)
 
     Path("code/__pycache__/loop.pyc").write_text("2")
@@ -96,11 +97,34 @@ def test_checkpoints_are_named_by_all_that_dvc_yaml_names(stage: Path) -> None:
         seen.add(checkpoint_folder.key_of(p))
     assert len(seen) == 5
 
+    # After a remedy's change of epochs, a ramp that was left to the rule is another than the same number given.
+    ramp = p.kl.model_copy(update={"follows_epochs": not p.kl.follows_epochs})
+    assert checkpoint_folder.key_of(p.model_copy(update={"kl": ramp})) != checkpoint_folder.key_of(p)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "learning_rate", "warned"),
+    [
+        ("muon", "auto", False),
+        ("muon", 0.01, False),
+        ("muon", 0.002, True),
+        ("adamw", 0.001, False),
+        ("adamw", 0.01, False),
+        ("adamw", 0.025, True),
+    ],
+)
+def test_a_learning_rate_of_the_other_optimiser(
+    optimizer: str, learning_rate: float | str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = {"train": {"optimizer": optimizer, "learning_rate": learning_rate}}
+    train.warn_of_the_others_rate(resolve(loading.parse(values, "test"), 1).train)
+    assert ("train.learning_rate" in caplog.text) == warned
+
 
 def test_under_other_conditions_a_training_starts_from_scratch_and_says_what_differs(
     stage: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    p = loading.load(workspace.PARAMS)
+    p = resolve(loading.load(workspace.PARAMS), 1)
     with checkpoint_folder.held(p, {"threads": "1", "torch": "2"}) as one:
         assert workspace.read_note(one / checkpoint_folder.CONDITIONS)["threads"] == "1"
     assert not caplog.records

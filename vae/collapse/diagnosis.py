@@ -118,7 +118,7 @@ def _diverged(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         return None
     usual = usual_learning_rate(p.train)
     remedy: dict[str, Any] = {"train.learning_rate": usual}
-    if p.train.learning_rate <= usual:
+    if not remedies.above_usual(p):
         remedy["train.learning_rate"] = remedies.short(p.train.learning_rate / 10)
         if p.model.logvar_max > remedies.LOGVAR_CEILING:
             remedy["model.logvar_max"] = remedies.LOGVAR_CEILING
@@ -203,7 +203,7 @@ def _not_learning(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         f"a model that learns gets below {NO_BETTER_THAN_MEAN:g} of that"
     )
     rate, usual = p.train.learning_rate, usual_learning_rate(p.train)
-    if rate > usual or rate < remedies.SMALL_LEARNING_RATE * usual:
+    if remedies.above_usual(p) or rate < remedies.SMALL_LEARNING_RATE * usual:
         remedy: dict[str, Any] = {"train.learning_rate": usual}
     else:
         remedy = {"train.epochs": 4 * p.train.epochs}
@@ -241,8 +241,8 @@ def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
 
 
 def _under_regularised(p: ResolvedParameters, e: Evidence) -> Verdict | None:
-    reached = _reached_share(p, e)
-    beta = p.elbo.effective_beta(e.valid.mse_sampled) * reached
+    reached, final_beta = _reached_share(p, e), p.elbo.effective_beta(e.valid.mse_sampled)
+    beta = final_beta * reached
     gap = e.prior_gap / e.valid.rate
     if gap <= PRIOR_GAP_SHARE and beta >= SMALLEST_BETA:
         return None
@@ -255,7 +255,7 @@ def _under_regularised(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     if beta < SMALLEST_BETA:
         reasons.append(f"effective beta of {beta:.3g}, below {SMALLEST_BETA:g}")
     summary = "The KL term has too little weight: samples from the prior will be noise."
-    if beta < SMALLEST_BETA <= beta / reached and p.kl.schedule != "cyclical":
+    if beta < SMALLEST_BETA <= final_beta and p.kl.schedule != "cyclical":
         reasons.append(
             f"the ramp ends after epoch {first_final_epoch(p.kl, p.train.epochs):g}, the training after "
             f"{len(e.history)}: the weight reached {reached:.2g} of its final value"

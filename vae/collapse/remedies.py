@@ -101,7 +101,7 @@ def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
     if p.model.architecture in ("mlp", "gated_mlp") and min(p.model.widths) < latents:
         widths = [max(width, min(4 * latents, WIDEST), USUAL_WIDTH) for width in p.model.widths]
         return {"model.widths": widths if len(widths) > 1 else [*widths, widths[0] // 2]}
-    if p.train.learning_rate > usual_learning_rate(p.train):
+    if above_usual(p):
         return {"train.learning_rate": usual_learning_rate(p.train)}
     changes: dict[str, Any] = {"train.learning_rate": short(p.train.learning_rate / 4)}
     if p.kl.control in ("schedule", "capacity"):
@@ -156,6 +156,11 @@ def longer_ramp(p: ResolvedParameters) -> dict[str, Any]:
 
 def in_words(changes: Mapping[str, Any]) -> list[str]:
     return [f"{name} = {written(value)}" for name, value in changes.items()]
+
+
+def above_usual(p: ResolvedParameters) -> bool:
+    """Whether the learning rate is above the usual one; a copy of that with fewer digits is not."""
+    return p.train.learning_rate > 1.01 * usual_learning_rate(p.train)
 
 
 def short(value: float) -> float:

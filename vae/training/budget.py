@@ -2,7 +2,9 @@
 
 import itertools
 import time
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -11,11 +13,12 @@ from vae.compute import devices
 from vae.compute.batches import epoch_order, for_measuring, full_batches, resident
 from vae.compute.devices import Compute
 from vae.config.resolved import ResolvedParameters
+from vae.training import checkpoint
 from vae.training.aggressive import Phase
 from vae.training.loop import check_images
 from vae.training.state import TrainState
 from vae.training.step import Step
-from vae.training.validation import validate
+from vae.training.validation import sigma_sample, validate
 
 UNTIMED, TIMED = 5, 30  # steps: the first ones reserve memory, and compile
 FEWEST = 3  # timed steps, where more would take a tenth of the budget
@@ -24,7 +27,7 @@ FEWEST = 3  # timed steps, where more would take a tenth of the budget
 def epochs_within(
     seconds: float, p: ResolvedParameters, train_images: np.ndarray, valid_images: np.ndarray, compute: Compute
 ) -> int:
-    """Times some steps and a validation; at least 1.
+    """Times some steps, a validation and a checkpoint; at least 1.
 
     Another machine, or a busier one, gives another number: ask once, and keep the answer.
 
@@ -46,9 +49,13 @@ def epochs_within(
         _wait(compute)
         took.append(time.perf_counter() - begin)
     begin = time.perf_counter()
-    validate(p, state.judged, valid_images, valid_images, compute)
+    validate(p, state.judged, valid_images, sigma_sample(measured), compute)
     validation = time.perf_counter() - begin
-    epoch = p.train.steps_per_epoch(len(train_images)) * median(took[UNTIMED:]) + validation
+    with TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        checkpoint.save_or_warn(Path(folder) / "state.pt", state)
+        saving = time.perf_counter() - begin
+    epoch = p.train.steps_per_epoch(len(train_images)) * median(took[UNTIMED:]) + validation + saving
     # At the end, the kept model is measured on the training split.
     last = validation * len(train_images) / len(valid_images)
     return max(int((seconds - last) / epoch), 1)

@@ -5,7 +5,6 @@ as one that was never interrupted.
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,9 +29,7 @@ from vae.training import checkpoint
 from vae.training.history import Row, why_stop
 from vae.training.state import TrainState
 from vae.training.step import Step
-from vae.training.validation import likelihood_of, validate
-
-SIGMA_IMAGES = 512  # of the training split, for the σ of each epoch's validation; all of it for the kept model
+from vae.training.validation import likelihood_of, sigma_sample, validate
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +91,7 @@ def train(
     check_images(p, len(train_images), len(valid_images))
     devices.set_up(compute, p.train.deterministic)
     steps, measured = p.train.steps_per_epoch(len(train_images)), for_measuring(train_images, p)
-    sample = measured[:: math.ceil(len(measured) / SIGMA_IMAGES)]
+    sample = sigma_sample(measured)
     stored = resident(train_images, compute.device)
     state = TrainState(p, measured, compute.device, initial_weights)
     step = Step(p, state, stored, compute)

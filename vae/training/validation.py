@@ -1,5 +1,6 @@
 """An epoch's validation: on the whole validation split, at the final β, with the likelihood of that epoch."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from vae.models.likelihood import Likelihood, known_likelihood
 from vae.models.vae import VAE
 from vae.training.history import Row
 from vae.training.step import memory_errors_explained
+
+SIGMA_IMAGES = 512  # of the training split, for the σ of each epoch's validation; all of it for the kept model
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class EpochValidation:
             "valid/active_units": self.measured.active_units(),
             "valid/informative_units": self.measured.informative_units(),
         }
+
+
+def sigma_sample(train_images: np.ndarray) -> np.ndarray:
+    """Up to `SIGMA_IMAGES` images, evenly spaced."""
+    return train_images[:: math.ceil(len(train_images) / SIGMA_IMAGES)]
 
 
 def validate(

@@ -130,4 +130,10 @@ def test_one_dvc_runs_one_command_after_another_and_a_dead_one_is_replaced(place
         for _ in range(2):
             assert dvc.run(["status", "--quiet"], {}, seen.append) == 1
         assert dvc._process.pid != process.pid
+
+        dead = dvc._process
+        dead.kill()
+        dead.wait()
+        dead.poll = lambda: None  # type: ignore[method-assign]  # as if it had died a moment later
+        assert dvc.run(["status", "--quiet"], {}, seen.append) == 1
     assert running(place) == []

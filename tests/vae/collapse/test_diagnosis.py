@@ -94,6 +94,12 @@ def test_too_small_an_effective_beta_is_under_regularised() -> None:
         assert judged(changes, predicted=predicted(calibrated=0.0006)).verdict == verdict
 
 
+def test_a_ramp_that_never_left_0() -> None:
+    """A training of one step is kept at weight 0."""
+    found = judged({}, history=history(1, kl_weight=0.0), kept_epoch=1)
+    assert found.verdict == "under_regularised" and "the weight reached 0 of its final value" in found.reasons[-1]
+
+
 def test_the_first_rule_that_holds_names_the_verdict() -> None:
     """With everything wrong at once, and then one thing less at a time."""
     wrong = {**WRONG["diverged"], **WRONG["overfitted"]}
@@ -173,6 +179,7 @@ STEADY_RATE = {"train.learning_rate_schedule": "constant"}
         ("not_learning", {}, {"history": history(losses=FALLING)}, LONGER),
         ("not_learning", {"train.learning_rate": 0.9 * SMALL}, {}, {"train.learning_rate": USUAL}),
         ("not_learning", {"train.learning_rate": 1.1 * USUAL}, {}, {"train.learning_rate": USUAL}),
+        ("not_learning", {"train.learning_rate": 1.00001 * USUAL}, {}, LONGER),  # copied from the advice, rounded
         ("not_learning", {"train.learning_rate": 1.1 * SMALL}, {"history": history(losses=FALLING)}, LONGER),
         # Where the learning rate falls, a flat loss says nothing of it.
         ("not_learning", {}, {}, LONGER),
