@@ -79,7 +79,7 @@ def main(
         list[str] | None, typer.Option(help=f"{', '.join(CASES)} (default: all); repeat for several")
     ] = None,
     condition: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(CONDITIONS)} (default: all); repeat for several")
+        list[str] | None, typer.Option(help=f"{' | '.join(CONDITIONS)} (default: all); repeat for several")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="timed seconds of a training")] = 5.0,
     repeats: Annotated[int, typer.Option(min=1)] = 3,

@@ -14,7 +14,7 @@ from rich.progress import track
 
 from benchmarks.speed import known, usual_adam
 from tasks import workspace
-from tasks.processes import entry
+from tasks.processes import contention, entry
 from vae.compute import devices
 from vae.compute.batches import open_images
 from vae.config import loading
@@ -35,8 +35,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def main(
-    epochs: Annotated[list[int] | None, typer.Option(min=1, help="of a training; repeat for several")] = None,
-    recipe: Annotated[list[str] | None, typer.Option(help=f"{', '.join(RECIPES)}; repeat for several")] = None,
+    epochs: Annotated[
+        list[int] | None, typer.Option(min=1, help="of a training (default: 5, 10, 20, 40); repeat for several")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option(help=f"{' | '.join(RECIPES)} (default: all); repeat for several")
+    ] = None,
 ) -> None:
     """Train with each recipe for each number of epochs; compare ELBO and CPU time."""
     weight = workspace.load_parameters().kl.max_weight
@@ -49,6 +53,7 @@ def main(
     workspace.REPORTS.mkdir(exist_ok=True)
     table = pd.DataFrame(rows)
     table.to_csv(TABLE, index=False)
+    print("ELBO in nats per image, of the validation images:")
     print(table.pivot(index="recipe", columns="epochs", values=["elbo", "cpu_seconds"]).to_string(float_format="%.4g"))
 
 
@@ -60,7 +65,8 @@ def trained(
     p = resolve(user.model_copy(update={"train": train}), user.train.steps_per_epoch(len(train_images)), weight)
     compute = devices.choose(p.train, training_flops(p), len(train_images))
     begin = time.process_time()
-    result = loop.train(p, train_images, valid_images, compute)
+    with contention.coped_with(compute):
+        result = loop.train(p, train_images, valid_images, compute)
     seconds = time.process_time() - begin
     valid = measure(result.model, valid_images, result.likelihood, compute, p.seed)
     return {

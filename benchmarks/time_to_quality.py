@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -45,6 +46,7 @@ from tasks import workspace
 from vae.compute import devices
 from vae.compute.batches import open_images
 from vae.config import loading
+from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters, resolve
 from vae.models.flops import training_flops
 
@@ -123,6 +125,9 @@ def main(
     """Measure how long this project and its peers train to the same skill."""
     peers = [who for who in trainer or PEERS if known(who, ALL_PEERS)]
     cases: dict[str, Case] = {name: known(name, CASES) for name in case or CASES}
+    absent = [who for who in peers if who in PEERS and find_spec(who.lower()) is None]
+    if absent:
+        raise InputError(f"not installed: {', '.join(absent)}; `make .venv/ready-bench` installs them")
     paths = {"mnist": mnist, "leaves": leaves}
     results = Results(TABLE)
     with tempfile.TemporaryDirectory() as folder:
@@ -134,7 +139,8 @@ def main(
             prepare(name, chosen, paths.get(name), Path(folder))
             for repeat in range(repeats):
                 compare(name, epochs or chosen.epochs, peers, repeat, results, folder)
-    print("\n" + "\n".join(markdown(results.rows)))
+    if results.rows:
+        print("\n" + "\n".join(markdown(results.rows)))
 
 
 def compare(name: str, epochs: int, peers: Sequence[str], repeat: int, results: "Results", folder: str) -> None:

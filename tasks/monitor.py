@@ -125,7 +125,7 @@ def attempts_in_words(tried: list[Attempted]) -> list[str]:
 def warnings(p: ResolvedParameters, e: Evidence) -> list[str]:
     found = []
     ramp_end = first_final_epoch(p.kl, p.train.epochs)
-    if e.history and e.history[-1]["epoch"] - 1 < ramp_end:
+    if e.history and e.history[-1]["epoch"] <= ramp_end:
         found.append(
             f"no epoch trained at the final KL weight: the ramp ends after epoch {ramp_end:g}, "
             f"training after {e.history[-1]['epoch']:.0f}; the last epoch was kept"

@@ -25,16 +25,20 @@ from vae.config.resolved import resolve
 from vae.config.text import rounded
 from vae.models.flops import training_flops
 from vae.training.budget import epochs_within
+from vae.training.loop import check_images
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
     p = loading.load(workspace.PARAMS)
-    train_images = open_images(workspace.images("train"))
+    train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
+    check_images(p, len(train_images), len(valid_images))
     spectrum = linear_theory.spectrum_for(p, train_images)
     weight = linear_theory.resolved_weight(p, spectrum)
-    epochs = p.train.epochs if p.train.budget is None else affordable(p, weight, train_images, p.train.budget)
+    epochs = (
+        p.train.epochs if p.train.budget is None else affordable(p, weight, train_images, valid_images, p.train.budget)
+    )
     p = p.model_copy(update={"train": p.train.model_copy(update={"epochs": epochs})})
     result = {**predicted(p, weight, spectrum), "epochs": epochs, "budget": p.train.budget}
     workspace.write_json(workspace.PREFLIGHT, rounded(result))
@@ -51,13 +55,16 @@ def main() -> None:
         log.warning(warning)
 
 
-def affordable(p: Parameters, weight: float, train_images: np.ndarray, seconds: float) -> int:
+def affordable(p: Parameters, weight: float, train_images: np.ndarray, valid_images: np.ndarray, seconds: float) -> int:
     """The epochs that fit into `train.budget`."""
     resolved = resolve(p, p.train.steps_per_epoch(len(train_images)), weight, p.train.epochs)
     compute = devices.choose(resolved.train, training_flops(p), len(train_images))
     with contention.coped_with(compute):
-        epochs = epochs_within(seconds, resolved, train_images, open_images(workspace.images("valid")), compute)
-    log.info(f"preflight: {epochs} epochs fit into train.budget = {seconds:g} seconds on this machine")
+        epochs = epochs_within(seconds, resolved, train_images, valid_images, compute)
+    if epochs == 0:
+        log.warning(f"preflight: not even one epoch fits into train.budget = {seconds:g} seconds here; one is trained")
+        return 1
+    log.info(f"preflight: {epochs} epochs, in place of train.epochs, fit into train.budget = {seconds:g} seconds here")
     return epochs
 
 

@@ -145,10 +145,12 @@ def run(job: Job, checkpoints: Path) -> None:
         **{f"compute.{name}": value for name, value in job.compute.describe().items()},
     }
     tags["learning_rate"] = f"{job.p.train.learning_rate:g}"  # where the parameter says auto
-    if loading.load(workspace.PARAMS).train.budget is not None:
+    user = loading.load(workspace.PARAMS)
+    if user.train.budget is not None:
         tags[lineage.BUDGET_EPOCHS] = str(job.p.train.epochs)
+        user = user.model_copy(update={"train": user.train.model_copy(update={"epochs": job.p.train.epochs})})
     with training_run(name, checkpoints / "mlflow_run_id", tags) as tracked:
-        tracked.log_inputs(loading.load(workspace.PARAMS), job.train_images, job.valid_images)
+        tracked.log_inputs(user, job.train_images, job.valid_images)
         tried = remedied(job, tracked, checkpoints) if job.p.train.on_collapse == "remedy" else []
         kept = restarts.best(tried) if tried else None
         trained = kept.trained if kept else job.train(job.p, tracked, checkpoints)

@@ -81,7 +81,7 @@ class TrainingRun:
         self._note_name = uuid4().hex  # while the store has given it no id
 
     def log_inputs(self, p: Parameters, train_images: np.ndarray, valid_images: np.ndarray) -> None:
-        """Parameters as the user wrote them, the machine, and the data sets by name and digest.
+        """Parameters as the user wrote them (a budget's epochs filled in), the machine, and the data sets.
 
         `params.yaml` and `dvc.lock` are stored as they are, for `vae reproduce`.
         """

@@ -23,7 +23,8 @@ STEPS_PER_EPOCH = 4  # 70 images in batches of 16
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     workspace.IMAGES.mkdir(parents=True)
-    np.save(workspace.images("train"), TRAIN)
+    for split, images in (("train", TRAIN), ("valid", VALID)):
+        np.save(workspace.images(split), images)
     return tmp_path
 
 

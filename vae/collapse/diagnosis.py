@@ -289,7 +289,7 @@ def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         "The model fits its training images far better than unseen ones.",
         [
             f"ELBO of {e.train['elbo']:.4g} nats in training, {e.valid.elbo:.4g} in validation: the difference "
-            f"is {gap / learnt:.2f} of what was learnt over the mean image (more than {OVERFITTED_SHARE:g})"
+            f"is {gap / learnt:.3g} of what was learnt over the mean image (more than {OVERFITTED_SHARE:g})"
         ],
         remedy,
         [advice],

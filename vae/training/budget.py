@@ -27,7 +27,7 @@ FEWEST = 3  # timed steps, where more would take a tenth of the budget
 def epochs_within(
     seconds: float, p: ResolvedParameters, train_images: np.ndarray, valid_images: np.ndarray, compute: Compute
 ) -> int:
-    """Times some steps, a validation and a checkpoint; at least 1.
+    """Times some steps, a validation and a checkpoint; 0 where not even one epoch fits.
 
     Another machine, or a busier one, gives another number: ask once, and keep the answer.
 
@@ -58,7 +58,7 @@ def epochs_within(
     epoch = p.train.steps_per_epoch(len(train_images)) * median(took[UNTIMED:]) + validation + saving
     # At the end, the kept model is measured on the training split.
     last = validation * len(train_images) / len(valid_images)
-    return max(int((seconds - last) / epoch), 1)
+    return max(int((seconds - last) / epoch), 0)
 
 
 def _wait(compute: Compute) -> None:

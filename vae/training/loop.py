@@ -18,6 +18,7 @@ from vae.compute import devices
 from vae.compute.batches import epoch_order, for_measuring, full_batches, resident
 from vae.compute.devices import Compute
 from vae.config.errors import InputError
+from vae.config.parameters import Parameters
 from vae.config.resolved import ResolvedParameters
 from vae.metrics.measurement import Measurement, encode, measure
 from vae.metrics.mutual_information import mutual_information
@@ -151,7 +152,7 @@ def end_aggressive_phase(state: TrainState, valid_images: np.ndarray, compute: C
             log.info("the aggressive encoder phase ends with epoch %d", len(state.history))
 
 
-def check_images(p: ResolvedParameters, train: int, valid: int) -> None:
+def check_images(p: Parameters, train: int, valid: int) -> None:
     """Raises: InputError: too few images for a batch, for batch norm, or for a verdict."""
     size = p.train.batch_size
     if p.model.batch_norm and min(train, size) < 2:

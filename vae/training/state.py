@@ -59,23 +59,27 @@ class TrainState:
         return self.model if self.average is None else self.average
 
     @torch.no_grad()
-    def update_average(self, first: bool) -> None:
-        """a ← a + (1 − decay)·(w − a), of weights and buffers; after the first step a is w itself.
+    def update_average(self, step: int) -> None:
+        """a ← a + (1 − decay)·(w − a), of weights and buffers; after step 0 a is w itself.
+
+        The decay rises to `train.ema`, so that the first weights do not weigh on a short training (as TensorFlow's
+        `ExponentialMovingAverage` does with `num_updates`).
 
         `AveragedModel.update_parameters` reads a counter on the GPU, and so waits for it, at every step.
         """
         if self.average is None or self.p.train.ema is None:
             return
-        if first:
+        if step == 0:
             self.average.load_state_dict(self.model.state_dict())
             return
+        decay = min(self.p.train.ema, (1 + step) / (10 + step))
         averaged = [*self.average.parameters(), *self.average.buffers()]
         current = [*self.model.parameters(), *self.model.buffers()]
         floats = [(a, w) for a, w in zip(averaged, current, strict=True) if a.is_floating_point()]
         counts = [(a, w) for a, w in zip(averaged, current, strict=True) if not a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in floats], [w for _, w in floats], 1 - self.p.train.ema)
+        torch._foreach_lerp_([a for a, _ in floats], [w for _, w in floats], 1 - decay)
         for a, w in counts:
-            a.copy_(a * self.p.train.ema + w * (1 - self.p.train.ema))
+            a.copy_(a * decay + w * (1 - decay))
 
     def record(self, row: Row, kl_per_latent: list[float]) -> None:
         """Adds an epoch; keeps its weights if they are the best so far."""

@@ -46,7 +46,7 @@ class Step:
                 aggressive.converge(functools.partial(self._encoder_step, number, beta))
                 with aggressive.frozen(self.inference):
                     logs = self._descend(x, noise, beta)
-        self.state.update_average(first=number == 0)
+        self.state.update_average(number)
         return logs
 
     def _descend(self, x: Tensor, noise: Tensor, beta: float, steer: bool = True) -> Logs:
