@@ -40,6 +40,7 @@ from tasks.processes import entry
 from vae.compute import devices
 from vae.compute.batches import open_images
 from vae.config import loading
+from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters, changed, resolve
 from vae.evaluation.importance_weighted import importance_weighted_bound
 from vae.training import loop
@@ -111,6 +112,8 @@ def main(
     quick: Annotated[bool, typer.Option(help="tiny trainings")] = False,
 ) -> None:
     """Run the parts, each within its time limit."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("there is no GPU here; `python -m benchmarks.gpu --device cpu --quick` tries the script")
     devices.named(device)
     chosen = {name: speed.known(name, PARTS) for name in part or PARTS}
     out.mkdir(parents=True, exist_ok=True)

@@ -82,7 +82,7 @@ def main(
     case: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join(CASES)} (default: all); repeat for several")
     ] = None,
-    trainer: Annotated[list[str] | None, typer.Option(help=f"{', '.join(TRAINERS)}; repeat for several")] = None,
+    trainer: Annotated[list[str] | None, typer.Option(help=f"{' | '.join(TRAINERS)}; repeat for several")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="repeats of each training; the end-to-end case runs once")] = 3,
 ) -> None:
     """Train the same network with each trainer in turn; compare speed, memory and skill."""

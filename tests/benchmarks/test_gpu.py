@@ -165,5 +165,5 @@ def test_it_needs_neither_prefect_nor_mlflow_nor_dvc() -> None:
 def test_a_gpu_that_is_not_there_is_named(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(InputError, match="no CUDA device is visible"):
+    with pytest.raises(InputError, match="there is no GPU here"):
         gpu.main(out=tmp_path, device="cuda")
