@@ -89,7 +89,7 @@ PATCHES = 384  # 128×128 patches of two photos, before the splits
 
 CASES = {
     "digits": Case({"source": "digits", "image_size": 16}, 64, 11),
-    "mnist": Case({"source": "idx", "image_size": 28, "valid_fraction": 1 / 6}, 100, 15, GATED_MLP, 500, given=True),
+    "mnist": Case({"source": "idx", "image_size": 28, "valid_fraction": 1 / 6}, 100, 17, GATED_MLP, 500, given=True),
     "leaves": Case({"source": "folder", "image_size": 64, "channels": 3}, 32, 6, LARGE, given=True),
     "patches": Case({"source": "npy", "image_size": 128, "channels": 3}, 32, 10, LARGE),
 }
