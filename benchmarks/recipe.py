@@ -53,7 +53,7 @@ def main(
     workspace.REPORTS.mkdir(exist_ok=True)
     table = pd.DataFrame(rows)
     table.to_csv(TABLE, index=False)
-    print("ELBO in nats per image, of the validation images:")
+    print("validation ELBO in nats per image, and CPU seconds of the training:")
     print(table.pivot(index="recipe", columns="epochs", values=["elbo", "cpu_seconds"]).to_string(float_format="%.4g"))
 
 
