@@ -55,7 +55,7 @@ TABLE = workspace.REPORTS / "time_to_quality.csv"
 USUAL, OUR_RECIPE, OUR_SCHEDULE = "Adam 1e-3, constant", "the default recipe", "AdamW, our schedule"
 USUAL_EPOCHS = 100
 # Tried after the epochs of this project's own training, until the skill is there.
-SCHEDULED_EPOCHS = (10, 15, 20, 30, 50, 75)
+SCHEDULED_EPOCHS = (10, 15, 20, 30, 50, 60)
 PEERS = ("pythae", "Lightning")
 TRAINING_CODE = ("tasks/train.py", "benchmarks/peers.py", "benchmarks/speed.py")
 
