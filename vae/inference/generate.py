@@ -15,6 +15,7 @@ from vae.metrics.measurement import BATCH, evaluation_batches
 from vae.models.likelihood import Likelihood
 from vae.models.saved import Saved
 from vae.models.vae import VAE
+from vae.priors.standard import Prior
 
 Pictures = NDArray[np.float32]
 
@@ -34,12 +35,9 @@ def reconstruct(model: VAE, images: np.ndarray | Tensor, likelihood: Likelihood,
 
 
 @torch.no_grad()
-def samples(saved: Saved, count: int, compute: Compute, seed: int) -> Pictures:
-    """With z from N(0, I), or from the prior fitted to the latents."""
-    random = generator(seed, "prior", 0)
-    if saved.prior is not None:
-        return _drawn(saved, saved.prior.sample(count, random), compute)
-    return _drawn(saved, torch.randn(count, saved.model.latent_dim, generator=random), compute)
+def samples(saved: Saved, prior: Prior, count: int, compute: Compute, seed: int) -> Pictures:
+    """With z from a prior: `saved.prior`, or N(0, I)."""
+    return _drawn(saved, prior.sample(count, generator(seed, "prior", 0)), compute)
 
 
 @torch.no_grad()

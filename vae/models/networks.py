@@ -29,7 +29,7 @@ def convolutional(
     for before, after in itertools.pairwise(filters):
         down += [nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not batch_norm), *normalised_silu(after)]
     up: list[nn.Module] = [
-        nn.Linear(latent_dim, features, bias=not batch_norm),
+        _shiftable(nn.Linear(latent_dim, features, bias=not batch_norm)),
         _Unflatten(1, (widths[-1], *sizes[-1])),
         *normalised_silu(widths[-1]),
     ]
@@ -46,6 +46,13 @@ def convolutional(
             up += normalised_silu(mirrored[level - 1])
     *down, silu = down  # moved behind the change of memory order, so that its gradient has the order of its input
     return nn.Sequential(*down, nn.Flatten(), silu), features, nn.Sequential(*up)
+
+
+def _shiftable(first: nn.Linear) -> nn.Linear:
+    """The decoder's first layer with a bias: 0 in training where batch norm follows, for `standardise` afterwards."""
+    if first.bias is None:
+        first.bias = nn.Parameter(torch.zeros(first.out_features), requires_grad=False)
+    return first
 
 
 class _Unflatten(nn.Unflatten):
@@ -74,6 +81,8 @@ def fully_connected(
     decoder = nn.Sequential(
         *hidden([latent_dim, *reversed(widths)]), nn.Linear(widths[0], pixels), nn.Unflatten(1, image_shape)
     )
+    if isinstance(decoder[0], nn.Linear):
+        _shiftable(decoder[0])
     return encoder, widths[-1], decoder
 
 

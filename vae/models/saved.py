@@ -23,8 +23,11 @@ from vae.config.parameters import LARGEST_IMAGE, Model
 from vae.config.preprocessing import Preprocessing
 from vae.models.files import CONFIG_FILE, PRIOR_FILE, WEIGHTS_FILE, missing, weights_hash
 from vae.models.likelihood import Likelihood
-from vae.models.mixture_prior import Mixture
 from vae.models.vae import VAE, to_device
+from vae.priors import flow
+from vae.priors.flow import Flow
+from vae.priors.mixture import Mixture
+from vae.priors.standard import Prior, StandardNormal
 
 # A remedy changes these sections, but for places and for what decides about remedies.
 _REMEDIED = ("model.", "objective.", "kl.", "train.")
@@ -41,7 +44,6 @@ class Attempted(_Checked):
     """One attempt of a training with remedies: its changes of parameters, its verdict, and whether it was kept."""
 
     changes: dict[str, Any]
-    fitted_prior: bool
     verdict: str
     reasons: list[str]
     kept: bool
@@ -58,6 +60,18 @@ class ValidationScores(_Checked):
         if any(low > high for low, high in itertools.pairwise(self.score_percentiles or [])):
             raise ValueError("score_percentiles must not decrease")
         return self
+
+
+class PriorFit(_Checked):
+    """The prior fitted to the latents after training.
+
+    Attributes:
+        name: what samples are drawn from unless N(0, I) is asked for.
+        log_likelihood: E_q ln r(z) of held-out training images in nats, of each candidate r.
+    """
+
+    name: str = "N(0, I)"
+    log_likelihood: dict[str, float] = {}
 
 
 class ModelConfig(_Checked):
@@ -83,6 +97,7 @@ class ModelConfig(_Checked):
     kept_epoch: Annotated[int, Field(ge=0)]
     stopped: str | None
     train: dict[str, int | float | None]
+    prior: PriorFit = PriorFit()
     valid: ValidationScores = ValidationScores()
     changes: dict[str, Any] = {}
     remedies: list[Attempted] = []
@@ -106,13 +121,13 @@ class Saved:
     """A model, read from its folder, in evaluation mode.
 
     Attributes:
-        prior: fitted to the latents after training, where samples are not to come from N(0, I).
+        prior: what samples are drawn from: fitted to the latents after training, or N(0, I) where that fits as well.
         sha256: of the weights file.
     """
 
     model: VAE
     config: ModelConfig
-    prior: Mixture | None
+    prior: Prior
     sha256: str
 
     @property
@@ -128,7 +143,7 @@ class Saved:
         return Compute(device or torch.device("cpu"), self.config.precision)
 
 
-def save(folder: Path, model: VAE, config: ModelConfig, prior: Mixture | None = None) -> str:
+def save(folder: Path, model: VAE, config: ModelConfig, prior: Prior | None = None) -> str:
     """Writes the model into a folder; returns the SHA-256 of its weights.
 
     Raises:
@@ -140,7 +155,7 @@ def save(folder: Path, model: VAE, config: ModelConfig, prior: Mixture | None = 
     for file in (WEIGHTS_FILE, PRIOR_FILE, CONFIG_FILE):
         (folder / file).unlink(missing_ok=True)  # of the previous model, or a link to it in DVC's cache
     (folder / WEIGHTS_FILE).write_bytes(to_bytes(weights))
-    if prior is not None:
+    if isinstance(prior, Mixture | Flow):
         (folder / PRIOR_FILE).write_bytes(to_bytes(prior.tensors()))
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
     return weights_hash(folder)
@@ -216,11 +231,14 @@ def _check_size(config: ModelConfig, weights: dict[str, Tensor]) -> None:
         raise ValueError(f"{WEIGHTS_FILE} holds fewer weights than such a model needs (at least {fewest:,})")
 
 
-def _read_prior(path: Path, latents: int) -> Mixture | None:
-    """Raises: ValueError: it is not a mixture over so many latents."""
+def _read_prior(path: Path, latents: int) -> Prior:
+    """Raises: ValueError, RuntimeError: it is not a prior over so many latents."""
     if not path.exists():
-        return None
-    prior = Mixture(**read_weights(path))
+        return StandardNormal(latents)
+    tensors = read_weights(path)
+    if "weights" not in tensors:
+        return flow.read(tensors, latents)
+    prior = Mixture(**tensors)
     if not prior.is_valid(latents):
         raise ValueError(f"{path.name} is not a mixture over {latents} latents")
     return prior

@@ -28,6 +28,7 @@ from vae.schedules.kl import ramp
 from vae.schedules.learning_rate import learning_rate
 from vae.training import checkpoint
 from vae.training.history import Row, why_stop
+from vae.training.standardise import standardise
 from vae.training.state import TrainState
 from vae.training.step import Step
 from vae.training.validation import likelihood_of, sigma_sample, validate
@@ -54,7 +55,8 @@ class Trained:
     Attributes:
         kept_epoch: the epoch of the model, counted from 1; 0 where the first one diverged already.
         stopped: why training ended before its last epoch, or None.
-        train: the training split, measured with the kept model and its frozen likelihood.
+        model: the kept one, its latents standardised (`vae.training.standardise`).
+        train: the training split, measured with it and its frozen likelihood.
         kl_per_latent: of the validation split, Z numbers for each row of the history.
     """
 
@@ -135,12 +137,14 @@ def train(
         seconds = time.perf_counter() - started
         on_epoch(Epoch(row, seconds, speed, state.judged, valid.likelihood, state.kl_per_latent[-1]))
 
-    # Freeze the kept model with the likelihood that everything reported will use.
-    state.judged.load_state_dict(state.kept_weights)
-    likelihood = likelihood_of(p, state.judged, measured, compute)
-    result = measure(state.judged, measured, likelihood, compute, p.seed)
-    kept, history = state.kept_epoch, state.history
-    return Trained(state.judged, likelihood, history, kept, stopped, result, state.kl_per_latent)
+    # Freeze the kept model with the likelihood that everything reported will use, and standardise its latents.
+    model = state.judged
+    model.load_state_dict(state.kept_weights)
+    likelihood = likelihood_of(p, model, measured, compute)
+    result = measure(model, measured, likelihood, compute, p.seed)
+    if standardise(model, result):
+        result = measure(model, measured, likelihood, compute, p.seed)
+    return Trained(model, likelihood, state.history, state.kept_epoch, stopped, result, state.kl_per_latent)
 
 
 def end_aggressive_phase(state: TrainState, valid_images: np.ndarray, compute: Compute) -> None:

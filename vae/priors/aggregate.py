@@ -1,0 +1,52 @@
+"""The aggregate posterior q(z) = E_x q(z|x): samples of it, and how far it is from a prior.
+
+mu, logvar: (N, Z) each, of q(z|x), throughout.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vae.priors.standard import Prior, StandardNormal
+
+DRAWS = 8  # of z for each image, in a bound
+
+Posteriors = NDArray[np.float32]
+
+
+def draw(mu: Posteriors, logvar: Posteriors, seed: int) -> NDArray[np.float64]:
+    """One z ~ q(z|x) of each image: (N, Z)."""
+    noise = np.random.default_rng(seed).standard_normal(mu.shape)
+    return mu.astype(np.float64) + np.exp(0.5 * logvar.astype(np.float64)) * noise
+
+
+def rate(mu: Posteriors, logvar: Posteriors, prior: Prior, seed: int) -> float:
+    """E_x KL(q(z|x) ‖ p(z)) in nats per image, with one sample of z an image."""
+    z, logvar = draw(mu, logvar, seed), logvar.astype(np.float64)
+    own = -0.5 * (np.log(2 * np.pi) + logvar + (z - mu) ** 2 / np.exp(logvar)).sum(1)
+    return float((own - prior.log_prob(torch.from_numpy(z)).numpy()).mean())
+
+
+@dataclass(frozen=True)
+class LowerBound:
+    """In nats, with the standard error that the number of images leaves."""
+
+    value: float
+    standard_error: float
+
+
+def kl_to_standard(mu: Posteriors, logvar: Posteriors, fitted: Prior, seed: int) -> LowerBound:
+    """A lower bound on KL(q(z) ‖ N(0, I)), in nats, from any density r fitted to other images' latents.
+
+    KL(q ‖ p) = E_q[ln r − ln p] + KL(q ‖ r), and the last term is not negative. The rate against N(0, I) holds this
+    much that no image needs (R = I(x; z) + KL(q(z) ‖ p), Hoffman & Johnson 2016), and about a share exp(−KL) of N(0, I)
+    lies where q(z) has its mass.
+    """
+    standard = StandardNormal(mu.shape[1])
+    differences = np.zeros(len(mu))
+    for number in range(DRAWS):
+        z = torch.from_numpy(draw(mu, logvar, seed + number))
+        differences += (fitted.log_prob(z) - standard.log_prob(z)).numpy() / DRAWS
+    return LowerBound(float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(mu))))
