@@ -18,9 +18,9 @@ class Overlap:
 
     precision: (M,), whether the generated point lies in the ball of a real one (Kynkäänniemi 2019, equation 2).
     recall: (N,), whether the real point lies in the ball of a generated one.
-    density: (M,), in how many real balls the generated point lies, over k (Naeem 2020, equation 3); its mean is 1 in
+    density: (M,), in how many real balls the generated point lies, over k (Naeem 2020); its mean is 1 in
         expectation if both sets are drawn alike, and can exceed 1.
-    coverage: (N,), whether the real point's ball has a generated point in it (equation 4).
+    coverage: (N,), whether the real point's ball has a generated point in it (Naeem 2020).
     """
 
     precision: Points

@@ -10,7 +10,7 @@ from vae.evaluation.bootstrap import Estimate, estimate
 
 POINTS = 2_000  # of each set: some seconds
 FOLDS = 5
-FEWEST = 2 * FOLDS
+FEWEST = 50  # of each set: a tree does not divide fewer than 40 training points
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def two_sample_test(x: NDArray[np.floating], y: NDArray[np.floating], seed: int)
     reconstructions are not.
 
     x: (N, Z), y: (M, Z). Of each a seeded sample of as many as the smaller one has, at most 2,000, is taken.
-    None for fewer than 10 points, or points that are not finite.
+    None for fewer than 50 points, or points that are not finite.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
