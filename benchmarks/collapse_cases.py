@@ -131,8 +131,6 @@ class CaseRunner:
             return row
         steps = [f"{a.verdict.verdict} → {', '.join(remedies.in_words(a.verdict.remedy))}" for a in tried]
         steps = steps[: tried.index(last)]
-        if last.prior is not None:
-            steps[-1] = "a fitted prior"
         mean_image = mean_image_elbo(p, train_images, valid_images)
         reached = restarts.calibrated_elbo(last)
         best = max(reached, self._best(values, case.best))

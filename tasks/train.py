@@ -31,7 +31,8 @@ from vae.inference.grids import reconstruction_grid
 from vae.metrics.mean_image import MeanImage
 from vae.models import saved
 from vae.models.flops import training_flops
-from vae.models.saved import Attempted, ModelConfig, ValidationScores
+from vae.models.saved import Attempted, ModelConfig, PriorFit, ValidationScores
+from vae.priors.fitting import Fitted
 from vae.schedules.kl import first_final_epoch
 from vae.training import checkpoint, loop
 from vae.training.history import COLUMNS, Row
@@ -154,7 +155,9 @@ def run(job: Job, checkpoints: Path) -> None:
         tried = remedied(job, tracked, checkpoints) if job.p.train.on_collapse == "remedy" else []
         kept = restarts.best(tried) if tried else None
         trained = kept.trained if kept else job.train(job.p, tracked, checkpoints)
-        sha256 = write_model(job, trained, kept, tried)
+        prior = kept.prior if kept else restarts.fitted_prior(job.p, trained, job.train_images, job.compute)
+        log.info(f"prior fitted to the latents: {prior.name}")
+        sha256 = write_model(job, trained, prior, kept, tried)
         write_history(trained.history, trained.kl_per_latent)
         tracked.tag({store.WEIGHTS: sha256, "kept_epoch": str(trained.kept_epoch), "stopped": trained.stopped or "no"})
     # Kept until monitor runs: DVC has yet to cache the results, and a kill meanwhile would lose them.
@@ -190,7 +193,7 @@ def remedied(job: Job, tracked: TrainingRun, checkpoints: Path) -> list[Attempt]
     tried = restarts.attempts(p, spectrum, job.train_images, job.valid_images, job.compute, attempt)
     kept = restarts.best(tried)
     tracked.log_history(kept.trained.history)
-    for run, one in zip(runs, tried, strict=False):  # a fitted prior is an attempt without its own run
+    for run, one in zip(runs, tried, strict=False):  # an attempt that could not run has no verdict
         run.tag(
             {
                 "verdict": one.verdict.verdict,
@@ -262,7 +265,7 @@ def _write(path: Path, table: pd.DataFrame, append: bool) -> None:
     table.to_csv(path, mode="a" if append else "w", header=not (append and path.exists()), index=False)
 
 
-def write_model(job: Job, trained: Trained, kept: Attempt | None, tried: list[Attempt]) -> str:
+def write_model(job: Job, trained: Trained, prior: Fitted, kept: Attempt | None, tried: list[Attempt]) -> str:
     """Save the kept model and the list of attempts; returns the SHA-256 of the weights."""
     p, measured = kept.parameters if kept else job.p, trained.train
     train_images = for_measuring(job.train_images, p)
@@ -288,17 +291,17 @@ def write_model(job: Job, trained: Trained, kept: Attempt | None, tried: list[At
         kept_epoch=trained.kept_epoch,
         stopped=trained.stopped,
         train=rounded(train),
+        prior=PriorFit(name=prior.name, log_likelihood=rounded(prior.log_likelihood)),
         valid=ValidationScores(images=len(job.valid_images), score_percentiles=rounded(percentiles)),
         changes=kept.changes if kept else {},
         remedies=[attempted(one, one is kept) for one in tried] if len(tried) > 1 else [],
     )
-    return saved.save(workspace.MODEL, trained.model, config, kept.prior if kept else None)
+    return saved.save(workspace.MODEL, trained.model, config, prior.prior)
 
 
 def attempted(attempt: Attempt, kept: bool) -> Attempted:
     return Attempted(
         changes=attempt.changes,
-        fitted_prior=attempt.prior is not None,
         verdict=attempt.verdict.verdict,
         reasons=attempt.verdict.reasons,
         kept=kept,

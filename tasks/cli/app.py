@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -78,6 +78,7 @@ Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="A folder, MLflow URI (runs:/ID), alias or version.", show_default="models/vae"),
 ]
+Priors = Literal["fitted", "standard"]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -162,21 +163,27 @@ def sample(
     output: Pictures = Path("samples.png"),
     model: Model = None,
     count: Annotated[int, typer.Option(min=1, max=10_000)] = 48,
+    prior: Annotated[
+        Priors, typer.Option(help="fitted: to the model's latents, after training; standard: N(0, I).")
+    ] = "fitted",
     columns: Annotated[int, typer.Option(min=1, help="Pictures per row of the .png.")] = 8,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Draw new pictures from the prior, or from the prior fitted to the model's latents."""
+    """Draw new pictures from the prior fitted to the model's latents, or from N(0, I)."""
     from tasks.cli import apply
     from vae.inference import generate
+    from vae.priors.standard import STANDARD, StandardNormal
 
     apply.check_suffix(output, ".png", ".npy")
     saved, compute, origin = _model(model, device)
-    drawn = generate.samples(saved, count, compute, seed)
+    chosen = saved.prior if prior == "fitted" else StandardNormal(saved.model.latent_dim)
+    drawn = generate.samples(saved, chosen, count, compute, seed)
     apply.write_pictures(drawn, min(columns, count), output)
-    say(f"{output}: {count:,} samples")
-    _end(origin, None, {"output": str(output), "samples": count}, as_json)
+    name = saved.config.prior.name if prior == "fitted" else STANDARD
+    say(f"{output}: {count:,} samples from {name}")
+    _end(origin, None, {"output": str(output), "samples": count, "prior": name}, as_json)
 
 
 def traverse(

@@ -10,6 +10,7 @@ from helpers.models import config, network
 from helpers.trainings import CPU
 from PIL import Image
 from typer.testing import CliRunner
+from vae.models.mixture_prior import Mixture
 
 from tasks import workspace
 from tasks.cli import app
@@ -20,7 +21,6 @@ from vae.config.preprocessing import Preprocessing
 from vae.config.resolved import resolve
 from vae.inference import scoring
 from vae.models import saved
-from vae.models.mixture_prior import Mixture
 from vae.models.saved import Saved, ValidationScores
 from vae.report.facts import Origin
 

@@ -13,6 +13,9 @@ from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.resolved import ResolvedParameters, usual_learning_rate
 from vae.config.text import written
 from vae.metrics.measurement import Measurement
+from vae.priors.standard import STANDARD
+from vae.samples.evidence import SampleEvidence
+from vae.samples.quality import SampleQuality
 from vae.schedules.kl import first_final_epoch
 from vae.training.history import ALARM_STEPS, Row, at_final_weight, ends_collapsed, is_finite, steps_at_final_weight
 
@@ -22,7 +25,9 @@ PARTLY_COLLAPSED_SHARE = 0.4  # of the predicted KL
 PARTLY_COLLAPSED_EPOCHS = 5  # past the ramp, before a low KL counts
 FLAT_SHARE = 0.02  # of the whole fall of the training loss, over the last epochs
 KL_GROWS = 1.05  # over the last epochs
-PRIOR_GAP_SHARE = 0.4  # of the rate
+POOR_FIDELITY = 0.6  # of the precision of reconstructions
+POOR_COVERAGE = 0.6  # of training images; as many others of their kind cover 0.97
+MISMATCH_NATS = 2.0  # of KL(q(z) ‖ N(0, I)), at which a seventh of N(0, I) lies where images are encoded
 OVERFITTED_SHARE = 0.25  # of what was learnt
 RUNAWAY_NATS = 1e5
 RUNAWAY_RATIO = 10  # of the predicted KL, where the model is no better than the mean image
@@ -60,7 +65,8 @@ class Evidence:
         predicted: `reports/preflight.json`.
         train: the training split, measured with the kept model: elbo, mean_image_elbo, ….
         kept_epoch: 0 where no epoch was finite.
-        fitted_gap: how far the aggregate posterior is from a prior fitted after training, in nats; None without one.
+        samples: of N(0, I) and of the prior fitted after training; None where they could not be compared.
+        prior: the name of the fitted prior.
     """
 
     valid: Measurement
@@ -69,17 +75,21 @@ class Evidence:
     predicted: Mapping[str, Any]
     train: Mapping[str, Any]
     kept_epoch: int
-    fitted_gap: float | None = None
-
-    @property
-    def prior_gap(self) -> float:
-        """Between the aggregate posterior and the prior that is sampled from."""
-        return self.valid.prior_gap if self.fitted_gap is None else self.fitted_gap
+    samples: SampleEvidence | None = None
+    prior: str = STANDARD
 
 
 def judge(p: ResolvedParameters, e: Evidence) -> Verdict:
     """The verdict on a trained model."""
-    for rule in (_diverged, _collapsed, _not_learning, _partly_collapsed, _under_regularised, _overfitted):
+    for rule in (
+        _diverged,
+        _collapsed,
+        _not_learning,
+        _partly_collapsed,
+        _under_regularised,
+        _prior_mismatch,
+        _overfitted,
+    ):
         verdict = rule(p, e)
         if verdict is not None:
             return verdict
@@ -87,11 +97,12 @@ def judge(p: ResolvedParameters, e: Evidence) -> Verdict:
     return Verdict(
         "healthy",
         f"The model is healthy: its latents carry {valid.rate:.1f} nats per image in "
-        f"{valid.informative_units(p.monitor.informative_unit_nats)} informative units.",
+        f"{valid.informative_units(p.monitor.informative_unit_nats)} informative units.{_about_samples(e)}",
         [
             f"KL {valid.rate:,.1f} nats (linear theory expected {_expected(e):,.1f})",
             f"mean squared error {valid.mse_sampled:.3g} (validation, z sampled) against {e.mean_image_mse:.3g} of the "
             "mean image",
+            *_samples_in_numbers(e),
         ],
     )
 
@@ -243,34 +254,77 @@ def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
 def _under_regularised(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     reached, final_beta = _reached_share(p, e), p.elbo.effective_beta(e.valid.mse_sampled)
     beta = final_beta * reached
-    gap = e.prior_gap / e.valid.rate
-    if gap <= PRIOR_GAP_SHARE and beta >= SMALLEST_BETA:
+    if beta >= SMALLEST_BETA:
         return None
-    reasons = []
-    if gap > PRIOR_GAP_SHARE:
-        reasons.append(
-            f"the aggregate posterior is {e.prior_gap:.3g} nats from the prior, "
-            f"{gap:.2f} of the rate (more than {PRIOR_GAP_SHARE:g})"
-        )
-    if beta < SMALLEST_BETA:
-        reasons.append(f"effective beta of {beta:.3g}, below {SMALLEST_BETA:g}")
-    summary = "The KL term has too little weight: samples from the prior will be noise."
-    if beta < SMALLEST_BETA <= final_beta and p.kl.schedule != "cyclical":
+    reasons = [f"effective beta of {beta:.3g}, below {SMALLEST_BETA:g}", *_samples_in_numbers(e)]
+    summary = "The KL term has too little weight: what the latents mean is left to chance."
+    if final_beta >= SMALLEST_BETA and p.kl.schedule != "cyclical":
         reasons.append(
             f"the ramp ends after epoch {first_final_epoch(p.kl, p.train.epochs):g}, the training after "
             f"{len(e.history)}: the weight reached {reached:.2g} of its final value"
         )
         return Verdict("under_regularised", summary, reasons, remedies.ramp_within(p))
-    if beta >= SMALLEST_BETA and not _settled(p, e):
-        # Early in training the aggregate posterior is far from the prior; it gets closer.
-        reasons.append("the training loss had not been flat for ten epochs at the final weight")
-        summary = "Training ended before the latents had settled: samples from the prior will be poor."
-        longer = remedies.longer_training(p, 4 * p.train.epochs, len(e.history))
-        return Verdict("under_regularised", summary, reasons, longer)
     if p.kl.control != "schedule":
         advice = f"relax the target of the control (kl.{p.kl.control}), or sample from a prior fitted to the latents"
         return Verdict("under_regularised", summary, reasons, advice=[advice])
     return Verdict("under_regularised", summary, reasons, remedies.higher_weight(p, e.predicted))
+
+
+def _prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
+    """Whether no prior gives good samples, neither N(0, I) nor any that was fitted."""
+    if e.samples is None or not (_standard_is_poor(e.samples) and is_poor(e.samples.fitted, e.samples)):
+        return None
+    summary = f"Samples are poor, from N(0, I) and from {_article(e.prior)} fitted to the latents alike."
+    if not _settled(p, e):
+        longer = remedies.longer_training(p, 4 * p.train.epochs, len(e.history))
+        return Verdict("prior_mismatch", summary, _samples_in_numbers(e), longer)
+    advice = []
+    if p.kl.control != "schedule":
+        advice.append(f"relax the target of the control (kl.{p.kl.control})")
+    return Verdict("prior_mismatch", summary, _samples_in_numbers(e), remedies.simpler_latents(p, e.predicted), advice)
+
+
+def is_poor(quality: SampleQuality, among: SampleEvidence) -> bool:
+    """Too few of the samples look like images of the data, or they look like too few of them."""
+    too_few = POOR_FIDELITY * among.reconstructions.precision.value
+    return quality.precision.value < too_few or quality.coverage.value < POOR_COVERAGE
+
+
+def _standard_is_poor(samples: SampleEvidence) -> bool:
+    """By the pictures, or by the certificate: 2 standard errors beyond doubt."""
+    certain = samples.aggregate_kl.value - 2 * samples.aggregate_kl.standard_error
+    return certain > MISMATCH_NATS or is_poor(samples.standard, samples)
+
+
+def _about_samples(e: Evidence) -> str:
+    """A sentence on what to sample from; none where N(0, I) will do."""
+    if e.samples is None or not _standard_is_poor(e.samples):
+        return ""
+    return (
+        f" Sample from its fitted prior ({_article(e.prior)}): samples from N(0, I) are poor, since the latents of "
+        f"images are at least {e.samples.aggregate_kl.value:.2g} nats from it."
+    )
+
+
+def _samples_in_numbers(e: Evidence) -> list[str]:
+    if e.samples is None:
+        return []
+    parts = (
+        ("the fitted prior", e.samples.fitted),
+        ("N(0, I)", e.samples.standard),
+        ("reconstructions", e.samples.reconstructions),
+    )
+    precision = ", ".join(f"{found.precision.value:.2f} ({name})" for name, found in parts)
+    coverage = ", ".join(f"{found.coverage.value:.2f} ({name})" for name, found in parts[:2])
+    return [
+        f"samples among the training images: precision {precision}, coverage {coverage}",
+        f"KL(q(z) ‖ N(0, I)) of at least {e.samples.aggregate_kl.value:.3g} ± "
+        f"{e.samples.aggregate_kl.standard_error:.2g} nats",
+    ]
+
+
+def _article(prior: str) -> str:
+    return prior if prior.startswith("N(") else f"a {prior}"
 
 
 def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:

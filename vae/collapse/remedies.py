@@ -17,6 +17,7 @@ USUAL_BATCH = 32
 USUAL_WIDTH = 256
 WIDEST, HIGHEST_WEIGHT = 8192, 1e6  # as parameters allow
 LOGVAR_CEILING = 2.0  # for a posterior that ran away
+MANY_LATENTS = 32
 IMAGES_PER_LATENT = 2  # of the training split; with fewer, most latents encode nothing that generalises
 
 
@@ -51,6 +52,16 @@ def higher_weight(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[s
     if rises or _another_objective(changes):
         return changes
     return {"kl.max_weight": min(short(2 * p.kl.max_weight) or 1.0, HIGHEST_WEIGHT)}
+
+
+def simpler_latents(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
+    """Half the latents, whose density is easier to fit; a higher weight where there are few already."""
+    if p.model.latent_dim < MANY_LATENTS:
+        return higher_weight(p, predicted)
+    fewer = p.model.latent_dim // 2
+    if p.objective.reduction == "mean":  # the weight is per latent: keep the total
+        return {"model.latent_dim": fewer, "kl.max_weight": short(p.kl.max_weight / 2)}
+    return {"model.latent_dim": fewer}
 
 
 def _another_objective(changes: Mapping[str, Any]) -> bool:

@@ -1,13 +1,12 @@
 """`train.on_collapse: remedy`: restarts an unhealthy training with the remedy of its diagnosis.
 
-Everything follows from the parameters, so the same parameters lead to the same attempts and the same bits. Where only
-the prior is at fault, nothing is trained again: a mixture is fitted to the latents and sampled from instead.
+Everything follows from the parameters, so the same parameters lead to the same attempts and the same bits.
 """
 
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,9 @@ from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters, changed
 from vae.metrics import measurement
 from vae.metrics.mean_image import MeanImage
-from vae.models import mixture_prior
-from vae.models.mixture_prior import Mixture
+from vae.priors import fitting
+from vae.priors.fitting import Fitted
+from vae.samples.evidence import sample_evidence
 from vae.training.loop import Trained
 
 log = logging.getLogger(__name__)
@@ -35,15 +35,15 @@ class Attempt:
     Attributes:
         changes: of the user's parameters, by name, with their values; none in the first attempt.
         parameters: with these changes.
-        prior: fitted to the latents of the previous attempt, whose model this is, where only the prior was at fault.
+        prior: fitted to its latents.
     """
 
     changes: dict[str, Any]
     parameters: ResolvedParameters
     trained: Trained
+    prior: Fitted
     evidence: Evidence
     verdict: Verdict
-    prior: Mixture | None = None
 
 
 def attempts(
@@ -73,13 +73,10 @@ def attempts(
                 raise
             log.info(f"the training with the remedy could not run: {error}")
             return tried
-        evidence = evidence_of(now, trained, spectrum, train_images, valid_images, compute)
+        prior = fitted_prior(now, trained, train_images, compute)
+        evidence = evidence_of(now, trained, prior, spectrum, train_images, valid_images, compute)
         verdict = judge(now, evidence)
-        tried.append(Attempt(dict(changes), now, trained, evidence, verdict))
-        if only_the_prior(now, verdict):
-            log.info(f"{verdict.verdict}: {'; '.join(verdict.reasons)}; fitting a prior to the latents")
-            tried.append(with_fitted_prior(tried[-1], train_images, valid_images, compute))
-            return tried
+        tried.append(Attempt(dict(changes), now, trained, prior, evidence, verdict))
         if verdict.verdict == "healthy" or not verdict.remedy or not restarts_left:
             return tried
         try:
@@ -105,9 +102,15 @@ def best(tried: list[Attempt]) -> Attempt:
     return max(tried, key=rank)
 
 
+def fitted_prior(p: ResolvedParameters, trained: Trained, train_images: np.ndarray, compute: Compute) -> Fitted:
+    """The prior that a model is saved with."""
+    return fitting.fit(*measurement.encode(trained.model, for_measuring(train_images, p), compute), p.seed)
+
+
 def evidence_of(
     p: ResolvedParameters,
     trained: Trained,
+    prior: Fitted,
     spectrum: Spectrum,
     train_images: np.ndarray,
     valid_images: np.ndarray,
@@ -127,30 +130,11 @@ def evidence_of(
             "mean_image_elbo": mean_image.elbo(measured, trained.likelihood.kind),
         },
         kept_epoch=trained.kept_epoch,
+        samples=sample_evidence(
+            trained.model, trained.likelihood, prior.prior, measured, valid_images, compute, p.seed
+        ),
+        prior=prior.name,
     )
-
-
-def only_the_prior(p: ResolvedParameters, verdict: Verdict) -> bool:
-    """Whether the only remedy is to raise a weight that is the ELBO's own already, or that a control sets."""
-    if verdict.verdict != "under_regularised":
-        return False
-    as_the_elbo = p.objective.reduction == "sum" and isinstance(p.objective.sigma, str) and p.kl.max_weight >= 1
-    return (
-        not verdict.remedy if p.kl.control != "schedule" else as_the_elbo and set(verdict.remedy) == {"kl.max_weight"}
-    )
-
-
-def with_fitted_prior(
-    attempt: Attempt, train_images: np.ndarray, valid_images: np.ndarray, compute: Compute
-) -> Attempt:
-    """The same model with a mixture as its prior, judged again."""
-    p = attempt.parameters
-    encoded = measurement.encode(attempt.trained.model, for_measuring(train_images, p), compute)
-    prior = mixture_prior.fit(*encoded, p.seed)
-    valid = attempt.evidence.valid
-    judged = measurement.encode(attempt.trained.model, valid_images, compute)
-    evidence = replace(attempt.evidence, fitted_gap=mixture_prior.gap(valid.prior_gap, *judged, prior, p.seed))
-    return replace(attempt, evidence=evidence, verdict=judge(p, evidence), prior=prior)
 
 
 def calibrated_elbo(attempt: Attempt) -> float:

@@ -18,13 +18,14 @@ from vae.evaluation.image_quality import central_quality, psnr
 from vae.evaluation.importance_weighted import importance_weighted_bound, is_binary
 from vae.evaluation.mmd import mmd_to_prior
 from vae.evaluation.probe import Probe
+from vae.evaluation.sample_metrics import sample_metrics
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import Measurement, encode, measure
 from vae.metrics.mutual_information import MutualInformation, mutual_information
-from vae.models import mixture_prior
 from vae.models.likelihood import Likelihood, optimal_sigma
-from vae.models.mixture_prior import Mixture
 from vae.models.saved import Saved
+from vae.priors import aggregate
+from vae.priors.standard import Prior
 
 PROBE_IMAGES = 20_000  # enough for a linear classifier on a few latents
 
@@ -69,7 +70,7 @@ def evaluate(saved: Saved, images: Images, labels: Labels, p: Parameters, comput
     calibrated = None
     if saved.likelihood.kind == "gaussian" and math.isfinite(measured["valid"].mse_sampled):
         calibrated = Likelihood("gaussian", optimal_sigma(measured["valid"].mse_sampled))
-    references = _References(MeanImage.of(train), Probe.fit(mu, labels["train"][chosen], p.seed), calibrated)
+    references = _References(train, MeanImage.of(train), Probe.fit(mu, labels["train"][chosen], p.seed), calibrated)
     return {
         split: _evaluate_split(saved, images[split], labels[split], found, references, p, compute, split == "test")
         for split, found in measured.items()
@@ -83,6 +84,7 @@ class _References:
     calibrated: the Gaussian whose σ² is the validation split's error, for comparing models of different σ.
     """
 
+    train: NDArray[np.uint8]
     mean_image: MeanImage
     probe: Probe | None
     calibrated: Likelihood | None
@@ -121,12 +123,13 @@ def _evaluate_split(
         "aggregate_kl": information.aggregate_kl,
         "saturated_at": information.saturated_at,
         "mmd": mmd_to_prior(mu, logvar, p.seed) if finite else None,
-        **_with_fitted_prior(saved.prior, mu, logvar, measurement, p.seed),
+        **(_with_fitted_prior(saved.prior, mu, logvar, measurement, p.seed) if finite else {}),
         "prior_gap": measurement.prior_gap,
         "prior_gap_full": measurement.prior_gap_full,
         "elbo_calibrated": measurement.with_likelihood(calibrated, saved.pixels) if calibrated else None,
         "mean_image_elbo": mean_image.elbo(images, likelihood.kind),
         "mean_image_mse": mean_image.mse(images),
+        **(sample_metrics(saved, references.train, images, compute, p.seed) if prune else {}),
         "probe_accuracy": accuracy,
         "probe_majority": majority,
     }
@@ -135,12 +138,10 @@ def _evaluate_split(
 
 
 def _with_fitted_prior(
-    prior: Mixture | None, mu: NDArray[np.float32], logvar: NDArray[np.float32], measurement: Measurement, seed: int
+    prior: Prior, mu: NDArray[np.float32], logvar: NDArray[np.float32], measurement: Measurement, seed: int
 ) -> Metrics:
-    """KL, ELBO and MMD with the fitted prior in place of N(0, I), where there is one."""
-    if prior is None:
-        return {}
-    rate = mixture_prior.rate(mu, logvar, prior, seed)
+    """KL, ELBO and MMD with the fitted prior in place of N(0, I)."""
+    rate = aggregate.rate(mu, logvar, prior, seed)
     return {
         "fitted_prior_kl": rate,
         "fitted_prior_elbo": -measurement.distortion - rate,

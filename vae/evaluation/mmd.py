@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vae.models.mixture_prior import Mixture
+from vae.priors.standard import Prior
 
 IMAGES = 10_000  # the estimate is quadratic in time
 BLOCK = 256  # rows and columns of a kernel matrix at a time: it stays in the cache
@@ -14,7 +14,7 @@ Points = NDArray[np.float64]
 
 
 def mmd_to_prior(
-    mu: NDArray[np.float32], logvar: NDArray[np.float32], seed: int, prior: Mixture | None = None
+    mu: NDArray[np.float32], logvar: NDArray[np.float32], seed: int, prior: Prior | None = None
 ) -> float | None:
     """Unbiased MMD² between z ~ q(z), one per image, and as many samples of the prior; None for fewer than 2 images.
 

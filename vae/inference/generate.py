@@ -30,14 +30,15 @@ def reconstruct(model: VAE, images: np.ndarray | Tensor, likelihood: Likelihood,
     for x in evaluation_batches(model, images, compute.device):
         with compute.autocast():
             pixels = likelihood.mean(model.decode(model.encode(x)[0]))
-        parts.append(pixels.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+        parts.append(as_bytes(pixels.permute(0, 2, 3, 1).cpu().numpy()))
     return np.concatenate(parts)
 
 
 @torch.no_grad()
 def samples(saved: Saved, prior: Prior, count: int, compute: Compute, seed: int) -> Pictures:
     """With z from a prior: `saved.prior`, or N(0, I)."""
-    return _drawn(saved, prior.sample(count, generator(seed, "prior", 0)), compute)
+    z = prior.sample(count, generator(seed, "prior", 0))
+    return decoded(saved.model, saved.likelihood, z, compute)
 
 
 @torch.no_grad()
@@ -55,14 +56,21 @@ def traversals(
     z[rows, torch.as_tensor(np.repeat(latents, len(values)), device=z.device)] = torch.as_tensor(
         np.tile(values, len(latents)), dtype=z.dtype, device=z.device
     )
-    return _drawn(saved, z, compute)
+    return decoded(saved.model, saved.likelihood, z, compute)
 
 
-def _drawn(saved: Saved, z: Tensor, compute: Compute) -> Pictures:
-    """Decodes in batches, so that memory holds little more than the pictures."""
+@torch.no_grad()
+def decoded(model: VAE, likelihood: Likelihood, z: Tensor, compute: Compute) -> Pictures:
+    """In batches, so that memory holds little more than the pictures. z: (N, Z)."""
+    model.eval()
     parts = []
     for part in z.split(BATCH):
         with compute.autocast():
-            output = saved.model.decode(part.to(compute.device))
-        parts.append(saved.likelihood.mean(output).permute(0, 2, 3, 1).cpu().numpy())
+            output = model.decode(part.to(compute.device))
+        parts.append(likelihood.mean(output).permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(parts)
+
+
+def as_bytes(pictures: Pictures) -> NDArray[np.uint8]:
+    """Pixels in [0, 1], clipped to that, as 0 to 255."""
+    return np.rint(np.clip(pictures, 0, 1) * 255).astype(np.uint8)

@@ -27,7 +27,7 @@ from vae.models.vae import VAE, to_device
 from vae.priors import flow
 from vae.priors.flow import Flow
 from vae.priors.mixture import Mixture
-from vae.priors.standard import Prior, StandardNormal
+from vae.priors.standard import STANDARD, Prior, StandardNormal
 
 # A remedy changes these sections, but for places and for what decides about remedies.
 _REMEDIED = ("model.", "objective.", "kl.", "train.")
@@ -70,7 +70,7 @@ class PriorFit(_Checked):
         log_likelihood: E_q ln r(z) of held-out training images in nats, of each candidate r.
     """
 
-    name: str = "N(0, I)"
+    name: str = STANDARD
     log_likelihood: dict[str, float] = {}
 
 

@@ -1,9 +1,9 @@
 """A prior fitted to the latents after training (ex-post density estimation, Ghosh 2020, section 4).
 
-Where a model encodes and decodes well but its aggregate posterior q(z) is not the prior that it was trained with, samples
-from that prior are of places that no image was encoded to. A density fitted to q(z) of the training split is a prior
-without those holes; encoder and decoder are unchanged. Among N(0, I), Gaussian mixtures and a flow the likelihood of
-held-out images chooses.
+Where a model encodes and decodes well but its aggregate posterior q(z) is not the prior that it was trained with,
+samples from that prior are of places that no image was encoded to. A density fitted to q(z) of the training split is
+a prior without those holes; encoder and decoder are unchanged. Among N(0, I), Gaussian mixtures and a flow, the
+likelihood of held-out images chooses.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from vae.priors import flow, mixture
 from vae.priors.aggregate import Posteriors, draw
-from vae.priors.standard import Prior, StandardNormal
+from vae.priors.standard import STANDARD, Prior, StandardNormal
 
-STANDARD = "N(0, I)"
 FEWEST_IMAGES = 40  # of which four are held out
 MOST_IMAGES = 20_000
 HELD_OUT = 10  # one image in so many

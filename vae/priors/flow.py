@@ -44,9 +44,7 @@ def read(tensors: dict[str, Tensor], latents: int) -> Flow:
     return Flow(network)
 
 
-def fit(
-    mu: NDArray[np.float64], logvar: NDArray[np.float64], held_out: NDArray[np.float64], seed: int
-) -> Flow:
+def fit(mu: NDArray[np.float32], logvar: NDArray[np.float32], held_out: NDArray[np.float64], seed: int) -> Flow:
     """By maximum likelihood of samples z ~ q(z|x), drawn anew at each step; the best on the held-out z is kept.
 
     mu, logvar: (N, Z). held_out: (M, Z), samples of other images.

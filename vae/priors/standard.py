@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+STANDARD = "N(0, I)"  # its name
+
 
 class Prior(Protocol):
     """A density p(z) that can be evaluated and drawn from, on the CPU."""

@@ -17,6 +17,7 @@ from vae.config.text import number
 from vae.evaluation.evaluate import Evaluation
 from vae.inference import generate, grids
 from vae.models.saved import Saved
+from vae.priors.standard import STANDARD, StandardNormal
 from vae.report import charts
 from vae.report.facts import Picture
 from vae.schedules.kl import first_final_epoch
@@ -46,7 +47,7 @@ def generated(
     errors = np.nan_to_num(result.errors, nan=np.inf)
     by_error = np.argsort(errors, kind="stable")
     yield from _reconstructions(model, compute, images, errors, by_error, amount.pairs)
-    yield _samples(model, compute, amount.samples, verdict, p.seed)
+    yield from _samples(model, compute, amount.samples, verdict, p.seed)
     kl = np.nan_to_num(result.measurement.kl_per_latent)
     yield _traversals(model, compute, np.array(images[by_error[len(by_error) // 2]]), kl, amount)
 
@@ -78,15 +79,19 @@ def _reconstructions(
         )
 
 
-def _samples(model: Saved, compute: Compute, count: int, verdict: str, seed: int) -> Picture:
-    prior = "the prior N(0, 1)" if model.prior is None else "the mixture fitted to the latents after training"
-    return Picture(
-        "Samples",
-        "samples.png",
-        f"{count} images decoded from z drawn from {prior}: the model's idea of an image. " + _about_samples(verdict),
-        f"{count} images that the model generated",
-        grids.png(grids.grid(generate.samples(model, count, compute, seed), columns=8)),
-    )
+def _samples(model: Saved, compute: Compute, count: int, verdict: str, seed: int) -> Iterator[Picture]:
+    """Of the prior that the model ships with, and of N(0, I) where that is another."""
+    standard, name = StandardNormal(model.model.latent_dim), model.config.prior.name
+    fitted = [] if name == STANDARD else [("samples", model.prior, f"the {name} fitted to the latents after training")]
+    plain = ("samples_standard" if fitted else "samples", standard, STANDARD)
+    for file, prior, described in (*fitted, plain):
+        yield Picture(
+            "Samples",
+            f"{file}.png",
+            f"{count} images decoded from z drawn from {described}. {_about_samples(verdict)}".strip(),
+            f"{count} images that the model generated from {described}",
+            grids.png(grids.grid(generate.samples(model, prior, count, compute, seed), columns=8)),
+        )
 
 
 def _traversals(
@@ -183,9 +188,4 @@ def _chart(section: str, name: str, caption: str, alt: str, figure: Figure) -> P
 def _about_samples(verdict: str) -> str:
     if verdict == "collapsed":
         return "They are all alike: the decoder ignores the latents."
-    if verdict == "under_regularised":
-        return "Most of the prior's mass lies where no image was encoded, so most of these resemble no image."
-    return (
-        "With few images or many latents they can be blurred or mixed even where reconstructions are good. "
-        "The verdict judges the latents, not the samples."
-    )
+    return ""

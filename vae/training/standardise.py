@@ -33,11 +33,11 @@ def standardise(model: VAE, train: Measurement) -> bool:
     if not bool((deviation > 0).all()):
         return False
     first = first_layer(model)
-    first.bias += first.weight @ mean
-    first.weight *= deviation
+    first.bias.add_(first.weight @ mean)
+    first.weight.mul_(deviation)
     scale = torch.cat([1 / deviation, torch.ones_like(deviation)])
     shift = torch.cat([-mean / deviation, -2 * deviation.log()])
-    model.posterior.weight *= scale[:, None]
+    model.posterior.weight.mul_(scale[:, None])
     model.posterior.bias.mul_(scale).add_(shift)
     return True
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.models import config, network
 from helpers.trainings import CPU
+from vae.models.mixture_prior import Mixture
 
 from vae.config.parameters import Evaluate, Model, Parameters
 from vae.evaluation import evaluate
@@ -16,7 +17,6 @@ from vae.evaluation.mmd import mmd_to_prior
 from vae.metrics.measurement import encode
 from vae.models import mixture_prior
 from vae.models.likelihood import Likelihood
-from vae.models.mixture_prior import Mixture
 from vae.models.saved import Saved
 
 SIDE, LATENTS = 8, 3

@@ -9,12 +9,12 @@ import pytest
 import torch
 from helpers.models import Malicious, config, network
 from safetensors.torch import load_file, save_file
+from vae.models.mixture_prior import Mixture
 
 from vae.config.errors import InputError
 from vae.config.parameters import Model
 from vae.models import mixture_prior, saved
 from vae.models.likelihood import Likelihood
-from vae.models.mixture_prior import Mixture
 from vae.models.saved import Attempted, ModelConfig, ValidationScores
 from vae.models.vae import VAE, to_device
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
+from vae.models.mixture_prior import Mixture
 
 from vae.models import mixture_prior
-from vae.models.mixture_prior import Mixture
 
 LATENTS = 3
 

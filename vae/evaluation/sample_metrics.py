@@ -1,0 +1,67 @@
+"""Samples of each prior, compared with the test images beside what could be reached at best."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vae.compute.devices import Compute
+from vae.inference.generate import as_bytes, decoded
+from vae.metrics.measurement import encode
+from vae.models.pixelcnn import PixelCNN
+from vae.models.saved import Saved
+from vae.priors import aggregate
+from vae.priors.standard import StandardNormal
+from vae.samples.evidence import DRAWN_PIXEL_BY_PIXEL
+from vae.samples.features import network_features, pixel_features
+from vae.samples.quality import IMAGES, RealImages, as_metrics, ends
+from vae.samples.two_sample import two_sample_test
+
+Metrics = dict[str, int | float | None]
+
+
+def sample_metrics(
+    saved: Saved, train: NDArray[np.uint8], test: NDArray[np.uint8], compute: Compute, seed: int
+) -> Metrics:
+    """Precision, recall, density, coverage and Fréchet distance to the test images, of as many of each kind:
+
+        training: training images, which is what samples could reach at best. reconstructions: of these same images,
+        z sampled. standard_prior, fitted_prior: decoded z of N(0, I), and of `saved.prior`.
+
+    By principal components of pixels, and under `network_…` of a frozen network's features where it is installed.
+    For the priors also a classifier two-sample test of their z against q(z) of the test split. Nothing where latents
+    are not finite.
+
+    train, test: uint8 (N, H, W, C).
+    """
+    slow = isinstance(saved.model.decoder, PixelCNN)
+    count = min(len(test), len(train), DRAWN_PIXEL_BY_PIXEL if slow else IMAGES)
+    random = np.random.default_rng(seed)
+    real = np.asarray(test[np.sort(random.permutation(len(test))[:count])])
+    known = np.asarray(train[np.sort(random.permutation(len(train))[:count])])
+    encoded, posteriors = (encode(saved.model, images, compute) for images in (test, known))
+    if not all(np.isfinite(part).all() for part in (*encoded, *posteriors)):
+        return {}
+    priors = {"standard_prior": StandardNormal(saved.model.latent_dim), "fitted_prior": saved.prior}
+    drawn = {name: prior.sample(count, torch.Generator().manual_seed(seed)) for name, prior in priors.items()}
+    posterior = torch.from_numpy(aggregate.draw(*posteriors, seed)).float()
+    pictures = {"training": known} | {
+        name: as_bytes(decoded(saved.model, saved.likelihood, z, compute))
+        for name, z in {"reconstructions": posterior, **drawn}.items()
+    }
+    metrics: Metrics = {}
+    for features in (pixel_features(train, seed), network_features(train, seed, compute.device)):
+        if features is not None:
+            reference = RealImages.of(features.of(real), seed)
+            infix = "" if features.name == "pixels" else f"_{features.name}"
+            for name, images in pictures.items():
+                quality = reference.compare(features.of(images)) if reference else None
+                metrics |= as_metrics(name + infix, quality)
+    of_test = aggregate.draw(*encoded, seed)
+    for name, prior in priors.items():
+        z = prior.sample(len(of_test), torch.Generator().manual_seed(seed)).numpy()
+        found = two_sample_test(of_test, z, seed)
+        accuracy, p_value = (found.accuracy, found.p_value) if found else (None, None)
+        metrics |= {f"{name}_two_sample{end}": value for end, value in ends(accuracy).items()}
+        metrics[f"{name}_two_sample_p"] = p_value
+    bound = aggregate.kl_to_standard(*encoded, saved.prior, seed)
+    return metrics | {"aggregate_kl_bound": bound.value, "aggregate_kl_bound_se": bound.standard_error}
