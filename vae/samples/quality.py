@@ -2,6 +2,7 @@
 
 Compare several generated sets (reconstructions, samples of each prior) with one set of test images, and training
 images with the same test images: that is the floor, what images of the right distribution reach at these sizes.
+Reconstructions of the test images themselves lie nearer to them than the floor: reconstruct another split.
 """
 
 from dataclasses import dataclass
@@ -32,8 +33,9 @@ class SampleQuality:
 
     The intervals tell how far the value varies with the points over which it is averaged: other generated images for
     precision and density, other real ones for recall and coverage, both for frechet. For the first four, the radii
-    and the other set are held; of fresh draws of both sets, the standard deviation is 1.1 to 1.6 times as large.
-    They do not cover the bias of small sets, which the floor shares.
+    and the other set are held; over fresh draws of both sets, the standard deviation is 1.0 to 1.6 times as large (of
+    normal points in 10 and 30 dimensions). That of frechet is up to twice too wide where the sets are alike. No
+    interval covers the bias of small sets, which the floor shares.
     """
 
     precision: Estimate
