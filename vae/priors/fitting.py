@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vae.priors import flow, mixture
 from vae.priors.aggregate import Posteriors, draw
+from vae.priors.mixture import PrincipalAxes
 from vae.priors.standard import STANDARD, Prior, StandardNormal
 
 FEWEST_IMAGES = 40  # of which four are held out
@@ -22,10 +23,9 @@ MOST_IMAGES = 20_000
 HELD_OUT = 10  # one image in so many
 POINTS = 5_000  # samples of z to fit a mixture to: several of each image where there are fewer images
 HELD_OUT_DRAWS = 4
-COMPONENTS = (1, 2, 5, 10, 20, 40, 80)
-IMAGES_PER_LATENT = 2  # and component, for a full covariance
-IMAGES_PER_COMPONENT = 10
-MOST_WORK = 4e9  # images × components × latents², of one iteration of full covariances: about a second
+DIRECTIONS = (8, 16, 32, 64)
+COMPONENTS = (2, 5, 10, 20, 40, 80)
+IMAGES_PER_NUMBER = 2  # for each direction of each component
 FLOW_IMAGES = 5_000  # with 1,300 digits a flow is worse than any mixture
 BETTER = 0.1  # nats by which a fitted prior has to be better than N(0, I)
 
@@ -53,36 +53,39 @@ def fit(mu: Posteriors, logvar: Posteriors, seed: int) -> Fitted:
     held_out, fitted_to = order[: len(order) // HELD_OUT], order[len(order) // HELD_OUT :]
     judged = _samples(mu[held_out], logvar[held_out], HELD_OUT_DRAWS, seed)
 
-    def likelihood(prior: Prior) -> float:
-        return float(prior.log_prob(torch.from_numpy(judged)).mean())
-
-    found = {STANDARD: likelihood(best)}
+    found = {STANDARD: likelihood(best, judged)}
     for candidate, prior in _candidates(mu[fitted_to], logvar[fitted_to], judged, seed):
-        found[candidate] = likelihood(prior)
+        found[candidate] = likelihood(prior, judged)
         if found[candidate] > found[name] + (BETTER if name == STANDARD else 0):
             best, name = prior, candidate
     return Fitted(best, name, found)
+
+
+def likelihood(prior: Prior, z: NDArray[np.float64]) -> float:
+    """E ln p(z), in nats. z: (N, Z)."""
+    return float(prior.log_prob(torch.from_numpy(z)).mean())
 
 
 def _candidates(
     mu: Posteriors, logvar: Posteriors, judged: NDArray[np.float64], seed: int
 ) -> Iterator[tuple[str, Prior]]:
     images, latents = mu.shape
-    z = _samples(mu, logvar, -(-POINTS // images), seed)
-    for components in COMPONENTS:
-        dense = len(z) * components * latents**2 <= MOST_WORK
-        if components * latents * IMAGES_PER_LATENT <= images and dense:
-            yield _named(components, "full"), mixture.fit(z, components, "full", seed)
-        if 1 < components <= images / IMAGES_PER_COMPONENT:
-            yield _named(components, "diag"), mixture.fit(z, components, "diag", seed)
+    axes = PrincipalAxes.of(mu.astype(np.float64), logvar.astype(np.float64))
+    yield "Gaussian", mixture.fit_gaussian(axes)
+    w = axes.coordinates(_samples(mu, logvar, -(-POINTS // images), seed))
+    for directions in sorted({min(d, latents) for d in DIRECTIONS}):
+        where = "" if directions == latents else f" in {directions} of {latents} directions"
+        best = -np.inf
+        for components in COMPONENTS:
+            if components * directions * IMAGES_PER_NUMBER > images:
+                break
+            fitted = mixture.fit(axes, w[:, :directions], components, seed)
+            yield f"mixture of {components} Gaussians{where}", fitted
+            if (reached := likelihood(fitted, judged)) < best:
+                break  # more components fit these images, not others
+            best = reached
     if images >= FLOW_IMAGES and latents > 1:
         yield "masked autoregressive flow", flow.fit(mu, logvar, judged, seed)
-
-
-def _named(components: int, covariance: str) -> str:
-    if components == 1:
-        return "Gaussian"
-    return f"mixture of {components} {'' if covariance == 'full' else 'diagonal '}Gaussians"
 
 
 def _samples(mu: Posteriors, logvar: Posteriors, draws: int, seed: int) -> NDArray[np.float64]:
