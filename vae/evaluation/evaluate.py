@@ -26,6 +26,7 @@ from vae.models.likelihood import Likelihood, optimal_sigma
 from vae.models.mixture_prior import Mixture
 from vae.models.saved import Saved
 
+DRAWS = 32  # of z for each image, for ELBO, distortion and error; training measures one
 PROBE_IMAGES = 20_000  # enough for a linear classifier on a few latents
 
 Images = Mapping[str, NDArray[np.uint8]]
@@ -60,7 +61,8 @@ def evaluate(saved: Saved, images: Images, labels: Labels, p: Parameters, comput
         labels: each image's class name, or None, for the same splits.
     """
     measured = {
-        split: measure(saved.model, images[split], saved.likelihood, compute, p.seed) for split in ("valid", "test")
+        split: measure(saved.model, images[split], saved.likelihood, compute, p.seed, DRAWS)
+        for split in ("valid", "test")
     }
     # Fit to the training split, and the calibrated σ to the validation split, what both are compared with.
     train = for_measuring(images["train"], p)
@@ -108,6 +110,7 @@ def _evaluate_split(
     metrics = {
         "images": len(images),
         "elbo": measurement.elbo,
+        "elbo_se": measurement.elbo_se,
         **_nll(saved, images, p, compute, measurement if prune else None),
         "reconstruction": measurement.distortion,
         "kl": measurement.rate,
