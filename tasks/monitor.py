@@ -17,6 +17,7 @@ from vae.config.errors import InputError
 from vae.config.parameters import Parameters
 from vae.config.resolved import ResolvedParameters, changed
 from vae.config.text import rounded, written
+from vae.metrics.free_running import free_running
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import Measurement, encode, measure
 from vae.models import mixture_prior, saved
@@ -51,14 +52,16 @@ def main() -> None:
         mu, logvar = encode(model.model, valid_images, compute)
         fitted_gap = mixture_prior.gap(valid.prior_gap, mu, logvar, model.prior, p.seed)
     preflight = workspace.read_json(workspace.PREFLIGHT)
+    mean_image = MeanImage.of(for_measuring(train_images, p))
     evidence = Evidence(
         valid=valid,
-        mean_image_mse=MeanImage.of(for_measuring(train_images, p)).mse(valid_images),
+        mean_image_mse=mean_image.mse(valid_images),
         history=history,
         predicted=linear_theory.of_remedied(preflight, p, model.config.changes, model.pixels),
         train=model.config.train,
         kept_epoch=model.config.kept_epoch,
         fitted_gap=fitted_gap,
+        free_running=free_running(model.model, valid_images, mean_image, model.likelihood, compute, p.seed),
     )
     result = report(p, model, evidence, loading.load(workspace.PARAMS))
     workspace.write_json(workspace.MONITOR, rounded(result))
@@ -137,7 +140,7 @@ def warnings(p: ResolvedParameters, e: Evidence) -> list[str]:
 
 def report(p: ResolvedParameters, model: Saved, e: Evidence, user: Parameters) -> dict[str, Any]:
     """The content of `reports/monitor.json`."""
-    verdict, valid, config = judge(p, e), e.valid, model.config
+    verdict, valid, config, drawn = judge(p, e), e.valid, model.config, e.free_running
     remedy = remedy_of(model, verdict, user)
     return {
         "verdict": verdict.verdict,
@@ -157,6 +160,8 @@ def report(p: ResolvedParameters, model: Saved, e: Evidence, user: Parameters) -
         "kl": valid.rate,
         "mse": valid.mse,
         "mse_sampled": valid.mse_sampled,
+        "mse_free_running": drawn and drawn.mse,
+        "gain_from_z": drawn and drawn.gain,
         "mean_image_mse": e.mean_image_mse,
         "active_units": valid.active_units(p.monitor.active_unit_threshold),
         "informative_units": valid.informative_units(p.monitor.informative_unit_nats),

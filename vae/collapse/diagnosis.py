@@ -12,6 +12,7 @@ from vae.collapse.warnings import SMALLEST_BETA
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.resolved import ResolvedParameters, usual_learning_rate
 from vae.config.text import written
+from vae.metrics.free_running import FreeRunning
 from vae.metrics.measurement import Measurement
 from vae.schedules.kl import first_final_epoch
 from vae.training.history import ALARM_STEPS, Row, at_final_weight, ends_collapsed, is_finite, steps_at_final_weight
@@ -22,6 +23,7 @@ PARTLY_COLLAPSED_SHARE = 0.4  # of the predicted KL
 PARTLY_COLLAPSED_EPOCHS = 5  # past the ramp, before a low KL counts
 FLAT_SHARE = 0.02  # of the whole fall of the training loss, over the last epochs
 KL_GROWS = 1.05  # over the last epochs
+LITTLE_GAIN_SHARE = 0.1  # of what was learnt over the mean image
 PRIOR_GAP_SHARE = 0.4  # of the rate
 OVERFITTED_SHARE = 0.25  # of what was learnt
 RUNAWAY_NATS = 1e5
@@ -61,6 +63,7 @@ class Evidence:
         train: the training split, measured with the kept model: elbo, mean_image_elbo, ….
         kept_epoch: 0 where no epoch was finite.
         fitted_gap: how far the aggregate posterior is from a prior fitted after training, in nats; None without one.
+        free_running: of an autoregressive decoder; None of any other.
     """
 
     valid: Measurement
@@ -70,6 +73,7 @@ class Evidence:
     train: Mapping[str, Any]
     kept_epoch: int
     fitted_gap: float | None = None
+    free_running: FreeRunning | None = None
 
     @property
     def prior_gap(self) -> float:
@@ -79,7 +83,8 @@ class Evidence:
 
 def judge(p: ResolvedParameters, e: Evidence) -> Verdict:
     """The verdict on a trained model."""
-    for rule in (_diverged, _collapsed, _not_learning, _partly_collapsed, _under_regularised, _overfitted):
+    rules = (_diverged, _collapsed, _not_learning, _bypassed, _partly_collapsed, _under_regularised, _overfitted)
+    for rule in rules:
         verdict = rule(p, e)
         if verdict is not None:
             return verdict
@@ -211,6 +216,29 @@ def _not_learning(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         if _settled(p, e) and p.train.learning_rate_schedule == "constant":
             remedy["train.learning_rate"] = remedies.short(rate / 4)
     return Verdict("not_learning", "The model does no better than the mean image.", [reason], remedy)
+
+
+def _bypassed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
+    """An autoregressive decoder that learnt from the preceding pixels, and hardly from its latents.
+
+    A poor picture alone is no proof: means that feed on means drift, however much z says.
+    """
+    drawn, learnt = e.free_running, e.train["elbo"] - e.train["mean_image_elbo"]
+    if drawn is None or drawn.mse < NO_BETTER_THAN_MEAN * drawn.mean_image_mse:
+        return None
+    if drawn.gain >= LITTLE_GAIN_SHARE * learnt:
+        return None
+    return Verdict(
+        "partly_collapsed",
+        "The decoder hardly uses its latents: what it draws from them alone is no better than the mean image.",
+        [
+            f"mean squared error {drawn.mse:.3g} without the preceding pixels of the image, against "
+            f"{drawn.mean_image_mse:.3g} of the mean image ({e.valid.mse_sampled:.3g} with them)",
+            f"the latents of another image cost only {drawn.gain:.3g} of the {learnt:.4g} nats that were learnt over "
+            f"the mean image (less than {LITTLE_GAIN_SHARE:g})",
+        ],
+        remedies.of_autoregressive(p, e.predicted),
+    )
 
 
 def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:

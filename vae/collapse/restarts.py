@@ -20,6 +20,7 @@ from vae.compute.devices import Compute
 from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters, changed
 from vae.metrics import measurement
+from vae.metrics.free_running import free_running
 from vae.metrics.mean_image import MeanImage
 from vae.models import mixture_prior
 from vae.models.mixture_prior import Mixture
@@ -127,6 +128,7 @@ def evidence_of(
             "mean_image_elbo": mean_image.elbo(measured, trained.likelihood.kind),
         },
         kept_epoch=trained.kept_epoch,
+        free_running=free_running(trained.model, valid_images, mean_image, trained.likelihood, compute, p.seed),
     )
 
 

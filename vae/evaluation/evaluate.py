@@ -18,6 +18,7 @@ from vae.evaluation.image_quality import central_quality, psnr
 from vae.evaluation.importance_weighted import importance_weighted_bound, is_binary
 from vae.evaluation.mmd import mmd_to_prior
 from vae.evaluation.probe import Probe
+from vae.metrics.free_running import free_running
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import Measurement, encode, measure
 from vae.metrics.mutual_information import MutualInformation, mutual_information
@@ -106,6 +107,7 @@ def _evaluate_split(
     errors, similarity = central_quality(saved.model, images, likelihood, compute)
     finite = bool(np.isfinite(mu).all() and np.isfinite(logvar).all())
     information = mutual_information(mu, logvar, p.seed) if finite else MutualInformation(None, None, None)
+    drawn = free_running(saved.model, images, mean_image, likelihood, compute, p.seed)
     accuracy, majority = (probe and probe.score(mu, labels)) or (None, None)
     metrics = {
         "images": len(images),
@@ -116,6 +118,7 @@ def _evaluate_split(
         "kl": measurement.rate,
         "mse": measurement.mse,
         "mse_sampled": measurement.mse_sampled,
+        **({"mse_free_running": drawn.mse, "gain_from_z": drawn.gain} if drawn else {}),
         "psnr": psnr(measurement.mse),
         "ssim": float(similarity.mean()),
         "active_units": measurement.active_units(p.monitor.active_unit_threshold),

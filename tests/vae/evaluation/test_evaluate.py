@@ -101,6 +101,14 @@ def test_the_elbo_is_the_mean_of_many_draws_with_its_standard_error() -> None:
     assert test["elbo_se"] == pytest.approx(measured.elbo_se, rel=1e-5) and measured.elbo_se > noise / 6
 
 
+def test_only_an_autoregressive_decoder_is_also_measured_without_the_image() -> None:
+    made = config((1, SIDE, SIDE), Model(architecture="autoregressive", latent_dim=LATENTS, widths=[4]))
+    test = evaluated(Saved(network(made).eval(), made, None, "0" * 64))["test"].metrics
+    assert test["mse_free_running"] > 0 and abs(test["gain_from_z"]) < 100
+    plain = evaluated(saved_model(Likelihood("gaussian", 0.3)))["test"].metrics
+    assert not {"mse_free_running", "gain_from_z"} & plain.keys()
+
+
 def test_a_fitted_prior_is_measured_beside_the_standard_normal() -> None:
     """One that is N(0, I) gives the same numbers, but for the sampling; one fitted to q(z) better ones."""
     model = saved_model(Likelihood("gaussian", 0.3))
