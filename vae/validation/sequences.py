@@ -37,7 +37,7 @@ def separated_neighbours(rows: pd.DataFrame, images: Mapping[str, NDArray[np.uin
         images: of each split, uint8 (N, H, W, C).
     """
     splits, indices = rows["split"].to_numpy(), rows["index"].to_numpy()
-    by_class = rows.reset_index(drop=True).groupby(rows["label"].fillna("").to_numpy(), sort=True).indices.values()
+    by_class = rows.groupby(rows["label"].fillna("").to_numpy()).indices.values()
     pairs, others = [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)]
     random = np.random.default_rng(0)
     for members in by_class:
