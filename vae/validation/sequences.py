@@ -38,9 +38,10 @@ def separated_neighbours(rows: pd.DataFrame, images: Mapping[str, NDArray[np.uin
     """
     splits, indices = rows["split"].to_numpy(), rows["index"].to_numpy()
     by_class = rows.groupby(rows["label"].fillna("").to_numpy()).indices.values()
-    pairs, others = [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)]
+    pairs: list[NDArray[np.int64]] = [np.empty((0, 2), np.int64)]
+    others: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     random = np.random.default_rng(0)
-    for members in by_class:
+    for members in map(np.asarray, by_class):
         train = splits[members] == "train"
         first = np.flatnonzero(train[:-1] != train[1:])
         pairs.append(np.stack([members[first], members[first + 1]], axis=1))
