@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 FOLDER = Path("data/collapse_cases")
 
 Images = NDArray[np.uint8]
+Floats = NDArray[np.float64]
 
 
 def main() -> None:
@@ -82,6 +83,42 @@ def blank(count: int) -> Images:
 def unscaled(count: int) -> NDArray[np.float32]:
     """Photos as floats in [0, 255], not scaled to [0, 1]."""
     return photos(32, count).astype(np.float32)
+
+
+def faces(count: int) -> Images:
+    """Frames of a video, like the Frey faces: one face that moves slowly, (count, 28, 20, 1).
+
+    Pose, brows, mouth, gaze and lighting follow smooth random walks, so neighbouring frames are near-copies: their mean
+    squared difference is a twentieth of that of any two frames.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    random = np.random.default_rng(4)
+    walks = gaussian_filter1d(random.standard_normal((9, count)), 12, axis=1, mode="wrap")
+    walks /= walks.std(axis=1, keepdims=True)
+    yaw, pitch, roll, brows, opening, smile, gaze, light, lean = walks[..., None, None]
+    y, x = (np.mgrid[0:28, 0:20] - np.array([13.5, 9.5])[:, None, None]) / 10
+    u, v = x - 0.12 * lean, y - 0.1 * pitch
+    u, v = u + 0.08 * roll * v, v - 0.08 * roll * u
+
+    def ellipse(across: Floats, down: Floats, edge: float = 0.3) -> Floats:
+        """1 within across² + down² = 1, 0 outside."""
+        return 1 / (1 + np.exp(np.clip((across**2 + down**2 - 1) / edge, -50, 50)))
+
+    head = ellipse(u / 0.82, v / 1.2, 0.12)
+    a, b = u - 0.1 * yaw, v - 0.06 * pitch  # features turn further than the outline of the head
+    values = 0.15 + head * (0.47 + 0.1 * light * a - 0.08 * a**2)
+    values -= 0.45 * head / (1 + np.exp(np.clip((v + 0.85) / 0.1, -50, 50)))  # hair
+    for side in (-0.36, 0.36):
+        c = a - side
+        values -= 0.35 * ellipse(c / 0.16, (b + 0.3) / 0.09)  # eye
+        values -= 0.2 * ellipse((c - 0.05 * gaze) / 0.06, (b + 0.3) / 0.08)  # pupil
+        values -= 0.3 * ellipse(c / 0.2, (b + 0.52 + 0.06 * brows) / 0.05)
+    values += 0.12 * head * ellipse(a / 0.08, (b - 0.05) / 0.3, 0.4)  # nose
+    curve = b - 0.55 + 0.12 * smile * (10 * a**2 - 0.3)
+    values -= 0.4 * ellipse(a / (0.3 + 0.02 * smile), curve / (0.11 + 0.05 * np.tanh(opening)))  # mouth
+    values += 0.02 * random.standard_normal(values.shape)
+    return np.rint(255 * values.clip(0, 1)).astype(np.uint8)[..., None]
 
 
 MAKERS = {

@@ -50,7 +50,7 @@ def main() -> None:
     test = facts.metrics["test"]
     log.info(
         f"verdict: {monitor['verdict']}\n"
-        f"test ELBO {number(test['elbo'])} nats per image, KL {number(test['kl'])}, "
+        f"test ELBO {number(test['elbo'])} ± {number(test['elbo_se'])} nats per image, KL {number(test['kl'])}, "
         f"{number(test['active_units'])} of {p.model.latent_dim} units active\n"
         f"report: {workspace.REPORT}"
     )

@@ -18,6 +18,7 @@ from vae.config.errors import InputError
 from vae.config.parameters import Parameters
 from vae.config.resolved import ResolvedParameters, changed
 from vae.config.text import rounded, written
+from vae.metrics.free_running import free_running
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import Measurement, measure
 from vae.models import saved
@@ -53,15 +54,17 @@ def main() -> None:
     with contention.coped_with(compute):
         samples = sample_evidence(model.model, model.likelihood, model.prior, measured, valid_images, compute, p.seed)
     preflight = workspace.read_json(workspace.PREFLIGHT)
+    mean_image = MeanImage.of(measured)
     evidence = Evidence(
         valid=valid,
-        mean_image_mse=MeanImage.of(measured).mse(valid_images),
+        mean_image_mse=mean_image.mse(valid_images),
         history=history,
         predicted=linear_theory.of_remedied(preflight, p, model.config.changes, model.pixels),
         train=model.config.train,
         kept_epoch=model.config.kept_epoch,
         samples=samples,
         prior=model.config.prior.name,
+        free_running=free_running(model.model, valid_images, mean_image, model.likelihood, compute, p.seed),
     )
     result = report(p, model, evidence, loading.load(workspace.PARAMS))
     workspace.write_json(workspace.MONITOR, rounded(result))
@@ -143,7 +146,7 @@ def warnings(p: ResolvedParameters, e: Evidence) -> list[str]:
 
 def report(p: ResolvedParameters, model: Saved, e: Evidence, user: Parameters) -> dict[str, Any]:
     """The content of `reports/monitor.json`."""
-    verdict, valid, config = judge(p, e), e.valid, model.config
+    verdict, valid, config, drawn = judge(p, e), e.valid, model.config, e.free_running
     remedy = remedy_of(model, verdict, user)
     return {
         "verdict": verdict.verdict,
@@ -164,6 +167,8 @@ def report(p: ResolvedParameters, model: Saved, e: Evidence, user: Parameters) -
         "kl": valid.rate,
         "mse": valid.mse,
         "mse_sampled": valid.mse_sampled,
+        "mse_free_running": drawn and drawn.mse,
+        "gain_from_z": drawn and drawn.gain,
         "mean_image_mse": e.mean_image_mse,
         "active_units": valid.active_units(p.monitor.active_unit_threshold),
         "informative_units": valid.informative_units(p.monitor.informative_unit_nats),

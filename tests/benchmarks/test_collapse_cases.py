@@ -67,6 +67,7 @@ def test_every_case_takes_digits_or_images_that_are_made(cases: list[Case]) -> N
         (case_images.same, (4,), (4, 32, 32, 3), 1),
         (case_images.blank, (256,), (256, 16, 16, 1), 256),
         (case_images.unscaled, (4,), (4, 32, 32, 3), 4),
+        (case_images.faces, (50,), (50, 28, 20, 1), 50),
     ],
 )
 def test_images_repeat_to_the_bit(make: Any, arguments: Any, shape: tuple[int, ...], different: int) -> None:
@@ -74,6 +75,14 @@ def test_images_repeat_to_the_bit(make: Any, arguments: Any, shape: tuple[int, .
     assert images.shape == shape and np.array_equal(images, make(*arguments))
     assert images.dtype == (np.float32 if make is case_images.unscaled else np.uint8)
     assert len({image.tobytes() for image in images}) == different
+
+
+def test_faces_move_slowly_and_far_in_few_directions() -> None:
+    """Neighbouring frames are near-copies, any two are not; nine factors move 560 pixels, none of them linearly."""
+    frames = case_images.faces(1965).reshape(1965, -1) / 255
+    eigenvalues = np.linalg.eigvalsh(np.cov(frames.T))[::-1]
+    assert np.square(np.diff(frames, axis=0)).sum(1).mean() < 0.1 * 2 * eigenvalues.sum()
+    assert eigenvalues[:9].sum() < 0.8 * eigenvalues.sum() < eigenvalues[:60].sum()
 
 
 @pytest.mark.parametrize("latents", [5, 19])

@@ -32,6 +32,7 @@ def measurement(
     return Measurement(
         images=100,
         distortion=distortion,
+        elbo_se=1.0,
         mse=0.9 * mse,
         mse_sampled=mse,
         kl_per_latent=np.full(LATENTS, kl / LATENTS),

@@ -12,6 +12,7 @@ from vae.collapse.warnings import SMALLEST_BETA
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.resolved import ResolvedParameters, usual_learning_rate
 from vae.config.text import written
+from vae.metrics.free_running import FreeRunning
 from vae.metrics.measurement import Measurement
 from vae.priors.standard import STANDARD
 from vae.samples.evidence import SampleEvidence
@@ -28,6 +29,7 @@ KL_GROWS = 1.05  # over the last epochs
 POOR_FIDELITY = 0.6  # of the precision of reconstructions
 POOR_COVERAGE = 0.6  # of training images; as many others of their kind cover 0.97
 MISMATCH_NATS = 2.0  # of KL(q(z) ‖ N(0, I)), at which a seventh of N(0, I) lies where images are encoded
+LITTLE_GAIN_SHARE = 0.2  # of what was learnt over the mean image
 OVERFITTED_SHARE = 0.25  # of what was learnt
 RUNAWAY_NATS = 1e5
 RUNAWAY_RATIO = 10  # of the predicted KL, where the model is no better than the mean image
@@ -67,6 +69,7 @@ class Evidence:
         kept_epoch: 0 where no epoch was finite.
         samples: of N(0, I) and of the prior fitted after training; None where they could not be compared.
         prior: the name of the fitted prior.
+        free_running: of an autoregressive decoder; None of any other.
     """
 
     valid: Measurement
@@ -77,19 +80,15 @@ class Evidence:
     kept_epoch: int
     samples: SampleEvidence | None = None
     prior: str = STANDARD
+    free_running: FreeRunning | None = None
 
 
 def judge(p: ResolvedParameters, e: Evidence) -> Verdict:
     """The verdict on a trained model."""
-    for rule in (
-        _diverged,
-        _collapsed,
-        _not_learning,
-        _partly_collapsed,
-        _under_regularised,
-        _prior_mismatch,
-        _overfitted,
-    ):
+    rules = (
+        _diverged, _collapsed, _not_learning, _bypassed, _partly_collapsed, _under_regularised, _prior_mismatch, _overfitted,
+    )  # fmt: skip
+    for rule in rules:
         verdict = rule(p, e)
         if verdict is not None:
             return verdict
@@ -222,6 +221,29 @@ def _not_learning(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         if _settled(p, e) and p.train.learning_rate_schedule == "constant":
             remedy["train.learning_rate"] = remedies.short(rate / 4)
     return Verdict("not_learning", "The model does no better than the mean image.", [reason], remedy)
+
+
+def _bypassed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
+    """An autoregressive decoder that learnt from the preceding pixels, and hardly from its latents.
+
+    A poor picture alone is no proof: means that feed on means drift, however much z says.
+    """
+    drawn, learnt = e.free_running, e.train["elbo"] - e.train["mean_image_elbo"]
+    if drawn is None or drawn.mse < NO_BETTER_THAN_MEAN * drawn.mean_image_mse:
+        return None
+    if drawn.gain >= LITTLE_GAIN_SHARE * learnt:
+        return None
+    return Verdict(
+        "partly_collapsed",
+        "The decoder hardly uses its latents: what it draws from them alone is no better than the mean image.",
+        [
+            f"mean squared error {drawn.mse:.3g} without the preceding pixels of the image, against "
+            f"{drawn.mean_image_mse:.3g} of the mean image ({e.valid.mse_sampled:.3g} with them)",
+            f"the latents of another image cost only {drawn.gain:.3g} of the {learnt:.4g} nats that were learnt over "
+            f"the mean image (less than {LITTLE_GAIN_SHARE:g})",
+        ],
+        remedies.of_autoregressive(p, e.predicted),
+    )
 
 
 def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:

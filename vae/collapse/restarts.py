@@ -19,6 +19,7 @@ from vae.compute.devices import Compute
 from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters, changed
 from vae.metrics import measurement
+from vae.metrics.free_running import free_running
 from vae.metrics.mean_image import MeanImage
 from vae.priors import fitting
 from vae.priors.fitting import Fitted
@@ -134,6 +135,7 @@ def evidence_of(
             trained.model, trained.likelihood, prior.prior, measured, valid_images, compute, p.seed
         ),
         prior=prior.name,
+        free_running=free_running(trained.model, valid_images, mean_image, trained.likelihood, compute, p.seed),
     )
 
 

@@ -19,6 +19,7 @@ from vae.evaluation.importance_weighted import importance_weighted_bound, is_bin
 from vae.evaluation.mmd import mmd_to_prior
 from vae.evaluation.probe import Probe
 from vae.evaluation.sample_metrics import sample_metrics
+from vae.metrics.free_running import free_running
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import Measurement, encode, measure
 from vae.metrics.mutual_information import MutualInformation, mutual_information
@@ -27,6 +28,7 @@ from vae.models.saved import Saved
 from vae.priors import aggregate
 from vae.priors.standard import Prior
 
+DRAWS = 32  # of z for each image, for ELBO, distortion and error; training measures one
 PROBE_IMAGES = 20_000  # enough for a linear classifier on a few latents
 
 Images = Mapping[str, NDArray[np.uint8]]
@@ -61,7 +63,8 @@ def evaluate(saved: Saved, images: Images, labels: Labels, p: Parameters, comput
         labels: each image's class name, or None, for the same splits.
     """
     measured = {
-        split: measure(saved.model, images[split], saved.likelihood, compute, p.seed) for split in ("valid", "test")
+        split: measure(saved.model, images[split], saved.likelihood, compute, p.seed, DRAWS)
+        for split in ("valid", "test")
     }
     # Fit to the training split, and the calibrated σ to the validation split, what both are compared with.
     train = for_measuring(images["train"], p)
@@ -106,15 +109,18 @@ def _evaluate_split(
     errors, similarity = central_quality(saved.model, images, likelihood, compute)
     finite = bool(np.isfinite(mu).all() and np.isfinite(logvar).all())
     information = mutual_information(mu, logvar, p.seed) if finite else MutualInformation(None, None, None)
+    drawn = free_running(saved.model, images, mean_image, likelihood, compute, p.seed)
     accuracy, majority = (probe and probe.score(mu, labels)) or (None, None)
     metrics = {
         "images": len(images),
         "elbo": measurement.elbo,
+        "elbo_se": measurement.elbo_se,
         **_nll(saved, images, p, compute, measurement if prune else None),
         "reconstruction": measurement.distortion,
         "kl": measurement.rate,
         "mse": measurement.mse,
         "mse_sampled": measurement.mse_sampled,
+        **({"mse_free_running": drawn.mse, "gain_from_z": drawn.gain} if drawn else {}),
         "psnr": psnr(measurement.mse),
         "ssim": float(similarity.mean()),
         "active_units": measurement.active_units(p.monitor.active_unit_threshold),

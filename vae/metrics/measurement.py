@@ -25,6 +25,8 @@ class Measurement:
     Attributes:
         images: how many.
         distortion: −E_q[ln p(x|z)], z sampled.
+        elbo_se: the standard error of `elbo`: the standard deviation of the images' ELBOs / √N. Each image has noise
+            of its own, so it covers both the choice of images and the draws of z. NaN of a single image.
         mse: mean squared error of a pixel in [0, 1], with z = μ. mse_sampled: with z sampled. Of an autoregressive
             decoder both are of each pixel given those before it in the image itself (teacher forcing).
         kl_per_latent: (Z,), averaged over images.
@@ -35,6 +37,7 @@ class Measurement:
 
     images: int
     distortion: float
+    elbo_se: float
     mse: float
     mse_sampled: float
     kl_per_latent: np.ndarray
@@ -103,11 +106,12 @@ class Measurement:
 
 @torch.no_grad()
 def measure(
-    model: VAE, images: np.ndarray | Tensor, likelihood: Likelihood, compute: Compute, seed: int
+    model: VAE, images: np.ndarray | Tensor, likelihood: Likelihood, compute: Compute, seed: int, draws: int = 1
 ) -> Measurement:
     """Measures a whole split, streaming; the noise is the same at every call.
 
-    images: uint8 (N, H, W, C).
+    images: uint8 (N, H, W, C). draws: of z for each image, over which distortion and `mse_sampled` are averaged; each
+    costs a pass of the decoder.
     """
     device = compute.device
     sums: dict[str, Tensor] = {}
@@ -117,16 +121,24 @@ def measure(
         sums[name] = sums[name] + total if name in sums else total
 
     for index, x in enumerate(evaluation_batches(model, images, device)):
-        noise = torch.randn(
-            len(x), model.latent_dim, generator=generator(seed, "measure", index, device), device=device
-        )
+        random = generator(seed, "measure", index, device)
         with compute.autocast():
-            output, mu, logvar = model(x, noise)
+            mu, logvar = model.encode(x)
+            std = torch.exp(0.5 * logvar)
             central = model.decode(mu, x)
-        add("distortion", -likelihood.log_prob(x, output))
-        add("sampled", squared_error(x, likelihood.mean(output)))
+        log_prob, error = torch.zeros(2, len(x), dtype=torch.float64, device=device)
+        for _ in range(draws):
+            noise = torch.randn(mu.shape, generator=random, device=device)
+            with compute.autocast():
+                output = model.decode(mu + std * noise, x)
+            log_prob += likelihood.log_prob(x, output).double() / draws
+            error += squared_error(x, likelihood.mean(output)).double() / draws
+        kl = kl_per_latent(mu, logvar)
+        add("distortion", -log_prob)
+        add("elbo2", (log_prob - kl.double().sum(1)).square())
+        add("sampled", error)
         add("central", squared_error(x, likelihood.mean(central)))
-        add("kl", kl_per_latent(mu, logvar))
+        add("kl", kl)
         add("mu", mu)
         add("mu2", mu.double().square())
         add("outer", (mu.double().T @ mu.double())[None])
@@ -134,10 +146,13 @@ def measure(
 
     n, pixels = len(images), math.prod(images.shape[1:])
     mean = {name: (total / n).cpu().numpy() for name, total in sums.items()}
+    elbo = -float(mean["distortion"]) - float(mean["kl"].sum())
+    variance = max(float(mean["elbo2"]) - elbo**2, 0.0)  # of an image's ELBO
     mean_variance = np.maximum(mean["mu2"] - mean["mu"] ** 2, 0)
     return Measurement(
         images=n,
         distortion=float(mean["distortion"]),
+        elbo_se=math.sqrt(variance / (n - 1)) if n > 1 else math.nan,
         mse=float(mean["central"]) / pixels,
         mse_sampled=float(mean["sampled"]) / pixels,
         kl_per_latent=mean["kl"],

@@ -16,6 +16,7 @@ from vae.data import notes
 from vae.validation import rules, schema
 from vae.validation.fingerprints import Fingerprints, fingerprint, near_duplicates
 from vae.validation.rules import Finding
+from vae.validation.sequences import separated_neighbours
 
 Images = Mapping[str, NDArray[np.uint8]]
 
@@ -63,6 +64,7 @@ _PLACE = {split: number for number, split in enumerate(SPLITS)}
 _OF_PIXELS = {"binarised", "mostly_blank", "same_pixels_across_splits", "near_duplicate_across_splits", "blank_image"}
 _OF_PIXELS |= {"narrow_range", "grey_in_colour"}
 _WITH_PIXELS = _OF_PIXELS | {"array_rows", "array_statistics"}  # need a valid array for each split
+_WITH_PIXELS |= {"sequence_across_splits"}
 _WITHOUT_MANIFEST = _OF_PIXELS | {
     "manifest_columns",
     "array_file",
@@ -106,6 +108,7 @@ def _pixels(
     yield from _statistics(rows)
     yield from _blank(rows)
     yield from _same_pixels(rows)
+    yield from _sequence(rows, images)
     yield from _range(manifest, prints)
     if data.channels == 3 and rows["grey"].all():
         yield Finding("grey_in_colour", f"all {len(rows):,} images are grey")
@@ -285,8 +288,9 @@ def _images(prints: Mapping[str, Fingerprints], manifest: pd.DataFrame) -> pd.Da
     )
     ok = manifest[(manifest["status"] == "ok") & manifest["index"].notna()]
     source = ok.drop_duplicates(["split", "index"], keep=False).astype({"index": "int64"})
-    source = source.set_index(["split", "index"])[["path", "label", "sha256", "mean", "std"]]
-    source = source.set_axis(["file", "label", "sha256", "manifest_mean", "manifest_std"], axis="columns")
+    source = source.assign(place=source.index)  # the manifest has the source's order
+    source = source.set_index(["split", "index"])[["path", "label", "sha256", "mean", "std", "place"]]
+    source = source.set_axis(["file", "label", "sha256", "manifest_mean", "manifest_std", "place"], axis="columns")
     images = images.join(source, on=["split", "index"]).reset_index(drop=True)
     unknown = images["split"] + ".npy, row " + images["index"].astype("str")
     return images.assign(file=images["file"].fillna(unknown))
@@ -306,6 +310,16 @@ def _blank(rows: pd.DataFrame) -> Iterator[Finding]:
     for split, share in blank.groupby(rows["split"]).mean().items():
         if share > 0.5:
             yield Finding("mostly_blank", f"{share:.1%} of the images", split=str(split))
+
+
+def _sequence(rows: pd.DataFrame, images: Images) -> Iterator[Finding]:
+    found = separated_neighbours(rows.dropna(subset="place").sort_values("place"), images)
+    if found is not None and found.ratio < rules.NEIGHBOURS_ALIKE:
+        yield Finding(
+            "sequence_across_splits",
+            f"neighbouring files differ by {found.ratio:.2g} of what any two differ by (mean squared difference), and "
+            f"{found.pairs:,} neighbours are on different sides of the split",
+        )
 
 
 def _near_duplicates(rows: pd.DataFrame, images: Images, prints: Mapping[str, Fingerprints]) -> Iterator[Finding]:

@@ -15,6 +15,9 @@ from vae.validation.schema import COLUMNS
 SAME_PICTURE = 0.99
 # Pixels: at 16×16, 33 of MNIST's test digits look like a training digit; at 24×24, 2.
 SMALLEST_COMPARED = 24
+# Of the mean squared difference of two images of a class: the digits have 0.63, one writer after another, MNIST and the
+# leaf photos 0.9 to 1, frames of a video about 0.05.
+NEIGHBOURS_ALIKE = 0.2
 BLANK = 1 / 255  # contrast below one grey level
 NARROW = 64  # of the 256 levels: all pixels of all images within so few
 LARGEST_RATIO = 10  # of the largest class to the smallest
@@ -129,6 +132,13 @@ def catalogue(data: Data, probe_decides: bool = False) -> tuple[Rule, ...]:
             "near_duplicate_across_splits",
             f"no two images in different splits that correlate by {SAME_PICTURE} or more",
             "look at both: if they show the same picture, keep them in one split, or test results are too good",
+        ),
+        warning(
+            "sequence_across_splits",
+            f"neighbouring files in different splits at least {NEIGHBOURS_ALIKE} times as different as any two files",
+            "nothing if neighbours only look alike; if they are a sequence, such as frames of a video, a random split "
+            "puts near-copies of training images into validation and test, and their scores are too good: put whole "
+            "sequences into folders (or .npy files) named train, valid and test",
         ),
         warning("duplicate_in_split", "each image once per split", "remove one: it counts twice"),
         warning("blank_image", f"contrast at least {BLANK:.4f} (one grey level)", "remove the file unless intended"),

@@ -17,7 +17,15 @@ MONITOR: dict[str, Any] = {
     "recommendations": ["set train.patience to 5"],
     "warnings": ["the verdict rests on 4 validation images"],
 }
-TEST = {"images": 179, "elbo": 305.9, "kl": 49.9, "active_units": 16, "mse": 0.0033, "probe_accuracy": None}
+TEST = {
+    "images": 179,
+    "elbo": 305.9,
+    "elbo_se": 3.4,
+    "kl": 49.9,
+    "active_units": 16,
+    "mse": 0.0033,
+    "probe_accuracy": None,
+}
 
 
 def html(markdown: str) -> str:
@@ -34,7 +42,7 @@ def test_the_note_of_a_run_begins_with_verdict_and_numbers_and_fetches_a_picture
     shown = {"monitor": MONITOR, "test": TEST, "promotion": "was not promoted: no better", "uri": "models:/vae/3"}
     page = html(pages.render("run", run_id="r" * 32, **shown))
     first = page.split("</p>")[0]
-    assert "<strong>overfitted</strong>" in first and "Test ELBO 305.9 nats per image" in first
+    assert "<strong>overfitted</strong>" in first and "Test ELBO 305.9 ± 3.4 nats per image" in first
     assert f'src="get-artifact?run_uuid={"r" * 32}&amp;path=plots%2Freconstructions_median.png"' in page
     assert "<td>49.9</td>" in page and "<td>–</td>" not in page, "what does not exist has no row"
     assert "set train.patience to 5" in page and "was not promoted: no better." in page

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from vae.collapse.diagnosis import Verdict, judge
 from vae.collapse.remedies import SMALL_LEARNING_RATE, short
 from vae.config.resolved import CONSTANT
+from vae.metrics.free_running import FreeRunning
 
 
 def judged(changes: Changes | None = None, **found: Any) -> Verdict:
@@ -57,6 +58,27 @@ JITTER = [(-1) ** (epoch + 1) - 0.01 * epoch for epoch in range(35)]
 )
 def test_each_verdict_and_just_short_of_it(verdict: str, found: Changes) -> None:
     assert judged(**found).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("verdict", "drawn"),
+    [
+        ("partly_collapsed", FreeRunning(mse=0.09, mean_image_mse=0.08, gain=0.0)),
+        ("partly_collapsed", FreeRunning(mse=0.0761, mean_image_mse=0.08, gain=46.9)),
+        # 285 − 50 nats were learnt over the mean image
+        ("healthy", FreeRunning(mse=0.09, mean_image_mse=0.08, gain=47.1)),
+        ("healthy", FreeRunning(mse=0.0759, mean_image_mse=0.08, gain=0.0)),
+        ("healthy", None),
+    ],
+)
+def test_an_autoregressive_decoder_has_to_use_its_latents(verdict: str, drawn: FreeRunning | None) -> None:
+    """The teacher-forced error, a quarter of the mean image's, says nothing about that."""
+    got = judged({"model.architecture": "autoregressive", "kl.max_weight": 4.0}, free_running=drawn)
+    assert got.verdict == verdict
+    if drawn is not None and verdict == "partly_collapsed":
+        assert f"{drawn.mse:.3g} without the preceding pixels" in got.reasons[0]
+        assert f"{drawn.gain:.3g} of the 235 nats" in got.reasons[1]
+        assert got.remedy["kl.max_weight"] < 4
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from vae.models.mixture_prior import Mixture
 from vae.config.parameters import Evaluate, Model, Parameters
 from vae.evaluation import evaluate
 from vae.evaluation.mmd import mmd_to_prior
-from vae.metrics.measurement import encode
+from vae.metrics.measurement import encode, measure
 from vae.models import mixture_prior
 from vae.models.likelihood import Likelihood
 from vae.models.saved import Saved
@@ -84,6 +84,29 @@ def test_metrics_of_a_split_agree_with_one_another() -> None:
     assert test["probe_majority"] == 0.5
     assert 0 < test["mmd"] < 7
     assert test["mutual_information"] is None or test["saturated_at"] is None
+
+
+def test_the_elbo_is_the_mean_of_many_draws_with_its_standard_error() -> None:
+    saved = saved_model(Likelihood("gaussian", 0.3))
+    with torch.no_grad():
+        saved.model.posterior.weight.mul_(3)
+    images = pictures(24, 24)
+    test = evaluated(saved)["test"].metrics
+    single = [measure(saved.model, images, saved.likelihood, CPU, seed) for seed in range(1, 400)]
+    expected, noise = np.mean([m.elbo for m in single]), np.std([m.elbo for m in single])
+    assert abs(test["elbo"] - expected) < 3 * noise / math.sqrt(evaluate.DRAWS)
+    assert abs(single[0].elbo - expected) > 3 * noise / math.sqrt(evaluate.DRAWS), "one draw is not enough"
+    assert test["mse_sampled"] == pytest.approx(np.mean([m.mse_sampled for m in single]), rel=0.02)
+    measured = measure(saved.model, images, saved.likelihood, CPU, 0, evaluate.DRAWS)
+    assert test["elbo_se"] == pytest.approx(measured.elbo_se, rel=1e-5) and measured.elbo_se > noise / 6
+
+
+def test_only_an_autoregressive_decoder_is_also_measured_without_the_image() -> None:
+    made = config((1, SIDE, SIDE), Model(architecture="autoregressive", latent_dim=LATENTS, widths=[4]))
+    test = evaluated(Saved(network(made).eval(), made, None, "0" * 64))["test"].metrics
+    assert test["mse_free_running"] > 0 and abs(test["gain_from_z"]) < 100
+    plain = evaluated(saved_model(Likelihood("gaussian", 0.3)))["test"].metrics
+    assert not {"mse_free_running", "gain_from_z"} & plain.keys()
 
 
 def test_a_fitted_prior_is_measured_beside_the_standard_normal() -> None:

@@ -85,6 +85,37 @@ def test_sampled_z_adds_its_variance_to_the_error() -> None:
     assert got.mse_sampled - got.mse == pytest.approx(0.09, rel=0.06)
 
 
+def test_more_draws_give_the_same_elbo_with_less_noise() -> None:
+    """x = z: an image's error exceeds that of z = μ by PIXELS·σ², so the expected ELBO is known."""
+    model, images, variance = ByHand([1.0], [0.09], lambda z: z[:, 0]), pictures(), 0.09
+
+    def elbos(draws: int) -> np.ndarray:
+        return np.array([measure(model, images, NOISE, CPU, seed, draws).elbo for seed in range(40)])
+
+    central = measure(model, images, NOISE, CPU, seed=0)
+    error = PIXELS * (central.mse + variance)
+    expected = -PIXELS / 2 * math.log(2 * math.pi * 0.04) - error / 0.08 - central.rate
+    one, many = elbos(1), elbos(16)
+    assert abs(many.mean() - expected) < 4 * many.std() / math.sqrt(40)
+    assert one.std() / many.std() == pytest.approx(4, rel=0.4)
+    assert one[0] == central.elbo
+
+
+def test_the_standard_error_is_that_of_a_mean_of_images() -> None:
+    images = pictures()
+    constant = measure(ByHand([1.0], [0.5]), images, NOISE, CPU, seed=0)  # no noise reaches the picture
+    x = images.reshape(60, -1) / 255
+    kl = 0.5 * (x[:, 0] ** 2 + 0.5 - 1 - math.log(0.5))
+    expected = stats.sem(-((x - 0.5) ** 2).sum(1) / 0.08 - kl)
+    assert constant.elbo_se == pytest.approx(expected, rel=1e-5)
+    alone = measure(ByHand([1.0], [0.5]), images[:1], NOISE, CPU, seed=0)
+    assert math.isnan(alone.elbo_se)
+    same = np.repeat(images[1:2], 400, 0)  # of equal images the noise of the draws is left, and it is covered
+    model = ByHand([1.0], [0.09], lambda z: z[:, 0])
+    repeats = [measure(model, same, NOISE, CPU, seed, 4) for seed in range(60)]
+    assert np.mean([found.elbo_se for found in repeats]) == pytest.approx(np.std([m.elbo for m in repeats]), rel=0.3)
+
+
 @pytest.mark.parametrize("batch", [1, 7, 60, 1000])
 def test_the_batch_size_changes_nothing_but_the_noise(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     model, images = ByHand([2.0, -1.0], [0.3, 0.8]), pictures()

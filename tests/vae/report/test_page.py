@@ -96,6 +96,11 @@ def test_remedies_and_a_fitted_prior_are_shown(tmp_path: Path, monkeypatch: pyte
     assert "the mixture fitted to the latents" in text
 
 
+def test_the_elbo_is_shown_with_its_standard_error(facts: Facts) -> None:
+    error = facts.metrics["test"]["elbo_se"]
+    assert error > 0 and f"± {number(error)} (standard error" in Page(report.html(facts)).text
+
+
 def test_what_a_user_named_is_shown_and_not_run(facts: Facts) -> None:
     page = Page(report.html(facts))
     assert NASTY_CLASS in page.text and NASTY_FILE.replace("\n", r"\n") in page.text

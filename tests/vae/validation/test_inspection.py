@@ -1,5 +1,6 @@
 """Each rule has a data set that breaks it and no other."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,6 +106,18 @@ def colourless(ds: DataSet) -> None:
     ds.arrays = {split: images.repeat(3, axis=3) for split, images in ds.arrays.items()}
 
 
+def video(ds: DataSet) -> None:
+    """Frames that correlate by 0.95 with the one before, every fifth in another split."""
+    frames = pictures(200).astype(np.float64) - 127
+    for before, now in itertools.pairwise(frames):
+        now[:] = 0.95 * before + np.sqrt(1 - 0.95**2) * now
+    frames = np.clip(127 + frames, 0, 255).astype(np.uint8)
+    split = np.array([("test", "valid")[number % 2] if number % 5 == 0 else "train" for number in range(200)])
+    ds.arrays = {name: frames[split == name] for name in SIZES}
+    time = np.concatenate([np.flatnonzero(split == name) for name in SIZES])
+    ds.manifest = manifest_of(ds.arrays).iloc[np.argsort(time)].reset_index(drop=True)
+
+
 CASES: dict[str, Fault] = {
     "manifest_columns": lambda ds: ds.manifest.pop("mode"),
     "path_unique": lambda ds: ds.set("train", 3, "path", ds.manifest.at[0, "path"]),
@@ -128,6 +141,7 @@ CASES: dict[str, Fault] = {
     "bad_file": lambda ds: unusable(ds, "reason", "truncated"),
     "same_pixels_across_splits": lambda ds: ds.paint("test", 0, ds.arrays["train"][4]),
     "near_duplicate_across_splits": lambda ds: ds.paint("test", 0, (ds.arrays["train"][4] * 0.9 + 20).round()),
+    "sequence_across_splits": video,
     "duplicate_in_split": lambda ds: same_bytes(ds, "train", 8, of=0),
     "blank_image": lambda ds: blank(ds, "train", 1, 255),
     "missing_label": lambda ds: ds.label("split == 'valid'", "a"),
