@@ -26,8 +26,7 @@ PARTLY_COLLAPSED_SHARE = 0.4  # of the predicted KL
 PARTLY_COLLAPSED_EPOCHS = 5  # past the ramp, before a low KL counts
 FLAT_SHARE = 0.02  # of the whole fall of the training loss, over the last epochs
 KL_GROWS = 1.05  # over the last epochs
-POOR_FIDELITY = 0.6  # of the precision of reconstructions
-POOR_COVERAGE = 0.6  # of training images; as many others of their kind cover 0.97
+POOR_SHARE = 0.6  # of what reconstructions reach
 MISMATCH_NATS = 2.0  # of KL(q(z) ‖ N(0, I)), at which a seventh of N(0, I) lies where images are encoded
 LITTLE_GAIN_SHARE = 0.2  # of what was learnt over the mean image
 OVERFITTED_SHARE = 0.25  # of what was learnt
@@ -86,7 +85,8 @@ class Evidence:
 def judge(p: ResolvedParameters, e: Evidence) -> Verdict:
     """The verdict on a trained model."""
     rules = (
-        _diverged, _collapsed, _not_learning, _bypassed, _partly_collapsed, _under_regularised, _prior_mismatch, _overfitted,
+        _diverged, _collapsed, _not_learning, _bypassed, _partly_collapsed, _under_regularised, _prior_mismatch,
+        _overfitted,
     )  # fmt: skip
     for rule in rules:
         verdict = rule(p, e)
@@ -307,9 +307,14 @@ def _prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
 
 
 def is_poor(quality: SampleQuality, among: SampleEvidence) -> bool:
-    """Too few of the samples look like images of the data, or they look like too few of them."""
-    too_few = POOR_FIDELITY * among.reconstructions.precision.value
-    return quality.precision.value < too_few or quality.coverage.value < POOR_COVERAGE
+    """Whether too few of the samples lie among the images of the data, or too few of those among the samples.
+
+    Precision alone is high for samples that are all alike, and recall for samples that are scattered.
+    """
+    return any(
+        getattr(quality, measure).value < POOR_SHARE * getattr(among.reconstructions, measure).value
+        for measure in ("precision", "recall", "coverage")
+    )
 
 
 def _standard_is_poor(samples: SampleEvidence) -> bool:
@@ -331,15 +336,13 @@ def _about_samples(e: Evidence) -> str:
 def _samples_in_numbers(e: Evidence) -> list[str]:
     if e.samples is None:
         return []
-    parts = (
-        ("the fitted prior", e.samples.fitted),
-        ("N(0, I)", e.samples.standard),
-        ("reconstructions", e.samples.reconstructions),
+    found = (e.samples.fitted, e.samples.standard, e.samples.reconstructions)
+    measured = "; ".join(
+        f"{measure} {' / '.join(f'{getattr(one, measure).value:.2f}' for one in found)}"
+        for measure in ("precision", "recall", "coverage")
     )
-    precision = ", ".join(f"{found.precision.value:.2f} ({name})" for name, found in parts)
-    coverage = ", ".join(f"{found.coverage.value:.2f} ({name})" for name, found in parts[:2])
     return [
-        f"samples among the training images: precision {precision}, coverage {coverage}",
+        f"samples of the fitted prior / of N(0, I) / reconstructions, beside training images: {measured}",
         f"KL(q(z) ‖ N(0, I)) of at least {e.samples.aggregate_kl.value:.3g} ± "
         f"{e.samples.aggregate_kl.standard_error:.2g} nats",
     ]

@@ -88,7 +88,7 @@ class PrincipalAxes:
 
     def coordinates(self, z: Matrix) -> Matrix:
         """w: (N, Z) → (N, Z)."""
-        return np.linalg.solve(self.basis, (z - self.mean).T).T
+        return np.linalg.solve(self.basis, (z - self.mean).T).T.astype(np.float64, copy=False)
 
 
 def fit_gaussian(axes: PrincipalAxes) -> Mixture:

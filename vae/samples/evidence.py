@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vae.compute.devices import Compute
 from vae.inference.generate import as_bytes, decoded
@@ -18,16 +19,16 @@ from vae.priors.standard import Prior, StandardNormal
 from vae.samples.features import pixel_features
 from vae.samples.quality import RealImages, SampleQuality
 
-IMAGES = 1_000  # of the training split, and as many samples
-DRAWN_PIXEL_BY_PIXEL = 200  # samples of an autoregressive decoder, which is slow
+IMAGES = 1_000  # of the training split, to compare with, and as many of each kind
+DRAWN_PIXEL_BY_PIXEL = 200  # by an autoregressive decoder, which is slow
 
 
 @dataclass(frozen=True)
 class SampleEvidence:
-    """Samples compared with as many training images, by the principal components of their pixels.
+    """Each kind of picture compared with training images, by the principal components of their pixels.
 
     Attributes:
-        reconstructions: decoded z ~ q(z|x) of validation images: the best that the decoder's pictures can do.
+        reconstructions: decoded z ~ q(z|x) of as many other training images: the best that the decoder can do.
         standard, fitted: decoded z of N(0, I), and of the prior fitted after training.
         aggregate_kl: the lower bound on KL(q(z) ‖ N(0, I)), of the validation split.
     """
@@ -51,24 +52,25 @@ def sample_evidence(
 
     prior: fitted to the training split. images: uint8 (N, H, W, C).
     """
-    mu, logvar = encode(model, valid_images, compute)
-    if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
+    count = min(len(train_images) // 2, DRAWN_PIXEL_BY_PIXEL if isinstance(model.decoder, PixelCNN) else IMAGES)
+    order = np.random.default_rng(seed).permutation(len(train_images))
+    halves = (order[:count], order[count : 2 * count])
+    reference, others = (np.asarray(train_images[np.sort(half)]) for half in halves)
+    posteriors, judged = (encode(model, images, compute) for images in (others, valid_images))
+    if count < 1 or not all(np.isfinite(part).all() for part in (*posteriors, *judged)):
         return None
-    count = min(len(train_images), DRAWN_PIXEL_BY_PIXEL if isinstance(model.decoder, PixelCNN) else IMAGES)
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(train_images))[:count])
-    reference = np.asarray(train_images[chosen])
     features = pixel_features(reference, seed)
     real = RealImages.of(features.of(reference), seed)
 
-    def compare(z: torch.Tensor) -> SampleQuality | None:
+    def compare(z: Tensor) -> SampleQuality | None:
         pictures = as_bytes(decoded(model, likelihood, z, compute))
         return real.compare(features.of(pictures)) if real else None
 
-    random = torch.Generator().manual_seed(seed)
-    z = torch.from_numpy(aggregate.draw(mu[:count], logvar[:count], seed)).float()
-    found = [compare(z), *(compare(p.sample(count, random)) for p in (StandardNormal(mu.shape[1]), prior))]
-    reconstructions, standard, fitted = found
+    reconstructions = compare(torch.from_numpy(aggregate.draw(*posteriors, seed)).float())
+    standard, fitted = (
+        compare(density.sample(count, torch.Generator().manual_seed(seed)))
+        for density in (StandardNormal(model.latent_dim), prior)
+    )
     if reconstructions is None or standard is None or fitted is None:
         return None
-    bound = aggregate.kl_to_standard(mu, logvar, prior, seed)
-    return SampleEvidence(reconstructions, standard, fitted, bound)
+    return SampleEvidence(reconstructions, standard, fitted, aggregate.kl_to_standard(*judged, prior, seed))
