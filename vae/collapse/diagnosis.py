@@ -296,7 +296,9 @@ def _prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     """Whether no prior gives good samples, neither N(0, I) nor any that was fitted."""
     if e.samples is None or not (_standard_is_poor(e.samples) and is_poor(e.samples.fitted, e.samples)):
         return None
-    summary = f"Samples are poor, from N(0, I) and from {_article(e.prior)} fitted to the latents alike."
+    summary = f"Samples are poor, from N(0, I) and from a {e.prior} fitted to the latents alike."
+    if e.prior == STANDARD:
+        summary = "Samples from N(0, I) are poor, and no other prior fits the latents better."
     if not _settled(p, e):
         longer = remedies.longer_training(p, 4 * p.train.epochs, len(e.history))
         return Verdict("prior_mismatch", summary, _samples_in_numbers(e), longer)
@@ -328,7 +330,7 @@ def _about_samples(e: Evidence) -> str:
     if e.samples is None or not _standard_is_poor(e.samples):
         return ""
     return (
-        f" Sample from its fitted prior ({_article(e.prior)}): samples from N(0, I) are poor, since the latents of "
+        f" Sample from its fitted prior (a {e.prior}): samples from N(0, I) are poor, since the latents of "
         f"images are at least {e.samples.aggregate_kl.value:.2g} nats from it."
     )
 
@@ -346,10 +348,6 @@ def _samples_in_numbers(e: Evidence) -> list[str]:
         f"KL(q(z) ‖ N(0, I)) of at least {e.samples.aggregate_kl.value:.3g} ± "
         f"{e.samples.aggregate_kl.standard_error:.2g} nats",
     ]
-
-
-def _article(prior: str) -> str:
-    return prior if prior.startswith("N(") else f"a {prior}"
 
 
 def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
