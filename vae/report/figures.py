@@ -22,6 +22,7 @@ from vae.report import charts
 from vae.report.facts import Picture
 from vae.schedules.kl import first_final_epoch
 
+COMPARED = 10  # images in a row
 FARTHEST = 3  # a traversal goes from −3 to 3 standard deviations of the prior
 
 
@@ -47,7 +48,7 @@ def generated(
     errors = np.nan_to_num(result.errors, nan=np.inf)
     by_error = np.argsort(errors, kind="stable")
     yield from _reconstructions(model, compute, images, errors, by_error, amount.pairs)
-    yield from _samples(model, compute, amount.samples, verdict, p.seed)
+    yield from _samples(model, compute, images, amount.samples, verdict, p.seed)
     kl = np.nan_to_num(result.measurement.kl_per_latent)
     yield _traversals(model, compute, np.array(images[by_error[len(by_error) // 2]]), kl, amount)
 
@@ -79,18 +80,34 @@ def _reconstructions(
         )
 
 
-def _samples(model: Saved, compute: Compute, count: int, verdict: str, seed: int) -> Iterator[Picture]:
-    """Of the prior that the model ships with, and of N(0, I) where that is another."""
-    standard, name = StandardNormal(model.model.latent_dim), model.config.prior.name
-    fitted = [] if name == STANDARD else [("samples", model.prior, f"the {name} fitted to the latents after training")]
-    plain = ("samples_standard" if fitted else "samples", standard, STANDARD)
-    for file, prior, described in (*fitted, plain):
+def _samples(
+    model: Saved, compute: Compute, images: NDArray[np.uint8], count: int, verdict: str, seed: int
+) -> Iterator[Picture]:
+    """Of the prior that the model ships with; beside N(0, I) and reconstructions, where that is another."""
+    name = model.config.prior.name
+    fitted = f"the prior fitted to the latents after training (a {name})"
+    drawn = generate.samples(model, model.prior, count, compute, seed)
+    yield Picture(
+        "Samples",
+        "samples.png",
+        f"{count} images decoded from z drawn from {STANDARD if name == STANDARD else fitted}. "
+        + ("They are all alike: the decoder ignores the latents." if verdict == "collapsed" else ""),
+        f"{count} images that the model generated",
+        grids.png(grids.grid(drawn, columns=8)),
+    )
+    if name != STANDARD:
+        plain = generate.samples(model, StandardNormal(model.model.latent_dim), COMPARED, compute, seed)
+        copies = generate.reconstruct(model.model, np.array(images[:COMPARED]), model.likelihood, compute)
         yield Picture(
             "Samples",
-            f"{file}.png",
-            f"{count} images decoded from z drawn from {described}. {_about_samples(verdict)}".strip(),
-            f"{count} images that the model generated from {described}",
-            grids.png(grids.grid(generate.samples(model, prior, count, compute, seed), columns=8)),
+            "samples_compared.png",
+            f"Reconstructions of test images, which are the best that this decoder can draw; samples of the fitted prior; "
+            f"samples of {STANDARD}, which the training assumed.",
+            "Three rows of images: reconstructions, samples of the fitted prior, samples of N(0, I)",
+            grids.png(
+                grids.grid(np.concatenate([copies / 255, drawn[: len(copies)], plain[: len(copies)]]), len(copies))
+            ),
+            rows=("reconstructions", "fitted prior", STANDARD),
         )
 
 
@@ -183,9 +200,3 @@ def _kl_per_latent(result: Evaluation, preflight: Mapping[str, Any], informative
 
 def _chart(section: str, name: str, caption: str, alt: str, figure: Figure) -> Picture:
     return Picture(section, f"{name}.png", caption, alt, charts.png(figure), charts.svg(figure, name))
-
-
-def _about_samples(verdict: str) -> str:
-    if verdict == "collapsed":
-        return "They are all alike: the decoder ignores the latents."
-    return ""
