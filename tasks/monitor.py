@@ -9,7 +9,7 @@ import pandas as pd
 from tasks import workspace
 from tasks.processes import checkpoint_folder, contention, entry
 from vae.collapse import linear_theory, remedies
-from vae.collapse.diagnosis import Evidence, Verdict, judge
+from vae.collapse.diagnosis import Evidence, Verdict, effective_beta, judge
 from vae.compute import devices
 from vae.compute.batches import for_measuring, open_images
 from vae.config import loading
@@ -164,7 +164,7 @@ def report(p: ResolvedParameters, model: Saved, e: Evidence, user: Parameters) -
         "prior_gap": valid.prior_gap,
         "fitted_prior_gap": e.fitted_gap,
         "prior_gap_full": valid.prior_gap_full,
-        "effective_beta": p.elbo.effective_beta(valid.mse_sampled),
+        "effective_beta": effective_beta(p, e),
         "train_elbo": e.train["elbo"],
         "predicted_kl": e.predicted["predicted_kl"],
         "kl_per_latent": valid.kl_per_latent.tolist(),
