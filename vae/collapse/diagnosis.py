@@ -306,7 +306,7 @@ def _target_missed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         return Verdict("target_missed", summary, reasons, {"kl.min_weight": 0.0})
     reasons.append("the weight had not settled, or the network had not learnt to use it")
     advice = [f"or set kl.{kl.control_name} to {remedies.short(rate)}, the rate that it reached"]
-    return Verdict("target_missed", summary, reasons, longer, advice)
+    return Verdict("target_missed", summary, reasons, remedies.usual_gains(p) or longer, advice)
 
 
 def _error_missed(p: ResolvedParameters, e: Evidence, error: float) -> Verdict | None:

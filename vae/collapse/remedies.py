@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from vae.config.parameters import KL
 from vae.config.resolved import ResolvedParameters, changed, usual_learning_rate
 from vae.config.text import written
 from vae.schedules.kl import first_final_epoch
@@ -166,6 +167,14 @@ def higher_bound(p: ResolvedParameters, needed: float) -> dict[str, Any]:
     """A highest weight of a control at which its rate is in reach; needed: by linear theory."""
     weight = min(max(with_room(needed), short(2 * p.kl.max_weight) or 1.0), HIGHEST_WEIGHT)
     return {"kl.max_weight": weight} if weight > p.kl.max_weight else {}
+
+
+def usual_gains(p: ResolvedParameters) -> dict[str, Any]:
+    """The default gains of a PI controller that is slower, as gains of other units are."""
+    usual = {name: KL.model_fields[name].default for name in ("proportional_gain", "integral_gain")}
+    if p.kl.control != "pi" or p.kl.integral_gain >= usual["integral_gain"]:
+        return {}
+    return {f"kl.{name}": gain for name, gain in usual.items() if getattr(p.kl, name) != gain}
 
 
 def with_room(needed: float) -> float:

@@ -152,6 +152,7 @@ TWICE = {"train.epochs": 2 * params().train.epochs}
         (PI, steered(kl=23.9), None),
         (PI, steered(kl=24.5), TWICE),
         (PI, steered(kl=15.5), TWICE),
+        (PI | {"kl.integral_gain": 0.0001}, steered(kl=15.5), {"kl.integral_gain": 0.05}),
         (PI, steered(30.0, kl=24.5), {"kl.max_weight": 60}),  # at its bound; linear theory asks for 4
         (PI | {"kl.min_weight": 0.5}, steered(0.5, kl=15.5), {"kl.min_weight": 0}),
         (CAPACITY, steered(kl=23.9), None),
