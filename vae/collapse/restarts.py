@@ -128,6 +128,7 @@ def evidence_of(
         train={
             "images": trained.train.images,
             "elbo": trained.train.elbo,
+            "mse_sampled": trained.train.mse_sampled,
             "mean_image_elbo": mean_image.elbo(measured, trained.likelihood.kind),
         },
         kept_epoch=trained.kept_epoch,

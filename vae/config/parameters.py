@@ -105,8 +105,8 @@ class KL(_Section):
     capacity: Annotated[float, Field(gt=0)] | None = None
     target_kl: Annotated[float, Field(gt=0)] | None = None
     min_weight: float = Field(ge=0, default=0.0)
-    proportional_gain: float = Field(ge=0, default=0.01)
-    integral_gain: float = Field(ge=0, default=0.0001)
+    proportional_gain: float = Field(ge=0, default=1.0)
+    integral_gain: float = Field(ge=0, default=0.05)
     reconstruction_target: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @property
@@ -117,6 +117,17 @@ class KL(_Section):
         if self.target_kl is not None:
             return "pi"
         return "schedule" if self.reconstruction_target is None else "geco"
+
+    @property
+    def control_name(self) -> str:
+        """The parameter that holds the control's target."""
+        names = {"schedule": "max_weight", "capacity": "capacity", "pi": "target_kl", "geco": "reconstruction_target"}
+        return names[self.control]
+
+    @property
+    def target_rate(self) -> float | None:
+        """The rate that a control steers to, in nats per image."""
+        return self.target_kl if self.capacity is None else self.capacity
 
     @model_validator(mode="after")
     def _one_control(self) -> "KL":

@@ -44,6 +44,8 @@ class ELBOLoss:
         if steer:
             self.control.update(rate, mse)
         loss = self.control.loss(distortion, penalised_rate, mse, beta)
+        if self.control.kl.control == "geco" and model.log_sigma is not None:
+            loss = loss + sigma_fit(self.elbo, mse, model.log_sigma)
         return loss, {"loss": loss.detach(), "reconstruction": distortion.detach(), "kl": rate.detach()}
 
 
@@ -78,6 +80,14 @@ def _log_prob(elbo: BetaELBO, x: Tensor, output: Tensor, error: Tensor, log_sigm
     if elbo.sigma == "optimal":  # its gradient is that of −(N/2)·ln MSE (Rybkin 2021, equation 5)
         return gaussian_log_prob(error, elbo.pixels, (error / elbo.pixels).clamp_min(SMALLEST_SIGMA**2))
     return gaussian_log_prob(error, elbo.pixels, variance(elbo, log_sigma))
+
+
+def sigma_fit(elbo: BetaELBO, mse: Tensor, log_sigma: Tensor) -> Tensor:
+    """D of an error that is given, so that it has a gradient for σ alone: GECO's loss leaves a learned σ out.
+
+    Its minimum over σ is at σ² = MSE; the networks' gradient stays GECO's.
+    """
+    return -gaussian_log_prob(mse.detach() * elbo.pixels, elbo.pixels, variance(elbo, log_sigma))
 
 
 def variance(elbo: BetaELBO, log_sigma: Tensor | None) -> Tensor | float:

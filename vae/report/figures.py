@@ -90,23 +90,22 @@ def _samples(
     yield Picture(
         "Samples",
         "samples.png",
-        f"{count} images decoded from z drawn from {STANDARD if name == STANDARD else fitted}. "
-        + ("They are all alike: the decoder ignores the latents." if verdict == "collapsed" else ""),
+        f"{count} images decoded from z drawn from {STANDARD if name == STANDARD else fitted}."
+        + (" They are all alike: the decoder ignores the latents." if verdict == "collapsed" else ""),
         f"{count} images that the model generated",
         grids.png(grids.grid(drawn, columns=8)),
     )
     if name != STANDARD:
         plain = generate.samples(model, StandardNormal(model.model.latent_dim), COMPARED, compute, seed)
-        copies = generate.reconstruct(model.model, np.array(images[:COMPARED]), model.likelihood, compute)
+        copies = generate.reconstruct(model.model, np.array(images[:COMPARED]), model.likelihood, compute) / 255
+        rows = np.concatenate([copies, drawn[: len(copies)], plain[: len(copies)]])
         yield Picture(
             "Samples",
             "samples_compared.png",
-            f"Reconstructions of test images, which are the best that this decoder can draw; samples of the fitted prior; "
-            f"samples of {STANDARD}, which the training assumed.",
+            "Reconstructions of test images, which are the best that this decoder can draw; samples of the fitted "
+            f"prior; samples of {STANDARD}, which the training assumed.",
             "Three rows of images: reconstructions, samples of the fitted prior, samples of N(0, I)",
-            grids.png(
-                grids.grid(np.concatenate([copies / 255, drawn[: len(copies)], plain[: len(copies)]]), len(copies))
-            ),
+            grids.png(grids.grid(rows, len(copies))),
             rows=("reconstructions", "fitted prior", STANDARD),
         )
 

@@ -5,10 +5,22 @@ from typing import Any
 
 import pytest
 from helpers.parameters import Changes
-from helpers.verdicts import FALLING, GROWING, LATENTS, USUAL, WRONG, evidence, history, measurement, params, predicted
+from helpers.verdicts import (
+    FALLING,
+    GROWING,
+    LATENTS,
+    TRAIN,
+    USUAL,
+    WRONG,
+    evidence,
+    history,
+    measurement,
+    params,
+    predicted,
+)  # fmt: skip
 from ruamel.yaml import YAML
 
-from vae.collapse.diagnosis import Verdict, judge
+from vae.collapse.diagnosis import Verdict, effective_beta, judge
 from vae.collapse.remedies import SMALL_LEARNING_RATE, short
 from vae.config.resolved import CONSTANT
 from vae.metrics.free_running import FreeRunning
@@ -114,6 +126,123 @@ def test_too_small_an_effective_beta_is_under_regularised() -> None:
     for weight, verdict in ((0.00003, "under_regularised"), (0.00004, "healthy")):
         changes = {"objective.reduction": "mean", "kl.max_weight": weight}
         assert judged(changes, predicted=predicted(calibrated=0.0006)).verdict == verdict
+
+
+FIXED = {"objective.sigma": 0.5}  # at an error of 0.02 an effective beta of 12.5 times the weight
+
+
+@pytest.mark.parametrize(
+    ("changes", "mse", "verdict"),
+    [
+        ({"kl.max_weight": 7.9}, 0.0199 * 2, "healthy"),
+        ({"kl.max_weight": 8.1}, 0.0199 * 2, "over_regularised"),
+        ({"kl.max_weight": 8.1}, 0.0199, "healthy"),  # a quarter of the mean image's error: it cost little
+        ({"kl.max_weight": 4.0}, 0.07, "healthy"),  # Higgins' β
+        (FIXED, 0.03, "over_regularised"),
+        (FIXED, 0.032, "healthy"),  # 0.25/0.032 is below 8
+        ({"kl.max_weight": 20.0, "kl.target_kl": 20.0}, 0.04, "healthy"),  # the rate was asked for
+    ],
+)
+def test_too_large_an_effective_beta_that_costs_much_is_over_regularised(
+    changes: Changes, mse: float, verdict: str
+) -> None:
+    got = judged(changes, valid=measurement(mse=mse), history=history(kl_weight=20.0), kept_epoch=40)
+    assert got.verdict == verdict
+    if verdict == "over_regularised":
+        assert f"{mse / 0.08:.0%} of the mean image's error" in got.summary
+        assert got.remedy == ({"objective.sigma": "optimal"} if changes is FIXED else {"kl.max_weight": 1})
+
+
+def steered(weight: float = 10.0, kl: float = 20.0, error: float = 0.1, **found: Any) -> dict[str, Any]:
+    """A training that ends at this weight, rate and root mean squared error."""
+    rows = history(kls=[20.0] * 36 + [kl] * 4)
+    for row in rows:
+        row |= {"kl_weight": weight, "valid/mse_sampled": error**2}
+    return {"history": rows, "kept_epoch": 40, "valid": measurement(kl=kl)} | found
+
+
+PI, CAPACITY = {"kl.target_kl": 20.0, "kl.max_weight": 30.0}, {"kl.capacity": 20.0, "kl.max_weight": 10.0}
+GECO = {"kl.reconstruction_target": 0.1, "objective.sigma": 0.1}
+MISSED, UNREACHABLE = TRAIN | {"mse_sampled": 0.12**2}, predicted() | {"predicted_kl": None}
+TWICE = {"train.epochs": 2 * params().train.epochs}
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "remedy"),
+    [
+        (PI, steered(kl=16.1), None),
+        (PI, steered(kl=23.9), None),
+        (PI, steered(kl=24.5), TWICE),
+        (PI, steered(kl=15.5), TWICE),
+        (PI | {"kl.integral_gain": 0.0001}, steered(kl=15.5), {"kl.integral_gain": 0.05}),
+        (PI, steered(30.0, kl=24.5), {"kl.max_weight": 60}),  # at its bound; linear theory asks for 4
+        (PI | {"kl.min_weight": 0.5}, steered(0.5, kl=15.5), {"kl.min_weight": 0}),
+        (CAPACITY, steered(kl=23.9), None),
+        (CAPACITY, steered(kl=24.5), {"kl.max_weight": 20}),
+        (CAPACITY | {"kl.max_weight": 1.0}, steered(1.0, kl=24.5), {"kl.max_weight": 16}),  # 4 × what theory asks for
+        (CAPACITY, steered(kl=15.5), TWICE),
+        (GECO, steered(error=0.109), None),
+        (GECO, steered(error=0.05), None),
+        (GECO, steered(error=0.12), None),  # met in training: it generalises no better
+        (GECO, steered(error=0.12, train=MISSED), TWICE),
+        (
+            GECO,
+            steered(error=0.12, train=TRAIN | {"mse_sampled": 0.12**2}, predicted=predicted() | {"predicted_kl": None}),
+            {},
+        ),
+    ],
+)
+def test_a_control_that_misses_its_target(changes: Changes, found: Changes, remedy: Changes | None) -> None:
+    got = judged(changes, **({"train": TRAIN | {"mse_sampled": 0.1**2}} | found))
+    if remedy is None:
+        assert got.verdict == "healthy"
+    else:
+        assert (got.verdict, got.remedy) == ("target_missed", remedy)
+        assert remedy or "set kl.reconstruction_target to 0.12" in got.advice[0]
+
+
+def test_a_target_is_not_judged_within_the_ramp() -> None:
+    assert judged(CAPACITY | {"kl.annealing_epochs": 50}, **steered(kl=30.0)).verdict == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("changes", "weight", "beta"),
+    [
+        ({}, 1.0, 1.0),
+        ({"kl.max_weight": 4.0}, 4.0, 4.0),
+        (PI, 0.076, 0.076),
+        (PI | {"objective.sigma": 0.2}, 3.0, 3.0 * 0.04 / 0.02),
+        (GECO, 0.3, 0.3 * 0.01 / 0.02),
+        (CAPACITY | {"kl.capacity": 12.0}, 10.0, 10.0),  # the rate stays above: the next nat costs γ
+        (CAPACITY, 10.0, None),  # met: anything up to γ
+    ],
+)
+def test_the_effective_beta_is_that_of_the_weight_which_the_control_ended_with(
+    changes: Changes, weight: float, beta: float | None
+) -> None:
+    got = effective_beta(params(changes), evidence(**steered(weight)))
+    assert got is None if beta is None else got == pytest.approx(beta)
+
+
+def test_a_control_that_gives_up_the_prior_is_under_regularised() -> None:
+    got = judged(PI, **steered(0.04))
+    assert got.verdict == "under_regularised" and got.remedy == {} and "kl.target_kl" in got.advice[0]
+
+
+def test_no_verdict_rests_on_an_error_that_linear_theory_cannot_reach() -> None:
+    found = steered(kl=5.0, predicted=UNREACHABLE)
+    assert judged(GECO, **found).verdict == "healthy"
+    assert "inf" not in " ".join(judged(GECO, **found).reasons)
+    collapse = judged(GECO, **(found | WRONG["collapsed"]))
+    assert collapse.verdict == "collapsed" and "inf" not in " ".join(collapse.reasons)
+
+
+def test_near_the_collapse_weight_the_weight_is_at_fault_and_not_the_optimisation() -> None:
+    for collapse, remedy in ((25.3, {"kl.max_weight": 1}), (49.0, {"kl.max_weight": 1}), (51.0, None)):
+        got = judged({"kl.max_weight": 25.0}, **WRONG["collapsed"], predicted=predicted(1.04, collapse))
+        assert (got.remedy == remedy) is (remedy is not None)
+        assert ("is close to" in got.reasons[-1]) is (remedy is not None)
+    assert "train.learning_rate" in judged({}, **WRONG["collapsed"], predicted=predicted(3.0, 1.5)).remedy
 
 
 def test_a_ramp_that_never_left_0() -> None:
