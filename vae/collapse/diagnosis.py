@@ -450,12 +450,8 @@ def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     learnt = e.train["elbo"] - e.train["mean_image_elbo"]
     if learnt <= 0 or gap <= OVERFITTED_SHARE * learnt:
         return None
-    remedy: dict[str, Any] = {}
-    narrower = [max(width // 2, min(width, 4)) for width in p.model.widths]
-    if narrower != p.model.widths:
-        remedy["model.widths"] = narrower
-    remedy |= remedies.less_training(p)
-    advice = "add images" + (" or set data.augment to flip" if p.data.augment == "none" else "")
+    mirrored = "set data.augment to flip if mirrored images are as likely, or " if p.data.augment == "none" else ""
+    advice = f"{mirrored}add images: a smaller network narrows the difference, but often for a lower validation ELBO"
     return Verdict(
         "overfitted",
         "The model fits its training images far better than unseen ones.",
@@ -463,7 +459,7 @@ def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
             f"ELBO of {e.train['elbo']:.4g} nats in training, {e.valid.elbo:.4g} in validation: the difference "
             f"is {gap / learnt:.3g} of what was learnt over the mean image (more than {OVERFITTED_SHARE:g})"
         ],
-        remedy,
+        remedies.less_fitted(p),
         [advice],
     )
 

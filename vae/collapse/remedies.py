@@ -144,6 +144,14 @@ def longer_training(p: ResolvedParameters, epochs: int, had: int) -> dict[str, A
     return changes | ({"train.patience": None} if p.train.patience and had < p.train.epochs else {})
 
 
+def less_fitted(p: ResolvedParameters) -> dict[str, Any]:
+    """The best epoch in place of the last, where that one was kept; else half the widths and less training."""
+    if p.train.select == "last":
+        return {"train.select": "best"}
+    narrower = [max(width // 2, min(width, 4)) for width in p.model.widths]
+    return ({"model.widths": narrower} if narrower != p.model.widths else {}) | less_training(p)
+
+
 def less_training(p: ResolvedParameters) -> dict[str, Any]:
     """Half the epochs; at a constant learning rate, which any epoch can end, the patience to stop in time."""
     if p.train.learning_rate_schedule != "constant":

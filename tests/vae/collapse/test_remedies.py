@@ -160,6 +160,11 @@ def test_what_overfits_trains_less_and_in_one_cycle_that_is_fewer_epochs() -> No
     assert of(learning_rate_schedule="constant", patience=4) == {}
 
 
+def test_what_overfits_in_the_last_epoch_keeps_the_best_one_first() -> None:
+    assert remedies.less_fitted(params({"train.select": "last"})) == {"train.select": "best"}
+    assert remedies.less_fitted(params()) == {"model.widths": [8, 16], "train.epochs": 20}
+
+
 def test_half_the_epochs_still_end_the_ramp() -> None:
     assert remedies.less_training(params({"kl.annealing_epochs": 19.9})) == {"train.epochs": 20}
     assert remedies.less_training(params({"kl.annealing_epochs": "auto"})) == {"train.epochs": 20}
@@ -204,6 +209,7 @@ CHOICES: dict[str, list[Any]] = {
     "train.gradient_clip": [None, 0.5, 100.0],
     "train.aggressive_encoder": [False, True],
     "train.patience": [None, 2, 20],
+    "train.select": ["best", "last"],
     "train.precision": ["auto", "fp32"],
     "data.augment": ["none", "flip"],
 }
