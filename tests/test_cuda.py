@@ -128,7 +128,7 @@ def test_pictures_and_scores_are_the_same_on_gpu_and_cpu(on_both: dict[str, Save
     def made(device: str, compute: Compute) -> list[np.ndarray]:
         model, values = on_both[device], np.array([-1.0, 1.0])
         return [
-            generate.samples(model, 4, compute, seed=0),
+            generate.samples(model, model.prior, 4, compute, seed=0),
             generate.traversals(model, VALID[0], np.array([0, 2]), values, compute),
             generate.reconstruct(model.model, VALID, model.likelihood, compute) / 255,
             scoring.scores(model, VALID, compute) / 100,

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.models import config, network
+from helpers.priors import gaussian
 from helpers.project import PROJECT
 from helpers.workspaces import stand_in
 from hypothesis import HealthCheck, example, given, settings
@@ -239,11 +240,30 @@ def test_a_pipe_for_weights_is_not_waited_for(model: Path, name: str) -> None:
         saved.load(model)
 
 
-@pytest.mark.parametrize("scale", [-1.0, 0.0])
-def test_a_prior_that_is_no_distribution_is_refused(model: Path, scale: float) -> None:
-    prior = {"weights": torch.ones(1), "means": torch.zeros(1, 4), "scales": scale * torch.eye(4)[None]}
-    save_file({name: tensor.double() for name, tensor in prior.items()}, model / saved.PRIOR_FILE)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scales": -torch.eye(4)[None]},
+        {"scales": torch.zeros(1, 4, 4)},
+        {"basis": torch.ones(4, 4)},
+        {"mean": torch.full((4,), torch.nan)},
+        {"means": torch.zeros(1, 5), "scales": torch.eye(5)[None]},
+    ],
+)
+def test_a_prior_that_is_no_distribution_is_refused(model: Path, wrong: dict[str, torch.Tensor]) -> None:
+    prior = {name: tensor.clone() for name, tensor in gaussian(latents=4).tensors().items()}
+    save_file(prior, model / saved.PRIOR_FILE)
+    saved.load(model)
+    save_file({name: tensor.double() for name, tensor in (prior | wrong).items()}, model / saved.PRIOR_FILE)
     with pytest.raises(InputError, match="not a mixture"):
+        saved.load(model)
+
+
+@pytest.mark.parametrize("left_out", ["mean", "weights"])
+def test_a_prior_of_other_tensors_is_refused(model: Path, left_out: str) -> None:
+    prior = {name: tensor.clone() for name, tensor in gaussian(latents=4).tensors().items() if name != left_out}
+    save_file(prior, model / saved.PRIOR_FILE)
+    with pytest.raises(InputError, match="do not fit together"):
         saved.load(model)
 
 

@@ -38,7 +38,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monitor = {
         "verdict": "collapsed", "summary": "KL of 0.01 nats.", "reasons": ["r"], "warnings": ["few images"],
         "recommendations": ["set model.widths to [16, 32]"], "remedy": {"model.widths": [16, 32]},
-        "remedies": [], "kept_epoch": 3, "elbo": 1.5, "predicted_kl": None, "fitted_prior": False, "stopped": None,
+        "remedies": [], "kept_epoch": 3, "elbo": 1.5, "predicted_kl": None, "prior": "N(0, I)", "stopped": None,
     }  # fmt: skip
     test = {number.key: 1.0 for number in artifacts.KEY_NUMBERS}
     workspace.write_json(workspace.MONITOR, monitor)

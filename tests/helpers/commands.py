@@ -10,7 +10,6 @@ from helpers.models import config, network
 from helpers.trainings import CPU
 from PIL import Image
 from typer.testing import CliRunner
-from vae.models.mixture_prior import Mixture
 
 from tasks import workspace
 from tasks.cli import app
@@ -22,6 +21,7 @@ from vae.config.resolved import resolve
 from vae.inference import scoring
 from vae.models import saved
 from vae.models.saved import Saved, ValidationScores
+from vae.priors.mixture import Mixture
 from vae.report.facts import Origin
 
 SHAPE, PREPROCESSING = (3, 8, 12), Preprocessing(8, 12, 3)

@@ -72,5 +72,5 @@ def decoded(model: VAE, likelihood: Likelihood, z: Tensor, compute: Compute) -> 
 
 
 def as_bytes(pictures: Pictures) -> NDArray[np.uint8]:
-    """Pixels in [0, 1], clipped to that, as 0 to 255."""
-    return np.rint(np.clip(pictures, 0, 1) * 255).astype(np.uint8)
+    """Pixels in [0, 1], clipped to that, as 0 to 255; 0 where a diverged model gave no number."""
+    return np.rint(np.nan_to_num(np.clip(pictures, 0, 1)) * 255).astype(np.uint8)

@@ -23,6 +23,7 @@ MOST_IMAGES = 20_000
 HELD_OUT = 10  # one image in so many
 POINTS = 5_000  # samples of z to fit a mixture to: several of each image where there are fewer images
 HELD_OUT_DRAWS = 4
+OTHER_NOISE = 1_000  # a seed this far: with the same noise, z of other images are alike where posteriors are wide
 DIRECTIONS = (8, 16, 32, 64)
 COMPONENTS = (2, 5, 10, 20, 40, 80)
 IMAGES_PER_NUMBER = 2  # for each direction of each component
@@ -72,7 +73,7 @@ def _candidates(
     images, latents = mu.shape
     axes = PrincipalAxes.of(mu.astype(np.float64), logvar.astype(np.float64))
     yield "Gaussian", mixture.fit_gaussian(axes)
-    w = axes.coordinates(_samples(mu, logvar, -(-POINTS // images), seed))
+    w = axes.coordinates(_samples(mu, logvar, -(-POINTS // images), seed + OTHER_NOISE))
     for directions in sorted({min(d, latents) for d in DIRECTIONS}):
         where = "" if directions == latents else f" in {directions} of {latents} directions"
         best = -np.inf

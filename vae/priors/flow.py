@@ -38,7 +38,10 @@ class Flow:
 def read(tensors: dict[str, Tensor], latents: int) -> Flow:
     """Raises: RuntimeError, ValueError: they are not those of such a flow over so many latents."""
     network = _network(latents)
+    built = {name: buffer.clone() for name, buffer in network.named_buffers()}  # masks and orders make it a density
     network.load_state_dict(tensors)
+    if changed := [name for name, buffer in network.named_buffers() if not torch.equal(buffer, built[name])]:
+        raise ValueError(f"{changed[0]} of the prior's flow differs from that of any flow over {latents} latents")
     if not all(bool(t.isfinite().all()) for t in network.parameters()):
         raise ValueError("weights of the prior's flow are not finite")
     return Flow(network)

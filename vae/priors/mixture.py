@@ -112,4 +112,4 @@ def fit(axes: PrincipalAxes, w: Matrix, components: int, seed: int) -> Mixture:
 
 def _mixture(axes: PrincipalAxes, weights: Matrix, means: Matrix, scales: Matrix) -> Mixture:
     arrays = (axes.mean, axes.basis, weights, means, scales)
-    return Mixture(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+    return Mixture(*(torch.from_numpy(array.copy()) for array in arrays))  # in C order, which files need

@@ -6,11 +6,11 @@ from unittest import mock
 import numpy as np
 import pytest
 from helpers.commands import evaluate, write_model
+from helpers.priors import gaussian
 from mlflow import MlflowClient
 
 from tasks.tracking import evaluation_run, registry, store
 from tasks.tracking.training_run import training_run
-from vae.models import mixture_prior
 from vae.models.saved import Saved
 from vae.report.facts import Origin
 
@@ -40,7 +40,7 @@ def test_the_same_weights_are_registered_once_and_the_candidate_moves(client: Ml
 
 
 def test_a_fitted_prior_makes_another_version_of_the_same_weights(client: MlflowClient) -> None:
-    prior = mixture_prior.fit(np.random.default_rng(0).normal(size=(50, 4)), np.zeros((50, 4)), seed=0)
+    prior = gaussian(latents=4)
     plain, fitted = evaluated(write_model()), evaluated(write_model(prior=prior))
     assert fitted != plain
     assert evaluated(write_model(prior=prior)) == fitted and evaluated(write_model()) == plain

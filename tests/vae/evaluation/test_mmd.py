@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.priors import two_clusters
 
 from vae.evaluation import mmd
 from vae.evaluation.mmd import kernel, mmd2, mmd_to_prior
-from vae.models import mixture_prior
+from vae.priors import fitting
 
 
 def normal(count: int, latents: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
@@ -79,10 +80,8 @@ def test_one_image_has_no_estimate() -> None:
 
 def test_the_discrepancy_is_to_the_prior_that_was_fitted() -> None:
     """Images in two clusters, and a mixture of the two."""
-    side = np.where(np.arange(400) % 2, 3.0, -3.0)[:, None]
-    mu = (side + 0.5 * normal(400, 3, 1)).astype(np.float32)
-    logvar = np.full_like(mu, -2.0)
-    prior = mixture_prior.fit(mu, logvar, seed=0)
+    mu, logvar = two_clusters(400)
+    prior = fitting.fit(mu, logvar, seed=0).prior
     to_standard, to_fitted = mmd_to_prior(mu, logvar, 0), mmd_to_prior(mu, logvar, 0, prior)
     assert to_standard is not None and to_standard > 0.5
     assert to_fitted is not None and abs(to_fitted) < 0.05

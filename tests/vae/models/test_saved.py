@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import Malicious, config, network
+from helpers.priors import gaussian
 from safetensors.torch import load_file, save_file
-from vae.models.mixture_prior import Mixture
 
 from vae.config.errors import InputError
 from vae.config.parameters import Model
-from vae.models import mixture_prior, saved
+from vae.models import saved
 from vae.models.likelihood import Likelihood
-from vae.models.saved import Attempted, ModelConfig, ValidationScores
+from vae.models.saved import Attempted, ModelConfig, PriorFit, ValidationScores
 from vae.models.vae import VAE, to_device
+from vae.priors.mixture import Mixture
+from vae.priors.standard import STANDARD, StandardNormal
 
 SHAPE = (3, 9, 12)
 MODEL: dict[str, Any] = {"architecture": "conv", "latent_dim": 4, "widths": [6, 8], "batch_norm": True}
@@ -29,11 +31,6 @@ def trained(made: ModelConfig = CONFIG, **more: Any) -> VAE:
     for _ in range(2):
         built(torch.rand(8, *SHAPE), torch.randn(8, 4))
     return built.eval()
-
-
-def prior() -> Mixture:
-    mu = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-    return mixture_prior.fit(mu, np.full((50, 4), -1.0, np.float32), seed=0)
 
 
 def tampered(folder: Path, **values: Any) -> None:
@@ -63,13 +60,14 @@ def test_a_round_trip_to_the_bit(tmp_path: Path, kind: str, likelihood: Likeliho
         likelihood=likelihood,
         stopped="collapsed: a KL of 0.0000 nats",
         valid=ValidationScores(images=3, score_percentiles=[float(score) for score in range(101)]),
+        prior=PriorFit(name="Gaussian", log_likelihood={STANDARD: -9.5, "Gaussian": -7.25}),
         changes=changes,
-        remedies=[Attempted(changes=changes, fitted_prior=True, verdict="collapsed", reasons=["a"], kept=True)],
+        remedies=[Attempted(changes=changes, verdict="collapsed", reasons=["a"], kept=True)],
     )
     built = trained(made, learned_sigma=learned)
     sha256 = saved.save(tmp_path, built, made)
     read = saved.load(tmp_path)
-    assert (read.config, read.prior, read.sha256) == (made, None, sha256)
+    assert (read.config, read.prior, read.sha256) == (made, StandardNormal(4), sha256)
     assert len(sha256) == 64 and read.pixels == 3 * 9 * 12 and not read.model.training
     weights = built.state_dict()
     assert weights.keys() == read.model.state_dict().keys()
@@ -83,28 +81,30 @@ def test_a_round_trip_to_the_bit(tmp_path: Path, kind: str, likelihood: Likeliho
 
 
 def test_what_older_models_lack_has_its_default(folder: Path) -> None:
-    tampered(folder, model=MODEL, valid=None, changes=None, remedies=None)
+    tampered(folder, model=MODEL, valid=None, changes=None, remedies=None, prior=None)
     made = saved.load(folder).config
     assert (made.model.logvar_max, made.changes, made.remedies) == (10, {}, [])
     assert made.valid == ValidationScores(images=None, score_percentiles=None)
+    assert (made.prior.name, made.prior.log_likelihood) == (STANDARD, {})
 
 
 def test_a_fitted_prior_comes_back_and_goes_with_its_model(folder: Path) -> None:
-    saved.save(folder, trained(), CONFIG, prior())
+    saved.save(folder, trained(), CONFIG, gaussian(latents=4))
     read = saved.load(folder).prior
-    assert read is not None
-    for name, tensor in prior().tensors().items():
+    assert isinstance(read, Mixture)
+    for name, tensor in gaussian(latents=4).tensors().items():
         assert torch.equal(read.tensors()[name], tensor), name
     (folder / saved.PRIOR_FILE).write_bytes(b"prior")
     with pytest.raises(InputError, match=r"prior.safetensors is not a safetensors file"):
         saved.load(folder)
-    saved.save(folder, trained(), CONFIG)
-    assert saved.load(folder).prior is None
+    for without in (StandardNormal(4), None):  # no file: N(0, I) has nothing to keep
+        saved.save(folder, trained(), CONFIG, without)
+        assert saved.load(folder).prior == StandardNormal(4) and not (folder / saved.PRIOR_FILE).exists()
 
 
 def test_the_files_repeat_to_the_bit(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        saved.save(tmp_path / name, trained(), CONFIG, prior())
+        saved.save(tmp_path / name, trained(), CONFIG, gaussian(latents=4))
     for file in (saved.WEIGHTS_FILE, saved.CONFIG_FILE, saved.PRIOR_FILE):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 

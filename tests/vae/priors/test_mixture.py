@@ -1,126 +1,151 @@
-"""The fitted prior against scipy's densities, closed forms, and its own samples."""
+"""Mixtures along the principal axes against scipy's densities, and against their own samples."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from helpers.priors import axes_of, gaussian, two_clusters
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
-from vae.models.mixture_prior import Mixture
 
-from vae.models import mixture_prior
+from vae.priors import mixture
+from vae.priors.aggregate import draw
+from vae.priors.mixture import Mixture, PrincipalAxes
 
-LATENTS = 3
+LATENTS, MODELLED = 4, 2
 
 
-def some_mixture(components: int = 4, latents: int = LATENTS, seed: int = 0) -> Mixture:
+def some_mixture(components: int = 3, seed: int = 0) -> Mixture:
+    """Over four latents, of which two directions are of the mixture and two Gaussian."""
     random = np.random.default_rng(seed)
     weights = random.uniform(0.5, 1.5, components)
-    factors = np.tril(random.normal(size=(components, latents, latents)))
-    factors[:, np.arange(latents), np.arange(latents)] = random.uniform(0.3, 1.2, (components, latents))
-    return Mixture(
-        torch.from_numpy(weights / weights.sum()),
-        torch.from_numpy(2 * random.normal(size=(components, latents))),
-        torch.from_numpy(factors),
-    )
+    factors = np.tril(random.normal(size=(components, MODELLED, MODELLED)))
+    factors[:, np.arange(MODELLED), np.arange(MODELLED)] = random.uniform(0.3, 1.2, (components, MODELLED))
+    mean, basis = random.normal(size=LATENTS), random.normal(size=(LATENTS, LATENTS))
+    means = 2 * random.normal(size=(components, MODELLED))
+    return Mixture(*(torch.from_numpy(a) for a in (mean, basis, weights / weights.sum(), means, factors)))
 
 
-def gaussian(mean: float = 0.0, sigma: float = 1.0) -> Mixture:
-    """The same of each latent, as a mixture of one."""
-    one = torch.ones(1, dtype=torch.float64)
-    return Mixture(one, one.new_full((1, LATENTS), mean), sigma * torch.eye(LATENTS).double()[None])
-
-
-def posteriors(images: int, latents: int = LATENTS, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Two clusters of images, as an encoder may lay them: (N, Z) means and log variances."""
-    random = np.random.default_rng(seed)
-    side = np.where(np.arange(images) % 2, 3.0, -3.0)[:, None]
-    mu = side + 0.5 * random.standard_normal((images, latents))
-    return mu.astype(np.float32), np.full((images, latents), -2.0, np.float32)
+def components_of(prior: Mixture) -> list[tuple[float, np.ndarray, np.ndarray]]:
+    """Weight, mean and covariance of each, in z: what is a Gaussian along the axes is one in z."""
+    mean, basis = prior.mean.numpy(), prior.basis.numpy()
+    found = []
+    for weight, center, scale in zip(prior.weights, prior.means.numpy(), prior.scales.numpy(), strict=True):
+        w, covariance = np.zeros(LATENTS), np.eye(LATENTS)
+        w[:MODELLED], covariance[:MODELLED, :MODELLED] = center, scale @ scale.T
+        found.append((float(weight), mean + basis @ w, basis @ covariance @ basis.T))
+    return found
 
 
 def test_log_prob_is_scipys() -> None:
     prior = some_mixture()
     z = 3 * np.random.default_rng(2).standard_normal((50, LATENTS))
-    parts = zip(prior.weights.numpy(), prior.means.numpy(), prior.scales.numpy(), strict=True)
-    densities = [multivariate_normal(m, s @ s.T).logpdf(z) + np.log(weight) for weight, m, s in parts]
+    densities = [np.log(weight) + multivariate_normal(m, c).logpdf(z) for weight, m, c in components_of(prior)]
     got = prior.log_prob(torch.from_numpy(z).reshape(5, 10, LATENTS))
-    assert got.shape == (5, 10)
-    np.testing.assert_allclose(got.flatten(), logsumexp(densities, axis=0), rtol=1e-10)
+    assert got.shape == (5, 10) and got.dtype == torch.float64
+    np.testing.assert_allclose(got.flatten(), logsumexp(densities, axis=0), rtol=1e-9)
 
 
-def test_samples_have_the_moments_and_the_covariances() -> None:
+def test_samples_have_the_moments_of_the_density() -> None:
     prior = some_mixture()
     z = prior.sample(200_000, torch.Generator().manual_seed(3))
     assert z.shape == (200_000, LATENTS) and z.dtype == torch.float32
-    mean = (prior.weights @ prior.means).numpy()
-    np.testing.assert_allclose(z.mean(0), mean, atol=0.03)
-    second = sum(
-        weight * (scale @ scale.T + torch.outer(m, m))
-        for weight, m, scale in zip(prior.weights, prior.means, prior.scales, strict=True)
-    )
-    assert isinstance(second, torch.Tensor)
-    np.testing.assert_allclose(np.cov(z.T), second.numpy() - np.outer(mean, mean), atol=0.1)
+    parts = components_of(prior)
+    mean = sum(weight * m for weight, m, _ in parts)
+    second = sum(weight * (c + np.outer(m, m)) for weight, m, c in parts)
+    np.testing.assert_allclose(z.mean(0), mean, atol=0.05)
+    covariance = second - np.outer(mean, mean)
+    np.testing.assert_allclose(np.cov(z.T), covariance, atol=0.02 * np.trace(covariance))
     assert torch.equal(z, prior.sample(200_000, torch.Generator().manual_seed(3)))
+    assert not torch.equal(z[:9], prior.sample(9, torch.Generator().manual_seed(4)))
 
 
-def test_the_gap_falls_by_what_the_rate_falls_by() -> None:
-    """q(z) = N(2, 1) of each latent, and a prior that is just that: the whole of KL(q(z) ‖ N(0, I)) goes."""
-    random = np.random.default_rng(7)
-    mu = (2 + np.sqrt(0.5) * random.normal(size=(40_000, LATENTS))).astype(np.float32)
-    logvar = np.full_like(mu, np.log(0.5))
-    closed = LATENTS * 0.5 * 2.0**2
-    just, standard, worse = (mixture_prior.gap(closed, mu, logvar, gaussian(mean), seed=0) for mean in (2.0, 0.0, -2.0))
-    assert just == pytest.approx(0, abs=0.05)
-    assert standard == pytest.approx(closed, rel=1e-9)
-    assert worse == pytest.approx(LATENTS * 0.5 * 4.0**2, rel=0.02)
+def test_along_the_axes_the_latents_have_mean_0_and_covariance_i() -> None:
+    """Of samples of q(z), whose covariance has the posteriors' own part: far apart in scale, and correlated."""
+    random = np.random.default_rng(5)
+    mu = (random.normal(size=(20_000, 3)) @ random.normal(size=(3, 3)) * [1, 5, 0.1] + [4, -9, 1]).astype(np.float32)
+    logvar = np.log(np.array([0.5, 9.0, 0.02], np.float32)) + np.zeros_like(mu)
+    axes = axes_of(mu, logvar)
+    z = draw(mu, logvar, seed=0)
+    w = axes.coordinates(z)
+    np.testing.assert_allclose(w.mean(0), 0, atol=0.03)
+    np.testing.assert_allclose(np.cov(w.T), np.eye(3), atol=0.04)
+    np.testing.assert_allclose(axes.mean + w @ axes.basis.T, z, atol=1e-9)
+    lengths = np.linalg.norm(axes.basis, axis=0)
+    assert (np.diff(lengths) < 0).all(), "the first axis has the largest variance"
 
 
-def test_the_rate_against_a_standard_normal_is_the_kl() -> None:
-    random = np.random.default_rng(6)
-    mu, logvar = random.normal(size=(40_000, LATENTS)), random.uniform(-3, 0.5, (40_000, LATENTS))
-    closed = 0.5 * (np.exp(logvar) + mu**2 - 1 - logvar).sum(1).mean()
-    found, without_mixture, reseeded = (
-        mixture_prior.rate(mu, logvar, prior, seed) for prior, seed in ((gaussian(), 0), (None, 0), (gaussian(), 1))
-    )
-    assert found == pytest.approx(closed, rel=0.01) and found == pytest.approx(without_mixture, rel=1e-12)
-    assert reseeded != found
+def test_the_gaussian_has_the_moments_of_the_latents() -> None:
+    mu, logvar = two_clusters(500, LATENTS)
+    prior = mixture.fit_gaussian(axes_of(mu, logvar))
+    np.testing.assert_allclose(prior.mean, mu.mean(0), atol=1e-6)
+    covariance = np.cov(mu.T, bias=True) + np.exp(-2) * np.eye(LATENTS)
+    np.testing.assert_allclose(prior.basis @ prior.basis.T, covariance, atol=1e-5)
+    z = draw(mu, logvar, seed=0)
+    np.testing.assert_allclose(prior.log_prob(torch.from_numpy(z)), multivariate_normal(mu.mean(0), covariance).logpdf(z), rtol=1e-4)
 
 
-def test_a_fit_is_nearer_to_the_latents_than_the_prior_was() -> None:
-    mu, logvar = posteriors(400)
-    prior = mixture_prior.fit(mu, logvar, seed=0)
-    assert prior.weights.shape == (10,) and float(prior.weights.sum()) == pytest.approx(1)
-    assert mixture_prior.rate(mu, logvar, prior, seed=0) < mixture_prior.rate(mu, logvar, None, seed=0) - 5
-    held_out = posteriors(400, seed=9)
-    assert mixture_prior.rate(*held_out, prior, seed=0) < mixture_prior.rate(*held_out, None, seed=0) - 5
-
-
-def test_a_fit_repeats_to_the_bit_and_follows_the_seed() -> None:
-    mu, logvar = posteriors(300)
-    one, other, third = (mixture_prior.fit(mu, logvar, seed) for seed in (0, 0, 1))
+def test_a_fit_finds_the_clusters_and_repeats_to_the_bit() -> None:
+    mu, logvar = two_clusters(400, LATENTS)
+    axes = axes_of(mu, logvar)
+    w = axes.coordinates(draw(mu, logvar, seed=0))[:, :MODELLED]
+    one, other = (mixture.fit(axes, w, 2, seed=0) for _ in range(2))
     for name, tensor in one.tensors().items():
         assert tensor.dtype == torch.float64
         assert torch.equal(tensor, other.tensors()[name]), name
-    assert not torch.equal(one.means, third.means)
-
-
-@pytest.mark.parametrize(("images", "components"), [(10, 1), (29, 1), (60, 2), (5000, 10)])
-def test_few_images_get_few_components(images: int, components: int) -> None:
-    assert mixture_prior.fit(*posteriors(images), seed=0).weights.shape == (components,)
-
-
-def test_a_prior_over_more_latents_than_images_is_no_worse_than_none() -> None:
-    """Full covariances of 200 images in 64 latents would give a rate of 287,000 nats on other images."""
-    random = np.random.default_rng(8)
-    mu = (3 * random.normal(size=(400, 64))).astype(np.float32)
-    logvar = np.full_like(mu, -3.0)
-    prior = mixture_prior.fit(mu[:200], logvar[:200], seed=0)
-    fitted, standard = (mixture_prior.rate(mu[200:], logvar[200:], p, seed=0) for p in (prior, None))
-    assert fitted < standard
+    assert one.is_valid(LATENTS)
+    np.testing.assert_allclose(one.weights, [0.5, 0.5], atol=0.01)
+    centers = sorted(float(z.mean()) for _, z, _ in components_of(one))
+    np.testing.assert_allclose(centers, [-3, 3], atol=0.1)
 
 
 def test_no_component_shrinks_onto_an_image() -> None:
-    mu = np.repeat(posteriors(4)[0], 20, axis=0)
-    prior = mixture_prior.fit(mu, np.full(mu.shape, -60.0, np.float32), seed=0)
-    assert float((prior.scales.diagonal(dim1=1, dim2=2) ** 2).min()) >= 0.99 * mixture_prior.SMALLEST_VARIANCE
-    assert np.isfinite(mixture_prior.rate(mu, np.full(mu.shape, -2.0), prior, seed=0))
+    """Four images, twenty times each: the smallest variance along the axes is that of the smoothing."""
+    mu = np.repeat(two_clusters(4)[0], 20, axis=0)
+    axes = axes_of(mu, np.full(mu.shape, -9.0, np.float32))
+    prior = mixture.fit(axes, axes.coordinates(mu.astype(np.float64)), 4, seed=0)
+    variances = np.linalg.eigvalsh((prior.scales @ prior.scales.mT).numpy())
+    assert variances.min() == pytest.approx(mixture.SMOOTHING, rel=0.01)
+
+
+def test_a_density_is_valid_over_its_latents_alone() -> None:
+    prior = some_mixture()
+    assert prior.is_valid(LATENTS) and gaussian(1).is_valid(1)
+    assert not prior.is_valid(LATENTS + 1) and not prior.is_valid(LATENTS - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("mean", torch.zeros(LATENTS + 1)),
+        ("mean", torch.full((LATENTS,), torch.nan)),
+        ("basis", torch.eye(LATENTS)[:, :3]),
+        ("basis", torch.ones(LATENTS, LATENTS)),  # singular
+        ("basis", torch.full((LATENTS, LATENTS), torch.inf)),
+        ("weights", torch.tensor([0.5, 0.6, -0.1])),
+        ("weights", torch.tensor([0.5, 0.6, 0.1])),
+        ("weights", torch.ones(1)),
+        ("means", torch.zeros(3, LATENTS + 1)),
+        ("means", torch.zeros(3, 0)),
+        ("means", torch.zeros(3)),
+        ("scales", torch.zeros(3, MODELLED, MODELLED)),
+        ("scales", -torch.eye(MODELLED).expand(3, -1, -1)),
+        ("scales", torch.tensor([[1.0, 0.5], [0.0, 1.0]]).expand(3, -1, -1)),  # upper triangular
+        ("scales", torch.eye(MODELLED)),
+    ],
+)
+def test_what_is_no_density_is_not_valid(name: str, wrong: torch.Tensor) -> None:
+    assert not replace(some_mixture(), **{name: wrong.double()}).is_valid(LATENTS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_tensors_of_another_type_are_not_valid(dtype: torch.dtype) -> None:
+    prior = gaussian(1)
+    assert not replace(prior, means=prior.means.to(dtype)).is_valid(1)
+
+
+def test_axes_of_one_latent() -> None:
+    axes = PrincipalAxes.of(np.array([[1.0], [3.0]]), np.log([[3.0], [3.0]]))
+    np.testing.assert_allclose(np.abs(axes.basis), [[2.0]])
+    np.testing.assert_allclose(axes.mean, [2.0])

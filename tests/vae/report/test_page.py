@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.priors import gaussian
 from helpers.reports import LATENTS, NASTY_CLASS, NASTY_FILE, facts_of, make_workspace
 
 from tasks import workspace
 from vae.config.parameters import KL
 from vae.config.text import number
 from vae.evaluation.probe import ClassRead
-from vae.models import mixture_prior, saved
+from vae.models import saved
+from vae.models.saved import PriorFit
 from vae.report import page as report
 from vae.report.facts import Facts, Origin
 
@@ -79,13 +81,12 @@ def test_the_report_holds_all_and_asks_for_nothing(facts: Facts) -> None:
 def test_remedies_and_a_fitted_prior_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_workspace(tmp_path)
     read = saved.load(tmp_path / workspace.MODEL)
-    mu = np.random.default_rng(0).normal(size=(60, LATENTS)).astype(np.float32)
-    prior = mixture_prior.fit(mu, np.zeros_like(mu), seed=0)
     changes = {"kl.max_weight": 0.123}
-    remedied = read.config.model_copy(update={"changes": changes})
-    saved.save(tmp_path / workspace.MODEL, read.model, remedied, prior)
+    fitted = PriorFit(name="mixture of 3 Gaussians", log_likelihood={"mixture of 3 Gaussians": -4.0})
+    remedied = read.config.model_copy(update={"changes": changes, "prior": fitted})
+    saved.save(tmp_path / workspace.MODEL, read.model, remedied, gaussian(LATENTS))
     path, words = tmp_path / workspace.MONITOR, "attempt 0 was <collapsed>: a & b."
-    monitor = workspace.read_json(path) | {"remedies": [words], "fitted_prior": True, "changes": changes}
+    monitor = workspace.read_json(path) | {"remedies": [words], "prior": fitted.name, "changes": changes}
     path.write_text(json.dumps(monitor))
     facts = facts_of(tmp_path, monkeypatch)
     test = facts.metrics["test"]
@@ -93,7 +94,10 @@ def test_remedies_and_a_fitted_prior_are_shown(tmp_path: Path, monkeypatch: pyte
     assert "Remedies" in text and words in text
     for name in ("kl", "fitted_prior_kl", "elbo", "fitted_prior_elbo", "mmd", "fitted_prior_mmd"):
         assert test[name] is not None and number(test[name]) in text, name
-    assert "the mixture fitted to the latents" in text
+    assert "the mixture of 3 Gaussians fitted to the latents" in text
+    assert text.count("images decoded from z drawn from") == 2 and "drawn from N(0, I)" in text
+    one, other = (picture.png for picture in facts.pictures if picture.file.startswith("samples"))
+    assert one != other
 
 
 def test_the_elbo_is_shown_with_its_standard_error(facts: Facts) -> None:
