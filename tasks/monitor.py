@@ -62,6 +62,7 @@ def main() -> None:
         kept_epoch=model.config.kept_epoch,
         samples=samples,
         prior=model.config.prior.name,
+        own_prior=model.model.prior_name,
     )
     result = report(p, model, evidence, loading.load(workspace.PARAMS))
     workspace.write_json(workspace.MONITOR, rounded(result))

@@ -27,7 +27,7 @@ FLAT_SHARE = 0.02  # of the whole fall of the training loss, over the last epoch
 KL_GROWS = 1.05  # over the last epochs
 POOR_FIDELITY = 0.6  # of the precision of reconstructions
 POOR_COVERAGE = 0.6  # of training images; as many others of their kind cover 0.97
-MISMATCH_NATS = 2.0  # of KL(q(z) ‖ N(0, I)), at which a seventh of N(0, I) lies where images are encoded
+MISMATCH_NATS = 2.0  # of KL(q(z) ‖ p), at which a seventh of p lies where images are encoded
 OVERFITTED_SHARE = 0.25  # of what was learnt
 RUNAWAY_NATS = 1e5
 RUNAWAY_RATIO = 10  # of the predicted KL, where the model is no better than the mean image
@@ -65,8 +65,8 @@ class Evidence:
         predicted: `reports/preflight.json`.
         train: the training split, measured with the kept model: elbo, mean_image_elbo, ….
         kept_epoch: 0 where no epoch was finite.
-        samples: of N(0, I) and of the prior fitted after training; None where they could not be compared.
-        prior: the name of the fitted prior.
+        samples: of the prior of the ELBO and of the prior fitted after training; None where they could not be compared.
+        prior: the name of the fitted prior. own_prior: of the prior of the ELBO.
     """
 
     valid: Measurement
@@ -77,6 +77,7 @@ class Evidence:
     kept_epoch: int
     samples: SampleEvidence | None = None
     prior: str = STANDARD
+    own_prior: str = STANDARD
 
 
 def judge(p: ResolvedParameters, e: Evidence) -> Verdict:
@@ -229,13 +230,15 @@ def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     if not math.isfinite(expected) or p.model.architecture == "autoregressive":
         return None  # no KL term to fall short of, or a decoder that linear theory does not cover
     past_ramp = e.kept_epoch - first_final_epoch(p.kl, p.train.epochs)
-    if e.valid.rate >= PARTLY_COLLAPSED_SHARE * expected or past_ramp < PARTLY_COLLAPSED_EPOCHS:
+    # What linear theory predicts is the rate against a Gaussian, not against a prior that learns the rest.
+    rate = e.valid.gaussian_rate
+    if rate >= PARTLY_COLLAPSED_SHARE * expected or past_ramp < PARTLY_COLLAPSED_EPOCHS:
         return None
     flat = "training loss" if _settled(p, e) else "KL" if _grows_no_more(p, e) else ""
     if not flat:
         return None
     reason = (
-        f"KL of {e.valid.rate:.3g} nats, under {PARTLY_COLLAPSED_SHARE:g} × the {expected:.3g} that "
+        f"KL of {rate:.3g} nats, under {PARTLY_COLLAPSED_SHARE:g} × the {expected:.3g} that "
         f"linear theory expects, {past_ramp:.0f} epochs past the ramp and with a flat {flat}"
     )
     images = int(e.train["images"])
@@ -271,10 +274,12 @@ def _under_regularised(p: ResolvedParameters, e: Evidence) -> Verdict | None:
 
 
 def _prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
-    """Whether no prior gives good samples, neither N(0, I) nor any that was fitted."""
-    if e.samples is None or not (_standard_is_poor(e.samples) and is_poor(e.samples.fitted, e.samples)):
+    """Whether no prior gives good samples, neither that of the ELBO nor any that was fitted."""
+    if e.samples is None or not (_own_is_poor(e.samples) and is_poor(e.samples.fitted, e.samples)):
         return None
-    summary = f"Samples are poor, from N(0, I) and from {_article(e.prior)} fitted to the latents alike."
+    summary = f"Samples are poor, from {_article(e.own_prior)} and from {_article(e.prior)} fitted to the latents alike."
+    if e.prior == e.own_prior != STANDARD:
+        summary = f"Samples are poor, from {_article(e.prior)}, and no prior fitted to the latents is better."
     if not _settled(p, e):
         longer = remedies.longer_training(p, 4 * p.train.epochs, len(e.history))
         return Verdict("prior_mismatch", summary, _samples_in_numbers(e), longer)
@@ -290,18 +295,18 @@ def is_poor(quality: SampleQuality, among: SampleEvidence) -> bool:
     return quality.precision.value < too_few or quality.coverage.value < POOR_COVERAGE
 
 
-def _standard_is_poor(samples: SampleEvidence) -> bool:
+def _own_is_poor(samples: SampleEvidence) -> bool:
     """By the pictures, or by the certificate: 2 standard errors beyond doubt."""
     certain = samples.aggregate_kl.value - 2 * samples.aggregate_kl.standard_error
     return certain > MISMATCH_NATS or is_poor(samples.standard, samples)
 
 
 def _about_samples(e: Evidence) -> str:
-    """A sentence on what to sample from; none where N(0, I) will do."""
-    if e.samples is None or not _standard_is_poor(e.samples):
+    """A sentence on what to sample from; none where the prior of the ELBO will do."""
+    if e.samples is None or not _own_is_poor(e.samples) or e.prior == e.own_prior != STANDARD:
         return ""
     return (
-        f" Sample from its fitted prior ({_article(e.prior)}): samples from N(0, I) are poor, since the latents of "
+        f" Sample from its fitted prior ({_article(e.prior)}): samples from {_article(e.own_prior)} are poor, since the latents of "
         f"images are at least {e.samples.aggregate_kl.value:.2g} nats from it."
     )
 
@@ -311,14 +316,14 @@ def _samples_in_numbers(e: Evidence) -> list[str]:
         return []
     parts = (
         ("the fitted prior", e.samples.fitted),
-        ("N(0, I)", e.samples.standard),
+        (e.own_prior, e.samples.standard),
         ("reconstructions", e.samples.reconstructions),
     )
     precision = ", ".join(f"{found.precision.value:.2f} ({name})" for name, found in parts)
     coverage = ", ".join(f"{found.coverage.value:.2f} ({name})" for name, found in parts[:2])
     return [
         f"samples among the training images: precision {precision}, coverage {coverage}",
-        f"KL(q(z) ‖ N(0, I)) of at least {e.samples.aggregate_kl.value:.3g} ± "
+        f"KL(q(z) ‖ {'N(0, I)' if e.own_prior == STANDARD else 'p(z)'}) of at least {e.samples.aggregate_kl.value:.3g} ± "
         f"{e.samples.aggregate_kl.standard_error:.2g} nats",
     ]
 

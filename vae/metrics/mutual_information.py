@@ -17,6 +17,8 @@ class MutualInformation:
 
     The estimate cannot exceed ln n of its sample (He 2019): where R comes within 2 nats of that, `value` and
     `aggregate_kl` are None and `saturated_at` is ln n.
+
+    R and p are those of N(0, I), also where the model has learned another prior; I itself does not depend on it.
     """
 
     value: float | None

@@ -17,7 +17,7 @@ from vae.config.text import number
 from vae.evaluation.evaluate import Evaluation
 from vae.inference import generate, grids
 from vae.models.saved import Saved
-from vae.priors.standard import STANDARD, StandardNormal
+from vae.priors.standard import STANDARD
 from vae.report import charts
 from vae.report.facts import Picture
 from vae.schedules.kl import first_final_epoch
@@ -80,10 +80,10 @@ def _reconstructions(
 
 
 def _samples(model: Saved, compute: Compute, count: int, verdict: str, seed: int) -> Iterator[Picture]:
-    """Of the prior that the model ships with, and of N(0, I) where that is another."""
-    standard, name = StandardNormal(model.model.latent_dim), model.config.prior.name
-    fitted = [] if name == STANDARD else [("samples", model.prior, f"the {name} fitted to the latents after training")]
-    plain = ("samples_standard" if fitted else "samples", standard, STANDARD)
+    """Of the prior that the model ships with, and of the prior of the ELBO where that is another."""
+    name, own = model.config.prior.name, model.model.prior_name
+    fitted = [] if name == own else [("samples", model.prior, f"the {name} fitted to the latents after training")]
+    plain = ("samples_standard" if fitted else "samples", model.own_prior, own if own == STANDARD else f"the {own}")
     for file, prior, described in (*fitted, plain):
         yield Picture(
             "Samples",

@@ -14,7 +14,7 @@ from vae.models.pixelcnn import PixelCNN
 from vae.models.vae import VAE
 from vae.priors import aggregate
 from vae.priors.aggregate import LowerBound
-from vae.priors.standard import Prior, StandardNormal
+from vae.priors.standard import Prior
 from vae.samples.features import pixel_features
 from vae.samples.quality import RealImages, SampleQuality
 
@@ -28,8 +28,9 @@ class SampleEvidence:
 
     Attributes:
         reconstructions: decoded z ~ q(z|x) of validation images: the best that the decoder's pictures can do.
-        standard, fitted: decoded z of N(0, I), and of the prior fitted after training.
-        aggregate_kl: the lower bound on KL(q(z) ‖ N(0, I)), of the validation split.
+        standard, fitted: decoded z of the prior that the ELBO was trained with, which is N(0, I) unless the model
+            learned its own, and of the prior fitted after training.
+        aggregate_kl: the lower bound on KL(q(z) ‖ p), p the prior of the ELBO, of the validation split.
     """
 
     reconstructions: SampleQuality
@@ -64,11 +65,11 @@ def sample_evidence(
         pictures = as_bytes(decoded(model, likelihood, z, compute))
         return real.compare(features.of(pictures)) if real else None
 
-    random = torch.Generator().manual_seed(seed)
+    random, own = torch.Generator().manual_seed(seed), model.own_prior()
     z = torch.from_numpy(aggregate.draw(mu[:count], logvar[:count], seed)).float()
-    found = [compare(z), *(compare(p.sample(count, random)) for p in (StandardNormal(mu.shape[1]), prior))]
+    found = [compare(z), *(compare(p.sample(count, random)) for p in (own, prior))]
     reconstructions, standard, fitted = found
     if reconstructions is None or standard is None or fitted is None:
         return None
-    bound = aggregate.kl_to_standard(mu, logvar, prior, seed)
+    bound = aggregate.kl_to_prior(mu, logvar, own, prior, seed)
     return SampleEvidence(reconstructions, standard, fitted, bound)
