@@ -277,9 +277,10 @@ def _prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     """Whether no prior gives good samples, neither that of the ELBO nor any that was fitted."""
     if e.samples is None or not (_own_is_poor(e.samples) and is_poor(e.samples.fitted, e.samples)):
         return None
-    summary = f"Samples are poor, from {_article(e.own_prior)} and from {_article(e.prior)} fitted to the latents alike."
+    own, fitted = _article(e.own_prior), _article(e.prior)
+    summary = f"Samples are poor, from {own} and from {fitted} fitted to the latents alike."
     if e.prior == e.own_prior != STANDARD:
-        summary = f"Samples are poor, from {_article(e.prior)}, and no prior fitted to the latents is better."
+        summary = f"Samples are poor, from {own}, and no prior fitted to the latents is better."
     if not _settled(p, e):
         longer = remedies.longer_training(p, 4 * p.train.epochs, len(e.history))
         return Verdict("prior_mismatch", summary, _samples_in_numbers(e), longer)
@@ -305,8 +306,9 @@ def _about_samples(e: Evidence) -> str:
     """A sentence on what to sample from; none where the prior of the ELBO will do."""
     if e.samples is None or not _own_is_poor(e.samples) or e.prior == e.own_prior != STANDARD:
         return ""
+    fitted, own = _article(e.prior), _article(e.own_prior)
     return (
-        f" Sample from its fitted prior ({_article(e.prior)}): samples from {_article(e.own_prior)} are poor, since the latents of "
+        f" Sample from its fitted prior ({fitted}): samples from {own} are poor, since the latents of "
         f"images are at least {e.samples.aggregate_kl.value:.2g} nats from it."
     )
 
@@ -321,10 +323,10 @@ def _samples_in_numbers(e: Evidence) -> list[str]:
     )
     precision = ", ".join(f"{found.precision.value:.2f} ({name})" for name, found in parts)
     coverage = ", ".join(f"{found.coverage.value:.2f} ({name})" for name, found in parts[:2])
+    p, bound = STANDARD if e.own_prior == STANDARD else "p(z)", e.samples.aggregate_kl
     return [
         f"samples among the training images: precision {precision}, coverage {coverage}",
-        f"KL(q(z) ‖ {'N(0, I)' if e.own_prior == STANDARD else 'p(z)'}) of at least {e.samples.aggregate_kl.value:.3g} ± "
-        f"{e.samples.aggregate_kl.standard_error:.2g} nats",
+        f"KL(q(z) ‖ {p}) of at least {bound.value:.3g} ± {bound.standard_error:.2g} nats",
     ]
 
 

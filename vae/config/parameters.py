@@ -224,8 +224,8 @@ class Parameters(_Section):
             return self
         if self.kl.free_bits:
             raise ValueError(
-                f"kl.free_bits = {self.kl.free_bits:g} with {prior}: the rate against a learned prior is not a sum over "
-                "latents; set kl.free_bits_total instead"
+                f"kl.free_bits = {self.kl.free_bits:g} with {prior}: the rate against a learned prior is not a sum "
+                "over latents; set kl.free_bits_total instead"
             )
         if model.mean_batch_norm is not None or model.logvar_max < 0:
             name = "logvar_max" if model.mean_batch_norm is None else "mean_batch_norm"

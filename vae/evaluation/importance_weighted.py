@@ -9,9 +9,9 @@ from torch import Tensor
 
 from vae.compute.devices import Compute
 from vae.compute.random import generator
+from vae.losses.elbo import sampled_rate
 from vae.metrics.measurement import BATCH, evaluation_batches, evaluation_density
 from vae.models.likelihood import Likelihood
-from vae.losses.elbo import sampled_rate
 from vae.models.vae import VAE
 
 

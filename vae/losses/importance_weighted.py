@@ -34,8 +34,9 @@ def importance_weighted_terms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, distortion and rate.
 
-    ln w = ln p(x|z) + β·(ln p(z) − ln q(z|x)); with z = μ + σ·ε the bracket is ½ Σ (ε² + ln σ² − z²) for N(0, I), which is
-    prior = None.
+    ln w = ln p(x|z) + β·(ln p(z) − ln q(z|x)); with z = μ + σ·ε the bracket is ½ Σ (ε² + ln σ² − z²) for N(0, I).
+
+    prior: None is N(0, I).
     """
     mu, logvar = model.encode(x)
     z = mu + torch.exp(0.5 * logvar) * noise

@@ -123,7 +123,7 @@ class Saved:
     """A model, read from its folder, in evaluation mode.
 
     Attributes:
-        prior: what samples are drawn from: fitted to the latents after training, or `own_prior` where that fits as well.
+        prior: what samples are drawn from: fitted after training, or `own_prior` where that fits the latents as well.
         sha256: of the weights file.
     """
 

@@ -110,7 +110,7 @@ class LearnedMixture(nn.Module):
 
 
 class LearnedFlow(nn.Module):
-    """A masked autoregressive flow (Papamakarios 2017) over scale·z + shift; both are constants, 1 and 0 in training."""
+    """A masked autoregressive flow (Papamakarios 2017) over scale·z + shift, which are 1 and 0 until training ends."""
 
     scale: Tensor
     shift: Tensor

@@ -11,7 +11,7 @@ from vae.training.muon import Muon
 
 
 class Optimiser:
-    """One optimiser or two, as one, with one learning rate. Biases, norms, a learned σ and a learned prior do not decay."""
+    """One optimiser or two, as one, with one learning rate. Biases, norms, a learned σ and prior do not decay."""
 
     def __init__(self, model: VAE, train: ResolvedTrain) -> None:
         weights = [weight for weight in model.parameters() if weight.requires_grad]

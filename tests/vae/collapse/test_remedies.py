@@ -183,6 +183,7 @@ CHOICES: dict[str, list[Any]] = {
     "model.latent_dim": [1, 4],
     "model.widths": [[1, 1], [2, 16], [16, 32]],
     "model.batch_norm": [True, False],
+    "model.prior": ["standard", "mixture", "vamp"],
     "objective.likelihood": ["gaussian", "bernoulli"],
     "objective.sigma": ["optimal", "learned", 0.05, 3.0],
     "objective.reduction": ["sum", "mean"],
