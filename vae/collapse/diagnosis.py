@@ -279,7 +279,7 @@ def _prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         return None
     own, fitted = _article(e.own_prior), _article(e.prior)
     summary = f"Samples are poor, from {own} and from {fitted} fitted to the latents alike."
-    if e.prior == e.own_prior != STANDARD:
+    if _keeps_learned_prior(e):
         summary = f"Samples are poor, from {own}, and no prior fitted to the latents is better."
     if not _settled(p, e):
         longer = remedies.longer_training(p, 4 * p.train.epochs, len(e.history))
@@ -304,7 +304,7 @@ def _own_is_poor(samples: SampleEvidence) -> bool:
 
 def _about_samples(e: Evidence) -> str:
     """A sentence on what to sample from; none where the prior of the ELBO will do."""
-    if e.samples is None or not _own_is_poor(e.samples) or e.prior == e.own_prior != STANDARD:
+    if e.samples is None or not _own_is_poor(e.samples) or _keeps_learned_prior(e):
         return ""
     fitted, own = _article(e.prior), _article(e.own_prior)
     return (
@@ -316,18 +316,26 @@ def _about_samples(e: Evidence) -> str:
 def _samples_in_numbers(e: Evidence) -> list[str]:
     if e.samples is None:
         return []
-    parts = (
-        ("the fitted prior", e.samples.fitted),
-        (e.own_prior, e.samples.standard),
-        ("reconstructions", e.samples.reconstructions),
-    )
-    precision = ", ".join(f"{found.precision.value:.2f} ({name})" for name, found in parts)
-    coverage = ", ".join(f"{found.coverage.value:.2f} ({name})" for name, found in parts[:2])
+    parts = [("the fitted prior", e.samples.fitted), (e.own_prior, e.samples.standard)]
+    if _keeps_learned_prior(e):
+        del parts[0]
+    with_reconstructions = [*parts, ("reconstructions", e.samples.reconstructions)]
+    precision = ", ".join(f"{found.precision.value:.2f} ({name})" for name, found in with_reconstructions)
+    coverage = ", ".join(f"{found.coverage.value:.2f} ({name})" for name, found in parts)
     p, bound = STANDARD if e.own_prior == STANDARD else "p(z)", e.samples.aggregate_kl
     return [
         f"samples among the training images: precision {precision}, coverage {coverage}",
-        f"KL(q(z) ‖ {p}) of at least {bound.value:.3g} ± {bound.standard_error:.2g} nats",
+        *(
+            []
+            if _keeps_learned_prior(e)
+            else [f"KL(q(z) ‖ {p}) of at least {bound.value:.3g} ± {bound.standard_error:.2g} nats"]
+        ),
     ]
+
+
+def _keeps_learned_prior(e: Evidence) -> bool:
+    """Whether samples come from a prior that was learned with the model, since no fitted one was better."""
+    return e.prior == e.own_prior != STANDARD
 
 
 def _article(prior: str) -> str:

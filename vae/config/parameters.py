@@ -84,7 +84,7 @@ class Model(_Section):
     mean_batch_norm: Annotated[float, Field(gt=0, le=10)] | None = None
     logvar_max: float = Field(ge=-10, le=10, default=10.0)
     prior: Literal["standard", "mixture", "vamp", "flow"] = "standard"
-    prior_components: int = Field(ge=1, le=10_000, default=500)
+    prior_components: int = Field(ge=1, le=10_000, default=100)
 
 
 class Objective(_Section):

@@ -51,7 +51,7 @@ class VAE(nn.Module):
         mean_batch_norm: float | None = None,
         logvar_max: float = 10.0,  # the value of models saved before it could be set
         prior: Literal["standard", "mixture", "vamp", "flow"] = "standard",
-        prior_components: int = 500,
+        prior_components: int = 100,
         learned_sigma: bool = False,
         likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
     ) -> None:

@@ -1,5 +1,6 @@
 """Priors that are learned with the model: their densities against scipy, and what a training makes of them."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from scipy.stats import norm
 from torch.distributions import Normal, kl_divergence
 
 from vae.compute.batches import epoch_order, full_batches
+from vae.evaluation import evaluate
 from vae.evaluation.importance_weighted import importance_weighted_bound
 from vae.inference.scoring import elbo_per_image
 from vae.losses.elbo import ELBOLoss, sampled_rate
@@ -22,9 +24,12 @@ from vae.losses.importance_weighted import ImportanceWeightedLoss
 from vae.metrics.measurement import encode, measure
 from vae.models import saved
 from vae.models.likelihood import Likelihood, gaussian_log_prob, squared_error
+from vae.models.saved import Saved
 from vae.models.vae import VAE, build, to_device
 from vae.priors import aggregate, fitting
 from vae.priors.learned import DiagonalMixture, LearnedFlow, LearnedMixture, VampPrior
+from vae.priors.standard import StandardNormal
+from vae.samples.evidence import sample_evidence
 from vae.schedules.kl import ramp
 from vae.training.loop import Trained, train
 from vae.training.optimiser import Optimiser
@@ -384,3 +389,34 @@ def test_the_bound_on_a_priors_mismatch_is_0_of_the_same_prior() -> None:
     model = some_model("mixture")
     own = model.own_prior()
     assert aggregate.kl_to_prior(mu, logvar, own, own, 0) == aggregate.LowerBound(0.0, 0.0)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_samples_of_a_learned_prior_are_those_of_its_elbo(of_clusters: dict[str, Trained], prior: str) -> None:
+    trained = of_clusters[prior]
+    own = trained.model.own_prior()
+    found = sample_evidence(trained.model, trained.likelihood, own, clusters(320, 1), clusters(200, 2), CPU, seed=0)
+    assert found is not None and found.aggregate_kl.value == 0
+    standard = sample_evidence(
+        trained.model, trained.likelihood, StandardNormal(LATENTS), clusters(320, 1), clusters(200, 2), CPU, seed=0
+    )
+    assert standard is not None and standard.aggregate_kl.value < -1  # N(0, I) fits these latents worse
+    assert found.standard == standard.standard and found.standard.precision.value > standard.fitted.precision.value
+
+
+def test_evaluation_says_which_prior_its_numbers_are_of(of_clusters: dict[str, Trained]) -> None:
+    trained, p = of_clusters["vamp"], params(learned("vamp", {"evaluate.importance_samples": 20}))
+    dead = copy.deepcopy(trained.model)
+    with torch.no_grad():
+        dead.posterior.weight[[0, LATENTS]] = 0
+    images = {"train": clusters(320, 1), "valid": clusters(60, 2), "test": clusters(80, 3)}
+    labels = {split: np.resize(np.array(["a", "b"], dtype=object), len(some)) for split, some in images.items()}
+    for model in (trained.model, dead):
+        made = config((1, 8, 8), p.model, likelihood=trained.likelihood)
+        found = evaluate.evaluate(Saved(model, made, model.own_prior(), "0" * 64), images, labels, p, CPU)[
+            "test"
+        ].metrics
+        assert found["elbo"] < -found["nll"]
+        assert found["fitted_prior_kl"] == pytest.approx(found["kl"], abs=0.5)
+        # A learned prior cannot do without some of its latents.
+        assert (found["nll_pruned"] is None) is (model is dead) and (found["active_units"] == 2) is (model is dead)
