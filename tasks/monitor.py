@@ -65,6 +65,7 @@ def main() -> None:
         samples=samples,
         prior=model.config.prior.name,
         free_running=free_running(model.model, valid_images, mean_image, model.likelihood, compute, p.seed),
+        own_prior=model.model.prior_name,
     )
     result = report(p, model, evidence, loading.load(workspace.PARAMS))
     workspace.write_json(workspace.MONITOR, rounded(result))

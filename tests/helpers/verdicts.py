@@ -35,6 +35,7 @@ def measurement(
         elbo_se=1.0,
         mse=0.9 * mse,
         mse_sampled=mse,
+        rate=kl,
         kl_per_latent=np.full(LATENTS, kl / LATENTS),
         mean_variance=mean_variance,
         aggregate_mean=np.zeros(LATENTS),

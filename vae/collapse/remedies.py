@@ -130,6 +130,8 @@ def free_bits(p: ResolvedParameters) -> dict[str, Any]:
         return {}
     if p.kl.free_bits_total:
         return {"kl.free_bits_total": short(2 * p.kl.free_bits_total)}
+    if p.model.prior != "standard":  # its rate is not a sum over latents
+        return {"kl.free_bits_total": short(0.1 * p.model.latent_dim)}
     return {"kl.free_bits": short(max(2 * p.kl.free_bits, 0.1))}
 
 

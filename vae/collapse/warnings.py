@@ -33,6 +33,11 @@ def warnings(p: Parameters, expected: dict[str, Any], spectrum: Spectrum) -> lis
             "model.architecture = autoregressive: the decoder predicts pixels from those before them, so the latents "
             "may die at a far lower kl.max_weight than linear theory says"
         )
+    if p.model.prior != "standard":
+        found.append(
+            f"model.prior = {p.model.prior}: the predicted KL is that against N(0, I); against a prior that is learned "
+            "the same latents cost less"
+        )
     if p.objective.likelihood == "bernoulli" and p.data.binarise == "none":
         found.append(
             "a Bernoulli likelihood on grey pixels is not normalised: its ELBO is a cross-entropy bound, "

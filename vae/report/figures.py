@@ -17,7 +17,7 @@ from vae.config.text import number
 from vae.evaluation.evaluate import Evaluation
 from vae.inference import generate, grids
 from vae.models.saved import Saved
-from vae.priors.standard import STANDARD, StandardNormal
+from vae.priors.standard import STANDARD
 from vae.report import charts
 from vae.report.facts import Picture
 from vae.schedules.kl import first_final_epoch
@@ -83,30 +83,32 @@ def _reconstructions(
 def _samples(
     model: Saved, compute: Compute, images: NDArray[np.uint8], count: int, verdict: str, seed: int
 ) -> Iterator[Picture]:
-    """Of the prior that the model ships with; beside N(0, I) and reconstructions, where that is another."""
-    name = model.config.prior.name
-    fitted = f"the prior fitted to the latents after training (a {name})"
+    """Of the prior that the model ships with; beside that of the ELBO and reconstructions, where this is another."""
+    name, own = model.config.prior.name, model.model.prior_name
+    described = f"the prior fitted to the latents after training (a {name})"
+    if name == own:
+        described = own if own == STANDARD else f"the {own}"
     drawn = generate.samples(model, model.prior, count, compute, seed)
     yield Picture(
         "Samples",
         "samples.png",
-        f"{count} images decoded from z drawn from {STANDARD if name == STANDARD else fitted}."
+        f"{count} images decoded from z drawn from {described}."
         + (" They are all alike: the decoder ignores the latents." if verdict == "collapsed" else ""),
         f"{count} images that the model generated",
         grids.png(grids.grid(drawn, columns=8)),
     )
-    if name != STANDARD:
-        plain = generate.samples(model, StandardNormal(model.model.latent_dim), COMPARED, compute, seed)
+    if name != own:
+        plain = generate.samples(model, model.own_prior, COMPARED, compute, seed)
         copies = generate.reconstruct(model.model, np.array(images[:COMPARED]), model.likelihood, compute) / 255
         rows = np.concatenate([copies, drawn[: len(copies)], plain[: len(copies)]])
         yield Picture(
             "Samples",
             "samples_compared.png",
             "Reconstructions of test images, which are the best that this decoder can draw; samples of the fitted "
-            f"prior; samples of {STANDARD}, which the training assumed.",
-            "Three rows of images: reconstructions, samples of the fitted prior, samples of N(0, I)",
+            f"prior; samples of {own if own == STANDARD else f'the {own}'}, which the training assumed.",
+            f"Three rows of images: reconstructions, samples of the fitted prior, samples of {own}",
             grids.png(grids.grid(rows, len(copies))),
-            rows=("reconstructions", "fitted prior", STANDARD),
+            rows=("reconstructions", "fitted prior", STANDARD if own == STANDARD else "learned prior"),
         )
 
 

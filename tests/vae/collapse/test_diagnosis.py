@@ -1,5 +1,6 @@
 """Each verdict from evidence made for it, with its numbers and its remedy."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -119,6 +120,15 @@ def test_a_low_kl_that_grows_no_more_is_settled_though_the_loss_falls_on() -> No
         assert judged(**low).verdict == verdict
     flat = judged(**(low | {"history": history(losses=FALLING)}))
     assert "with a flat KL" in flat.reasons[0]
+
+
+def test_a_learned_prior_that_saves_nats_is_no_collapse() -> None:
+    """8 nats where N(0, I) would cost 20: linear theory, which expects 22, speaks of the latter."""
+    saves = dataclasses.replace(measurement(kl=20.0), rate=8.0, learned_prior=True)
+    assert saves.gaussian_rate == pytest.approx(20.0) and saves.elbo == 292.0
+    assert judged(valid=saves).verdict == "healthy"
+    assert judged(valid=dataclasses.replace(measurement(kl=8.0), learned_prior=True)).verdict == "partly_collapsed"
+    assert judged(valid=dataclasses.replace(measurement(kl=20.0), rate=0.02, learned_prior=True)).verdict == "collapsed"
 
 
 def test_too_small_an_effective_beta_is_under_regularised() -> None:

@@ -102,6 +102,7 @@ MLP, SLOWER = {"model.architecture": "mlp"}, {"train.learning_rate": remedies.sh
         (MLP | {"model.latent_dim": 3000, "model.widths": [10]}, 9000, {"model.widths": [8192, 4096]}),
         ({"train.learning_rate": 1.1 * USUAL}, 1000, {"train.learning_rate": USUAL}),
         ({}, 1000, SLOWER | {"kl.annealing_epochs": 10, "kl.free_bits": 0.1}),
+        ({"model.prior": "mixture"}, 1000, SLOWER | {"kl.annealing_epochs": 10, "kl.free_bits_total": 0.4}),
         ({"kl.free_bits_total": 3.0}, 1000, SLOWER | {"kl.annealing_epochs": 10, "kl.free_bits_total": 6.0}),
         (
             {"kl.free_bits": 0.2, "train.epochs": 12},
@@ -188,6 +189,7 @@ CHOICES: dict[str, list[Any]] = {
     "model.latent_dim": [1, 4],
     "model.widths": [[1, 1], [2, 16], [16, 32]],
     "model.batch_norm": [True, False],
+    "model.prior": ["standard", "mixture", "vamp"],
     "objective.likelihood": ["gaussian", "bernoulli"],
     "objective.sigma": ["optimal", "learned", 0.05, 3.0],
     "objective.reduction": ["sum", "mean"],

@@ -67,6 +67,7 @@ def test_where_a_ramp_crosses_collapse(changes: Changes, times: float, crosses: 
     ("changes", "words"),
     [
         ({"model.architecture": "autoregressive"}, "the latents may die at a far lower kl.max_weight"),
+        ({"model.prior": "vamp"}, "model.prior = vamp: the predicted KL is that against N(0, I)"),
         ({"objective.sigma": 0.001}, "the KL term hardly counts"),
         ({"objective.likelihood": "bernoulli"}, "a Bernoulli likelihood on grey pixels is not normalised"),
         ({"model.latent_dim": 20}, "model.latent_dim = 20 for 70 training images"),

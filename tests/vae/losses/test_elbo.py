@@ -44,6 +44,9 @@ class Network:
     def __call__(self, x: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         return self.outputs
 
+    def density(self) -> None:
+        """N(0, I)."""
+
 
 X = torch.rand(BATCH, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 NOISE = torch.zeros(1, BATCH, LATENTS)
