@@ -92,5 +92,7 @@ def test_of_many_images_a_sample_is_measured_and_of_another_decoder_nothing() ->
 def test_a_training_is_judged_by_it() -> None:
     p = params({"model.architecture": "autoregressive", "train.epochs": 2})
     spectrum = linear_theory.spectrum_for(p, VALID)
-    evidence = restarts.evidence_of(p, run(p), spectrum, VALID, VALID, CPU)
+    trained = run(p)
+    prior = restarts.fitted_prior(p, trained, VALID, CPU)
+    evidence = restarts.evidence_of(p, trained, prior, spectrum, VALID, VALID, CPU)
     assert evidence.free_running is not None and evidence.free_running.mse > 0
