@@ -10,6 +10,10 @@ from helpers.parameters import parse
 from vae.collapse.diagnosis import Evidence
 from vae.config.resolved import ResolvedParameters, resolve, usual_learning_rate
 from vae.metrics.measurement import Measurement
+from vae.priors.aggregate import LowerBound
+from vae.samples.bootstrap import Estimate
+from vae.samples.evidence import SampleEvidence
+from vae.samples.quality import SampleQuality
 from vae.training.history import COLUMNS, Row
 
 LATENTS = 4
@@ -72,6 +76,22 @@ def evidence(**changes: Any) -> Evidence:
     return dataclasses.replace(healthy, **changes)
 
 
+def quality(precision: float = 0.9, recall: float = 0.8, coverage: float = 0.85) -> SampleQuality:
+    """Of pictures about as good as reconstructions."""
+    values = {"precision": precision, "recall": recall, "density": 1.0, "coverage": coverage, "frechet": 0.5}
+    return SampleQuality(**{name: Estimate(v, v, v) for name, v in values.items()}, real=200, generated=200)
+
+
+POOR = quality(precision=0.3, recall=0.2)
+
+
+def samples(
+    fitted: SampleQuality | None = None, standard: SampleQuality | None = None, kl: float = 0.5, error: float = 0.1
+) -> SampleEvidence:
+    """As good as reconstructions, but for what is given; KL(q(z) ‖ N(0, I)) of at least `kl` ± `error` nats."""
+    return SampleEvidence(quality(), standard or quality(), fitted or quality(), LowerBound(kl, error))
+
+
 def predicted(kl: float = 22.0, collapse: float = 30.0, calibrated: float = 1.0) -> dict[str, float]:
     best = {"calibrated_kl_weight": calibrated, "calibrated_kl": 22.0, "calibrated_mse": 0.02}
     return {"predicted_kl": kl, "collapse_kl_weight": collapse, "target_kl_weight": 4.0, **best}
@@ -83,6 +103,7 @@ WRONG: dict[str, dict[str, Any]] = {  # with the evidence, for each verdict
     "collapsed": {"valid": measurement(kl=0.02, active=0)},
     "not_learning": {"valid": measurement(mse=0.078)},
     "partly_collapsed": {"valid": measurement(kl=5.0)},
-    "under_regularised": {"valid": measurement(variance=40.0)},  # ½·4·(40 − 1 − ln 40) = 70.6 nats, of 20
+    "under_regularised": {"history": history(3, kl_weight=0.01), "kept_epoch": 3},  # within the ramp
+    "prior_mismatch": {"samples": samples(POOR, POOR, kl=7.6, error=0.4), "prior": "mixture of 5 Gaussians"},
     "overfitted": {"train": TRAIN | {"elbo": 500.0}},  # 220 of 450
 }

@@ -17,8 +17,12 @@ from tasks.tracking.training_run import TrainingRun
 from vae.collapse import linear_theory as theory
 from vae.config import resolved
 from vae.config.constants import SPLITS
-from vae.metrics.measurement import encode, measure
-from vae.models import mixture_prior, saved
+from vae.metrics.measurement import encode
+from vae.models import saved
+from vae.priors import fitting
+from vae.priors.aggregate import kl_to_standard
+from vae.priors.mixture import Mixture
+from vae.priors.standard import STANDARD
 from vae.training import checkpoint
 
 EPOCHS, STOPPED = (24, 4)  # of a training; of one that collapses: with 30 steps per epoch the alarm comes past 100
@@ -61,7 +65,6 @@ def test_a_training_that_collapsed_starts_again_and_everything_is_recorded(place
     before, after = config.remedies
     assert (before.verdict, before.changes, before.kept) == ("collapsed", {}, False)
     assert (after.verdict, after.changes, after.kept) == ("healthy", changes, True)
-    assert not before.fitted_prior and not after.fitted_prior
     assert any("kl.max_weight = 100000" in reason for reason in before.reasons)
     history = pd.read_csv(workspace.HISTORY)
     assert history["epoch"].tolist() == list(range(1, EPOCHS + 1)) and history["valid/kl"].iloc[-1] > 1
@@ -156,17 +159,18 @@ def test_a_fitted_prior_is_saved_judged_and_told(place: Path) -> None:
     run_train()
     monitor.main()
     model, result = saved.load(workspace.MODEL), workspace.read_json(workspace.MONITOR)
-    assert model.prior is not None and model.config.changes == {}
-    assert result["fitted_prior"] is True and result["changes"] == {}
-    assert result["verdict"] == "healthy", result
-    assert result["fitted_prior_gap"] < 0.5 * result["prior_gap"]
-    valid = np.load(workspace.images("valid"))
-    measured = measure(model.model, valid, model.likelihood, CPU, seed=0)
-    gap = mixture_prior.gap(measured.prior_gap, *encode(model.model, valid, CPU), model.prior, 0)
-    assert result["fitted_prior_gap"] == pytest.approx(gap, rel=1e-4)
-    first, second = result["remedies"]
-    assert first.startswith("attempt 0, parameters unchanged: under_regularised. ")
-    assert second.startswith("attempt 1, a Gaussian mixture fitted to the latents as the prior: healthy. ")
+    assert isinstance(model.prior, Mixture) and model.config.changes == {} and model.config.remedies == []
+    train, valid = (np.load(workspace.images(split)) for split in ("train", "valid"))
+    expected = fitting.fit(*encode(model.model, train, CPU), seed=0)
+    assert result["prior"] == model.config.prior.name == expected.name != STANDARD
+    assert result["prior_log_likelihood"] == pytest.approx(expected.log_likelihood, rel=1e-4)
+    assert result["verdict"] == "healthy" and f"(a {expected.name})" in result["summary"], result
+    bound = kl_to_standard(*encode(model.model, valid, CPU), model.prior, seed=0)
+    assert result["aggregate_kl_bound"] == pytest.approx(bound.value, rel=1e-4)
+    assert result["aggregate_kl_bound_se"] == pytest.approx(bound.standard_error, rel=1e-3)
+    found = result["samples"]
+    assert found["standard"]["precision"]["value"] < found["fitted"]["precision"]["value"]
+    assert set(found) == {"reconstructions", "standard", "fitted", "aggregate_kl"}
     client, experiment = store.connect()
     attempts = [r for r in client.search_runs([experiment]) if "mlflow.parentRunId" in r.data.tags]
     assert len(attempts) == 1, "nothing was trained again"

@@ -394,8 +394,8 @@ def _prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         return None
     own, fitted = _article(e.own_prior), _article(e.prior)
     summary = f"Samples are poor, from {own} and from {fitted} fitted to the latents alike."
-    if _keeps_learned_prior(e):
-        summary = f"Samples are poor, from {own}, and no prior fitted to the latents is better."
+    if e.prior == e.own_prior:
+        summary = f"Samples from {own} are poor, and no other prior fits the latents better."
     if not _settled(p, e):
         longer = remedies.longer_training(p, 4 * p.train.epochs, len(e.history))
         return Verdict("prior_mismatch", summary, _samples_in_numbers(e), longer)
@@ -428,7 +428,10 @@ def _about_samples(e: Evidence) -> str:
         return ""
     fitted, own = _article(e.prior), _article(e.own_prior)
     return (
-        f" Sample from its fitted prior ({fitted}): samples from {own} are poor, since the latents of "
+    own, fitted = _article(e.own_prior), _article(e.prior)
+    summary = f"Samples are poor, from {own} and from {fitted} fitted to the latents alike."
+    if e.prior == e.own_prior:
+        summary = f"Samples from {own} are poor, and no other prior fits the latents better."
         f"images are at least {e.samples.aggregate_kl.value:.2g} nats from it."
     )
 
@@ -455,10 +458,6 @@ def _samples_in_numbers(e: Evidence) -> list[str]:
 def _keeps_learned_prior(e: Evidence) -> bool:
     """Whether samples come from a prior that was learned with the model, since no fitted one was better."""
     return e.prior == e.own_prior != STANDARD
-
-
-def _article(prior: str) -> str:
-    return prior if prior.startswith("N(") else f"a {prior}"
 
 
 def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:

@@ -17,6 +17,7 @@ from vae.priors import aggregate
 from vae.priors.aggregate import LowerBound
 from vae.priors.standard import Prior
 from vae.samples.features import pixel_features
+from vae.samples.manifolds import COVERAGE_NEIGHBOURS
 from vae.samples.quality import RealImages, SampleQuality
 
 IMAGES = 1_000  # of the training split, to compare with, and as many of each kind
@@ -54,11 +55,13 @@ def sample_evidence(
     prior: fitted to the training split. images: uint8 (N, H, W, C).
     """
     count = min(len(train_images) // 2, DRAWN_PIXEL_BY_PIXEL if isinstance(model.decoder, PixelCNN) else IMAGES)
+    if count <= COVERAGE_NEIGHBOURS:
+        return None
     order = np.random.default_rng(seed).permutation(len(train_images))
     halves = (order[:count], order[count : 2 * count])
     reference, others = (np.asarray(train_images[np.sort(half)]) for half in halves)
     posteriors, judged = (encode(model, images, compute) for images in (others, valid_images))
-    if count < 1 or not all(np.isfinite(part).all() for part in (*posteriors, *judged)):
+    if not all(np.isfinite(part).all() for part in (*posteriors, *judged)):
         return None
     features = pixel_features(reference, seed)
     real = RealImages.of(features.of(reference), seed)

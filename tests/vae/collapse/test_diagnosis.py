@@ -10,6 +10,7 @@ from helpers.verdicts import (
     FALLING,
     GROWING,
     LATENTS,
+    POOR,
     TRAIN,
     USUAL,
     WRONG,
@@ -18,13 +19,16 @@ from helpers.verdicts import (
     measurement,
     params,
     predicted,
+    quality,
+    samples,
 )  # fmt: skip
 from ruamel.yaml import YAML
 
-from vae.collapse.diagnosis import Verdict, effective_beta, judge
+from vae.collapse.diagnosis import Verdict, effective_beta, is_poor, judge
 from vae.collapse.remedies import SMALL_LEARNING_RATE, short
 from vae.config.resolved import CONSTANT
 from vae.metrics.free_running import FreeRunning
+from vae.samples.bootstrap import Estimate
 
 
 def judged(changes: Changes | None = None, **found: Any) -> Verdict:
@@ -64,7 +68,13 @@ JITTER = [(-1) ** (epoch + 1) - 0.01 * epoch for epoch in range(35)]
         ("healthy", {"valid": measurement(kl=5.0), "kept_epoch": 9}),
         ("healthy", {"valid": measurement(kl=5.0), "history": history(14), "kept_epoch": 14}),
         ("healthy", {"valid": measurement(kl=5.0), "history": history(losses=FALLING, kls=GROWING)}),
-        ("healthy", {"valid": measurement(variance=6.9)}),
+        ("healthy", {"valid": measurement(variance=40.0)}),  # moments alone are no verdict
+        ("healthy", {"samples": samples(fitted=POOR)}),  # N(0, I) will do
+        ("healthy", {"samples": samples(standard=POOR)}),  # the fitted prior will
+        ("healthy", {"samples": samples(kl=99.0)}),
+        ("prior_mismatch", {"samples": samples(fitted=POOR, kl=99.0)}),
+        ("healthy", {"samples": samples(fitted=POOR, kl=2.19, error=0.1)}),
+        ("prior_mismatch", {"samples": samples(fitted=POOR, kl=2.21, error=0.1)}),
         ("healthy", {"train": {"elbo": 350.0, "mean_image_elbo": 50.0}}),
         ("healthy", {"train": {"elbo": 20.0, "mean_image_elbo": 50.0}}),
     ],
@@ -101,7 +111,8 @@ def test_an_autoregressive_decoder_has_to_use_its_latents(verdict: str, drawn: F
         ("collapsed", ["0.02 nats", "0 active units", "22 nats"]),
         ("not_learning", ["0.078", "0.08"]),
         ("partly_collapsed", ["5 nats", "33 epochs past the ramp"]),
-        ("under_regularised", ["70.6 nats", "3.53"]),
+        ("under_regularised", ["effective beta of 0.01", "below 0.05", "the ramp ends after epoch 5"]),
+        ("prior_mismatch", ["precision 0.30 / 0.30 / 0.90", "recall 0.20 / 0.20 / 0.80", "at least 7.6 ± 0.4 nats"]),
         ("overfitted", ["500", "280", "0.489"]),
     ],
 )
@@ -263,17 +274,56 @@ def test_a_ramp_that_never_left_0() -> None:
 
 def test_the_first_rule_that_holds_names_the_verdict() -> None:
     """With everything wrong at once, and then one thing less at a time."""
-    wrong = {**WRONG["diverged"], **WRONG["overfitted"]}
-    for verdict, less in (
-        ("diverged", {"valid": measurement(kl=0.02, mse=0.078, active=0, variance=40.0)}),
-        ("collapsed", {"history": history()}),
-        ("not_learning", {"valid": measurement(kl=5.0, mse=0.078, variance=40.0)}),
-        ("partly_collapsed", {"valid": measurement(kl=5.0, variance=40.0)}),
-        ("under_regularised", {"valid": measurement(kl=20.0, variance=40.0)}),
-        ("overfitted", {"valid": measurement()}),
+    wrong = {**WRONG["diverged"], **WRONG["overfitted"], **WRONG["prior_mismatch"]}
+    for verdict, less, weight in (
+        ("diverged", {"valid": measurement(kl=0.02, mse=0.078, active=0)}, 0.01),
+        ("collapsed", {"history": history()}, 0.01),
+        ("not_learning", {"valid": measurement(kl=5.0, mse=0.078)}, 0.01),
+        ("partly_collapsed", {"valid": measurement(kl=5.0)}, 0.01),
+        ("under_regularised", {"valid": measurement()}, 0.01),
+        ("prior_mismatch", {}, 1.0),
+        ("overfitted", {"samples": samples()}, 1.0),
+        ("healthy", {"train": evidence().train}, 1.0),
     ):
         wrong |= less
-        assert judged(**wrong).verdict == verdict
+        assert judged({"kl.max_weight": weight}, **wrong).verdict == verdict
+
+
+@pytest.mark.parametrize("measure", ["precision", "recall", "coverage"])
+def test_samples_are_poor_by_any_measure_that_falls_short_of_reconstructions(measure: str) -> None:
+    """Of those, precision is 0.9, recall 0.8 and coverage 0.85: at 0.6 of that they are just good enough."""
+    reached = {"precision": 0.9, "recall": 0.8, "coverage": 0.85}[measure]
+    for share, poor in ((0.59, True), (0.61, False), (1.2, False)):
+        assert is_poor(quality(**{measure: share * reached}), samples()) is poor
+    # Where reconstructions are poor themselves, the decoder is at fault and not the prior.
+    blurred = dataclasses.replace(samples(), reconstructions=quality(**{measure: 0.1}))
+    assert not is_poor(quality(**{measure: 0.1}), blurred)
+
+
+def test_density_and_frechet_distance_decide_nothing() -> None:
+    far = Estimate(1e3, 1e3, 1e3)
+    assert not is_poor(dataclasses.replace(quality(), density=Estimate(0.0, 0.0, 0.0), frechet=far), samples())
+
+
+def test_a_healthy_model_says_what_to_sample_from_where_n_0_i_will_not_do() -> None:
+    plain = judged(samples=samples())
+    assert "Sample" not in plain.summary and "samples of the fitted prior" in plain.reasons[-2]
+    for found in (samples(standard=POOR, kl=3.14), samples(kl=3.14)):
+        got = judged(samples=found, prior="mixture of 5 Gaussians")
+        assert got.verdict == "healthy" and got.recommendations == []
+        assert "Sample from its fitted prior (a mixture of 5 Gaussians)" in got.summary
+        assert "at least 3.1 nats" in got.summary and "at least 3.14 ± 0.1 nats" in got.reasons[-1]
+    assert judged().reasons == plain.reasons[:2], "without samples nothing is said of them"
+
+
+def test_no_prior_gives_good_samples() -> None:
+    got = judged(**WRONG["prior_mismatch"])
+    assert (
+        got.summary == "Samples are poor, from N(0, I) and from a mixture of 5 Gaussians fitted to the latents alike."
+    )
+    same = judged(samples=samples(POOR, POOR, kl=0.0, error=0.0))
+    assert same.verdict == "prior_mismatch"
+    assert same.summary == "Samples from N(0, I) are poor, and no other prior fits the latents better."
 
 
 def test_thresholds_of_the_parameters_are_used() -> None:
@@ -334,9 +384,21 @@ STEADY_RATE = {"train.learning_rate_schedule": "constant"}
     ("verdict", "changes", "found", "remedy"),
     [
         ("under_regularised", {"kl.max_weight": 0.01}, {}, {"kl.max_weight": 1}),
-        ("under_regularised", {}, {}, {"kl.max_weight": 2}),
-        # While the aggregate posterior still moves, a higher KL weight would be the wrong advice.
-        ("under_regularised", {}, {"history": history(losses=FALLING[:8]), "kept_epoch": 8}, LONGER),
+        ("under_regularised", {}, {}, {"kl.annealing_epochs": 6.7}),  # a sixth of the epochs
+        # Of few latents by a higher weight, of many by fewer.
+        ("prior_mismatch", {}, {}, {"kl.max_weight": 2}),
+        ("prior_mismatch", {"kl.max_weight": 0.5}, {}, {"kl.max_weight": 1}),
+        ("prior_mismatch", {"model.latent_dim": 31}, {}, {"kl.max_weight": 2}),
+        ("prior_mismatch", {"model.latent_dim": 32}, {}, {"model.latent_dim": 16}),
+        (
+            "prior_mismatch",
+            {"model.latent_dim": 64, "objective.reduction": "mean", "kl.max_weight": 0.03},
+            {},
+            {"model.latent_dim": 32, "kl.max_weight": 0.015},
+        ),
+        # While the aggregate posterior still moves, either would be the wrong advice.
+        ("prior_mismatch", {}, {"history": history(losses=FALLING)}, LONGER),
+        ("prior_mismatch", {"model.latent_dim": 64}, {"history": history(8), "kept_epoch": 8}, LONGER),
         ("not_learning", {}, {"history": history(losses=FALLING)}, LONGER),
         ("not_learning", {"train.learning_rate": 0.9 * SMALL}, {}, {"train.learning_rate": USUAL}),
         ("not_learning", {"train.learning_rate": 1.1 * USUAL}, {}, {"train.learning_rate": USUAL}),
@@ -350,6 +412,19 @@ STEADY_RATE = {"train.learning_rate_schedule": "constant"}
 def test_remedies_of_other_verdicts(verdict: str, changes: Changes, found: Changes, remedy: Changes) -> None:
     got = judged(changes, **(WRONG[verdict] | found))
     assert (got.verdict, got.remedy, got.advice) == (verdict, remedy, [])
+
+
+@pytest.mark.parametrize(
+    ("verdict", "changes", "found"),
+    [
+        ("under_regularised", {"objective.sigma": 0.02}, {}),  # 0.02²/0.02 of the β of the best σ
+        ("prior_mismatch", {}, WRONG["prior_mismatch"]),
+    ],
+)
+def test_a_control_is_to_be_relaxed(verdict: str, changes: Changes, found: Changes) -> None:
+    got = judged({"kl.capacity": 30.0, **changes}, **found)
+    assert (got.verdict, got.remedy) == (verdict, {})
+    assert got.recommendations[0].startswith("relax the target of the control (kl.capacity)")
 
 
 @pytest.mark.parametrize(("images", "doubted"), [(1000, False), (3 * LATENTS, True)])

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers.parameters import Changes
+from helpers.priors import gaussian
 from helpers.trainings import CPU, TRAIN, VALID, blobs, params, run
 
 from vae.collapse import linear_theory, restarts
@@ -14,7 +14,12 @@ from vae.collapse.restarts import Attempt, attempts
 from vae.config.resolved import ResolvedParameters, changed
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import encode, measure
-from vae.models import mixture_prior
+from vae.priors import fitting
+from vae.priors.aggregate import kl_to_standard
+from vae.priors.fitting import Fitted
+from vae.priors.mixture import Mixture
+from vae.priors.standard import STANDARD
+from vae.samples.evidence import sample_evidence
 from vae.training import loop
 from vae.training.loop import Trained
 
@@ -49,7 +54,8 @@ def test_a_weight_far_too_high_is_remedied(caplog: pytest.LogCaptureFixture) -> 
     first, last = trainings.attempts(p)
     assert first.verdict.verdict == "collapsed" and first.evidence.valid.rate < 1
     assert last.verdict.verdict == "healthy", last.verdict
-    assert first.changes == {} and first.parameters == p and first.prior is None
+    assert first.changes == {} and first.parameters == p
+    assert last.evidence.prior == last.prior.name
     assert last.changes == first.verdict.remedy == {"kl.max_weight": 1.0}
     assert last.parameters.kl.max_weight == 1 and p.kl.max_weight == 1e3
     # the verdict on it is by what theory says of the changed parameters
@@ -77,7 +83,19 @@ def test_the_number_of_restarts_is_bounded_and_changes_add_up(allowed: int) -> N
     assert restarts.best(tried) in tried
 
 
-def test_a_prior_is_fitted_where_only_it_is_at_fault(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_prior_is_fitted_to_the_latents_of_every_attempt() -> None:
+    """To those of the training split, and the same as anyone would fit."""
+    trainings = Trainings()
+    p = params({"train.epochs": 2, "train.remedy_attempts": 1, "train.learning_rate": 1e-5})
+    tried = trainings.attempts(p)
+    assert len(tried) == 2
+    for attempt in tried:
+        expected = fitting.fit(*encode(attempt.trained.model, MANY, CPU), p.seed)
+        assert (attempt.prior.name, attempt.prior.log_likelihood) == (expected.name, expected.log_likelihood)
+        assert attempt.evidence.prior == expected.name and attempt.evidence.samples is not None
+
+
+def test_a_control_that_asks_for_many_nats_has_samples_by_its_fitted_prior() -> None:
     """A capacity is asked for 30 nats: latents of 30 nats are far from N(0, I), as they were told to be."""
     p = params(
         {
@@ -86,37 +104,14 @@ def test_a_prior_is_fitted_where_only_it_is_at_fault(caplog: pytest.LogCaptureFi
         }
     )  # fmt: skip
     trainings = Trainings()
-    first, last = trainings.attempts(p)
-    assert len(trainings.asked) == 1, names([first, last])
-    assert first.verdict.verdict == "under_regularised" and restarts.only_the_prior(p, first.verdict)
-    assert last.trained is first.trained and last.changes == {} and last.parameters is first.parameters
-    assert last.prior is not None and first.prior is None
-    expected = mixture_prior.fit(*encode(first.trained.model, MANY, CPU), p.seed)
-    for name, tensor in expected.tensors().items():
-        assert np.array_equal(tensor, last.prior.tensors()[name]), name
-    valid = last.evidence.valid
-    judged = encode(first.trained.model, OTHERS, CPU)
-    assert last.evidence.fitted_gap == mixture_prior.gap(valid.prior_gap, *judged, last.prior, p.seed)
-    assert last.evidence.fitted_gap < 0.5 * first.evidence.prior_gap
-    assert last.verdict.verdict == "healthy", last.verdict
-    assert "fitting a prior to the latents" in caplog.messages[0]
-
-
-@pytest.mark.parametrize(
-    ("changes", "remedies", "only"),
-    [
-        ({}, {"kl.max_weight": 2.0}, True),
-        ({}, {"kl.max_weight": 2.0, "train.epochs": 9}, False),
-        ({}, {"train.epochs": 9}, False),
-        ({}, {}, False),
-        ({"kl.max_weight": 0.5}, {"kl.max_weight": 1.0}, False),
-        ({"objective.sigma": 0.1}, {"kl.max_weight": 2.0}, False),
-        ({"objective.reduction": "mean"}, {"kl.max_weight": 2.0}, False),
-        ({"objective.sigma": 0.1, "kl.capacity": 9.0, "kl.max_weight": 0.5}, {}, True),
-    ],
-)
-def test_when_only_the_prior_is_at_fault(changes: Changes, remedies: Changes, only: bool) -> None:
-    assert restarts.only_the_prior(params(changes), Verdict("under_regularised", "", [], remedies)) is only
+    (only,) = trainings.attempts(p)
+    assert len(trainings.asked) == 1 and only.verdict.verdict == "healthy", only.verdict
+    assert only.prior.name != STANDARD and isinstance(only.prior.prior, Mixture)
+    assert only.evidence.samples is not None
+    bound = only.evidence.samples.aggregate_kl
+    expected = kl_to_standard(*encode(only.trained.model, OTHERS, CPU), only.prior.prior, p.seed)
+    assert bound == expected and bound.value > 2
+    assert f"Sample from its fitted prior (a {only.prior.name})" in only.verdict.summary
 
 
 def test_a_refused_remedy_ends_it(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -130,6 +125,7 @@ def test_a_refused_remedy_ends_it(monkeypatch: pytest.MonkeyPatch, caplog: pytes
 
 
 SPECTRUM = linear_theory.spectrum(TRAIN, 3, False)
+FITTED = Fitted(gaussian(latents=3), "Gaussian", {})
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +135,7 @@ def trained() -> Trained:
 
 def test_evidence_is_what_monitor_would_find(trained: Trained) -> None:
     p = params({"train.epochs": 2})
-    got = restarts.evidence_of(p, trained, SPECTRUM, TRAIN, VALID, CPU)
+    got = restarts.evidence_of(p, trained, FITTED, SPECTRUM, TRAIN, VALID, CPU)
     expected = measure(trained.model, VALID, trained.likelihood, CPU, p.seed)
     assert (got.valid.elbo, got.kept_epoch) == (expected.elbo, trained.kept_epoch)
     mean_image = MeanImage.of(TRAIN)
@@ -148,16 +144,19 @@ def test_evidence_is_what_monitor_would_find(trained: Trained) -> None:
     assert got.train["mean_image_elbo"] == mean_image.elbo(TRAIN, "gaussian")
     assert got.predicted == linear_theory.expectations(p, p.kl.max_weight, SPECTRUM)
     assert judge(p, got).verdict
+    assert got.prior == "Gaussian"
+    expected_samples = sample_evidence(trained.model, trained.likelihood, FITTED.prior, TRAIN, VALID, CPU, p.seed)
+    assert got.samples is not None and got.samples == expected_samples
 
 
 def test_the_best_is_healthy_or_else_of_the_highest_elbo_that_is_a_number(trained: Trained) -> None:
     p = params({"train.epochs": 2})
-    evidence = restarts.evidence_of(p, trained, SPECTRUM, TRAIN, VALID, CPU)
+    evidence = restarts.evidence_of(p, trained, FITTED, SPECTRUM, TRAIN, VALID, CPU)
 
     def attempt(verdict: str, mse: float) -> Attempt:
         valid = dataclasses.replace(evidence.valid, mse_sampled=mse, distortion=mse, kl_per_latent=np.ones(3))
         changed = dataclasses.replace(evidence, valid=valid)
-        return Attempt({}, p, trained, changed, Verdict(verdict, "", []))
+        return Attempt({}, p, trained, FITTED, changed, Verdict(verdict, "", []))
 
     diverged, poor = attempt("diverged", float("nan")), attempt("collapsed", 0.05)
     better, healthy = attempt("partly_collapsed", 0.02), attempt("healthy", 0.1)

@@ -12,6 +12,8 @@ from vae.metrics.measurement import measure
 from vae.models.likelihood import Likelihood
 from vae.models.pixelcnn import FIRST, PixelCNN
 from vae.models.vae import VAE
+from vae.priors.fitting import Fitted
+from vae.priors.standard import STANDARD, StandardNormal
 
 SIDE, FILTERS = 8, 4
 NOISE = Likelihood("gaussian", 0.2)
@@ -92,7 +94,5 @@ def test_of_many_images_a_sample_is_measured_and_of_another_decoder_nothing() ->
 def test_a_training_is_judged_by_it() -> None:
     p = params({"model.architecture": "autoregressive", "train.epochs": 2})
     spectrum = linear_theory.spectrum_for(p, VALID)
-    trained = run(p)
-    prior = restarts.fitted_prior(p, trained, VALID, CPU)
-    evidence = restarts.evidence_of(p, trained, prior, spectrum, VALID, VALID, CPU)
+    evidence = restarts.evidence_of(p, run(p), Fitted(StandardNormal(3), STANDARD, {}), spectrum, VALID, VALID, CPU)
     assert evidence.free_running is not None and evidence.free_running.mse > 0

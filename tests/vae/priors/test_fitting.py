@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers.priors import two_clusters
 
-from vae.priors import fitting
+from vae.priors import fitting, flow
 from vae.priors.aggregate import Posteriors, kl_to_standard, rate
 from vae.priors.fitting import FEWEST_IMAGES, Fitted
 from vae.priors.flow import Flow
@@ -36,15 +36,6 @@ def test_latents_of_a_standard_normal_keep_it(images: int, latents: int, own: fl
     fitted = fitting.fit(*standard(images, latents, own), seed=0)
     assert (fitted.prior, fitted.name) == (StandardNormal(latents), STANDARD), fitted.log_likelihood
     assert len(fitted.log_likelihood) > 1, "others were tried"
-
-
-def test_a_fit_to_wide_posteriors_is_not_better_on_other_images_for_their_noise() -> None:
-    """The bound on a KL of 0 is not above 0."""
-    mu, logvar = standard(1000, 16, own=0.99)
-    w = fitting.PrincipalAxes.of(mu.astype(np.float64), logvar.astype(np.float64))
-    found = fitting.fit(mu, logvar, seed=0).log_likelihood
-    assert max(found.values()) < found[STANDARD] + 0.02, found
-    assert np.linalg.norm(w.basis) == pytest.approx(4, rel=0.1)
 
 
 def test_shifted_latents_choose_a_gaussian() -> None:
@@ -109,12 +100,13 @@ def test_one_latent_can_have_a_prior() -> None:
 
 def test_a_flow_is_tried_where_images_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ring, which a flow bends a Gaussian to, where mixtures of 5 at most are allowed."""
-    monkeypatch.setattr(fitting, "FLOW_IMAGES", 2_000)
+    monkeypatch.setattr(fitting, "FLOW_IMAGES", 1_800)  # the tenth image is held out
     monkeypatch.setattr(fitting, "COMPONENTS", (2, 5))
+    monkeypatch.setattr(flow, "STEPS", 600)
     random = np.random.default_rng(3)
     angle, radius = random.uniform(0, 2 * np.pi, 2_000), 3 + 0.05 * random.standard_normal(2_000)
     mu = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).astype(np.float32)
     logvar = np.full_like(mu, -5.0)
     fitted = fitting.fit(mu, logvar, seed=0)
     assert isinstance(fitted.prior, Flow) and fitted.name == "masked autoregressive flow"
-    assert fitting.fit(mu[:1_999], logvar[:1_999], seed=0).name.startswith("mixture")
+    assert fitting.fit(mu[:1_990], logvar[:1_990], seed=0).name.startswith("mixture")
