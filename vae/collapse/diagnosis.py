@@ -428,10 +428,7 @@ def _about_samples(e: Evidence) -> str:
         return ""
     fitted, own = _article(e.prior), _article(e.own_prior)
     return (
-    own, fitted = _article(e.own_prior), _article(e.prior)
-    summary = f"Samples are poor, from {own} and from {fitted} fitted to the latents alike."
-    if e.prior == e.own_prior:
-        summary = f"Samples from {own} are poor, and no other prior fits the latents better."
+        f" Sample from its fitted prior ({fitted}): samples from {own} are poor, since the latents of "
         f"images are at least {e.samples.aggregate_kl.value:.2g} nats from it."
     )
 
