@@ -67,7 +67,7 @@ def summary(links: Links) -> str:
         *([f"![test images above their reconstructions]({picture})", ""] if picture else []),
         "| test split | |",
         "| --- | --- |",
-        *[f"| {n.label} | {number(test[n.key])} |" for n in KEY_NUMBERS],
+        *[f"| {n.label} | {number(test.get(n.key))} |" for n in KEY_NUMBERS],
         "",
         *[f"- {plain(line)}" for line in monitor["reasons"] + monitor["recommendations"]],
         "",
@@ -90,7 +90,7 @@ def closing(links: Links, experiment: str, settings: str, flow_run_page: str | N
     test = workspace.read_json(workspace.METRICS)["test"]
     url = links[0][1] if links else workspace.mlflow_url()
     prefect = flow_run_page or get_current_settings().ui_url
-    numbers = [f"{n.label.partition(',')[0]} {number(test[n.key])}" for n in KEY_NUMBERS if n.headline]
+    numbers = [f"{n.label.partition(',')[0]} {number(test.get(n.key))}" for n in KEY_NUMBERS if n.headline]
     remedied = monitor["remedies"] if len(monitor["remedies"]) > 1 else []
     lines = [
         "",

@@ -119,7 +119,7 @@ def write(facts: Facts, latents: pd.DataFrame) -> None:
 
 def summary(facts: Facts) -> dict[str, str | float | None]:
     """The verdict and the key numbers of the test split, for `dvc metrics diff` and `dvc exp show`."""
-    return {"verdict": facts.monitor["verdict"], **{n.key: facts.metrics["test"][n.key] for n in KEY_NUMBERS}}
+    return {"verdict": facts.monitor["verdict"], **{n.key: facts.metrics["test"].get(n.key) for n in KEY_NUMBERS}}
 
 
 def latent_table(result: Evaluation) -> pd.DataFrame:

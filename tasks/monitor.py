@@ -10,7 +10,7 @@ import pandas as pd
 from tasks import workspace
 from tasks.processes import checkpoint_folder, contention, entry
 from vae.collapse import linear_theory, remedies
-from vae.collapse.diagnosis import Evidence, Verdict, judge
+from vae.collapse.diagnosis import Evidence, Verdict, effective_beta, judge
 from vae.compute import devices
 from vae.compute.batches import for_measuring, open_images
 from vae.config import loading
@@ -65,6 +65,7 @@ def main() -> None:
         samples=samples,
         prior=model.config.prior.name,
         free_running=free_running(model.model, valid_images, mean_image, model.likelihood, compute, p.seed),
+        own_prior=model.model.prior_name,
     )
     result = report(p, model, evidence, loading.load(workspace.PARAMS))
     workspace.write_json(workspace.MONITOR, rounded(result))
@@ -178,7 +179,7 @@ def report(p: ResolvedParameters, model: Saved, e: Evidence, user: Parameters) -
         "aggregate_kl_bound": e.samples.aggregate_kl.value if e.samples else None,
         "aggregate_kl_bound_se": e.samples.aggregate_kl.standard_error if e.samples else None,
         "samples": dataclasses.asdict(e.samples) if e.samples else None,
-        "effective_beta": p.elbo.effective_beta(valid.mse_sampled),
+        "effective_beta": effective_beta(p, e),
         "train_elbo": e.train["elbo"],
         "predicted_kl": e.predicted["predicted_kl"],
         "kl_per_latent": valid.kl_per_latent.tolist(),

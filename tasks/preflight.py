@@ -46,9 +46,10 @@ def main() -> None:
         plot(p, weight, spectrum).savefig(aside, format="png", dpi=110, metadata={"Software": None})
 
     kl = "an unbounded KL" if result["predicted_kl"] is None else f"a KL of {result['predicted_kl']:.3g} nats"
+    asked = weight if p.kl.control == "schedule" else getattr(p.kl, p.kl.control_name)
     log.info(
         f"preflight: linear theory predicts {kl} in "
-        f"{result['predicted_active_units']} of {p.model.latent_dim} latents at kl.max_weight = {weight:g} "
+        f"{result['predicted_active_units']} of {p.model.latent_dim} latents at kl.{p.kl.control_name} = {asked:g} "
         f"(collapse from {result['collapse_kl_weight']:.3g}, calibrated {result['calibrated_kl_weight']:.3g})"
     )
     for warning in result["warnings"]:

@@ -39,6 +39,7 @@ def measurement(
         elbo_se=1.0,
         mse=0.9 * mse,
         mse_sampled=mse,
+        rate=kl,
         kl_per_latent=np.full(LATENTS, kl / LATENTS),
         mean_variance=mean_variance,
         aggregate_mean=np.zeros(LATENTS),
@@ -59,6 +60,9 @@ def history(
     return rows
 
 
+TRAIN = {"images": 1000, "elbo": 285.0, "mean_image_elbo": 50.0, "mse_sampled": 0.019}
+
+
 def evidence(**changes: Any) -> Evidence:
     """Of a healthy model."""
     healthy = Evidence(
@@ -66,7 +70,7 @@ def evidence(**changes: Any) -> Evidence:
         mean_image_mse=0.08,
         history=history(),
         predicted=predicted(),
-        train={"images": 1000, "elbo": 285.0, "mean_image_elbo": 50.0},
+        train=TRAIN,
         kept_epoch=38,
     )
     return dataclasses.replace(healthy, **changes)
@@ -90,7 +94,7 @@ def samples(
 
 def predicted(kl: float = 22.0, collapse: float = 30.0, calibrated: float = 1.0) -> dict[str, float]:
     best = {"calibrated_kl_weight": calibrated, "calibrated_kl": 22.0, "calibrated_mse": 0.02}
-    return {"predicted_kl": kl, "collapse_kl_weight": collapse, **best}
+    return {"predicted_kl": kl, "collapse_kl_weight": collapse, "target_kl_weight": 4.0, **best}
 
 
 FALLING, GROWING = [-10.0 * epoch for epoch in range(40)], [0.125 * epoch for epoch in range(1, 41)]
@@ -101,5 +105,5 @@ WRONG: dict[str, dict[str, Any]] = {  # with the evidence, for each verdict
     "partly_collapsed": {"valid": measurement(kl=5.0)},
     "under_regularised": {"history": history(3, kl_weight=0.01), "kept_epoch": 3},  # within the ramp
     "prior_mismatch": {"samples": samples(POOR, POOR, kl=7.6, error=0.4), "prior": "mixture of 5 Gaussians"},
-    "overfitted": {"train": {"images": 1000, "elbo": 500.0, "mean_image_elbo": 50.0}},  # 220 of 450
+    "overfitted": {"train": TRAIN | {"elbo": 500.0}},  # 220 of 450
 }

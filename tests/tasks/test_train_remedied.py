@@ -20,7 +20,7 @@ from vae.config.constants import SPLITS
 from vae.metrics.measurement import encode
 from vae.models import saved
 from vae.priors import fitting
-from vae.priors.aggregate import kl_to_standard
+from vae.priors.aggregate import kl_to_prior
 from vae.priors.mixture import Mixture
 from vae.priors.standard import STANDARD
 from vae.training import checkpoint
@@ -165,7 +165,7 @@ def test_a_fitted_prior_is_saved_judged_and_told(place: Path) -> None:
     assert result["prior"] == model.config.prior.name == expected.name != STANDARD
     assert result["prior_log_likelihood"] == pytest.approx(expected.log_likelihood, rel=1e-4)
     assert result["verdict"] == "healthy" and f"(a {expected.name})" in result["summary"], result
-    bound = kl_to_standard(*encode(model.model, valid, CPU), model.prior, seed=0)
+    bound = kl_to_prior(*encode(model.model, valid, CPU), model.own_prior, model.prior, seed=0)
     assert result["aggregate_kl_bound"] == pytest.approx(bound.value, rel=1e-4)
     assert result["aggregate_kl_bound_se"] == pytest.approx(bound.standard_error, rel=1e-3)
     found = result["samples"]

@@ -18,7 +18,18 @@ from vae.priors.standard import STANDARD
 from vae.samples.evidence import SampleEvidence
 from vae.samples.quality import SampleQuality
 from vae.schedules.kl import first_final_epoch
-from vae.training.history import ALARM_STEPS, Row, at_final_weight, ends_collapsed, is_finite, steps_at_final_weight
+from vae.training.history import (
+    ALARM_STEPS,
+    ERROR_TOLERANCE,
+    RATE_TOLERANCE,
+    Row,
+    at_final_weight,
+    ends_collapsed,
+    is_finite,
+    is_off_target,
+    last_at_final_weight,
+    steps_at_final_weight,
+)  # fmt: skip
 
 # Starting points, from runs on digits, MNIST and leaf photos; docs/verdicts.md gives the reasons.
 NO_BETTER_THAN_MEAN = 0.95  # of the mean image's error
@@ -27,8 +38,11 @@ PARTLY_COLLAPSED_EPOCHS = 5  # past the ramp, before a low KL counts
 FLAT_SHARE = 0.02  # of the whole fall of the training loss, over the last epochs
 KL_GROWS = 1.05  # over the last epochs
 POOR_SHARE = 0.6  # of what reconstructions reach
-MISMATCH_NATS = 2.0  # of KL(q(z) ‖ N(0, I)), at which a seventh of N(0, I) lies where images are encoded
+MISMATCH_NATS = 2.0  # of KL(q(z) ‖ p), at which a seventh of p lies where images are encoded
 LITTLE_GAIN_SHARE = 0.2  # of what was learnt over the mean image
+LARGEST_BETA, LARGE_ERROR = 8.0, 0.25  # beyond both is too much weight: β, and the share of the mean image's error
+NEAR_COLLAPSE = 2  # a weight that is less than this factor below the collapse weight
+AT_BOUND = 0.98  # of a controller's highest weight
 OVERFITTED_SHARE = 0.25  # of what was learnt
 RUNAWAY_NATS = 1e5
 RUNAWAY_RATIO = 10  # of the predicted KL, where the model is no better than the mean image
@@ -64,10 +78,10 @@ class Evidence:
         mean_image_mse: of the validation split.
         history: one row per epoch.
         predicted: `reports/preflight.json`.
-        train: the training split, measured with the kept model: elbo, mean_image_elbo, ….
+        train: the training split, measured with the kept model: images, elbo, mean_image_elbo, mse_sampled.
         kept_epoch: 0 where no epoch was finite.
-        samples: of N(0, I) and of the prior fitted after training; None where they could not be compared.
-        prior: the name of the fitted prior.
+        samples: of the prior of the ELBO and of the prior fitted after training; None where they could not be compared.
+        prior: the name of the fitted prior. own_prior: of the prior of the ELBO.
         free_running: of an autoregressive decoder; None of any other.
     """
 
@@ -79,14 +93,15 @@ class Evidence:
     kept_epoch: int
     samples: SampleEvidence | None = None
     prior: str = STANDARD
+    own_prior: str = STANDARD
     free_running: FreeRunning | None = None
 
 
 def judge(p: ResolvedParameters, e: Evidence) -> Verdict:
     """The verdict on a trained model."""
     rules = (
-        _diverged, _collapsed, _not_learning, _bypassed, _partly_collapsed, _under_regularised, _prior_mismatch,
-        _overfitted,
+        _diverged, _collapsed, _over_regularised, _not_learning, _bypassed, _partly_collapsed, _target_missed,
+        _under_regularised, _prior_mismatch, _overfitted,
     )  # fmt: skip
     for rule in rules:
         verdict = rule(p, e)
@@ -98,7 +113,7 @@ def judge(p: ResolvedParameters, e: Evidence) -> Verdict:
         f"The model is healthy: its latents carry {valid.rate:.1f} nats per image in "
         f"{valid.informative_units(p.monitor.informative_unit_nats)} informative units.{_about_samples(e)}",
         [
-            f"KL {valid.rate:,.1f} nats (linear theory expected {_expected(e):,.1f})",
+            f"KL {valid.rate:,.1f} nats (linear theory expected {_expected_in_words(e)})",
             f"mean squared error {valid.mse_sampled:.3g} (validation, z sampled) against {e.mean_image_mse:.3g} of the "
             "mean image",
             *_samples_in_numbers(e),
@@ -120,7 +135,7 @@ def _diverged(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     elif _exploded(p, e):
         summary = "Training exploded: the KL is high, and the model is no better than the mean image."
         reason = (
-            f"KL of {e.valid.rate:.4g} nats (linear theory expected {_expected(e):.3g}) with "
+            f"KL of {_rate_in_training(e):.4g} nats (linear theory expected {_expected(e):.3g}) with "
             f"{e.valid.active_units(p.monitor.active_unit_threshold)} active units, mean squared error "
             f"{e.valid.mse_sampled:.3g} against {e.mean_image_mse:.3g} of the mean image"
         )
@@ -146,7 +161,12 @@ def _exploded(p: ResolvedParameters, e: Evidence) -> bool:
         return False
     same_for_all = e.valid.active_units(p.monitor.active_unit_threshold) == 0
     much = _expected(e) if same_for_all else RUNAWAY_RATIO * _expected(e)
-    return e.valid.mse_sampled > 1 or e.valid.rate > max(much, RUNAWAY_RATIO * COLLAPSED_BELOW_NATS)
+    return e.valid.mse_sampled > 1 or _rate_in_training(e) > max(much, RUNAWAY_RATIO * COLLAPSED_BELOW_NATS)
+
+
+def _rate_in_training(e: Evidence) -> float:
+    """Of the kept epoch, before its latents were standardised: this hides a scale that ran away."""
+    return next((row["valid/kl"] for row in e.history if row["epoch"] == e.kept_epoch), e.valid.rate)
 
 
 def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
@@ -175,8 +195,9 @@ def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         reasons.append("linear theory expects less than 1 nat for these images at any KL weight")
         advice = ["use other images in data.path: these are all alike"]
         return Verdict("collapsed", summary, reasons, advice=advice)
-    if p.kl.control != "schedule" and _expected(e) < COLLAPSED_BELOW_NATS:
-        reasons.append(f"the control (kl.{p.kl.control}) was asked for a rate of {_expected(e):.2g} nats")
+    asked = _expected(e) if p.kl.target_rate is None else p.kl.target_rate
+    if p.kl.control != "schedule" and asked < COLLAPSED_BELOW_NATS:
+        reasons.append(f"the control (kl.{p.kl.control_name}) was asked for a rate of {asked:.2g} nats")
         return Verdict("collapsed", summary, reasons, remedies.without_target(p, e.predicted))
     if p.kl.control == "schedule" and p.kl.max_weight >= collapse_weight:
         reasons.append(
@@ -184,6 +205,13 @@ def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
             "there, linear theory expects less than 1 nat for these images"
         )
         return Verdict("collapsed", summary, reasons, remedies.elbo(p, e.predicted) | remedies.normalised(p))
+    to_elbo = remedies.elbo(p, e.predicted)
+    if p.kl.control == "schedule" and NEAR_COLLAPSE * p.kl.max_weight > collapse_weight and to_elbo:
+        reasons.append(
+            f"kl.max_weight = {p.kl.max_weight:g} is close to {collapse_weight:.3g}, where linear theory expects less "
+            f"than 1 nat; here it expected {_expected(e):.3g}"
+        )
+        return Verdict("collapsed", summary, reasons, to_elbo | remedies.normalised(p))
     if p.model.architecture == "autoregressive":
         reasons.append("an autoregressive decoder can ignore the latents: it sees the preceding pixels")
         return Verdict("collapsed", summary, reasons, remedies.of_autoregressive(p, e.predicted))
@@ -199,10 +227,27 @@ def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         remedy = remedies.longer_training(p, max(epochs, 2 * p.train.epochs), len(e.history))
         return Verdict("collapsed", summary, reasons, remedy)
     reasons.append(
-        f"linear theory expected {_expected(e):.3g} nats at this weight, "
+        f"linear theory expected {_expected_in_words(e)} at this weight, "
         "so the optimisation is at fault, not the weight"
     )
     return Verdict("collapsed", summary, reasons, remedies.gentler(p, int(e.train["images"])))
+
+
+def _over_regularised(p: ResolvedParameters, e: Evidence) -> Verdict | None:
+    """Only of a weight: a control's target says itself what the rate shall be."""
+    beta, share = effective_beta(p, e), e.valid.mse_sampled / e.mean_image_mse
+    if p.kl.control != "schedule" or beta is None or beta <= LARGEST_BETA or share <= LARGE_ERROR:
+        return None
+    return Verdict(
+        "over_regularised",
+        f"The KL term has too much weight: reconstructions keep {share:.0%} of the mean image's error.",
+        [
+            f"effective beta of {beta:.3g}, above {LARGEST_BETA:g}; mean squared error {e.valid.mse_sampled:.3g}, "
+            f"{share:.2g} of the mean image's (more than {LARGE_ERROR:g})"
+        ],
+        remedies.elbo(p, e.predicted),
+        ["if this weight is on purpose, set monitor.on_unhealthy to warn"],
+    )
 
 
 def _not_learning(p: ResolvedParameters, e: Evidence) -> Verdict | None:
@@ -251,13 +296,15 @@ def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     if not math.isfinite(expected) or p.model.architecture == "autoregressive":
         return None  # no KL term to fall short of, or a decoder that linear theory does not cover
     past_ramp = e.kept_epoch - first_final_epoch(p.kl, p.train.epochs)
-    if e.valid.rate >= PARTLY_COLLAPSED_SHARE * expected or past_ramp < PARTLY_COLLAPSED_EPOCHS:
+    # What linear theory predicts is the rate against a Gaussian, not against a prior that learns the rest.
+    rate = e.valid.gaussian_rate
+    if rate >= PARTLY_COLLAPSED_SHARE * expected or past_ramp < PARTLY_COLLAPSED_EPOCHS:
         return None
     flat = "training loss" if _settled(p, e) else "KL" if _grows_no_more(p, e) else ""
     if not flat:
         return None
     reason = (
-        f"KL of {e.valid.rate:.3g} nats, under {PARTLY_COLLAPSED_SHARE:g} × the {expected:.3g} that "
+        f"KL of {rate:.3g} nats, under {PARTLY_COLLAPSED_SHARE:g} × the {expected:.3g} that "
         f"linear theory expects, {past_ramp:.0f} epochs past the ramp and with a flat {flat}"
     )
     images = int(e.train["images"])
@@ -273,32 +320,82 @@ def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     )
 
 
+def _target_missed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
+    """By the last epochs: the kept model's rate may have been changed since."""
+    kl, last = p.kl, last_at_final_weight(e.history, p)
+    if not last or not is_off_target(last, p):
+        return None
+    if kl.reconstruction_target is not None:
+        return _error_missed(p, e, math.sqrt(fmean(row["valid/mse_sampled"] for row in last)))
+    assert kl.target_rate is not None
+    rate = fmean(row["valid/kl"] for row in last)
+    reasons = [
+        f"KL of {rate:.3g} nats over the last {len(last)} epochs, {rate / kl.target_rate - 1:+.0%} from "
+        f"kl.{kl.control_name} = {kl.target_rate:g} (more than {RATE_TOLERANCE:.0%})"
+    ]
+    summary, weight = "The control missed its target rate.", last[-1]["kl_weight"]
+    needed = e.predicted["target_kl_weight"]
+    longer = remedies.longer_training(p, 2 * p.train.epochs, len(e.history))
+    if rate > kl.target_rate and (kl.control == "capacity" or weight >= AT_BOUND * kl.max_weight):
+        reasons.append(f"at kl.max_weight = {kl.max_weight:g}, the next nat costs less than it saves")
+        return Verdict("target_missed", summary, reasons, remedies.higher_bound(p, needed) or longer)
+    if rate < kl.target_rate and kl.min_weight > 0 and weight * AT_BOUND <= kl.min_weight:
+        reasons.append(f"the weight fell to kl.min_weight = {kl.min_weight:g}")
+        return Verdict("target_missed", summary, reasons, {"kl.min_weight": 0.0})
+    reasons.append("the weight had not settled, or the network had not learnt to use it")
+    advice = [f"or set kl.{kl.control_name} to {remedies.short(rate)}, the rate that it reached"]
+    return Verdict("target_missed", summary, reasons, remedies.usual_gains(p) or longer, advice)
+
+
+def _error_missed(p: ResolvedParameters, e: Evidence, error: float) -> Verdict | None:
+    """GECO constrains the error of training; that of validation may exceed it where the model generalises no better."""
+    target, trained = p.kl.reconstruction_target, math.sqrt(e.train["mse_sampled"])
+    assert target is not None
+    if trained <= (1 + ERROR_TOLERANCE) * target:
+        return None
+    reasons = [
+        f"root mean squared error of {error:.3g} in validation and {trained:.3g} in training, more than "
+        f"{1 + ERROR_TOLERANCE:g} × kl.reconstruction_target = {target:g}"
+    ]
+    reached = remedies.short(max(error, trained))
+    advice = [f"set kl.reconstruction_target to {reached}, the error that it reached, or raise model.latent_dim"]
+    summary = "The control missed its target: the error stays above it."
+    if e.predicted["predicted_kl"] is None:
+        reasons.append(f"linear theory expects no such error of {p.model.latent_dim} latents")
+        return Verdict("target_missed", summary, reasons, advice=advice)
+    longer = remedies.longer_training(p, 2 * p.train.epochs, len(e.history))
+    return Verdict("target_missed", summary, reasons, longer, advice)
+
+
 def _under_regularised(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     reached, final_beta = _reached_share(p, e), p.elbo.effective_beta(e.valid.mse_sampled)
-    beta = final_beta * reached
-    if beta >= SMALLEST_BETA:
+    known = effective_beta(p, e)
+    if known is None or known >= SMALLEST_BETA:
         return None
-    reasons = [f"effective beta of {beta:.3g}, below {SMALLEST_BETA:g}", *_samples_in_numbers(e)]
+    reasons = [f"effective beta of {known:.3g}, below {SMALLEST_BETA:g}", *_samples_in_numbers(e)]
     summary = "The KL term has too little weight: what the latents mean is left to chance."
-    if final_beta >= SMALLEST_BETA and p.kl.schedule != "cyclical":
+    if p.kl.control == "schedule" and final_beta >= SMALLEST_BETA and p.kl.schedule != "cyclical":
         reasons.append(
             f"the ramp ends after epoch {first_final_epoch(p.kl, p.train.epochs):g}, the training after "
             f"{len(e.history)}: the weight reached {reached:.2g} of its final value"
         )
         return Verdict("under_regularised", summary, reasons, remedies.ramp_within(p))
     if p.kl.control != "schedule":
-        advice = f"relax the target of the control (kl.{p.kl.control}), or sample from a prior fitted to the latents"
+        advice = (
+            f"relax the target of the control (kl.{p.kl.control_name}), or sample from a prior fitted to the latents"
+        )
         return Verdict("under_regularised", summary, reasons, advice=[advice])
     return Verdict("under_regularised", summary, reasons, remedies.higher_weight(p, e.predicted))
 
 
 def _prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
-    """Whether no prior gives good samples, neither N(0, I) nor any that was fitted."""
-    if e.samples is None or not (_standard_is_poor(e.samples) and is_poor(e.samples.fitted, e.samples)):
+    """Whether no prior gives good samples, neither that of the ELBO nor any that was fitted."""
+    if e.samples is None or not (_own_is_poor(e.samples) and is_poor(e.samples.fitted, e.samples)):
         return None
-    summary = f"Samples are poor, from N(0, I) and from a {e.prior} fitted to the latents alike."
-    if e.prior == STANDARD:
-        summary = "Samples from N(0, I) are poor, and no other prior fits the latents better."
+    own, fitted = _article(e.own_prior), _article(e.prior)
+    summary = f"Samples are poor, from {own} and from {fitted} fitted to the latents alike."
+    if e.prior == e.own_prior:
+        summary = f"Samples from {own} are poor, and no other prior fits the latents better."
     if not _settled(p, e):
         longer = remedies.longer_training(p, 4 * p.train.epochs, len(e.history))
         return Verdict("prior_mismatch", summary, _samples_in_numbers(e), longer)
@@ -319,18 +416,19 @@ def is_poor(quality: SampleQuality, among: SampleEvidence) -> bool:
     )
 
 
-def _standard_is_poor(samples: SampleEvidence) -> bool:
+def _own_is_poor(samples: SampleEvidence) -> bool:
     """By the pictures, or by the certificate: 2 standard errors beyond doubt."""
     certain = samples.aggregate_kl.value - 2 * samples.aggregate_kl.standard_error
     return certain > MISMATCH_NATS or is_poor(samples.standard, samples)
 
 
 def _about_samples(e: Evidence) -> str:
-    """A sentence on what to sample from; none where N(0, I) will do."""
-    if e.samples is None or not _standard_is_poor(e.samples):
+    """A sentence on what to sample from; none where the prior of the ELBO will do."""
+    if e.samples is None or not _own_is_poor(e.samples) or _keeps_learned_prior(e):
         return ""
+    fitted, own = _article(e.prior), _article(e.own_prior)
     return (
-        f" Sample from its fitted prior (a {e.prior}): samples from N(0, I) are poor, since the latents of "
+        f" Sample from its fitted prior ({fitted}): samples from {own} are poor, since the latents of "
         f"images are at least {e.samples.aggregate_kl.value:.2g} nats from it."
     )
 
@@ -338,16 +436,25 @@ def _about_samples(e: Evidence) -> str:
 def _samples_in_numbers(e: Evidence) -> list[str]:
     if e.samples is None:
         return []
-    found = (e.samples.fitted, e.samples.standard, e.samples.reconstructions)
+    kinds = [("the fitted prior", e.samples.fitted), (e.own_prior, e.samples.standard)]
+    if _keeps_learned_prior(e):
+        del kinds[0]
+    kinds.append(("reconstructions", e.samples.reconstructions))
     measured = "; ".join(
-        f"{measure} {' / '.join(f'{getattr(one, measure).value:.2f}' for one in found)}"
+        f"{measure} {' / '.join(f'{getattr(found, measure).value:.2f}' for _, found in kinds)}"
         for measure in ("precision", "recall", "coverage")
     )
-    return [
-        f"samples of the fitted prior / of N(0, I) / reconstructions, beside training images: {measured}",
-        f"KL(q(z) ‖ N(0, I)) of at least {e.samples.aggregate_kl.value:.3g} ± "
-        f"{e.samples.aggregate_kl.standard_error:.2g} nats",
-    ]
+    names = " / of ".join(name for name, _ in kinds[:-1])
+    lines = [f"samples of {names} / reconstructions, beside training images: {measured}"]
+    if not _keeps_learned_prior(e):
+        p, bound = STANDARD if e.own_prior == STANDARD else "p(z)", e.samples.aggregate_kl
+        lines.append(f"KL(q(z) ‖ {p}) of at least {bound.value:.3g} ± {bound.standard_error:.2g} nats")
+    return lines
+
+
+def _keeps_learned_prior(e: Evidence) -> bool:
+    """Whether samples come from a prior that was learned with the model, since no fitted one was better."""
+    return e.prior == e.own_prior != STANDARD
 
 
 def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
@@ -355,12 +462,8 @@ def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     learnt = e.train["elbo"] - e.train["mean_image_elbo"]
     if learnt <= 0 or gap <= OVERFITTED_SHARE * learnt:
         return None
-    remedy: dict[str, Any] = {}
-    narrower = [max(width // 2, min(width, 4)) for width in p.model.widths]
-    if narrower != p.model.widths:
-        remedy["model.widths"] = narrower
-    remedy |= remedies.less_training(p)
-    advice = "add images" + (" or set data.augment to flip" if p.data.augment == "none" else "")
+    mirrored = "set data.augment to flip if mirrored images are as likely, or " if p.data.augment == "none" else ""
+    advice = f"{mirrored}add images: a smaller network narrows the difference, but often for a lower validation ELBO"
     return Verdict(
         "overfitted",
         "The model fits its training images far better than unseen ones.",
@@ -368,7 +471,7 @@ def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
             f"ELBO of {e.train['elbo']:.4g} nats in training, {e.valid.elbo:.4g} in validation: the difference "
             f"is {gap / learnt:.3g} of what was learnt over the mean image (more than {OVERFITTED_SHARE:g})"
         ],
-        remedy,
+        remedies.less_fitted(p),
         [advice],
     )
 
@@ -377,9 +480,23 @@ def _no_better_than_mean(e: Evidence) -> bool:
     return e.valid.mse_sampled >= NO_BETTER_THAN_MEAN * e.mean_image_mse
 
 
+def effective_beta(p: ResolvedParameters, e: Evidence) -> float | None:
+    """β·σ²/MSE at the weight of the kept epoch; None where a capacity is met, which leaves the weight unknown.
+
+    There the loss bends: the value of a nat lies anywhere between −γ and γ.
+    """
+    final = p.elbo.effective_beta(e.valid.mse_sampled)
+    kept = next((row for row in e.history if row["epoch"] == e.kept_epoch), None)
+    if p.kl.control == "schedule" or kept is None:
+        return final * _reached_share(p, e)
+    if p.kl.capacity is not None and kept["valid/kl"] <= (1 + RATE_TOLERANCE) * p.kl.capacity:
+        return None
+    return final * kept["kl_weight"]
+
+
 def _reached_share(p: ResolvedParameters, e: Evidence) -> float:
     """The share of the final KL weight that the kept epoch had: 1 unless the ramp outlasted the training."""
-    if p.kl.control not in ("schedule", "capacity") or not p.kl.max_weight:
+    if p.kl.control != "schedule" or not p.kl.max_weight:
         return 1.0
     kept = next((row for row in e.history if row["epoch"] == e.kept_epoch), None)
     if kept is None or at_final_weight(kept, p):
@@ -391,6 +508,11 @@ def _expected(e: Evidence) -> float:
     """The KL that linear theory predicts; infinite where the KL term has no weight."""
     expected = e.predicted["predicted_kl"]
     return math.inf if expected is None else expected
+
+
+def _expected_in_words(e: Evidence) -> str:
+    expected = _expected(e)
+    return f"{expected:,.3g} nats" if math.isfinite(expected) else "a KL without limit"
 
 
 def _settled(p: ResolvedParameters, e: Evidence) -> bool:

@@ -50,14 +50,23 @@ class Spectrum:
         """Σ_{j>Z} λ_j: the variance beyond the Z latents."""
         return max(self.total - float(self.eigenvalues.sum()), 0.0)
 
+    @property
+    def smallest_mse(self) -> float:
+        """Of a pixel, whatever the rate: what the Z latents leave."""
+        return self.rest / self.pixels
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for one objective. KL in nats per image; the MSE is NaN for a Bernoulli likelihood."""
+    """The prediction for one objective. KL in nats per image; the MSE is NaN for a Bernoulli likelihood.
+
+    threshold: s, the eigenvalue below which a latent is inactive.
+    """
 
     kl_per_latent: np.ndarray
     mse: float
     sigma: float | None
+    threshold: float
 
     @property
     def kl(self) -> float:
@@ -116,8 +125,9 @@ def spectrum_for(p: Parameters, images: np.ndarray) -> Spectrum:
 def expectations(p: Parameters, weight: float, spectrum: Spectrum) -> dict[str, Any]:
     """The predictions for a training with these parameters: the numbers of `reports/preflight.json`.
 
-    KL in nats per image; `predicted_kl` is None without a KL term, since it is unbounded then. `calibrated_kl` and
-    `calibrated_mse` are those of the calibrated weight, whatever the weight or the control.
+    KL in nats per image; `predicted_kl` is None where it is unbounded: without a KL term, or where GECO asks for an
+    error out of reach. `calibrated_kl` and `calibrated_mse` are those of the calibrated weight, whatever the weight or
+    the control. `target_kl_weight` is the weight that leaves the rate a control asks for, None without one.
 
     Args:
         weight: `kl.max_weight` as a number.
@@ -126,23 +136,27 @@ def expectations(p: Parameters, weight: float, spectrum: Spectrum) -> dict[str, 
     spectrum = replace(spectrum, eigenvalues=spectrum.eigenvalues[: p.model.latent_dim])
     is_steered = p.kl.control != "schedule"
     elbo = BetaELBO.of(p, 1.0 if is_steered else weight)
-    prediction = steered(spectrum, p.kl) if is_steered else predict(spectrum, elbo)
+    bounded = is_error_reachable(spectrum, p.kl) if is_steered else weight > 0
+    prediction = steered(spectrum, p, weight) if is_steered else predict(spectrum, elbo)
+    beta = _steered_beta(prediction, elbo) if is_steered else elbo.effective_beta(prediction.mse)
+    prediction = with_enforced_rate(prediction, spectrum, p)
     if elbo.likelihood == "bernoulli":
         prediction = replace(prediction, mse=math.nan)
     best_weight = calibrated_weight(p, spectrum)
     best = predict(spectrum, BetaELBO.of(p, best_weight))
     return {
         "predicted_active_units": prediction.active_units,
-        "predicted_kl": prediction.kl if is_steered or weight > 0 else None,
+        "predicted_kl": prediction.kl if bounded else None,
         "predicted_mse": prediction.mse,
         "kl_weight": weight,
+        "target_kl_weight": p.kl.target_rate and collapse_weight(p, spectrum, nats=p.kl.target_rate),
         "critical_kl_weight": critical_weight(p, spectrum),
         "collapse_kl_weight": collapse_weight(p, spectrum),
         "calibrated_kl_weight": best_weight,
         "calibrated_kl": best.kl,
         "calibrated_mse": best.mse,
         "equivalent_sigma": prediction.sigma,
-        "effective_beta": elbo.effective_beta(prediction.mse),
+        "effective_beta": beta,
         "eigenvalues": spectrum.eigenvalues.tolist(),
         "eigenvalue_sum": spectrum.total,
         "images": spectrum.images,
@@ -173,30 +187,72 @@ def predict(spectrum: Spectrum, elbo: BetaELBO) -> Prediction:
     return replace(prediction, sigma=math.sqrt(variance))
 
 
-def steered(spectrum: Spectrum, kl: KL) -> Prediction:
-    """The prediction for a control: at the threshold that meets its target, whatever weight that takes.
+def steered(spectrum: Spectrum, p: Parameters, weight: float) -> Prediction:
+    """The prediction for a control: at the threshold that meets its target, as far as its weights allow.
 
-    The target is a rate (capacity, target_kl) or an error (reconstruction_target). An error that the Z leading
-    eigenvalues cannot reach gives the prediction of a vanishing KL term.
+    The target is an error (reconstruction_target) or a rate (capacity, target_kl). A rate stays above that of the
+    highest weight, where the next nat is worth more than the weight, and a controller's below that of its lowest. An
+    error that the Z leading eigenvalues cannot reach gives the prediction of a vanishing KL term.
     """
+    target, error = p.kl.target_rate, p.kl.reconstruction_target
+    if error is not None and not is_error_reachable(spectrum, p.kl):
+        return _at_threshold(spectrum, 0.0)
+    if error is not None:
+        return _first(spectrum, lambda at: at.mse >= error**2)
+    assert target is not None
+    lowest = predict(spectrum, BetaELBO.of(p, weight))
+    if lowest.kl >= target:
+        return lowest
+    if p.kl.control == "pi" and p.kl.min_weight > 0:
+        highest = predict(spectrum, BetaELBO.of(p, p.kl.min_weight))
+        if highest.kl <= target:
+            return highest
+    return _first(spectrum, lambda at: at.kl <= target)
 
-    def is_too_low(s: float) -> bool:
-        """Whether the rate is still above its target, or the error below it: both fall or rise with s."""
-        prediction = _at_threshold(spectrum, s)
-        if kl.reconstruction_target is not None:
-            return prediction.mse < kl.reconstruction_target**2
-        target = kl.capacity if kl.capacity is not None else kl.target_kl
-        assert target is not None
-        return prediction.kl > target
 
+def is_error_reachable(spectrum: Spectrum, kl: KL) -> bool:
+    """Whether GECO's target, where there is one, is above the error that the Z leading eigenvalues leave."""
+    return kl.reconstruction_target is None or kl.reconstruction_target**2 > spectrum.smallest_mse
+
+
+def enforced_rate(p: Parameters) -> float:
+    """Nats of each latent that no weight takes away.
+
+    Free bits are not penalised (Kingma 2016); a batch norm on the means keeps γ²/2 (Zhu 2020); a ceiling c < 0 of ln σ²
+    keeps ½(exp(c) − 1 − c).
+    """
+    ceiling = min(p.model.logvar_max, 0.0)
+    return max(p.kl.free_bits, ((p.model.mean_batch_norm or 0.0) ** 2 + math.exp(ceiling) - 1 - ceiling) / 2)
+
+
+def with_enforced_rate(prediction: Prediction, spectrum: Spectrum, p: Parameters) -> Prediction:
+    """The prediction with at least the rate of each latent, or of all together, that no weight takes away."""
+    rates, free = prediction.kl_per_latent, p.kl.free_bits_total
+    if prediction.kl < free:
+        rates = _first(spectrum, lambda at: at.kl <= free).kl_per_latent
+    each = enforced_rate(p)
+    if each > 0:  # also of the latents beyond the pixels
+        rates = np.maximum(np.pad(rates, (0, p.model.latent_dim - len(rates))), each)
+    return replace(prediction, kl_per_latent=rates)
+
+
+def _steered_beta(prediction: Prediction, elbo: BetaELBO) -> float:
+    """The effective β of a control: s/σ² at the σ of the error."""
+    variance = 1.0 if elbo.likelihood == "bernoulli" else max(prediction.mse, SMALLEST_SIGMA**2)
+    return prediction.threshold / variance
+
+
+def _first(spectrum: Spectrum, holds: Callable[[Prediction], bool]) -> Prediction:
+    """At the lowest threshold for which this holds: the rate falls with it, and the error rises."""
     high = float(spectrum.eigenvalues[0]) if len(spectrum.eigenvalues) else 0.0
-    return _at_threshold(spectrum, _bisected(max(high, 1e-300) * 1e-12, high, is_too_low))
+    s = _bisected(max(high, 1e-300) * 1e-12, high, lambda s: not holds(_at_threshold(spectrum, s)))
+    return _at_threshold(spectrum, s)
 
 
 def _at_threshold(spectrum: Spectrum, s: float) -> Prediction:
     values = spectrum.eigenvalues
     kl = 0.5 * np.log(np.maximum(values / max(s, 1e-300), 1.0))
-    return Prediction(kl, (float(np.minimum(values, s).sum()) + spectrum.rest) / spectrum.pixels, None)
+    return Prediction(kl, (float(np.minimum(values, s).sum()) + spectrum.rest) / spectrum.pixels, None, s)
 
 
 def _bisected(low: float, high: float, is_too_low: Callable[[float], bool]) -> float:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from vae.config.parameters import KL
 from vae.config.resolved import ResolvedParameters, changed, usual_learning_rate
 from vae.config.text import written
 from vae.schedules.kl import first_final_epoch
@@ -30,7 +31,7 @@ def elbo(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
     if 0 < collapse <= weight:  # even the ELBO carries less than 1 nat of such images
         return {"kl.max_weight": short(collapse / 4)}
     if p.objective.likelihood == "bernoulli":
-        return {"kl.max_weight": short(weight)}
+        return {"kl.max_weight": short(weight)} if short(weight) != p.kl.max_weight else {}
     changes: dict[str, Any] = {}
     if p.objective.reduction == "mean":
         changes["objective.reduction"] = "sum"
@@ -71,8 +72,7 @@ def _another_objective(changes: Mapping[str, Any]) -> bool:
 
 def without_target(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
     """Switches off a control whose target is next to nothing."""
-    name = {"capacity": "capacity", "pi": "target_kl", "geco": "reconstruction_target"}[p.kl.control]
-    return {f"kl.{name}": None, **elbo(p, predicted)}
+    return {f"kl.{p.kl.control_name}": None, **elbo(p, predicted)}
 
 
 def of_autoregressive(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,6 +130,8 @@ def free_bits(p: ResolvedParameters) -> dict[str, Any]:
         return {}
     if p.kl.free_bits_total:
         return {"kl.free_bits_total": short(2 * p.kl.free_bits_total)}
+    if p.model.prior != "standard":  # its rate is not a sum over latents
+        return {"kl.free_bits_total": short(0.1 * p.model.latent_dim)}
     return {"kl.free_bits": short(max(2 * p.kl.free_bits, 0.1))}
 
 
@@ -142,6 +144,14 @@ def longer_training(p: ResolvedParameters, epochs: int, had: int) -> dict[str, A
     """At most four times as long, and without the patience that ended the training."""
     changes: dict[str, Any] = {"train.epochs": min(epochs, 4 * p.train.epochs)}
     return changes | ({"train.patience": None} if p.train.patience and had < p.train.epochs else {})
+
+
+def less_fitted(p: ResolvedParameters) -> dict[str, Any]:
+    """The best epoch in place of the last, where that one was kept; else half the widths and less training."""
+    if p.train.select == "last":
+        return {"train.select": "best"}
+    narrower = [max(width // 2, min(width, 4)) for width in p.model.widths]
+    return ({"model.widths": narrower} if narrower != p.model.widths else {}) | less_training(p)
 
 
 def less_training(p: ResolvedParameters) -> dict[str, Any]:
@@ -172,6 +182,25 @@ def in_words(changes: Mapping[str, Any]) -> list[str]:
 def above_usual(p: ResolvedParameters) -> bool:
     """Whether the learning rate is above the usual one; a copy of that with fewer digits is not."""
     return p.train.learning_rate > 1.01 * usual_learning_rate(p.train)
+
+
+def higher_bound(p: ResolvedParameters, needed: float) -> dict[str, Any]:
+    """A highest weight of a control at which its rate is in reach; needed: by linear theory."""
+    weight = min(max(with_room(needed), short(2 * p.kl.max_weight) or 1.0), HIGHEST_WEIGHT)
+    return {"kl.max_weight": weight} if weight > p.kl.max_weight else {}
+
+
+def usual_gains(p: ResolvedParameters) -> dict[str, Any]:
+    """The default gains of a PI controller that is slower, as gains of other units are."""
+    usual = {name: KL.model_fields[name].default for name in ("proportional_gain", "integral_gain")}
+    if p.kl.control != "pi" or p.kl.integral_gain >= usual["integral_gain"]:
+        return {}
+    return {f"kl.{name}": gain for name, gain in usual.items() if getattr(p.kl, name) != gain}
+
+
+def with_room(needed: float) -> float:
+    """A highest weight of a control that suffices where linear theory says `needed`: deep decoders took up to 3 ×."""
+    return min(short(4 * needed), HIGHEST_WEIGHT)
 
 
 def short(value: float) -> float:

@@ -105,7 +105,9 @@ def best(tried: list[Attempt]) -> Attempt:
 
 def fitted_prior(p: ResolvedParameters, trained: Trained, train_images: np.ndarray, compute: Compute) -> Fitted:
     """The prior that a model is saved with."""
-    return fitting.fit(*measurement.encode(trained.model, for_measuring(train_images, p), compute), p.seed)
+    model = trained.model
+    learned = None if model.prior is None else (model.prior_name, model.own_prior())
+    return fitting.fit(*measurement.encode(model, for_measuring(train_images, p), compute), p.seed, learned)
 
 
 def evidence_of(
@@ -128,6 +130,7 @@ def evidence_of(
         train={
             "images": trained.train.images,
             "elbo": trained.train.elbo,
+            "mse_sampled": trained.train.mse_sampled,
             "mean_image_elbo": mean_image.elbo(measured, trained.likelihood.kind),
         },
         kept_epoch=trained.kept_epoch,
@@ -136,6 +139,7 @@ def evidence_of(
         ),
         prior=prior.name,
         free_running=free_running(trained.model, valid_images, mean_image, trained.likelihood, compute, p.seed),
+        own_prior=trained.model.prior_name,
     )
 
 

@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE, Spectrum, collapse_weight
+from vae.collapse import remedies
+from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE, Spectrum, enforced_rate, is_error_reachable
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import KL, Parameters
 from vae.config.resolved import ramp_epochs
@@ -15,10 +16,9 @@ SMALLEST_BETA = 0.05  # below it the KL term hardly counts
 
 def warnings(p: Parameters, expected: dict[str, Any], spectrum: Spectrum) -> list[str]:
     """expected: `linear_theory.expectations`."""
-    weight, collapse = expected["kl_weight"], expected["collapse_kl_weight"]
     calibrated, beta = expected["calibrated_kl_weight"], expected["effective_beta"]
-    found = _collapse_ahead(p, expected, spectrum)
-    if beta < SMALLEST_BETA:
+    found = _collapse_ahead(p, expected, spectrum) + _out_of_reach(p, expected, spectrum)
+    if p.kl.control == "schedule" and beta < SMALLEST_BETA:
         found.append(
             f"the KL term hardly counts: effective beta {beta:.2g}; samples from the prior will be noise "
             f"(kl.max_weight = {calibrated:.2g} is calibrated)"
@@ -33,12 +33,17 @@ def warnings(p: Parameters, expected: dict[str, Any], spectrum: Spectrum) -> lis
             "model.architecture = autoregressive: the decoder predicts pixels from those before them, so the latents "
             "may die at a far lower kl.max_weight than linear theory says"
         )
+    if p.model.prior != "standard":
+        found.append(
+            f"model.prior = {p.model.prior}: the predicted KL is that against N(0, I); against a prior that is learned "
+            "the same latents cost less"
+        )
     if p.objective.likelihood == "bernoulli" and p.data.binarise == "none":
         found.append(
             "a Bernoulli likelihood on grey pixels is not normalised: its ELBO is a cross-entropy bound, "
             "its nll is omitted (data.binarise makes it a likelihood)"
         )
-    return found + _controller(p, spectrum, weight, collapse)
+    return found
 
 
 def schedule_above(p: Parameters, weight: float, collapse: float) -> dict[str, float | None]:
@@ -72,11 +77,17 @@ def _collapse_ahead(p: Parameters, expected: dict[str, Any], spectrum: Spectrum)
         if kl >= COLLAPSED_BELOW_NATS:
             return []
         return [
-            f"POSTERIOR COLLAPSE AHEAD: the target of the control (kl.{p.kl.control}) leaves a KL of only "
+            f"POSTERIOR COLLAPSE AHEAD: the target of the control (kl.{p.kl.control_name}) leaves a KL of only "
             f"{kl:.2g} nats; ask for more than {COLLAPSED_BELOW_NATS:g}"
         ]
     if weight < collapse:
         return []
+    if kl >= COLLAPSED_BELOW_NATS:
+        return [
+            f"at kl.max_weight = {weight:g} linear theory expects no more than the {kl:.2g} nats that "
+            f"{_enforcing(p)} keeps, which need not describe the images; stay below {collapse:.3g}, for example at "
+            f"{expected['calibrated_kl_weight']:.2g}"
+        ]
     found = [
         f"POSTERIOR COLLAPSE AHEAD: at kl.max_weight = {weight:g} linear theory expects a KL of only "
         f"{kl:.2g} nats; stay below {collapse:.3g}, for example at {expected['calibrated_kl_weight']:.2g}"
@@ -108,20 +119,39 @@ def _too_long_above(kl: KL, weight: float, collapse: float) -> str:
     )
 
 
-def _controller(p: Parameters, spectrum: Spectrum, weight: float, collapse: float) -> list[str]:
-    """For a PI controller: whether the weight that its target needs lies within its bounds and below collapse."""
-    kl = p.kl
-    if kl.target_kl is None or spectrum.total <= 0:
+def _enforcing(p: Parameters) -> str:
+    """The parameters that keep a rate whatever the weight."""
+    values = {
+        "kl.free_bits": p.kl.free_bits,
+        "kl.free_bits_total": p.kl.free_bits_total,
+        "model.mean_batch_norm": p.model.mean_batch_norm,
+        "model.logvar_max": min(p.model.logvar_max, 0),
+    }
+    return " and ".join(f"{name} = {value:g}" for name, value in values.items() if value)
+
+
+def _out_of_reach(p: Parameters, expected: dict[str, Any], spectrum: Spectrum) -> list[str]:
+    """For a control: whether these latents can reach its error, and these weights its rate."""
+    kl, weight, needed = p.kl, expected["kl_weight"], expected["target_kl_weight"]
+    if spectrum.total <= 0 or kl.control == "schedule":
         return []
-    needed = collapse_weight(p, spectrum, nats=kl.target_kl)
-    takes = f"kl.target_kl = {kl.target_kl:g} nats needs a weight of about {needed:.2g} by linear theory"
-    if needed < kl.min_weight:
+    if not is_error_reachable(spectrum, kl):
+        return [
+            f"kl.reconstruction_target = {kl.reconstruction_target:g} is out of reach of {p.model.latent_dim} latents "
+            f"by linear theory, whose root mean squared error ends at {math.sqrt(spectrum.smallest_mse):.3g}: the KL "
+            "may grow without bound; raise the target or model.latent_dim"
+        ]
+    if kl.target_rate is None:
+        return []
+    target, enforced = f"kl.{kl.control_name} = {kl.target_rate:g} nats", p.model.latent_dim * enforced_rate(p)
+    takes = f"{target} needs a weight of about {needed:.2g} by linear theory"
+    if kl.target_rate < enforced:
+        return [f"{target} is below the {enforced:.2g} nats that {_enforcing(p)} keeps: the KL will stay higher"]
+    if kl.control == "pi" and needed < kl.min_weight:
         return [f"{takes}, below kl.min_weight = {kl.min_weight:g}: the KL will stay lower; lower kl.min_weight"]
     if needed > weight:
-        return [f"{takes}, above kl.max_weight = {weight:g}: the KL will stay higher; raise kl.max_weight"]
-    if needed < collapse <= weight:
         return [
-            f"{takes}; kl.max_weight = {weight:g} lets the controller overshoot beyond {collapse:.3g}, where "
-            f"the latents die: set kl.max_weight between the two, for example to {math.sqrt(needed * collapse):.2g}"
+            f"{takes}, above kl.max_weight = {weight:g}: the KL will stay higher; "
+            f"raise kl.max_weight, for example to {remedies.with_room(needed):g}"
         ]
     return []

@@ -83,6 +83,8 @@ class Model(_Section):
     batch_norm: bool = True
     mean_batch_norm: Annotated[float, Field(gt=0, le=10)] | None = None
     logvar_max: float = Field(ge=-10, le=10, default=10.0)
+    prior: Literal["standard", "mixture", "vamp", "flow"] = "standard"
+    prior_components: int = Field(ge=1, le=10_000, default=100)
 
 
 class Objective(_Section):
@@ -105,8 +107,8 @@ class KL(_Section):
     capacity: Annotated[float, Field(gt=0)] | None = None
     target_kl: Annotated[float, Field(gt=0)] | None = None
     min_weight: float = Field(ge=0, default=0.0)
-    proportional_gain: float = Field(ge=0, default=0.01)
-    integral_gain: float = Field(ge=0, default=0.0001)
+    proportional_gain: float = Field(ge=0, default=1.0)
+    integral_gain: float = Field(ge=0, default=0.05)
     reconstruction_target: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @property
@@ -117,6 +119,17 @@ class KL(_Section):
         if self.target_kl is not None:
             return "pi"
         return "schedule" if self.reconstruction_target is None else "geco"
+
+    @property
+    def control_name(self) -> str:
+        """The parameter that holds the control's target."""
+        names = {"schedule": "max_weight", "capacity": "capacity", "pi": "target_kl", "geco": "reconstruction_target"}
+        return names[self.control]
+
+    @property
+    def target_rate(self) -> float | None:
+        """The rate that a control steers to, in nats per image."""
+        return self.target_kl if self.capacity is None else self.capacity
 
     @model_validator(mode="after")
     def _one_control(self) -> "KL":
@@ -213,6 +226,31 @@ class Parameters(_Section):
             raise ValueError(f"{sigma}: with objective.reduction = mean, kl.max_weight sets it; leave it at optimal")
         if objective.reduction == "mean" and self.kl.max_weight == 0 and objective.likelihood == "gaussian":
             raise ValueError("kl.max_weight = 0 with objective.reduction = mean means σ = 0; give, for example, 0.001")
+        return self
+
+    @model_validator(mode="after")
+    def _prior_fits_the_rest(self) -> "Parameters":
+        model, prior = self.model, f"model.prior = {self.model.prior}"
+        if model.prior == "standard":
+            return self
+        if self.kl.free_bits:
+            raise ValueError(
+                f"kl.free_bits = {self.kl.free_bits:g} with {prior}: the rate against a learned prior is not a sum "
+                "over latents; set kl.free_bits_total instead"
+            )
+        if model.mean_batch_norm is not None or model.logvar_max < 0:
+            name = "logvar_max" if model.mean_batch_norm is None else "mean_batch_norm"
+            raise ValueError(
+                f"model.{name} = {getattr(model, name):g} keeps the rate up against N(0, I) only; {prior} would follow "
+                f"the latents: set it to {'10' if name == 'logvar_max' else 'null'}, or model.prior to standard"
+            )
+        if self.train.aggressive_encoder and model.prior == "vamp":
+            raise ValueError(
+                f"train.aggressive_encoder = true with {prior}: the encoder is part of this prior and cannot converge "
+                "on it; set train.aggressive_encoder to false, or model.prior to mixture or flow"
+            )
+        if model.prior == "flow" and model.latent_dim == 1:
+            raise ValueError(f"{prior} needs model.latent_dim of 2 or more; take a mixture for a single latent")
         return self
 
     @model_validator(mode="after")

@@ -146,7 +146,7 @@ def _evaluate_split(
 def _with_fitted_prior(
     prior: Prior, mu: NDArray[np.float32], logvar: NDArray[np.float32], measurement: Measurement, seed: int
 ) -> Metrics:
-    """KL, ELBO and MMD with the fitted prior in place of N(0, I)."""
+    """KL, ELBO and MMD with the fitted prior in place of the prior of the ELBO."""
     rate = aggregate.rate(mu, logvar, prior, seed)
     return {
         "fitted_prior_kl": rate,
@@ -158,7 +158,10 @@ def _with_fitted_prior(
 def _nll(
     saved: Saved, images: NDArray[np.uint8], p: Parameters, compute: Compute, pruned_by: Measurement | None
 ) -> Metrics:
-    """`nll`, and `nll_pruned` without the latents that `pruned_by` finds inactive; None if p(x|z) is not normalised."""
+    """`nll`, and `nll_pruned` without the latents that `pruned_by` finds inactive; None if p(x|z) is not normalised.
+
+    `nll_pruned` is None also of a learned prior, which is no product over latents.
+    """
     names = ["nll"] if pruned_by is None else ["nll", "nll_pruned"]
     if saved.likelihood.kind == "bernoulli" and not is_binary(images):
         return dict.fromkeys(names)
@@ -169,7 +172,7 @@ def _nll(
 
     metrics: Metrics = dict.fromkeys(names, nll())
     if pruned_by is not None and not (active := pruned_by.active(p.monitor.active_unit_threshold)).all():
-        metrics["nll_pruned"] = nll(active)
+        metrics["nll_pruned"] = None if pruned_by.learned_prior else nll(active)
     return metrics
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vae.compute.devices import Compute
 from vae.compute.random import generator
-from vae.metrics.measurement import BATCH, evaluation_batches
+from vae.losses.elbo import sampled_rate
+from vae.metrics.measurement import BATCH, evaluation_batches, evaluation_density
 from vae.models.likelihood import Likelihood
 from vae.models.vae import VAE
 
@@ -30,12 +31,13 @@ def importance_weighted_bound(
     summed one after another, in float64, so that memory does not grow with k. The noise follows the seed.
 
     images: uint8 (N, H, W, C). samples: k. active: (Z,), or None for all; the other latents are set to their
-    prior mean 0 and left out of the weights, which gives the bound of the model without them.
+    prior mean 0 and left out of the weights, which gives the bound of the model without them; for N(0, I) only.
     """
     kept = torch.ones(model.latent_dim, device=compute.device)
     if active is not None:
         kept = torch.from_numpy(active).to(kept)
-    total = 0.0
+    total, prior = 0.0, evaluation_density(model, compute)
+    assert active is None or prior is None, "a learned prior has no latents to leave out"
     for index, x in enumerate(evaluation_batches(model, images, compute.device)):
         random = generator(seed, "importance", index, compute.device)
         with compute.autocast():
@@ -49,8 +51,10 @@ def importance_weighted_bound(
             z = mu + std * noise
             with compute.autocast():
                 output = model.decode(z, x)
-            # ln p(z) − ln q(z|x): the normalisers cancel but for ln σ
-            log_ratio = 0.5 * (noise.double().square() + logvar.double() - z.double().square()).sum(1)
+            if prior is None:  # ln p(z) − ln q(z|x): the normalisers cancel but for ln σ
+                log_ratio = 0.5 * (noise.double().square() + logvar.double() - z.double().square()).sum(1)
+            else:
+                log_ratio = -sampled_rate(prior, mu, logvar, noise).double()
             log_sum = torch.logaddexp(log_sum, likelihood.log_prob(x, output).double() + log_ratio)
         total += float((log_sum - math.log(samples)).sum())
     return total / len(images)

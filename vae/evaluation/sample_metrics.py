@@ -10,7 +10,6 @@ from vae.metrics.measurement import encode
 from vae.models.pixelcnn import PixelCNN
 from vae.models.saved import Saved
 from vae.priors import aggregate
-from vae.priors.standard import StandardNormal
 from vae.samples.evidence import DRAWN_PIXEL_BY_PIXEL
 from vae.samples.features import network_features, pixel_features
 from vae.samples.quality import IMAGES, RealImages, as_metrics, ends
@@ -25,7 +24,7 @@ def sample_metrics(
     """Precision, recall, density, coverage and Fréchet distance to the test images, of as many of each kind:
 
         training: training images, which is what samples could reach at best. reconstructions: of these same images,
-        z sampled. standard_prior, fitted_prior: decoded z of N(0, I), and of `saved.prior`.
+        z sampled. standard_prior, fitted_prior: decoded z of the prior of the ELBO, and of `saved.prior`.
 
     By principal components of pixels, and under `network_…` of a frozen network's features where it is installed.
     For the priors also a classifier two-sample test of their z against q(z) of the test split. Nothing where latents
@@ -41,7 +40,7 @@ def sample_metrics(
     encoded, posteriors = (encode(saved.model, images, compute) for images in (test, known))
     if not all(np.isfinite(part).all() for part in (*encoded, *posteriors)):
         return {}
-    priors = {"standard_prior": StandardNormal(saved.model.latent_dim), "fitted_prior": saved.prior}
+    priors = {"standard_prior": saved.own_prior, "fitted_prior": saved.prior}
     drawn = {name: prior.sample(count, torch.Generator().manual_seed(seed)) for name, prior in priors.items()}
     posterior = torch.from_numpy(aggregate.draw(*posteriors, seed)).float()
     pictures = {"training": known} | {
@@ -63,5 +62,5 @@ def sample_metrics(
         accuracy, p_value = (found.accuracy, found.p_value) if found else (None, None)
         metrics |= {f"{name}_two_sample{end}": value for end, value in ends(accuracy).items()}
         metrics[f"{name}_two_sample_p"] = p_value
-    bound = aggregate.kl_to_standard(*encoded, saved.prior, seed)
+    bound = aggregate.kl_to_prior(*encoded, saved.own_prior, saved.prior, seed)
     return metrics | {"aggregate_kl_bound": bound.value, "aggregate_kl_bound_se": bound.standard_error}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vae.compute.devices import Compute
-from vae.losses.elbo import kl_per_latent
-from vae.metrics.measurement import BATCH, evaluation_batches
+from vae.losses.elbo import kl_per_latent, sampled_rate
+from vae.metrics.measurement import BATCH, evaluation_batches, evaluation_density
 from vae.models.likelihood import Likelihood
 from vae.models.saved import Saved
 from vae.models.vae import VAE
@@ -30,12 +30,13 @@ Floats = npt.NDArray[np.float64]
 def elbo_per_image(
     model: VAE, images: np.ndarray | Tensor, likelihood: Likelihood, compute: Compute, samples: int = 8
 ) -> np.ndarray:
-    """The ELBO of each image in nats, its distortion averaged over samples of z: (N,) float64.
+    """The ELBO of each image in nats, its distortion, and the rate against a learned prior, averaged over samples
+    of z: (N,) float64.
 
     The noise follows from the image's own pixels, so its ELBO depends neither on its batch nor on its position.
     images: uint8 (N, H, W, C).
     """
-    parts = []
+    parts, prior = [], evaluation_density(model, compute)
     for index, x in enumerate(evaluation_batches(model, images, compute.device)):
         noise = _noise_of(images[index * BATCH : (index + 1) * BATCH], samples, model.latent_dim)
         with compute.autocast():
@@ -44,7 +45,11 @@ def elbo_per_image(
             for epsilon in noise.to(compute.device):
                 z = mu + torch.exp(0.5 * logvar) * epsilon
                 log_prob += likelihood.log_prob(x, model.decode(z, x)) / samples
-        parts.append((log_prob - kl_per_latent(mu, logvar).sum(1)).cpu().numpy())
+                if prior is not None:
+                    log_prob -= sampled_rate(prior, mu, logvar, epsilon) / samples
+        if prior is None:
+            log_prob = log_prob - kl_per_latent(mu, logvar).sum(1)
+        parts.append(log_prob.cpu().numpy())
     return np.concatenate(parts)
 
 

@@ -3,11 +3,13 @@
     loss = D + β·R                        (Higgins 2017; β = 1: the ELBO of Kingma & Welling 2014, equation 3)
     D = −E_q[ln p(x|z)]                   the distortion, with one z = μ + σ·ε
     R = Σ_j KL(q(z_j|x) ‖ N(0, 1))        the rate, less what free bits hide
+    R = ln q(z|x) − ln p(z)               the same for a learned prior, with that z (`vae.priors.learned`)
 
 `vae.losses.kl_control` replaces β·R where a control steers the rate, `vae.losses.importance_weighted` all of it
 where there are more samples of z. `vae.config.beta_elbo` says what β the parameters amount to.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,6 +20,7 @@ from vae.config.constants import SMALLEST_SIGMA
 from vae.losses.kl_control import KLControl
 from vae.models.likelihood import bernoulli_log_prob, gaussian_log_prob, squared_error
 from vae.models.vae import VAE
+from vae.priors.learned import Density
 
 Logs = dict[str, Tensor]  # of a batch, detached, in nats per image: loss, reconstruction (the distortion), kl
 
@@ -40,16 +43,19 @@ class ELBOLoss:
 
     def __call__(self, model: VAE, x: Tensor, noise: Tensor, beta: float, steer: bool = True) -> tuple[Tensor, Logs]:
         """steer: let the control see this batch; else it stays as it stands."""
-        distortion, rate, penalised_rate, mse = self.terms(self.elbo, model, x, noise[0])
+        distortion, rate, penalised_rate, mse = self.terms(self.elbo, model, x, noise[0], model.density())
         if steer:
             self.control.update(rate, mse)
         loss = self.control.loss(distortion, penalised_rate, mse, beta)
+        if self.control.kl.control == "geco" and model.log_sigma is not None:
+            loss = loss + sigma_fit(self.elbo, mse, model.log_sigma)
         return loss, {"loss": loss.detach(), "reconstruction": distortion.detach(), "kl": rate.detach()}
 
 
-def elbo_terms(elbo: BetaELBO, model: VAE, x: Tensor, noise: Tensor) -> Terms:
+def elbo_terms(elbo: BetaELBO, model: VAE, x: Tensor, noise: Tensor, prior: Density | None) -> Terms:
+    """prior: None is N(0, I)."""
     output, mu, logvar = model(x, noise)
-    rates = kl_per_latent(mu, logvar)
+    rates = kl_per_latent(mu, logvar) if prior is None else sampled_rate(prior, mu, logvar, noise)[:, None]
     error = squared_error(x, output).mean()
     return Terms(
         distortion=-_log_prob(elbo, x, output, error, model.log_sigma),
@@ -64,8 +70,17 @@ def kl_per_latent(mu: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
 
 
+def sampled_rate(prior: Density, mu: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """ln q(z|x) − ln p(z) with z = μ + σ·ε, whose mean over ε is KL(q(z|x) ‖ p): (…, Z) → (…), in nats, float32."""
+    posterior = -0.5 * (math.log(2 * math.pi) + noise.square() + logvar).sum(-1)
+    return (posterior.double() - prior.log_prob(mu + torch.exp(0.5 * logvar) * noise)).float()
+
+
 def penalised_rate(elbo: BetaELBO, rates: Tensor) -> Tensor:
-    """The rate with free bits, of each latent or of all together (Kingma 2016, equation 14): (B, Z) → ()."""
+    """The rate with free bits, of each latent or of all together (Kingma 2016, equation 14): (B, Z) → ().
+
+    Of a learned prior, which has one rate for all latents, (B, 1) → ().
+    """
     per_latent = rates.mean(0)
     rate = per_latent.clamp_min(elbo.free_bits).sum() if elbo.free_bits else per_latent.sum()
     return rate.clamp_min(elbo.free_bits_total) if elbo.free_bits_total else rate
@@ -78,6 +93,14 @@ def _log_prob(elbo: BetaELBO, x: Tensor, output: Tensor, error: Tensor, log_sigm
     if elbo.sigma == "optimal":  # its gradient is that of −(N/2)·ln MSE (Rybkin 2021, equation 5)
         return gaussian_log_prob(error, elbo.pixels, (error / elbo.pixels).clamp_min(SMALLEST_SIGMA**2))
     return gaussian_log_prob(error, elbo.pixels, variance(elbo, log_sigma))
+
+
+def sigma_fit(elbo: BetaELBO, mse: Tensor, log_sigma: Tensor) -> Tensor:
+    """D of an error that is given, so that it has a gradient for σ alone: GECO's loss leaves a learned σ out.
+
+    Its minimum over σ is at σ² = MSE; the networks' gradient stays GECO's.
+    """
+    return -gaussian_log_prob(mse.detach() * elbo.pixels, elbo.pixels, variance(elbo, log_sigma))
 
 
 def variance(elbo: BetaELBO, log_sigma: Tensor | None) -> Tensor | float:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from vae.config.beta_elbo import BetaELBO
-from vae.losses.elbo import Logs, kl_per_latent, variance
+from vae.losses.elbo import Logs, kl_per_latent, sampled_rate, variance
 from vae.models.likelihood import bernoulli_log_prob, gaussian_log_prob, squared_error
 from vae.models.vae import VAE
+from vae.priors.learned import Density
 
 
 class ImportanceWeightedLoss:
@@ -23,25 +24,32 @@ class ImportanceWeightedLoss:
 
     def __call__(self, model: VAE, x: Tensor, noise: Tensor, beta: float, steer: bool = True) -> tuple[Tensor, Logs]:
         # A tensor, since a compiled function would be compiled anew for each number.
-        loss, distortion, rate = self.terms(self.elbo, model, x, noise, torch.full((), beta, device=x.device))
+        weight = torch.full((), beta, device=x.device)
+        loss, distortion, rate = self.terms(self.elbo, model, x, noise, weight, model.density())
         return loss, {"loss": loss.detach(), "reconstruction": distortion.detach(), "kl": rate.detach()}
 
 
 def importance_weighted_terms(
-    elbo: BetaELBO, model: VAE, x: Tensor, noise: Tensor, beta: Tensor
+    elbo: BetaELBO, model: VAE, x: Tensor, noise: Tensor, beta: Tensor, prior: Density | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, distortion and rate.
 
-    ln w = ln p(x|z) + β·(ln p(z) − ln q(z|x)); with z = μ + σ·ε the bracket is ½ Σ (ε² + ln σ² − z²).
+    ln w = ln p(x|z) + β·(ln p(z) − ln q(z|x)); with z = μ + σ·ε the bracket is ½ Σ (ε² + ln σ² − z²) for N(0, I).
+
+    prior: None is N(0, I).
     """
     mu, logvar = model.encode(x)
     z = mu + torch.exp(0.5 * logvar) * noise
     repeated = x.repeat(len(noise), 1, 1, 1)
     output = model.decode(z.flatten(0, 1), repeated)
     log_likelihood = _log_likelihood(elbo, repeated, output, model.log_sigma).view(len(noise), len(x))
-    log_ratio = 0.5 * (noise.square() + logvar - z.square()).sum(2)
+    if prior is None:
+        log_ratio, rate = 0.5 * (noise.square() + logvar - z.square()).sum(2), kl_per_latent(mu, logvar).sum(1)
+    else:
+        log_ratio = -sampled_rate(prior, mu, logvar, noise)
+        rate = -log_ratio
     bound = torch.logsumexp(log_likelihood + beta * log_ratio, 0) - math.log(len(noise))
-    return -bound.mean(), -log_likelihood.mean(), kl_per_latent(mu, logvar).sum(1).mean()
+    return -bound.mean(), -log_likelihood.mean(), rate.mean()
 
 
 def _log_likelihood(elbo: BetaELBO, x: Tensor, output: Tensor, log_sigma: Tensor | None) -> Tensor:

@@ -4,6 +4,8 @@ The schedule (`vae.schedules.kl`) gives β. Each control has a state of two numb
 stays on the device, so that no step waits for it, and is part of the checkpoint.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from vae.config.resolved import ResolvedKL
 # back over 100 steps, and λ swings about its value for thousands; with 0.9 small runs settle too.
 AVERAGED = 0.9
 GECO_RATE = 0.02  # growth of ln λ per step, for a constraint that misses by its own size
+LEAST_WEIGHT = 1e-4  # of a PI controller, whose logarithm needs one, where `kl.min_weight` is 0
 GECO_RANGE = 20.0  # of |ln λ|, so that a constraint that cannot be met ends in a number
 
 
@@ -22,11 +25,13 @@ class KLControl:
     Controls (`KL.control`):
         schedule: D + β·R (Higgins 2017).
         capacity: D + γ·|R − C|, γ the `kl.max_weight`, C rising to `kl.capacity` as β does to 1 (Burgess 2018, eq. 8).
-        pi: D + β·R, with β from a controller (Shao 2020).
-        geco: R + λ·(squared error − N·κ²), κ the `kl.reconstruction_target` (Rezende & Viola 2018, eq. 3).
+        pi: D + β·R, with β from a controller of its logarithm (after Shao 2020).
+        geco: R + λ·(squared error − N·κ²), κ the `kl.reconstruction_target` (Rezende & Viola 2018, eq. 3). A learned
+            σ, which is not in it, is fitted beside it (`vae.losses.elbo.sigma_fit`).
 
     Attributes:
-        state: (2,) float64, changed in place; pi: (I, β), geco: (moving average of the constraint, ln λ).
+        state: (2,) float64, changed in place; pi: (I, β), I in units of ln β; geco: (moving average of the constraint,
+            ln λ).
     """
 
     def __init__(self, kl: ResolvedKL, pixels: int, device: torch.device) -> None:
@@ -74,18 +79,20 @@ class KLControl:
 
 
 def _proportional_integral(kl: ResolvedKL, state: Tensor, rate: Tensor) -> Tensor:
-    """Shao 2020, equations 9 to 11, with e = target − R:
+    """A PI controller of the weight (Shao 2020, equations 9 to 11), of its logarithm and with a relative error:
 
-        P = K_p / (1 + exp(e)),  I ← I − K_i·e,  β = P + I + β_min, kept within [β_min, β_max]
+        e = (R − target)/target, within ±1;  I ← I + K_i·e;  ln β = I + K_p·e
 
+    Shao's gains are weight per nat, tuned for one target and 10⁵ steps or more. A unit of ln β costs each active
+    latent half a nat whatever β is (`vae.collapse.linear_theory`), so these gains have no unit and suit any target.
     Anti-windup: I itself is kept where β is within its bounds, so that β leaves a bound as soon as the error turns.
     """
     assert kl.target_kl is not None
-    error = kl.target_kl - rate
-    proportional = kl.proportional_gain * torch.sigmoid(-error)
-    room = kl.max_weight - kl.min_weight
-    integral = torch.clamp(state[0] - kl.integral_gain * error, -proportional, room - proportional)
-    return torch.stack([integral, proportional + integral + kl.min_weight])
+    error = (rate / kl.target_kl - 1).clamp(-1, 1)
+    proportional = kl.proportional_gain * error
+    low, high = math.log(kl.min_weight or LEAST_WEIGHT * min(kl.max_weight, 1.0)), math.log(kl.max_weight)
+    integral = torch.clamp(state[0] + kl.integral_gain * error, low - proportional, high - proportional)
+    return torch.stack([integral, (integral + proportional).exp()])
 
 
 def _constraint(kl: ResolvedKL, state: Tensor, mse: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor
 from vae.compute.batches import in_order
 from vae.compute.devices import Compute
 from vae.compute.random import generator
-from vae.losses.elbo import kl_per_latent
+from vae.losses.elbo import kl_per_latent, sampled_rate
 from vae.models.likelihood import Likelihood, gaussian_log_prob, optimal_sigma, squared_error
 from vae.models.vae import VAE
+from vae.priors.learned import Density
 
 BATCH = 256  # images at a time in a measurement; the noise follows (seed, batch), so it is fixed
 
@@ -29,10 +30,13 @@ class Measurement:
             of its own, so it covers both the choice of images and the draws of z. NaN of a single image.
         mse: mean squared error of a pixel in [0, 1], with z = μ. mse_sampled: with z sampled. Of an autoregressive
             decoder both are of each pixel given those before it in the image itself (teacher forcing).
-        kl_per_latent: (Z,), averaged over images.
+        rate: E_x KL(q(z|x) ‖ p(z)), p the prior that the model was trained with.
+        kl_per_latent: (Z,), averaged over images. Of a learned prior, whose rate is not a sum over latents, against
+            N(m_j, s_j²), the moments of the aggregate posterior: ½ (ln s_j² − E_x ln σ_j²), 0 for a dead latent.
         mean_variance: (Z,), Var_x(E_q[z_j|x]).
         aggregate_mean, aggregate_variance: (Z,), of q(z_j) over the split.
         aggregate_covariance: (Z, Z), of q(z) over the split: Cov_x(μ) + diag E_x[σ²].
+        learned_prior: whether p is another than N(0, I).
     """
 
     images: int
@@ -40,14 +44,17 @@ class Measurement:
     elbo_se: float
     mse: float
     mse_sampled: float
+    rate: float
     kl_per_latent: np.ndarray
     mean_variance: np.ndarray
     aggregate_mean: np.ndarray
     aggregate_variance: np.ndarray
     aggregate_covariance: np.ndarray
+    learned_prior: bool = False
 
     @property
-    def rate(self) -> float:
+    def gaussian_rate(self) -> float:
+        """Σ_j of `kl_per_latent`: the rate itself for N(0, I); of a learned prior, what linear theory speaks of."""
         return float(self.kl_per_latent.sum())
 
     @property
@@ -55,8 +62,11 @@ class Measurement:
         return -self.distortion - self.rate
 
     def active(self, threshold: float = 0.01) -> np.ndarray:
-        """(Z,) bool: whose mean varies over the split by more than the threshold (Burda 2016, section 5.2)."""
-        return self.mean_variance > threshold
+        """(Z,) bool: whose mean varies over the split by more than the threshold (Burda 2016, section 5.2).
+
+        A learned prior gives the latents no scale: their variance then is a share of that of q(z_j).
+        """
+        return self.mean_variance > threshold * (self.aggregate_variance if self.learned_prior else 1.0)
 
     def active_units(self, threshold: float = 0.01) -> int:
         return int(self.active(threshold).sum())
@@ -76,7 +86,10 @@ class Measurement:
 
     @property
     def prior_gap(self) -> float:
-        """½ Σ_j (s_j² + m_j² − 1 − ln s_j²): how far the aggregate posterior's moments are from N(0, 1)."""
+        """½ Σ_j (s_j² + m_j² − 1 − ln s_j²): how far the aggregate posterior's moments are from N(0, 1).
+
+        Of a learned prior it is no part of the rate.
+        """
         m, s2 = self.aggregate_mean, self.aggregate_variance
         return float(0.5 * np.sum(s2 + m**2 - 1 - np.log(np.maximum(s2, 1e-30))))
 
@@ -115,6 +128,7 @@ def measure(
     """
     device = compute.device
     sums: dict[str, Tensor] = {}
+    prior = evaluation_density(model, compute)
 
     def add(name: str, values: Tensor) -> None:
         total = values.double().sum(0)
@@ -126,19 +140,27 @@ def measure(
             mu, logvar = model.encode(x)
             std = torch.exp(0.5 * logvar)
             central = model.decode(mu, x)
-        log_prob, error = torch.zeros(2, len(x), dtype=torch.float64, device=device)
+        log_prob, error, rate = torch.zeros(3, len(x), dtype=torch.float64, device=device)
         for _ in range(draws):
             noise = torch.randn(mu.shape, generator=random, device=device)
             with compute.autocast():
                 output = model.decode(mu + std * noise, x)
             log_prob += likelihood.log_prob(x, output).double() / draws
             error += squared_error(x, likelihood.mean(output)).double() / draws
+            if prior is not None:
+                rate += sampled_rate(prior, mu, logvar, noise).double() / draws
         kl = kl_per_latent(mu, logvar)
+        if prior is None:
+            rate = kl.double().sum(1)
         add("distortion", -log_prob)
-        add("elbo2", (log_prob - kl.double().sum(1)).square())
+        add("elbo2", (log_prob - rate).square())
         add("sampled", error)
         add("central", squared_error(x, likelihood.mean(central)))
-        add("kl", kl)
+        if prior is None:
+            add("kl", kl)
+        else:
+            add("rate", rate)
+            add("logvar", logvar)
         add("mu", mu)
         add("mu2", mu.double().square())
         add("outer", (mu.double().T @ mu.double())[None])
@@ -146,20 +168,26 @@ def measure(
 
     n, pixels = len(images), math.prod(images.shape[1:])
     mean = {name: (total / n).cpu().numpy() for name, total in sums.items()}
-    elbo = -float(mean["distortion"]) - float(mean["kl"].sum())
+    rate_of_all = float(mean["kl"].sum() if prior is None else mean["rate"])
+    elbo = -float(mean["distortion"]) - rate_of_all
     variance = max(float(mean["elbo2"]) - elbo**2, 0.0)  # of an image's ELBO
     mean_variance = np.maximum(mean["mu2"] - mean["mu"] ** 2, 0)
+    aggregate_variance = mean_variance + mean["variance"]
+    if prior is not None:
+        mean["kl"] = 0.5 * (np.log(aggregate_variance) - mean["logvar"])
     return Measurement(
         images=n,
         distortion=float(mean["distortion"]),
         elbo_se=math.sqrt(variance / (n - 1)) if n > 1 else math.nan,
         mse=float(mean["central"]) / pixels,
         mse_sampled=float(mean["sampled"]) / pixels,
+        rate=rate_of_all,
         kl_per_latent=mean["kl"],
         mean_variance=mean_variance,
         aggregate_mean=mean["mu"],
-        aggregate_variance=mean_variance + mean["variance"],
+        aggregate_variance=aggregate_variance,
         aggregate_covariance=mean["outer"] - np.outer(mean["mu"], mean["mu"]) + np.diag(mean["variance"]),
+        learned_prior=prior is not None,
     )
 
 
@@ -190,6 +218,13 @@ def encode(model: VAE, images: np.ndarray | Tensor, compute: Compute) -> tuple[n
         means.append(mu.cpu().numpy())
         logvars.append(logvar.cpu().numpy())
     return np.concatenate(means), np.concatenate(logvars)
+
+
+@torch.no_grad()
+def evaluation_density(model: VAE, compute: Compute) -> Density | None:
+    """The learned prior in the precision of the measurement; None for N(0, I)."""
+    with compute.autocast():
+        return model.density()
 
 
 def evaluation_batches(model: VAE, images: np.ndarray | Tensor, device: torch.device) -> Iterator[Tensor]:

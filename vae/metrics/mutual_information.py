@@ -19,6 +19,8 @@ class MutualInformation:
     No sample of n shows more than ln n of it (He 2019), and the bias begins about 4 nats below that: where the two
     bounds of `mutual_information` are more than 0.2 nats apart, `value` and `aggregate_kl` are None and
     `saturated_at` is ln n.
+
+    R and p are those of N(0, I), also where the model has learned another prior; I itself does not depend on it.
     """
 
     value: float | None

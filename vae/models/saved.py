@@ -26,8 +26,9 @@ from vae.models.likelihood import Likelihood
 from vae.models.vae import VAE, to_device
 from vae.priors import flow
 from vae.priors.flow import Flow
+from vae.priors.learned import fewest_weights
 from vae.priors.mixture import Mixture
-from vae.priors.standard import STANDARD, Prior, StandardNormal
+from vae.priors.standard import STANDARD, Prior
 
 # A remedy changes these sections, but for places and for what decides about remedies.
 _REMEDIED = ("model.", "objective.", "kl.", "train.")
@@ -66,7 +67,8 @@ class PriorFit(_Checked):
     """The prior fitted to the latents after training.
 
     Attributes:
-        name: what samples are drawn from unless N(0, I) is asked for.
+        name: what samples are drawn from unless N(0, I) is asked for; that of the model's own learned prior where no
+            fitted one was better.
         log_likelihood: E_q ln r(z) of held-out training images in nats, of each candidate r.
     """
 
@@ -121,7 +123,7 @@ class Saved:
     """A model, read from its folder, in evaluation mode.
 
     Attributes:
-        prior: what samples are drawn from: fitted to the latents after training, or N(0, I) where that fits as well.
+        prior: what samples are drawn from: fitted after training, or `own_prior` where that fits the latents as well.
         sha256: of the weights file.
     """
 
@@ -133,6 +135,11 @@ class Saved:
     @property
     def likelihood(self) -> Likelihood:
         return self.config.likelihood
+
+    @property
+    def own_prior(self) -> Prior:
+        """That of the ELBO: N(0, I), or the one that was learned with the model."""
+        return self.model.own_prior()
 
     @property
     def pixels(self) -> int:
@@ -176,11 +183,11 @@ def load(folder: Path, device: torch.device | None = None) -> Saved:
         model.load_state_dict(weights)
         if wrong := [n for n, t in model.state_dict().items() if t.dtype != weights[n].dtype]:
             raise ValueError(f"{wrong[0]} is of {weights[wrong[0]].dtype}")
-        prior = _read_prior(folder / PRIOR_FILE, model.latent_dim)
+        fitted = _read_prior(folder / PRIOR_FILE, model.latent_dim)
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise _misfit(folder, str(error)) from None
     model = to_device(model, device or torch.device("cpu")).eval()
-    return Saved(model, config, prior, weights_hash(folder))
+    return Saved(model, config, fitted or model.own_prior(), weights_hash(folder))
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -227,14 +234,16 @@ def _check_size(config: ModelConfig, weights: dict[str, Tensor]) -> None:
         first, last = channels, last * (height >> len(widths)) * (width >> len(widths))
     fewest = 2 * last * config.model.latent_dim
     fewest += sum(before * after for before, after in itertools.pairwise((first, *widths)))
+    model = config.model
+    fewest += fewest_weights(model.prior, model.prior_components, model.latent_dim, channels * height * width)
     if fewest > sum(tensor.numel() for tensor in weights.values()):
         raise ValueError(f"{WEIGHTS_FILE} holds fewer weights than such a model needs (at least {fewest:,})")
 
 
-def _read_prior(path: Path, latents: int) -> Prior:
+def _read_prior(path: Path, latents: int) -> Prior | None:
     """Raises: ValueError, RuntimeError: it is not a prior over so many latents."""
     if not path.exists():
-        return StandardNormal(latents)
+        return None
     tensors = read_weights(path)
     if "weights" not in tensors:
         return flow.read(tensors, latents)

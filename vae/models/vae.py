@@ -1,6 +1,9 @@
 """The networks: q(z|x), a diagonal Gaussian posterior, and p(x|z), the decoder (Kingma & Welling 2014)."""
 
+import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -9,6 +12,8 @@ from torch import Tensor, nn
 from vae.config.parameters import Parameters
 from vae.models.networks import convolutional, fully_connected
 from vae.models.pixelcnn import MaskedConv2d, PixelCNN
+from vae.priors.learned import Density, Learned, LearnedFlow, LearnedMixture, VampPrior
+from vae.priors.standard import STANDARD, Prior, StandardNormal
 
 # exp(±logvar) stays a number in every precision: a runaway encoder is then seen as a large KL, not as NaN.
 LOGVAR_MIN = -20.0
@@ -29,6 +34,8 @@ class VAE(nn.Module):
             (Zhu 2020, section 3.2).
         logvar_max: c, the ceiling of the posterior's ln σ². Below 0 no latent can become the prior: each costs at
             least ½(exp(c) − 1 − c) nats, a committed rate (compare the δ-VAE of Razavi 2019).
+        prior: p(z): `standard`, N(0, I); or one that is trained with the model (vae.priors.learned).
+        prior_components: K, of `mixture` and `vamp`.
         learned_sigma: the Gaussian noise of p(x|z) is a parameter of the model, `log_sigma`.
         likelihood: `gaussian`, or `bernoulli`: the decoder's output is then logits. An autoregressive decoder,
             which feeds on its own output, has to know.
@@ -43,6 +50,8 @@ class VAE(nn.Module):
         batch_norm: bool,
         mean_batch_norm: float | None = None,
         logvar_max: float = 10.0,  # the value of models saved before it could be set
+        prior: Literal["standard", "mixture", "vamp", "flow"] = "standard",
+        prior_components: int = 100,
         learned_sigma: bool = False,
         likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
     ) -> None:
@@ -68,6 +77,43 @@ class VAE(nn.Module):
             self.mean_norm.weight.requires_grad_(False).fill_(mean_batch_norm)
         self.log_sigma = nn.Parameter(torch.zeros(())) if learned_sigma else None
         self._initialise()
+        # Last, so that the networks of one seed start alike with every prior.
+        self.prior: Learned | None = None
+        if prior == "mixture":
+            self.prior = LearnedMixture(latent_dim, prior_components)
+        elif prior == "vamp":
+            self.prior = VampPrior(image_shape, prior_components)
+        elif prior == "flow":
+            self.prior = LearnedFlow(latent_dim)
+
+    @property
+    def prior_name(self) -> str:
+        """Of the prior that the ELBO is trained with."""
+        return STANDARD if self.prior is None else self.prior.name
+
+    def density(self) -> Density | None:
+        """The learned p(z) of the weights as they are, on the model's device; None for N(0, I).
+
+        Pseudo-inputs pass through the encoder by themselves, and batch norm gives them its running statistics, in
+        training too: they are encoded as a single image would be, and do not count in the statistics of the data.
+        """
+        match self.prior:
+            case VampPrior():
+                with _running_statistics(self.encoder):
+                    return self.prior.density(*self.encode(self.prior.images()))
+            case LearnedMixture():
+                return self.prior.density()
+        return self.prior
+
+    @torch.no_grad()
+    def own_prior(self) -> Prior:
+        """The prior that the ELBO is trained with, as a density on the CPU that no longer changes."""
+        density = self.density()
+        if density is None:
+            return StandardNormal(self.latent_dim)
+        if isinstance(density, LearnedFlow):
+            return copy.deepcopy(density).cpu().requires_grad_(False)
+        return density.fixed()
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x: (B, C, H, W), pixels in [0, 1] → mu, logvar of q(z|x): (B, Z) each, float32."""
@@ -114,6 +160,19 @@ class VAE(nn.Module):
                     nn.init.zeros_(module.bias)
         if isinstance(self.decoder, PixelCNN):
             self.decoder.shrink_branches()
+
+
+@contextmanager
+def _running_statistics(network: nn.Module) -> Iterator[None]:
+    """Batch norm as in evaluation: by its running statistics, which do not change."""
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) and m.training]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
 
 
 def build(p: Parameters) -> VAE:

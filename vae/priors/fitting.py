@@ -3,7 +3,8 @@
 Where a model encodes and decodes well but its aggregate posterior q(z) is not the prior that it was trained with,
 samples from that prior are of places that no image was encoded to. A density fitted to q(z) of the training split is
 a prior without those holes; encoder and decoder are unchanged. Among N(0, I), Gaussian mixtures and a flow, the
-likelihood of held-out images chooses.
+likelihood of held-out images chooses. A prior that was learned with the model takes the place of N(0, I): it stays
+unless a fitted one is better.
 """
 
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ DIRECTIONS = (8, 16, 32, 64)
 COMPONENTS = (2, 5, 10, 20, 40, 80)
 IMAGES_PER_NUMBER = 2  # for each direction of each component
 FLOW_IMAGES = 5_000  # with 1,300 digits a flow is worse than any mixture
-BETTER = 0.1  # nats by which a fitted prior has to be better than N(0, I)
+BETTER = 0.1  # nats by which a fitted prior has to be better than the one that the model was trained with
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,22 @@ class Fitted:
     log_likelihood: dict[str, float]
 
 
-def fit(mu: Posteriors, logvar: Posteriors, seed: int) -> Fitted:
-    """mu, logvar: (N, Z), of the training split."""
-    best: Prior = StandardNormal(mu.shape[1])
-    name = STANDARD
+def fit(mu: Posteriors, logvar: Posteriors, seed: int, learned: tuple[str, Prior] | None = None) -> Fitted:
+    """mu, logvar: (N, Z), of the training split. learned: the prior that the model was trained with, by its name;
+    None is N(0, I)."""
+    standard = StandardNormal(mu.shape[1])
+    own, best = learned or (STANDARD, standard)
+    name = own
     if len(mu) < FEWEST_IMAGES or not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
         return Fitted(best, name, {})
     order = np.random.default_rng(seed).permutation(len(mu))[:MOST_IMAGES]
     held_out, fitted_to = order[: len(order) // HELD_OUT], order[len(order) // HELD_OUT :]
     judged = _samples(mu[held_out], logvar[held_out], HELD_OUT_DRAWS, seed)
 
-    found = {STANDARD: likelihood(best, judged)}
+    found = {STANDARD: likelihood(standard, judged), own: likelihood(best, judged)}
     for candidate, prior in _candidates(mu[fitted_to], logvar[fitted_to], judged, seed):
         found[candidate] = likelihood(prior, judged)
-        if found[candidate] > found[name] + (BETTER if name == STANDARD else 0):
+        if found[candidate] > found[name] + (BETTER if name == own else 0):
             best, name = prior, candidate
     return Fitted(best, name, found)
 

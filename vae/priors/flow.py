@@ -37,7 +37,7 @@ class Flow:
 
 def read(tensors: dict[str, Tensor], latents: int) -> Flow:
     """Raises: RuntimeError, ValueError: they are not those of such a flow over so many latents."""
-    network = _network(latents)
+    network = build(latents)
     built = {name: buffer.clone() for name, buffer in network.named_buffers()}  # masks and orders make it a density
     network.load_state_dict(tensors)
     if changed := [name for name, buffer in network.named_buffers() if not torch.equal(buffer, built[name])]:
@@ -55,7 +55,7 @@ def fit(mu: NDArray[np.float32], logvar: NDArray[np.float32], held_out: NDArray[
     random = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _network(mu.shape[1])
+        network = build(mu.shape[1])
     means, deviations, judged = (torch.from_numpy(a).float() for a in (mu, np.exp(0.5 * logvar), held_out))
     optimiser = torch.optim.Adam(network.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
@@ -77,7 +77,8 @@ def fit(mu: NDArray[np.float32], logvar: NDArray[np.float32], held_out: NDArray[
     return Flow(network.eval().requires_grad_(False))
 
 
-def _network(latents: int) -> Any:
+def build(latents: int) -> Any:
+    """A `zuko.flows.MAF` with weights of torch's random state."""
     from zuko.flows import MAF
 
     return MAF(latents, transforms=TRANSFORMS, hidden_features=HIDDEN)

@@ -17,11 +17,12 @@ from vae.config.text import number
 from vae.evaluation.evaluate import Evaluation
 from vae.inference import generate, grids
 from vae.models.saved import Saved
-from vae.priors.standard import STANDARD, StandardNormal
+from vae.priors.standard import STANDARD
 from vae.report import charts
 from vae.report.facts import Picture
 from vae.schedules.kl import first_final_epoch
 
+COMPARED = 10  # images in a row
 FARTHEST = 3  # a traversal goes from −3 to 3 standard deviations of the prior
 
 
@@ -47,7 +48,7 @@ def generated(
     errors = np.nan_to_num(result.errors, nan=np.inf)
     by_error = np.argsort(errors, kind="stable")
     yield from _reconstructions(model, compute, images, errors, by_error, amount.pairs)
-    yield from _samples(model, compute, amount.samples, verdict, p.seed)
+    yield from _samples(model, compute, images, amount.samples, verdict, p.seed)
     kl = np.nan_to_num(result.measurement.kl_per_latent)
     yield _traversals(model, compute, np.array(images[by_error[len(by_error) // 2]]), kl, amount)
 
@@ -79,18 +80,35 @@ def _reconstructions(
         )
 
 
-def _samples(model: Saved, compute: Compute, count: int, verdict: str, seed: int) -> Iterator[Picture]:
-    """Of the prior that the model ships with, and of N(0, I) where that is another."""
-    standard, name = StandardNormal(model.model.latent_dim), model.config.prior.name
-    fitted = [] if name == STANDARD else [("samples", model.prior, f"the {name} fitted to the latents after training")]
-    plain = ("samples_standard" if fitted else "samples", standard, STANDARD)
-    for file, prior, described in (*fitted, plain):
+def _samples(
+    model: Saved, compute: Compute, images: NDArray[np.uint8], count: int, verdict: str, seed: int
+) -> Iterator[Picture]:
+    """Of the prior that the model ships with; beside that of the ELBO and reconstructions, where this is another."""
+    name, own = model.config.prior.name, model.model.prior_name
+    described = f"the prior fitted to the latents after training (a {name})"
+    if name == own:
+        described = own if own == STANDARD else f"the {own}"
+    drawn = generate.samples(model, model.prior, count, compute, seed)
+    yield Picture(
+        "Samples",
+        "samples.png",
+        f"{count} images decoded from z drawn from {described}."
+        + (" They are all alike: the decoder ignores the latents." if verdict == "collapsed" else ""),
+        f"{count} images that the model generated",
+        grids.png(grids.grid(drawn, columns=8)),
+    )
+    if name != own:
+        plain = generate.samples(model, model.own_prior, COMPARED, compute, seed)
+        copies = generate.reconstruct(model.model, np.array(images[:COMPARED]), model.likelihood, compute) / 255
+        rows = np.concatenate([copies, drawn[: len(copies)], plain[: len(copies)]])
         yield Picture(
             "Samples",
-            f"{file}.png",
-            f"{count} images decoded from z drawn from {described}. {_about_samples(verdict)}".strip(),
-            f"{count} images that the model generated from {described}",
-            grids.png(grids.grid(generate.samples(model, prior, count, compute, seed), columns=8)),
+            "samples_compared.png",
+            "Reconstructions of test images, which are the best that this decoder can draw; samples of the fitted "
+            f"prior; samples of {own if own == STANDARD else f'the {own}'}, which the training assumed.",
+            f"Three rows of images: reconstructions, samples of the fitted prior, samples of {own}",
+            grids.png(grids.grid(rows, len(copies))),
+            rows=("reconstructions", "fitted prior", STANDARD if own == STANDARD else "learned prior"),
         )
 
 
@@ -183,9 +201,3 @@ def _kl_per_latent(result: Evaluation, preflight: Mapping[str, Any], informative
 
 def _chart(section: str, name: str, caption: str, alt: str, figure: Figure) -> Picture:
     return Picture(section, f"{name}.png", caption, alt, charts.png(figure), charts.svg(figure, name))
-
-
-def _about_samples(verdict: str) -> str:
-    if verdict == "collapsed":
-        return "They are all alike: the decoder ignores the latents."
-    return ""

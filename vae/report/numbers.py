@@ -28,5 +28,7 @@ KEY_NUMBERS = (
     KeyNumber("mse", "mean squared error (z = μ)", -1, headline=True),
     KeyNumber("ssim", "SSIM", 1),
     KeyNumber("prior_gap", "gap to the prior, nats", -1),
+    KeyNumber("fitted_prior_coverage", "coverage of samples", 1),
+    KeyNumber("fitted_prior_recall", "recall of samples", 1),
     KeyNumber("probe_accuracy", "linear probe", 1),
 )

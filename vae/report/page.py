@@ -22,6 +22,7 @@ from vae.inference.grids import embedded
 from vae.report.facts import Facts, Origin
 from vae.report.latent_map import HEIGHT, WIDTH
 from vae.report.numbers import KEY_NUMBERS
+from vae.samples.quality import MEASURES
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -51,6 +52,7 @@ def html(facts: Facts, origin: Origin | None = None) -> str:
         map_size=(WIDTH, HEIGHT),
         sheet=base64.b64encode(facts.latent_map.sheet).decode(),
         compared=list(_compared(facts, origin)),
+        measures=MEASURES,
         data=_data(facts.manifest),
         rules=[rule for rule in facts.validation.get("rules") or [] if rule.get("count")],
         examples_shown=EXAMPLES_SHOWN,
@@ -69,7 +71,13 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": _percent, "printable": printable, "embedded": embedded}
+    environment.filters |= {
+        "number": number,
+        "percent": _percent,
+        "short": _short,
+        "printable": printable,
+        "embedded": embedded,
+    }
     return environment.get_template("report.html.j2")
 
 
@@ -86,6 +94,10 @@ def _subject(p: Parameters) -> str:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _compared(facts: Facts, origin: Origin | None) -> Iterator[tuple[str, str, str, str]]:

@@ -15,7 +15,7 @@ from vae.models.pixelcnn import PixelCNN
 from vae.models.vae import VAE
 from vae.priors import aggregate
 from vae.priors.aggregate import LowerBound
-from vae.priors.standard import Prior, StandardNormal
+from vae.priors.standard import Prior
 from vae.samples.features import pixel_features
 from vae.samples.manifolds import COVERAGE_NEIGHBOURS
 from vae.samples.quality import RealImages, SampleQuality
@@ -30,8 +30,9 @@ class SampleEvidence:
 
     Attributes:
         reconstructions: decoded z ~ q(z|x) of as many other training images: the best that the decoder can do.
-        standard, fitted: decoded z of N(0, I), and of the prior fitted after training.
-        aggregate_kl: the lower bound on KL(q(z) ‖ N(0, I)), of the validation split.
+        standard, fitted: decoded z of the prior that the ELBO was trained with, which is N(0, I) unless the model
+            learned its own, and of the prior fitted after training.
+        aggregate_kl: the lower bound on KL(q(z) ‖ p), p the prior of the ELBO, of the validation split.
     """
 
     reconstructions: SampleQuality
@@ -69,11 +70,8 @@ def sample_evidence(
         pictures = as_bytes(decoded(model, likelihood, z, compute))
         return real.compare(features.of(pictures)) if real else None
 
-    reconstructions = compare(torch.from_numpy(aggregate.draw(*posteriors, seed)).float())
-    standard, fitted = (
-        compare(density.sample(count, torch.Generator().manual_seed(seed)))
-        for density in (StandardNormal(model.latent_dim), prior)
-    )
+    reconstructions, own = compare(torch.from_numpy(aggregate.draw(*posteriors, seed)).float()), model.own_prior()
+    standard, fitted = (compare(p.sample(count, torch.Generator().manual_seed(seed))) for p in (own, prior))
     if reconstructions is None or standard is None or fitted is None:
         return None
-    return SampleEvidence(reconstructions, standard, fitted, aggregate.kl_to_standard(*judged, prior, seed))
+    return SampleEvidence(reconstructions, standard, fitted, aggregate.kl_to_prior(*judged, own, prior, seed))

@@ -1,6 +1,7 @@
 """A training's history, one row per epoch: which epoch to keep and when to stop follow from it alone."""
 
 import math
+from statistics import fmean
 
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.resolved import ResolvedParameters
@@ -16,19 +17,48 @@ COLUMNS = (
 ALARM_EPOCHS, ALARM_STEPS = 2, 100
 GROWING = 1.05  # of the KL, from one epoch to the next
 
+# How far a control may end from its target: of a rate, and of a root mean squared error, whose share costs more nats.
+# Trainings of a few hundred steps end within 0.07 of the rate; from one epoch to the next it moves by up to 0.1.
+RATE_TOLERANCE, ERROR_TOLERANCE = 0.2, 0.1
+LAST_EPOCHS = 3  # that show where a control ended
+
 Row = dict[str, float]
 
 
 def chosen_epoch(history: list[Row], p: ResolvedParameters) -> int:
     """The epoch to keep, counted from 1: by the validation loss at the final weight, never inside the ramp.
 
-    With `select: last`, or before any epoch at the final weight, the last finite one; 0 if there is none.
+    With `select: last`, or before any epoch that qualifies, the last finite one; 0 if there is none.
     """
     finite = [row for row in history if is_finite(row)]
-    final = [row for row in finite if at_final_weight(row, p)]
-    if final and p.train.select == "best":
-        return int(min(final, key=lambda row: row["valid/loss"])["epoch"])
+    eligible = [row for row in finite if is_eligible(row, p)]
+    if eligible and p.train.select == "best":
+        return int(min(eligible, key=lambda row: row["valid/loss"])["epoch"])
     return int(finite[-1]["epoch"]) if finite else 0
+
+
+def is_eligible(row: Row, p: ResolvedParameters) -> bool:
+    """Whether an epoch may be kept: at the final weight and, with a control, at its target.
+
+    The loss of an epoch whose rate is still above its target is lower than that of the target.
+    """
+    return at_final_weight(row, p) and not is_off_target([row], p)
+
+
+def is_off_target(rows: list[Row], p: ResolvedParameters) -> bool:
+    """Whether the control missed its target over these epochs: a rate on either side, an error that stays too large."""
+    kl = p.kl
+    if kl.reconstruction_target is not None:
+        error = math.sqrt(fmean(row["valid/mse_sampled"] for row in rows))
+        return error > (1 + ERROR_TOLERANCE) * kl.reconstruction_target
+    if kl.target_rate is None:
+        return False
+    return abs(fmean(row["valid/kl"] for row in rows) / kl.target_rate - 1) > RATE_TOLERANCE
+
+
+def last_at_final_weight(history: list[Row], p: ResolvedParameters) -> list[Row]:
+    """The last epochs at the final weight; none where the ramp outlasted the training."""
+    return [row for row in history if at_final_weight(row, p)][-LAST_EPOCHS:]
 
 
 def at_final_weight(row: Row, p: ResolvedParameters) -> bool:
@@ -51,8 +81,9 @@ def why_stop(history: list[Row], p: ResolvedParameters) -> str | None:
         return (
             f"{what}: a KL of {kl:.4g} nats and {active:.0f} active units after {len(final)} epochs at the final weight"
         )
-    if p.train.patience is not None and final:
-        best = min(final, key=lambda row: row["valid/loss"])
+    eligible = [row for row in final if is_eligible(row, p)]
+    if p.train.patience is not None and eligible:
+        best = min(eligible, key=lambda row: row["valid/loss"])
         if len(history) - best["epoch"] >= p.train.patience:
             return f"no better validation loss for {p.train.patience} epochs since epoch {best['epoch']:.0f}"
     return None

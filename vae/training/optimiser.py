@@ -11,11 +11,14 @@ from vae.training.muon import Muon
 
 
 class Optimiser:
-    """One optimiser or two, as one, with one learning rate. Biases, norms and a learned σ do not decay."""
+    """One optimiser or two, as one, with one learning rate. Biases, norms, a learned σ and prior do not decay."""
 
     def __init__(self, model: VAE, train: ResolvedTrain) -> None:
         weights = [weight for weight in model.parameters() if weight.requires_grad]
-        layers, others = ([w for w in weights if (w.dim() > 1) == layer] for layer in (True, False))
+        prior = {id(weight) for weight in model.prior.parameters()} if model.prior is not None else set()
+        layers, others = (
+            [w for w in weights if (w.dim() > 1 and id(w) not in prior) == layer] for layer in (True, False)
+        )
         # Two maps of one input: μ and ln σ²; value and gate.
         double = [model.posterior, *(module.linear for module in model.modules() if isinstance(module, GatedLinear))]
         doubles = {id(module.weight) for module in double}

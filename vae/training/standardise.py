@@ -3,6 +3,9 @@
 With m and s the mean and standard deviation of each latent over the training split, z' = (z − m)/s is folded into the
 posterior layer and the decoder's first layer. Every picture stays as it was, and so does I(x; z); the rate falls by
 ½ Σ (s² + m² − 1 − ln s²), the part of KL(q(z) ‖ N(0, I)) that lies in these moments (Hoffman & Johnson 2016).
+
+A learned prior changes with the latents, so that the rate against it stays as it was. What is measured against N(0, I)
+besides (MMD, traversals from −3 to 3) keeps its meaning.
 """
 
 import numpy as np
@@ -39,6 +42,8 @@ def standardise(model: VAE, train: Measurement) -> bool:
     shift = torch.cat([-mean / deviation, -2 * deviation.log()])
     model.posterior.weight.mul_(scale[:, None])
     model.posterior.bias.mul_(scale).add_(shift)
+    if model.prior is not None:
+        model.prior.standardise(mean, deviation)
     return True
 
 

@@ -16,6 +16,7 @@ from vae.losses.kl_control import KLControl
 from vae.metrics.mean_image import MeanImage
 from vae.models.likelihood import optimal_sigma
 from vae.models.vae import VAE, build, to_device
+from vae.priors.learned import VampPrior
 from vae.training.aggressive import Phase
 from vae.training.history import Row, chosen_epoch
 from vae.training.optimiser import Optimiser
@@ -45,6 +46,8 @@ class TrainState:
             # Start at the mean image's error: from σ = 1 the latents would die before σ has fallen.
             error = MeanImage.of(train_images).mse(train_images)
             self.model.log_sigma.data.fill_(math.log(optimal_sigma(error)))
+        if initial_weights is None and isinstance(self.model.prior, VampPrior):
+            self.model.prior.start(train_images, p.seed)
         self.optimiser = Optimiser(self.model, p.train)
         self.average = None if p.train.ema is None else copy.deepcopy(self.model)
         self.control = KLControl(p.kl, math.prod(p.data.image_shape), device)

@@ -7,11 +7,24 @@ from typing import Any
 import pytest
 from helpers.parameters import Changes
 from helpers.verdicts import (
-    FALLING, GROWING, LATENTS, POOR, USUAL, WRONG, evidence, history, measurement, params, predicted, quality, samples,
+    FALLING,
+    GROWING,
+    LATENTS,
+    POOR,
+    TRAIN,
+    USUAL,
+    WRONG,
+    evidence,
+    history,
+    measurement,
+    params,
+    predicted,
+    quality,
+    samples,
 )  # fmt: skip
 from ruamel.yaml import YAML
 
-from vae.collapse.diagnosis import Verdict, is_poor, judge
+from vae.collapse.diagnosis import Verdict, effective_beta, is_poor, judge
 from vae.collapse.remedies import SMALL_LEARNING_RATE, short
 from vae.config.resolved import CONSTANT
 from vae.metrics.free_running import FreeRunning
@@ -120,11 +133,137 @@ def test_a_low_kl_that_grows_no_more_is_settled_though_the_loss_falls_on() -> No
     assert "with a flat KL" in flat.reasons[0]
 
 
+def test_a_learned_prior_that_saves_nats_is_no_collapse() -> None:
+    """8 nats where N(0, I) would cost 20: linear theory, which expects 22, speaks of the latter."""
+    saves = dataclasses.replace(measurement(kl=20.0), rate=8.0, learned_prior=True)
+    assert saves.gaussian_rate == pytest.approx(20.0) and saves.elbo == 292.0
+    assert judged(valid=saves).verdict == "healthy"
+    assert judged(valid=dataclasses.replace(measurement(kl=8.0), learned_prior=True)).verdict == "partly_collapsed"
+    assert judged(valid=dataclasses.replace(measurement(kl=20.0), rate=0.02, learned_prior=True)).verdict == "collapsed"
+
+
 def test_too_small_an_effective_beta_is_under_regularised() -> None:
     """w·N/(2·Z·MSE) = w·256/(2·4·0.02) = 1600·w."""
     for weight, verdict in ((0.00003, "under_regularised"), (0.00004, "healthy")):
         changes = {"objective.reduction": "mean", "kl.max_weight": weight}
         assert judged(changes, predicted=predicted(calibrated=0.0006)).verdict == verdict
+
+
+FIXED = {"objective.sigma": 0.5}  # at an error of 0.02 an effective beta of 12.5 times the weight
+
+
+@pytest.mark.parametrize(
+    ("changes", "mse", "verdict"),
+    [
+        ({"kl.max_weight": 7.9}, 0.0199 * 2, "healthy"),
+        ({"kl.max_weight": 8.1}, 0.0199 * 2, "over_regularised"),
+        ({"kl.max_weight": 8.1}, 0.0199, "healthy"),  # a quarter of the mean image's error: it cost little
+        ({"kl.max_weight": 4.0}, 0.07, "healthy"),  # Higgins' β
+        (FIXED, 0.03, "over_regularised"),
+        (FIXED, 0.032, "healthy"),  # 0.25/0.032 is below 8
+        ({"kl.max_weight": 20.0, "kl.target_kl": 20.0}, 0.04, "healthy"),  # the rate was asked for
+    ],
+)
+def test_too_large_an_effective_beta_that_costs_much_is_over_regularised(
+    changes: Changes, mse: float, verdict: str
+) -> None:
+    got = judged(changes, valid=measurement(mse=mse), history=history(kl_weight=20.0), kept_epoch=40)
+    assert got.verdict == verdict
+    if verdict == "over_regularised":
+        assert f"{mse / 0.08:.0%} of the mean image's error" in got.summary
+        assert got.remedy == ({"objective.sigma": "optimal"} if changes is FIXED else {"kl.max_weight": 1})
+
+
+def steered(weight: float = 10.0, kl: float = 20.0, error: float = 0.1, **found: Any) -> dict[str, Any]:
+    """A training that ends at this weight, rate and root mean squared error."""
+    rows = history(kls=[20.0] * 36 + [kl] * 4)
+    for row in rows:
+        row |= {"kl_weight": weight, "valid/mse_sampled": error**2}
+    return {"history": rows, "kept_epoch": 40, "valid": measurement(kl=kl)} | found
+
+
+PI, CAPACITY = {"kl.target_kl": 20.0, "kl.max_weight": 30.0}, {"kl.capacity": 20.0, "kl.max_weight": 10.0}
+GECO = {"kl.reconstruction_target": 0.1, "objective.sigma": 0.1}
+MISSED, UNREACHABLE = TRAIN | {"mse_sampled": 0.12**2}, predicted() | {"predicted_kl": None}
+TWICE = {"train.epochs": 2 * params().train.epochs}
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "remedy"),
+    [
+        (PI, steered(kl=16.1), None),
+        (PI, steered(kl=23.9), None),
+        (PI, steered(kl=24.5), TWICE),
+        (PI, steered(kl=15.5), TWICE),
+        (PI | {"kl.integral_gain": 0.0001}, steered(kl=15.5), {"kl.integral_gain": 0.05}),
+        (PI, steered(30.0, kl=24.5), {"kl.max_weight": 60}),  # at its bound; linear theory asks for 4
+        (PI | {"kl.min_weight": 0.5}, steered(0.5, kl=15.5), {"kl.min_weight": 0}),
+        (CAPACITY, steered(kl=23.9), None),
+        (CAPACITY, steered(kl=24.5), {"kl.max_weight": 20}),
+        (CAPACITY | {"kl.max_weight": 1.0}, steered(1.0, kl=24.5), {"kl.max_weight": 16}),  # 4 × what theory asks for
+        (CAPACITY, steered(kl=15.5), TWICE),
+        (GECO, steered(error=0.109), None),
+        (GECO, steered(error=0.05), None),
+        (GECO, steered(error=0.12), None),  # met in training: it generalises no better
+        (GECO, steered(error=0.12, train=MISSED), TWICE),
+        (
+            GECO,
+            steered(error=0.12, train=TRAIN | {"mse_sampled": 0.12**2}, predicted=predicted() | {"predicted_kl": None}),
+            {},
+        ),
+    ],
+)
+def test_a_control_that_misses_its_target(changes: Changes, found: Changes, remedy: Changes | None) -> None:
+    got = judged(changes, **({"train": TRAIN | {"mse_sampled": 0.1**2}} | found))
+    if remedy is None:
+        assert got.verdict == "healthy"
+    else:
+        assert (got.verdict, got.remedy) == ("target_missed", remedy)
+        assert remedy or "set kl.reconstruction_target to 0.12" in got.advice[0]
+
+
+def test_a_target_is_not_judged_within_the_ramp() -> None:
+    assert judged(CAPACITY | {"kl.annealing_epochs": 50}, **steered(kl=30.0)).verdict == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("changes", "weight", "beta"),
+    [
+        ({}, 1.0, 1.0),
+        ({"kl.max_weight": 4.0}, 4.0, 4.0),
+        (PI, 0.076, 0.076),
+        (PI | {"objective.sigma": 0.2}, 3.0, 3.0 * 0.04 / 0.02),
+        (GECO, 0.3, 0.3 * 0.01 / 0.02),
+        (CAPACITY | {"kl.capacity": 12.0}, 10.0, 10.0),  # the rate stays above: the next nat costs γ
+        (CAPACITY, 10.0, None),  # met: anything up to γ
+    ],
+)
+def test_the_effective_beta_is_that_of_the_weight_which_the_control_ended_with(
+    changes: Changes, weight: float, beta: float | None
+) -> None:
+    got = effective_beta(params(changes), evidence(**steered(weight)))
+    assert got is None if beta is None else got == pytest.approx(beta)
+
+
+def test_a_control_that_gives_up_the_prior_is_under_regularised() -> None:
+    got = judged(PI, **steered(0.04))
+    assert got.verdict == "under_regularised" and got.remedy == {} and "kl.target_kl" in got.advice[0]
+
+
+def test_no_verdict_rests_on_an_error_that_linear_theory_cannot_reach() -> None:
+    found = steered(kl=5.0, predicted=UNREACHABLE)
+    assert judged(GECO, **found).verdict == "healthy"
+    assert "inf" not in " ".join(judged(GECO, **found).reasons)
+    collapse = judged(GECO, **(found | WRONG["collapsed"]))
+    assert collapse.verdict == "collapsed" and "inf" not in " ".join(collapse.reasons)
+
+
+def test_near_the_collapse_weight_the_weight_is_at_fault_and_not_the_optimisation() -> None:
+    for collapse, remedy in ((25.3, {"kl.max_weight": 1}), (49.0, {"kl.max_weight": 1}), (51.0, None)):
+        got = judged({"kl.max_weight": 25.0}, **WRONG["collapsed"], predicted=predicted(1.04, collapse))
+        assert (got.remedy == remedy) is (remedy is not None)
+        assert ("is close to" in got.reasons[-1]) is (remedy is not None)
+    assert "train.learning_rate" in judged({}, **WRONG["collapsed"], predicted=predicted(3.0, 1.5)).remedy
 
 
 def test_a_ramp_that_never_left_0() -> None:
@@ -179,7 +318,9 @@ def test_a_healthy_model_says_what_to_sample_from_where_n_0_i_will_not_do() -> N
 
 def test_no_prior_gives_good_samples() -> None:
     got = judged(**WRONG["prior_mismatch"])
-    assert got.summary == "Samples are poor, from N(0, I) and from a mixture of 5 Gaussians fitted to the latents alike."
+    assert (
+        got.summary == "Samples are poor, from N(0, I) and from a mixture of 5 Gaussians fitted to the latents alike."
+    )
     same = judged(samples=samples(POOR, POOR, kl=0.0, error=0.0))
     assert same.verdict == "prior_mismatch"
     assert same.summary == "Samples from N(0, I) are poor, and no other prior fits the latents better."

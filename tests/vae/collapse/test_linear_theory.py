@@ -295,7 +295,7 @@ def test_expectations_are_those_of_the_weight_and_of_the_calibrated_one() -> Non
     ],
 )
 def test_expectations_of_a_control(changes: Changes, name: str, value: float | None) -> None:
-    weight = 1.0 if changes else 0.0
+    weight = 20.0 if changes else 0.0
     expected = expectations(params(changes={"kl.max_weight": weight, **changes}), weight, spectrum_of())[name]
     assert expected is None if value is None else expected == pytest.approx(value)
 

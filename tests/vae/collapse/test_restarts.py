@@ -15,7 +15,7 @@ from vae.config.resolved import ResolvedParameters, changed
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import encode, measure
 from vae.priors import fitting
-from vae.priors.aggregate import kl_to_standard
+from vae.priors.aggregate import kl_to_prior
 from vae.priors.fitting import Fitted
 from vae.priors.mixture import Mixture
 from vae.priors.standard import STANDARD
@@ -109,7 +109,8 @@ def test_a_control_that_asks_for_many_nats_has_samples_by_its_fitted_prior() -> 
     assert only.prior.name != STANDARD and isinstance(only.prior.prior, Mixture)
     assert only.evidence.samples is not None
     bound = only.evidence.samples.aggregate_kl
-    expected = kl_to_standard(*encode(only.trained.model, OTHERS, CPU), only.prior.prior, p.seed)
+    own = only.trained.model.own_prior()
+    expected = kl_to_prior(*encode(only.trained.model, OTHERS, CPU), own, only.prior.prior, p.seed)
     assert bound == expected and bound.value > 2
     assert f"Sample from its fitted prior (a {only.prior.name})" in only.verdict.summary
 

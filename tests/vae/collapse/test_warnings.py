@@ -1,5 +1,8 @@
 """Warnings of a schedule that is long above the collapse weight, and of a controller that may go there."""
 
+import math
+from typing import Any
+
 import pytest
 from helpers.parameters import Changes
 from helpers.trainings import TRAIN, params, unresolved
@@ -64,10 +67,14 @@ def test_where_a_ramp_crosses_collapse(changes: Changes, times: float, crosses: 
     ("changes", "words"),
     [
         ({"model.architecture": "autoregressive"}, "the latents may die at a far lower kl.max_weight"),
+        ({"model.prior": "vamp"}, "model.prior = vamp: the predicted KL is that against N(0, I)"),
         ({"objective.sigma": 0.001}, "the KL term hardly counts"),
         ({"objective.likelihood": "bernoulli"}, "a Bernoulli likelihood on grey pixels is not normalised"),
         ({"model.latent_dim": 20}, "model.latent_dim = 20 for 70 training images"),
-        ({"kl.capacity": 0.5}, "the target of the control (kl.capacity) leaves a KL of only 0.5 nats"),
+        (
+            {"kl.capacity": 0.5, "kl.max_weight": 1e3},
+            "the target of the control (kl.capacity) leaves a KL of only 0.5 nats",
+        ),
     ],
 )
 def test_other_predictions_to_distrust(changes: Changes, words: str) -> None:
@@ -84,7 +91,70 @@ def test_a_controller_whose_bounds_do_not_fit_its_set_point() -> None:
         return warned({"kl.target_kl": 2.5, "kl.max_weight": highest, "kl.min_weight": lowest})
 
     assert of(room) == ""
-    assert "lets the controller overshoot beyond" in of(2 * COLLAPSE)
+    assert of(2 * COLLAPSE) == of(1e6) == ""  # its steps are relative: it does not overshoot
     assert "raise kl.max_weight" in of(0.5 * needed)
     assert "lower kl.min_weight" in of(room, 1.1 * needed)
     assert above({"kl.target_kl": 2.5, "kl.max_weight": room}) == [None, None, None]
+
+
+def predicted(changes: Changes) -> dict[str, Any]:
+    p = unresolved(changes)
+    return expectations(p, p.kl.max_weight, SPECTRUM)
+
+
+def test_a_capacity_whose_weight_does_not_hold_the_rate_down() -> None:
+    """Where the next nat is worth γ, D + γ·|R − C| pulls no further down."""
+    at_weight = predicted({"kl.max_weight": 2.0})["predicted_kl"]
+    out, within = ({"kl.capacity": times * at_weight, "kl.max_weight": 2.0} for times in (0.9, 1.1))
+    assert "raise kl.max_weight" in warned(out) and warned(within) == ""
+    assert predicted(out)["predicted_kl"] == pytest.approx(at_weight)
+    assert predicted(within)["predicted_kl"] == pytest.approx(1.1 * at_weight)
+    named = float(warned(out).rsplit(maxsplit=1)[1])
+    assert warned({**out, "kl.max_weight": named}) == ""
+    needed = predicted(out)["target_kl_weight"]
+    assert predicted({"kl.max_weight": needed})["predicted_kl"] == pytest.approx(0.9 * at_weight)
+
+
+def test_an_error_that_these_latents_cannot_reach() -> None:
+    smallest = math.sqrt(SPECTRUM.rest / SPECTRUM.pixels)
+    for times, reachable in ((0.99, False), (1.01, True)):
+        changes = {"kl.reconstruction_target": times * smallest, "objective.sigma": "learned"}
+        found = predicted(changes)
+        assert (found["predicted_kl"] is not None) is reachable
+        assert ("is out of reach of 3 latents" in warned(changes)) is not reachable
+        assert reachable or f"{smallest:.3g}" in warned(changes)
+
+
+ABOVE = {"kl.max_weight": 3 * COLLAPSE}
+
+
+@pytest.mark.parametrize(
+    ("changes", "nats", "name"),
+    [
+        ({"kl.free_bits": 0.5}, 1.5, "kl.free_bits = 0.5"),
+        ({"kl.free_bits_total": 2.0}, 2.0, "kl.free_bits_total = 2"),
+        ({"model.mean_batch_norm": 1.5}, 3 * 1.5**2 / 2, "model.mean_batch_norm = 1.5"),
+        ({"model.logvar_max": -2.0}, 1.5 * (math.exp(-2) + 1), "model.logvar_max = -2"),
+        (
+            {"model.logvar_max": -2.0, "model.mean_batch_norm": 1.0},
+            1.5 * (math.exp(-2) + 2),
+            "model.mean_batch_norm = 1 and model.logvar_max = -2",
+        ),
+    ],
+)
+def test_a_rate_that_no_weight_takes_away_is_no_collapse(changes: Changes, nats: float, name: str) -> None:
+    assert "POSTERIOR COLLAPSE AHEAD" in warned(ABOVE)
+    assert predicted(ABOVE | changes)["predicted_kl"] == pytest.approx(nats)
+    assert "COLLAPSE" not in warned(ABOVE | changes) and f"{name} keeps" in warned(ABOVE | changes)
+    assert predicted(changes)["predicted_kl"] >= predicted({})["predicted_kl"]  # where the weight is low, no less
+
+
+def test_a_rate_below_the_one_that_the_network_keeps() -> None:
+    changes = {"kl.target_kl": 0.5, "kl.max_weight": 1e3, "model.mean_batch_norm": 1.0}
+    assert "kl.target_kl = 0.5 nats is below the 1.5 nats that model.mean_batch_norm = 1 keeps" in warned(changes)
+    assert predicted(changes)["predicted_kl"] == pytest.approx(1.5)
+
+
+def test_sigma_does_not_matter_to_a_controller() -> None:
+    assert "the KL term hardly counts" in warned({"objective.sigma": 0.001})
+    assert warned({"kl.target_kl": 5.0, "kl.max_weight": 1e6, "objective.sigma": 0.001}) == ""

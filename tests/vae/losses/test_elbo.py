@@ -44,6 +44,9 @@ class Network:
     def __call__(self, x: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         return self.outputs
 
+    def density(self) -> None:
+        """N(0, I)."""
+
 
 X = torch.rand(BATCH, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 NOISE = torch.zeros(1, BATCH, LATENTS)
@@ -170,3 +173,22 @@ def test_a_control_sees_a_batch_only_where_it_steers() -> None:
     weight = loss.control.state[1].item()
     assert weight > 0.1 and not loss.control.state.requires_grad
     assert steered.item() == pytest.approx(logs["reconstruction"].item() + weight * logs["kl"].item())
+
+
+def test_geco_fits_a_learned_sigma_by_maximum_likelihood_and_the_networks_do_not_feel_it() -> None:
+    def geco(network: Network, sigma: str | float) -> Tensor:
+        control = KLControl(ResolvedKL(reconstruction_target=0.1), PIXELS, torch.device("cpu"))
+        return ELBOLoss(elbo(sigma=sigma), control)(network, X, NOISE, 1.0)[0]
+
+    learned, network = Network(math.log(0.7)), Network()
+    one, other = geco(learned, "learned"), geco(network, 0.2)
+    for a, b in zip(
+        torch.autograd.grad(one, learned.outputs, retain_graph=True),
+        torch.autograd.grad(other, network.outputs),
+        strict=True,
+    ):
+        assert b.abs().max() > 0
+        torch.testing.assert_close(a, b)
+    error = (X - learned.outputs[0]).square().sum((1, 2, 3)).mean().item()
+    (gradient,) = torch.autograd.grad(one, [learned.log_sigma])
+    assert gradient.item() == pytest.approx(PIXELS - error / 0.7**2)  # of N·ln σ + error/(2σ²)

@@ -14,6 +14,13 @@ def test_of_an_mlp() -> None:
     assert flops("mlp", 10) == 3 * 2 * (64 * 10 + 10 * 4 + 2 * 10 + 10 * 64)
 
 
+def test_pseudo_inputs_are_encoded_once_for_a_batch() -> None:
+    changes = {"model.architecture": "mlp", "model.widths": [10], "model.latent_dim": 2, "train.batch_size": 16}
+    vamp = {"model.prior": "vamp", "model.prior_components": 40}
+    more = training_flops(params(changes | vamp)) - training_flops(params(changes))
+    assert more == 3 * 2 * (64 * 10 + 10 * 4) * 40 / 16
+
+
 def test_of_convolutions() -> None:
     down = up = 16 * 1 * 5 * 16  # a 4×4 kernel at 4×4 positions
     linear = 5 * 16 * 4 + 2 * 5 * 16

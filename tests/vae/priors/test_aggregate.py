@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vae.priors import mixture
-from vae.priors.aggregate import Posteriors, draw, kl_to_standard, rate
+from vae.priors.aggregate import Posteriors, draw, kl_to_prior, rate
 from vae.priors.mixture import Mixture, PrincipalAxes
 from vae.priors.standard import StandardNormal
 
@@ -61,7 +61,7 @@ def test_the_rate_falls_by_the_kl_of_the_aggregate_posterior_where_the_prior_bec
 
 @pytest.mark.parametrize(("mean", "sigma"), [(2.0, 1.0), (0.0, 1.0), (0.0, 0.3), (-1.0, 2.0)])
 def test_with_the_exact_density_the_bound_is_the_kl(mean: float, sigma: float) -> None:
-    bound = kl_to_standard(*posteriors(mean, sigma), normal(mean, sigma), seed=0)
+    bound = kl_to_prior(*posteriors(mean, sigma), StandardNormal(LATENTS), normal(mean, sigma), seed=0)
     assert 0 < bound.standard_error < 0.1 or (mean, sigma) == (0.0, 1.0)
     assert abs(bound.value - closed_form(mean, sigma)) <= 4 * bound.standard_error + 1e-9
 
@@ -70,14 +70,14 @@ def test_with_the_exact_density_the_bound_is_the_kl(mean: float, sigma: float) -
 @settings(max_examples=30, deadline=None)
 def test_any_other_density_gives_less_by_its_own_distance(mean: float, sigma: float) -> None:
     """KL(q ‖ r) less, so never more than the KL: q = N(2, I)."""
-    bound = kl_to_standard(*posteriors(2.0, 1.0), normal(mean, sigma), seed=0)
+    bound = kl_to_prior(*posteriors(2.0, 1.0), StandardNormal(LATENTS), normal(mean, sigma), seed=0)
     distance = LATENTS * 0.5 * ((1 + (2 - mean) ** 2) / sigma**2 - 1 + np.log(sigma**2))
     assert bound.value == pytest.approx(closed_form(2.0, 1.0) - distance, abs=4 * bound.standard_error + 0.02)
     assert bound.value <= closed_form(2.0, 1.0) + 4 * bound.standard_error
 
 
 def test_of_a_standard_normal_itself_nothing_is_certified() -> None:
-    bound = kl_to_standard(*posteriors(2.0, 1.0), StandardNormal(LATENTS), seed=0)
+    bound = kl_to_prior(*posteriors(2.0, 1.0), StandardNormal(LATENTS), StandardNormal(LATENTS), seed=0)
     assert bound.value == bound.standard_error == 0
 
 
@@ -86,7 +86,7 @@ def test_the_standard_error_is_that_of_the_images() -> None:
     found = []
     for seed in range(700, 740):
         mu, logvar = posteriors(2.0, 1.0, seed)
-        found.append(kl_to_standard(mu[:100], logvar[:100], normal(1.5, 1.2), seed=seed))
+        found.append(kl_to_prior(mu[:100], logvar[:100], StandardNormal(mu.shape[1]), normal(1.5, 1.2), seed=seed))
     spread = np.std([bound.value for bound in found], ddof=1)
     assert spread == pytest.approx(np.mean([bound.standard_error for bound in found]), rel=0.3)
 
@@ -127,5 +127,5 @@ def test_structure_beyond_the_moments_is_certified() -> None:
     covariance = np.cov(mu.T, bias=True) + np.diag(np.exp(logvar).mean(0))
     assert 0.5 * (np.trace(covariance) + (mu.mean(0) ** 2).sum() - 8 - np.linalg.slogdet(covariance)[1]) < 0.05
     closed = 4 * (1 - 0.5 * np.log(2) - 0.5 * np.log(2 * np.pi * np.e * WIDTH**2))
-    bound = kl_to_standard(mu, logvar, Circles(), seed=0)
+    bound = kl_to_prior(mu, logvar, StandardNormal(mu.shape[1]), Circles(), seed=0)
     assert 0.9 * closed < bound.value < closed + 4 * bound.standard_error

@@ -6,7 +6,7 @@ import torch
 from helpers.priors import two_clusters
 
 from vae.priors import fitting, flow
-from vae.priors.aggregate import Posteriors, kl_to_standard, rate
+from vae.priors.aggregate import Posteriors, kl_to_prior, rate
 from vae.priors.fitting import FEWEST_IMAGES, Fitted
 from vae.priors.flow import Flow
 from vae.priors.mixture import Mixture
@@ -42,7 +42,8 @@ def test_shifted_latents_choose_a_gaussian() -> None:
     mu, logvar = standard(300, 3)
     fitted = fitting.fit(mu + np.float32(2), logvar, seed=0)
     assert fitted.name == "Gaussian"
-    bound = kl_to_standard(*(standard(300, 3, seed=9)[0] + np.float32(2), logvar), fitted.prior, seed=0)
+    moved = standard(300, 3, seed=9)[0] + np.float32(2)
+    bound = kl_to_prior(moved, logvar, StandardNormal(3), fitted.prior, seed=0)
     assert bound.value == pytest.approx(3 * 0.5 * 2.0**2, abs=4 * bound.standard_error + 0.1)
 
 

@@ -83,7 +83,9 @@ def test_the_gaussian_has_the_moments_of_the_latents() -> None:
     covariance = np.cov(mu.T, bias=True) + np.exp(-2) * np.eye(LATENTS)
     np.testing.assert_allclose(prior.basis @ prior.basis.T, covariance, atol=1e-5)
     z = draw(mu, logvar, seed=0)
-    np.testing.assert_allclose(prior.log_prob(torch.from_numpy(z)), multivariate_normal(mu.mean(0), covariance).logpdf(z), rtol=1e-4)
+    np.testing.assert_allclose(
+        prior.log_prob(torch.from_numpy(z)), multivariate_normal(mu.mean(0), covariance).logpdf(z), rtol=1e-4
+    )
 
 
 def test_a_fit_finds_the_clusters_and_repeats_to_the_bit() -> None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers.priors import gaussian
 from helpers.reports import LATENTS, NASTY_CLASS, NASTY_FILE, facts_of, make_workspace

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vae.config.parameters import KL, Parameters, Train
+from vae.config.parameters import KL, Objective, Parameters, Train
 from vae.schedules.kl import first_final_epoch
-from vae.training.history import COLUMNS, Row, at_final_weight, chosen_epoch, is_collapse, why_stop
+from vae.training.history import COLUMNS, Row, at_final_weight, chosen_epoch, is_collapse, is_off_target, why_stop
 
 
 def params(kl: dict[str, Any] | None = None, **train: Any) -> Parameters:
@@ -63,6 +63,28 @@ def test_a_number_that_is_not_finite_stops_at_once() -> None:
     assert "diverged" in (why_stop(rows([1, math.nan]), params()) or "")
     assert "epoch 2" in (why_stop(rows([1, math.inf]), params(on_collapse="continue")) or "")
     assert why_stop([], params()) is None
+
+
+def with_rates(rates: list[float], losses: list[float]) -> list[Row]:
+    return rows(losses, **{"valid/kl": rates})
+
+
+@pytest.mark.parametrize("control", ["capacity", "target_kl"])
+def test_the_best_epoch_of_a_control_is_one_that_meets_its_target(control: str) -> None:
+    """On the way down to its target, a rate gives a better loss than at it."""
+    p = params({control: 5.0, "max_weight": 20.0, "annealing_epochs": 0}, patience=3)
+    history = with_rates([19.0, 8.0, 5.9, 4.2, 3.9, 5.1], [1, 2, 3, 2.5, 1, 2.8])
+    assert chosen_epoch(history, p) == 4
+    assert chosen_epoch(history[:2], p) == 2  # none meets it: the last
+    assert [why_stop(history[:n], p) is None for n in range(1, 7)] == [True] * 6
+    assert "since epoch 4" in (why_stop(with_rates([5.0] * 7, [3, 3, 3, 1, 2, 2, 2]), p) or "")
+
+
+def test_an_error_is_off_target_only_above_it() -> None:
+    p = Parameters(kl=KL(reconstruction_target=0.1), objective=Objective(sigma=0.1))
+    for error, off in ((0.02, False), (0.109, False), (0.112, True)):
+        assert is_off_target(rows([1.0], **{"valid/mse_sampled": [error**2]}), p) is off
+    assert not is_off_target(rows([1.0]), params())
 
 
 def test_patience_waits_for_the_ramp_and_counts_from_the_best_after_it() -> None:
