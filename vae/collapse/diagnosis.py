@@ -401,7 +401,7 @@ def _prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         return Verdict("prior_mismatch", summary, _samples_in_numbers(e), longer)
     advice = []
     if p.kl.control != "schedule":
-        advice.append(f"relax the target of the control (kl.{p.kl.control})")
+        advice.append(f"relax the target of the control (kl.{p.kl.control_name})")
     return Verdict("prior_mismatch", summary, _samples_in_numbers(e), remedies.simpler_latents(p, e.predicted), advice)
 
 
@@ -431,6 +431,10 @@ def _about_samples(e: Evidence) -> str:
         f" Sample from its fitted prior ({fitted}): samples from {own} are poor, since the latents of "
         f"images are at least {e.samples.aggregate_kl.value:.2g} nats from it."
     )
+
+
+def _article(prior: str) -> str:
+    return prior if prior.startswith("N(") else f"a {prior}"
 
 
 def _samples_in_numbers(e: Evidence) -> list[str]:
