@@ -422,7 +422,7 @@ def test_remedies_of_other_verdicts(verdict: str, changes: Changes, found: Chang
     ],
 )
 def test_a_control_is_to_be_relaxed(verdict: str, changes: Changes, found: Changes) -> None:
-    got = judged({"kl.capacity": 30.0, **changes}, **found)
+    got = judged({"kl.capacity": 20.0, **changes}, **found)
     assert (got.verdict, got.remedy) == (verdict, {})
     assert got.recommendations[0].startswith("relax the target of the control (kl.capacity)")
 
