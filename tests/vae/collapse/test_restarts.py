@@ -155,7 +155,7 @@ def test_the_best_is_healthy_or_else_of_the_highest_elbo_that_is_a_number(traine
     evidence = restarts.evidence_of(p, trained, FITTED, SPECTRUM, TRAIN, VALID, CPU)
 
     def attempt(verdict: str, mse: float) -> Attempt:
-        valid = dataclasses.replace(evidence.valid, mse_sampled=mse, distortion=mse, kl_per_latent=np.ones(3))
+        valid = dataclasses.replace(evidence.valid, mse_sampled=mse, distortion=mse, rate=3.0, kl_per_latent=np.ones(3))
         changed = dataclasses.replace(evidence, valid=valid)
         return Attempt({}, p, trained, FITTED, changed, Verdict(verdict, "", []))
 
