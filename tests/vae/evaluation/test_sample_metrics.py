@@ -77,15 +77,14 @@ def test_samples_of_n_0_i_are_poor_and_those_of_the_fitted_prior_nearly_what_tra
     metrics: dict[str, Any],
 ) -> None:
     assert metrics["standard_prior_precision"] == 0 and metrics["fitted_prior_precision"] > 0.6
-    floor = metrics["training_frechet"]
-    assert floor < metrics["fitted_prior_frechet"] < 0.1 * metrics["standard_prior_frechet"]
+    assert metrics["fitted_prior_frechet"] < 0.01 * metrics["standard_prior_frechet"]
     assert metrics["training_coverage"] > 0.8
     # Training images are neighbours of test images as much as their reconstructions are, which are nearly exact here.
     assert metrics["reconstructions_coverage"] == pytest.approx(metrics["training_coverage"], abs=0.1)
 
 
 def test_the_latents_are_compared_too(metrics: dict[str, Any]) -> None:
-    assert metrics["standard_prior_two_sample"] == 1 and metrics["standard_prior_two_sample_p"] < 1e-10
+    assert metrics["standard_prior_two_sample"] > 0.98 and metrics["standard_prior_two_sample_p"] < 1e-10
     assert metrics["fitted_prior_two_sample"] < 0.8
     bound = kl_to_prior(*encode(Far(), TEST, CPU), StandardNormal(2), fitted_to(TRAIN), 0)  # type: ignore[arg-type]
     assert metrics["aggregate_kl_bound"] == bound.value
