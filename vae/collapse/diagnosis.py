@@ -296,8 +296,9 @@ def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     if not math.isfinite(expected) or p.model.architecture == "autoregressive":
         return None  # no KL term to fall short of, or a decoder that linear theory does not cover
     past_ramp = e.kept_epoch - first_final_epoch(p.kl, p.train.epochs)
-    # What linear theory predicts is the rate against a Gaussian, not against a prior that learns the rest.
-    rate = e.valid.gaussian_rate
+    # What linear theory predicts is the rate against a Gaussian, not against a prior that learns the rest. A control
+    # sets the rate of training, of which standardised latents have lost what lay in their moments.
+    rate = e.valid.gaussian_rate if p.kl.control == "schedule" else _rate_in_training(e)
     if rate >= PARTLY_COLLAPSED_SHARE * expected or past_ramp < PARTLY_COLLAPSED_EPOCHS:
         return None
     flat = "training loss" if _settled(p, e) else "KL" if _grows_no_more(p, e) else ""

@@ -134,6 +134,16 @@ def test_a_low_kl_that_grows_no_more_is_settled_though_the_loss_falls_on() -> No
     assert "with a flat KL" in flat.reasons[0]
 
 
+def test_a_control_that_met_its_target_left_nothing_collapsed() -> None:
+    """20 nats in training, as asked for, of which standardised latents keep the 5 that tell images apart."""
+    found = {"valid": measurement(kl=5.0), "predicted": predicted(kl=20.0)}
+    assert judged(**found).verdict == "partly_collapsed"
+    for control in ("kl.capacity", "kl.target_kl"):
+        assert judged({control: 20.0}, **found).verdict == "healthy"
+        low = judged({control: 20.0}, history=history(kls=[5.0] * 40), **found)
+        assert low.verdict == "partly_collapsed" and "KL of 5 nats" in low.reasons[0]
+
+
 def test_a_learned_prior_that_saves_nats_is_no_collapse() -> None:
     """8 nats where N(0, I) would cost 20: linear theory, which expects 22, speaks of the latter."""
     saves = dataclasses.replace(measurement(kl=20.0), rate=8.0, learned_prior=True)
