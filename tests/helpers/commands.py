@@ -20,7 +20,7 @@ from vae.config.preprocessing import Preprocessing
 from vae.config.resolved import resolve
 from vae.inference import scoring
 from vae.models import saved
-from vae.models.saved import Saved, ValidationScores
+from vae.models.saved import PriorFit, Saved, ValidationScores
 from vae.priors.mixture import Mixture
 from vae.report.facts import Origin
 
@@ -34,7 +34,8 @@ def write_model(folder: Path = workspace.MODEL, seed: int = 0, prior: Mixture | 
     model = network(made, seed).eval()
     valid = np.random.default_rng(1).integers(0, 256, (30, 8, 12, 3), dtype=np.uint8)
     percentiles = scoring.percentiles(model, valid, made.likelihood, CPU)
-    scored = made.model_copy(update={"valid": ValidationScores(images=len(valid), score_percentiles=percentiles)})
+    scores = ValidationScores(images=len(valid), score_percentiles=percentiles)
+    scored = made.model_copy(update={"valid": scores, "prior": PriorFit(name="Gaussian") if prior else PriorFit()})
     saved.save(folder, model, scored, prior)
     return saved.load(folder)
 

@@ -296,8 +296,9 @@ def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     if not math.isfinite(expected) or p.model.architecture == "autoregressive":
         return None  # no KL term to fall short of, or a decoder that linear theory does not cover
     past_ramp = e.kept_epoch - first_final_epoch(p.kl, p.train.epochs)
-    # What linear theory predicts is the rate against a Gaussian, not against a prior that learns the rest.
-    rate = e.valid.gaussian_rate
+    # What linear theory predicts is the rate against a Gaussian, not against a prior that learns the rest. A control
+    # sets the rate of training, of which standardised latents have lost what lay in their moments.
+    rate = e.valid.gaussian_rate if p.kl.control == "schedule" else _rate_in_training(e)
     if rate >= PARTLY_COLLAPSED_SHARE * expected or past_ramp < PARTLY_COLLAPSED_EPOCHS:
         return None
     flat = "training loss" if _settled(p, e) else "KL" if _grows_no_more(p, e) else ""
@@ -401,7 +402,7 @@ def _prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         return Verdict("prior_mismatch", summary, _samples_in_numbers(e), longer)
     advice = []
     if p.kl.control != "schedule":
-        advice.append(f"relax the target of the control (kl.{p.kl.control})")
+        advice.append(f"relax the target of the control (kl.{p.kl.control_name})")
     return Verdict("prior_mismatch", summary, _samples_in_numbers(e), remedies.simpler_latents(p, e.predicted), advice)
 
 
@@ -431,6 +432,10 @@ def _about_samples(e: Evidence) -> str:
         f" Sample from its fitted prior ({fitted}): samples from {own} are poor, since the latents of "
         f"images are at least {e.samples.aggregate_kl.value:.2g} nats from it."
     )
+
+
+def _article(prior: str) -> str:
+    return prior if prior.startswith("N(") else f"a {prior}"
 
 
 def _samples_in_numbers(e: Evidence) -> list[str]:

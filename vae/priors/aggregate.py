@@ -3,6 +3,7 @@
 mu, logvar: (N, Z) each, of q(z|x), throughout.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,7 @@ def rate(mu: Posteriors, logvar: Posteriors, prior: Prior, seed: int) -> float:
 
 @dataclass(frozen=True)
 class LowerBound:
-    """In nats, with the standard error that the number of images leaves."""
+    """In nats, with the standard error that the number of images leaves: NaN of a single image."""
 
     value: float
     standard_error: float
@@ -50,4 +51,5 @@ def kl_to_prior(mu: Posteriors, logvar: Posteriors, prior: Prior, fitted: Prior,
     for number in range(DRAWS):
         z = torch.from_numpy(draw(mu, logvar, seed + number))
         differences += (fitted.log_prob(z) - prior.log_prob(z)).numpy() / DRAWS
-    return LowerBound(float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(mu))))
+    error = math.sqrt(differences.var() / (len(mu) - 1)) if len(mu) > 1 else math.nan
+    return LowerBound(float(differences.mean()), error)

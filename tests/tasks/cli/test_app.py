@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.commands import PREPROCESSING, picture, register, vae, write_model
+from helpers.priors import gaussian
 from helpers.project import PROJECT
 from helpers.workspaces import stand_in
 from PIL import Image
@@ -29,6 +30,7 @@ from vae.data import images
 from vae.inference import generate, scoring
 from vae.metrics import measurement
 from vae.models import saved
+from vae.priors.standard import StandardNormal
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +161,20 @@ def test_sample_and_traverse_draw_what_they_are_asked_for(place: Path) -> None:
     assert (drawn.shape, drawn.dtype) == ((5, 8, 12, 3), np.uint8) and (drawn != others).any()
     assert vae("sample", "s.png", "--count", 5).exit_code == 0
     assert Image.open("s.png").width > 5 * 12
+
+    write_model(place / "fitted", prior=gaussian(latents=4))
+    answers = {
+        name: json.loads(vae("sample", f"{name}.npy", "--count", 5, "-m", "./fitted", *options, "--json").stdout)
+        for name, options in {"plain": (), "fitted": ("--prior", "fitted"), "standard": ("--prior", "standard")}.items()
+    }
+    names = {name: answer["prior"] for name, answer in answers.items()}
+    assert names == {"plain": "Gaussian", "fitted": "Gaussian", "standard": "N(0, I)"}
+    read = saved.load(place / "fitted")
+    for name, prior in (("plain", read.prior), ("fitted", read.prior), ("standard", StandardNormal(4))):
+        pictures = generate.as_bytes(generate.samples(read, prior, 5, read.compute(), seed=0))
+        np.testing.assert_array_equal(np.load(f"{name}.npy"), pictures)
+    assert (np.load("fitted.npy") != np.load("standard.npy")).any()
+    assert vae("sample", "s.png", "--prior", "other").exit_code == INPUT_ERROR
 
     done = vae("traverse", "photos/bad/4.png", "w.npy", "--latents", "3,0", "--steps", 5, "--json")
     assert done.exit_code == 0 and json.loads(done.stdout)["values"] == [-3, -1.5, 0, 1.5, 3]

@@ -18,7 +18,7 @@ from vae.priors import fitting
 from vae.priors.aggregate import kl_to_prior
 from vae.priors.fitting import Fitted
 from vae.priors.mixture import Mixture
-from vae.priors.standard import STANDARD
+from vae.priors.standard import STANDARD, StandardNormal
 from vae.samples.evidence import sample_evidence
 from vae.training import loop
 from vae.training.loop import Trained
@@ -111,8 +111,8 @@ def test_a_control_that_asks_for_many_nats_has_samples_by_its_fitted_prior() -> 
     bound = only.evidence.samples.aggregate_kl
     own = only.trained.model.own_prior()
     expected = kl_to_prior(*encode(only.trained.model, OTHERS, CPU), own, only.prior.prior, p.seed)
-    assert bound == expected and bound.value > 2
-    assert f"Sample from its fitted prior (a {only.prior.name})" in only.verdict.summary
+    assert bound == expected and bound.value > 1
+    assert f"at least {bound.value:.3g} ± " in only.verdict.reasons[-1]
 
 
 def test_a_refused_remedy_ends_it(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
