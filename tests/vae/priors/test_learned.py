@@ -194,6 +194,27 @@ def test_pseudo_inputs_leave_batch_norm_alone() -> None:
     assert isinstance(in_evaluation, DiagonalMixture) and torch.equal(in_training.means, in_evaluation.means)
 
 
+def test_batches_that_change_the_running_statistics_do_not_change_the_gradient_of_pseudo_inputs() -> None:
+    p, model = params(learned("vamp", {"objective.sigma": 0.3})), some_model("vamp").train()
+    x, noise = draw(p, torch.from_numpy(TRAIN[:16]), 0, CPU.device)
+
+    def loss_of(moved: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        same = copy.deepcopy(model)  # with the same statistics at every call
+        assert isinstance(same.prior, VampPrior)
+        same.prior.pseudo_inputs.data.add_(moved)
+        control = TrainState(p, TRAIN, CPU.device, None).control
+        return ELBOLoss(p.elbo, control)(same, x, noise, 1.0)[0], same.prior.pseudo_inputs
+
+    assert isinstance(model.prior, VampPrior)
+    with torch.no_grad():
+        model.prior.pseudo_inputs.clamp_(0.2, 0.8)  # within the bounds of the clamp, which has a kink there
+    loss, pseudo_inputs = loss_of(torch.zeros(()))
+    (gradient,) = torch.autograd.grad(loss, pseudo_inputs)
+    step = 0.05 * gradient / gradient.norm()
+    difference = (loss_of(step)[0] - loss_of(-step)[0]).item()
+    assert difference / 0.1 == pytest.approx(float(gradient.norm()), rel=0.02)
+
+
 def test_pseudo_inputs_start_as_training_images_and_move_within_the_pixels() -> None:
     p = params(learned("vamp", {"model.prior_components": 100}))
     state = TrainState(p, TRAIN, CPU.device, None)
