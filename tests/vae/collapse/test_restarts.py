@@ -18,7 +18,7 @@ from vae.priors import fitting
 from vae.priors.aggregate import kl_to_prior
 from vae.priors.fitting import Fitted
 from vae.priors.mixture import Mixture
-from vae.priors.standard import STANDARD, StandardNormal
+from vae.priors.standard import STANDARD
 from vae.samples.evidence import sample_evidence
 from vae.training import loop
 from vae.training.loop import Trained
