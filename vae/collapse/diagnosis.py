@@ -434,10 +434,6 @@ def _about_samples(e: Evidence) -> str:
     )
 
 
-def _article(prior: str) -> str:
-    return prior if prior.startswith("N(") else f"a {prior}"
-
-
 def _samples_in_numbers(e: Evidence) -> list[str]:
     if e.samples is None:
         return []

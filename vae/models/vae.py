@@ -164,15 +164,22 @@ class VAE(nn.Module):
 
 @contextmanager
 def _running_statistics(network: nn.Module) -> Iterator[None]:
-    """Batch norm as in evaluation: by its running statistics, which do not change."""
+    """Batch norm as in evaluation: by its running statistics, which do not change.
+
+    By copies of them: a batch that changes the statistics before the backward pass would change the gradient.
+    """
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) and m.training]
-    for norm in norms:
+    statistics = [(norm.running_mean, norm.running_var) for norm in norms]
+    for norm, (mean, variance) in zip(norms, statistics, strict=True):
+        assert mean is not None and variance is not None
         norm.eval()
+        norm.running_mean, norm.running_var = mean.clone(), variance.clone()
     try:
         yield
     finally:
-        for norm in norms:
+        for norm, kept in zip(norms, statistics, strict=True):
             norm.train()
+            norm.running_mean, norm.running_var = kept
 
 
 def build(p: Parameters) -> VAE:

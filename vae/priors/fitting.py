@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vae.priors import flow, mixture
 from vae.priors.aggregate import Posteriors, draw
-from vae.priors.mixture import PrincipalAxes
+from vae.priors.mixture import Matrix, PrincipalAxes
 from vae.priors.standard import STANDARD, Prior, StandardNormal
 
 FEWEST_IMAGES = 40  # of which four are held out
@@ -27,6 +27,8 @@ HELD_OUT_DRAWS = 4
 OTHER_NOISE = 1_000  # a seed this far: with the same noise, z of other images are alike where posteriors are wide
 DIRECTIONS = (8, 16, 32, 64)
 COMPONENTS = (2, 5, 10, 20, 40, 80)
+SHRINKAGE = (0.0, 0.05, 0.15, 0.4)  # of the covariance towards I: more for few images of many latents
+SMOOTHING = (0.05, 0.02, 0.005)  # of the best mixture the last two are tried as well
 IMAGES_PER_NUMBER = 2  # for each direction of each component
 FLOW_IMAGES = 5_000  # with 1,300 digits a flow is worse than any mixture
 BETTER = 0.1  # nats by which a fitted prior has to be better than the one that the model was trained with
@@ -59,7 +61,7 @@ def fit(mu: Posteriors, logvar: Posteriors, seed: int, learned: tuple[str, Prior
 
     found = {STANDARD: likelihood(standard, judged), own: likelihood(best, judged)}
     for candidate, prior in _candidates(mu[fitted_to], logvar[fitted_to], judged, seed):
-        found[candidate] = likelihood(prior, judged)
+        found[candidate] = max(likelihood(prior, judged), found.get(candidate, -np.inf))
         if found[candidate] > found[name] + (BETTER if name == own else 0):
             best, name = prior, candidate
     return Fitted(best, name, found)
@@ -74,22 +76,40 @@ def _candidates(
     mu: Posteriors, logvar: Posteriors, judged: NDArray[np.float64], seed: int
 ) -> Iterator[tuple[str, Prior]]:
     images, latents = mu.shape
-    axes = PrincipalAxes.of(mu.astype(np.float64), logvar.astype(np.float64))
+    axes = _axes(mu.astype(np.float64), logvar.astype(np.float64), judged)
     yield "Gaussian", mixture.fit_gaussian(axes)
     w = axes.coordinates(_samples(mu, logvar, -(-POINTS // images), seed + OTHER_NOISE))
+    best, of_best = -np.inf, (0, 0)
     for directions in sorted({min(d, latents) for d in DIRECTIONS}):
-        where = "" if directions == latents else f" in {directions} of {latents} directions"
-        best = -np.inf
+        before = -np.inf
         for components in COMPONENTS:
             if components * directions * IMAGES_PER_NUMBER > images:
                 break
-            fitted = mixture.fit(axes, w[:, :directions], components, seed)
-            yield f"mixture of {components} Gaussians{where}", fitted
-            if (reached := likelihood(fitted, judged)) < best:
+            fitted = mixture.fit(axes, w[:, :directions], components, SMOOTHING[0], seed)
+            yield _named(components, directions, latents), fitted
+            reached = likelihood(fitted, judged)
+            if reached > best:
+                best, of_best = reached, (directions, components)
+            if reached < before:
                 break  # more components fit these images, not others
-            best = reached
+            before = reached
+    directions, components = of_best
+    for smoothing in SMOOTHING[1:] if components else ():
+        fitted = mixture.fit(axes, w[:, :directions], components, smoothing, seed)
+        yield _named(components, directions, latents), fitted
     if images >= FLOW_IMAGES and latents > 1:
         yield "masked autoregressive flow", flow.fit(mu, logvar, judged, seed)
+
+
+def _axes(mu: Matrix, logvar: Matrix, judged: Matrix) -> PrincipalAxes:
+    """Of a covariance shrunk towards I as far as the held-out images ask for."""
+    tried = [PrincipalAxes.of(mu, logvar, shrinkage) for shrinkage in SHRINKAGE]
+    return max(tried, key=lambda axes: likelihood(mixture.fit_gaussian(axes), judged))
+
+
+def _named(components: int, directions: int, latents: int) -> str:
+    where = "" if directions == latents else f" in {directions} of {latents} directions"
+    return f"mixture of {components} Gaussians{where}"
 
 
 def _samples(mu: Posteriors, logvar: Posteriors, draws: int, seed: int) -> NDArray[np.float64]:

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 ITERATIONS = 60  # of expectation maximisation, at most
-SMOOTHING = 0.05  # added to each variance of the components, where that of all images is 1
 
 Matrix = NDArray[np.float64]
 
@@ -80,9 +79,13 @@ class PrincipalAxes:
     basis: Matrix
 
     @classmethod
-    def of(cls, mu: Matrix, logvar: Matrix) -> "PrincipalAxes":
-        """Of the aggregate posterior, whose covariance is Cov_x(μ) + diag E_x[σ²]. mu, logvar: (N, Z), float64."""
+    def of(cls, mu: Matrix, logvar: Matrix, shrinkage: float = 0.0) -> "PrincipalAxes":
+        """Of the aggregate posterior, whose covariance is Cov_x(μ) + diag E_x[σ²].
+
+        mu, logvar: (N, Z), float64. shrinkage: share of I in the covariance (Ledoit & Wolf 2004).
+        """
         covariance = np.atleast_2d(np.cov(mu.T, bias=True)) + np.diag(np.exp(logvar).mean(0))
+        covariance = (1 - shrinkage) * covariance + shrinkage * np.eye(len(covariance))
         variances, axes = np.linalg.eigh(covariance)
         return cls(mu.mean(0), (axes * np.sqrt(variances))[:, ::-1])
 
@@ -96,13 +99,17 @@ def fit_gaussian(axes: PrincipalAxes) -> Mixture:
     return _mixture(axes, np.ones(1), np.zeros((1, 1)), np.ones((1, 1, 1)))
 
 
-def fit(axes: PrincipalAxes, w: Matrix, components: int, seed: int) -> Mixture:
-    """By expectation maximisation. w: (N, d), samples of q(z) in the first d coordinates of `axes`."""
+def fit(axes: PrincipalAxes, w: Matrix, components: int, smoothing: float, seed: int) -> Mixture:
+    """By expectation maximisation.
+
+    w: (N, d), samples of q(z) in the first d coordinates of `axes`. smoothing: added to each variance of the
+    components, where that of all images is 1; it keeps a component from shrinking onto a single image.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits
 
-    model = GaussianMixture(components, reg_covar=SMOOTHING, max_iter=ITERATIONS, random_state=seed)
+    model = GaussianMixture(components, reg_covar=smoothing, max_iter=ITERATIONS, random_state=seed)
     # One thread: their number would decide the last bits. Limited after the imports, which load the libraries.
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # held-out images judge it either way

@@ -86,7 +86,8 @@ def test_the_discrepancy_is_to_the_prior_that_was_fitted() -> None:
     prior = Mixture(torch.zeros(3).double(), torch.eye(3).double(), halves, centers, scales)
     to_standard, to_fitted = mmd_to_prior(mu, logvar, 0), mmd_to_prior(mu, logvar, 0, prior)
     assert to_standard is not None and to_standard > 0.5
-    assert to_fitted is not None and abs(to_fitted) < 0.05
+    # The numbers of points in either cluster differ by chance, and the clusters are far apart.
+    assert to_fitted is not None and abs(to_fitted) < 0.03 * to_standard
     drawn = prior.sample(400, torch.Generator().manual_seed(0)).double().numpy()
     z = mu.astype(np.float64) + np.exp(0.5 * logvar.astype(np.float64)) * normal(400, 3, 0)
     assert to_fitted == pytest.approx(mmd2(z, drawn), abs=1e-12)

@@ -194,6 +194,27 @@ def test_pseudo_inputs_leave_batch_norm_alone() -> None:
     assert isinstance(in_evaluation, DiagonalMixture) and torch.equal(in_training.means, in_evaluation.means)
 
 
+def test_batches_that_change_the_running_statistics_do_not_change_the_gradient_of_pseudo_inputs() -> None:
+    p, model = params(learned("vamp", {"objective.sigma": 0.3})), some_model("vamp").train()
+    x, noise = draw(p, torch.from_numpy(TRAIN[:16]), 0, CPU.device)
+
+    def loss_of(moved: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        same = copy.deepcopy(model)  # with the same statistics at every call
+        assert isinstance(same.prior, VampPrior)
+        same.prior.pseudo_inputs.data.add_(moved)
+        control = TrainState(p, TRAIN, CPU.device, None).control
+        return ELBOLoss(p.elbo, control)(same, x, noise, 1.0)[0], same.prior.pseudo_inputs
+
+    assert isinstance(model.prior, VampPrior)
+    with torch.no_grad():
+        model.prior.pseudo_inputs.clamp_(0.2, 0.8)  # within the bounds of the clamp, which has a kink there
+    loss, pseudo_inputs = loss_of(torch.zeros(()))
+    (gradient,) = torch.autograd.grad(loss, pseudo_inputs)
+    step = 0.05 * gradient / gradient.norm()
+    difference = (loss_of(step)[0] - loss_of(-step)[0]).item()
+    assert difference / 0.1 == pytest.approx(float(gradient.norm()), rel=0.02)
+
+
 def test_pseudo_inputs_start_as_training_images_and_move_within_the_pixels() -> None:
     p = params(learned("vamp", {"model.prior_components": 100}))
     state = TrainState(p, TRAIN, CPU.device, None)
@@ -281,7 +302,8 @@ def clusters(count: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def of_clusters() -> dict[str, Trained]:
-    changes = RECIPE | {"train.epochs": 15, "objective.sigma": 0.1, "model.batch_norm": False}
+    network = {"model.architecture": "mlp", "model.widths": [32], "model.batch_norm": False}
+    changes = RECIPE | network | {"train.epochs": 20, "objective.sigma": 0.1}
     found = {}
     for prior in ("standard", *PRIORS):
         p = params(changes | learned(prior))
@@ -295,8 +317,8 @@ def test_a_learned_prior_beats_the_standard_one_where_latents_are_clustered(
 ) -> None:
     """Eight kinds of pictures cost ln 8 = 2.1 nats, and a Gaussian has no clusters."""
     standard, better = of_clusters["standard"].history[-1], of_clusters[prior].history[-1]
-    assert better["valid/elbo"] > standard["valid/elbo"] + 1
-    assert better["valid/kl"] < standard["valid/kl"] - 1
+    assert better["valid/elbo"] > standard["valid/elbo"] + 3
+    assert better["valid/kl"] < standard["valid/kl"] - 3
 
 
 @pytest.mark.parametrize("prior", PRIORS)
@@ -394,14 +416,14 @@ def test_the_bound_on_a_priors_mismatch_is_0_of_the_same_prior() -> None:
 @pytest.mark.parametrize("prior", PRIORS)
 def test_samples_of_a_learned_prior_are_those_of_its_elbo(of_clusters: dict[str, Trained], prior: str) -> None:
     trained = of_clusters[prior]
-    own = trained.model.own_prior()
-    found = sample_evidence(trained.model, trained.likelihood, own, clusters(320, 1), clusters(200, 2), CPU, seed=0)
-    assert found is not None and found.aggregate_kl.value == 0
-    standard = sample_evidence(
-        trained.model, trained.likelihood, StandardNormal(LATENTS), clusters(320, 1), clusters(200, 2), CPU, seed=0
+    own, images = trained.model.own_prior(), (clusters(320, 1), clusters(200, 2))
+    found, other = (
+        sample_evidence(trained.model, trained.likelihood, fitted, *images, CPU, seed=0)
+        for fitted in (own, StandardNormal(LATENTS))
     )
-    assert standard is not None and standard.aggregate_kl.value < -1  # N(0, I) fits these latents worse
-    assert found.standard == standard.standard and found.standard.precision.value > standard.fitted.precision.value
+    assert found is not None and other is not None
+    assert found.standard == other.standard and found.fitted != other.fitted
+    assert found.aggregate_kl.value == 0 and other.aggregate_kl.value < -0.5  # N(0, I) fits these latents worse
 
 
 def test_evaluation_says_which_prior_its_numbers_are_of(of_clusters: dict[str, Trained]) -> None:
@@ -413,9 +435,8 @@ def test_evaluation_says_which_prior_its_numbers_are_of(of_clusters: dict[str, T
     labels = {split: np.resize(np.array(["a", "b"], dtype=object), len(some)) for split, some in images.items()}
     for model in (trained.model, dead):
         made = config((1, 8, 8), p.model, likelihood=trained.likelihood)
-        found = evaluate.evaluate(Saved(model, made, model.own_prior(), "0" * 64), images, labels, p, CPU)[
-            "test"
-        ].metrics
+        read = Saved(model, made, model.own_prior(), "0" * 64)
+        found = evaluate.evaluate(read, images, labels, p, CPU)["test"].metrics
         assert found["elbo"] < -found["nll"]
         assert found["fitted_prior_kl"] == pytest.approx(found["kl"], abs=0.5)
         # A learned prior cannot do without some of its latents.

@@ -92,7 +92,7 @@ def test_a_fit_finds_the_clusters_and_repeats_to_the_bit() -> None:
     mu, logvar = two_clusters(400, LATENTS)
     axes = axes_of(mu, logvar)
     w = axes.coordinates(draw(mu, logvar, seed=0))[:, :MODELLED]
-    one, other = (mixture.fit(axes, w, 2, seed=0) for _ in range(2))
+    one, other = (mixture.fit(axes, w, 2, 0.05, seed=0) for _ in range(2))
     for name, tensor in one.tensors().items():
         assert tensor.dtype == torch.float64
         assert torch.equal(tensor, other.tensors()[name]), name
@@ -106,9 +106,9 @@ def test_no_component_shrinks_onto_an_image() -> None:
     """Four images, twenty times each: the smallest variance along the axes is that of the smoothing."""
     mu = np.repeat(two_clusters(4)[0], 20, axis=0)
     axes = axes_of(mu, np.full(mu.shape, -9.0, np.float32))
-    prior = mixture.fit(axes, axes.coordinates(mu.astype(np.float64)), 4, seed=0)
+    prior = mixture.fit(axes, axes.coordinates(mu.astype(np.float64)), 4, 0.05, seed=0)
     variances = np.linalg.eigvalsh((prior.scales @ prior.scales.mT).numpy())
-    assert variances.min() == pytest.approx(mixture.SMOOTHING, rel=0.01)
+    assert variances.min() == pytest.approx(0.05, rel=0.01)
 
 
 def test_a_density_is_valid_over_its_latents_alone() -> None:
