@@ -458,6 +458,10 @@ def _keeps_learned_prior(e: Evidence) -> bool:
     return e.prior == e.own_prior != STANDARD
 
 
+def _article(prior: str) -> str:
+    return prior if prior == STANDARD else f"a {prior}"
+
+
 def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     gap = e.train["elbo"] - e.valid.elbo
     learnt = e.train["elbo"] - e.train["mean_image_elbo"]
