@@ -33,9 +33,18 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 # Tags of a version, besides those of `store`. RUN is the latest run that evaluated it, not always the one that made it.
 PRIOR, RUN, LIKELIHOOD, IMAGE = "prior.sha256", "run_id", "likelihood", "image"
 
-_SERVED_WITH = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors", "torch")
+_SERVED_WITH = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors", "torch", "zuko")
 # Of the parameters alone: images come as arrays of any size or as base64 strings, for which MLflow has no type.
-_SIGNATURE = ModelSignature(params=ParamSchema([ParamSpec("task", DataType.string, "encode")]))
+_SIGNATURE = ModelSignature(
+    params=ParamSchema(
+        [
+            ParamSpec("task", DataType.string, "encode"),
+            ParamSpec("count", DataType.long, 16),
+            ParamSpec("prior", DataType.string, "fitted"),
+            ParamSpec("seed", DataType.long, 0),
+        ]
+    )
+)
 
 
 def register(client: MlflowClient, saved: "Saved", run_id: str, name: str, verdict: str) -> ModelVersion:

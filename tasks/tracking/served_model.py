@@ -18,8 +18,10 @@ from vae.data.images import UnusableImage, load, scaled
 from vae.inference import generate, scoring
 from vae.metrics import measurement
 from vae.models import saved
+from vae.priors.standard import StandardNormal
 
-TASKS = ("encode", "reconstruct", "score")
+TASKS = ("encode", "reconstruct", "score", "sample")
+MOST_SAMPLES = 10_000
 
 
 class ServedVAE(PythonModel):
@@ -37,6 +39,8 @@ class ServedVAE(PythonModel):
         were files, PNG files as base64 strings.
     score: a table with `elbo` and `score` = −elbo, in nats (the higher the score, the more unusual the image), and
         `percentile`: the percentage of validation images that scored lower, if the model has those scores.
+    sample: `count` new pictures, uint8 (count, H, W, C), with z from `prior`: `fitted` to the latents after training,
+        or `standard`, N(0, I); the same `seed` gives the same pictures. The images are not looked at.
     """
 
     def load_context(self, context: Any) -> None:
@@ -46,6 +50,8 @@ class ServedVAE(PythonModel):
         task = (params or {}).get("task", "encode")
         if task not in TASKS:
             raise refused(f"task = {task!r}; expected one of {', '.join(TASKS)}")
+        if task == "sample":
+            return self._sampled({"count": 16, "prior": "fitted", "seed": 0} | (params or {}))
         rows = list(_rows(model_input))
         images, compute = self.prepared(rows), self.saved.compute()
         if task == "reconstruct":
@@ -59,6 +65,17 @@ class ServedVAE(PythonModel):
         mu, logvar = measurement.encode(self.saved.model, images, compute)
         names = [f"{part}_{j}" for part in ("mu", "logvar") for j in range(mu.shape[1])]
         return pd.DataFrame(np.concatenate([mu, logvar], axis=1), columns=names)
+
+    def _sampled(self, params: dict[str, Any]) -> np.ndarray:
+        count, prior = params["count"], params["prior"]
+        if not 1 <= count <= MOST_SAMPLES:
+            raise refused(f"count = {count}; expected 1 to {MOST_SAMPLES:,}")
+        priors = {"fitted": self.saved.prior, "standard": StandardNormal(self.saved.model.latent_dim)}
+        if prior not in priors:
+            raise refused(f"prior = {prior!r}; expected one of {', '.join(priors)}")
+        return generate.as_bytes(
+            generate.samples(self.saved, priors[prior], count, self.saved.compute(), params["seed"])
+        )
 
     def prepared(self, rows: list[Any]) -> np.ndarray:
         """uint8 (N, H, W, C) at the model's size."""

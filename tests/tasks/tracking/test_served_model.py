@@ -25,6 +25,7 @@ from vae.data import images
 from vae.inference import generate, scoring
 from vae.metrics import measurement
 from vae.models import saved
+from vae.priors.standard import StandardNormal
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def ask(address: str, **document: Any) -> tuple[int, Any]:
     return reply.status_code, reply.json()["predictions"] if reply.ok else reply.text
 
 
-def test_it_encodes_reconstructs_and_scores_files_and_arrays_as_the_library_does(server: str) -> None:
+def test_it_encodes_reconstructs_scores_and_samples_files_and_arrays_as_the_library_does(server: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 9, 14, 3), dtype=np.uint8)
     buffers = [io.BytesIO() for _ in pixels]
     for array, buffer in zip(pixels, buffers, strict=True):
@@ -95,6 +96,11 @@ def test_it_encodes_reconstructs_and_scores_files_and_arrays_as_the_library_does
     for text, copy in zip(drawn, copies, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))), copy)
 
+    for params, prior in (({}, model.prior), ({"prior": "standard"}, StandardNormal(model.model.latent_dim))):
+        expected = generate.as_bytes(generate.samples(model, prior, 3, compute, seed=5))
+        status, drawn = ask(server, inputs=[], params={"task": "sample", "count": 3, "seed": 5} | params)
+        assert (status, drawn) == (200, expected.tolist())
+
     mixed = [{"image": files[0]}, {"image": pixels[1, :5].tolist()}]
     status, rows = ask(server, dataframe_records=mixed, params={"task": "score"})
     assert status == 200 and rows[0]["score"] == pytest.approx(scores[0], rel=1e-6)
@@ -104,6 +110,8 @@ def test_it_encodes_reconstructs_and_scores_files_and_arrays_as_the_library_does
         ({"inputs": [files[0], base64.b64encode(b"text").decode()]}, "image 1: not an image"),
         ({"inputs": [[[300]]]}, "integers from 0 to 255"),
         ({"inputs": files, "params": {"task": "dream"}}, "expected one of encode, reconstruct, score"),
+        ({"inputs": [], "params": {"task": "sample", "count": 0}}, "count = 0; expected 1 to 10,000"),
+        ({"inputs": [], "params": {"task": "sample", "prior": "mine"}}, "expected one of fitted, standard"),
         ({"dataframe_records": [{"a": 1, "b": 2}]}, "one column of images"),
     ):
         status, text = ask(server, **document)
