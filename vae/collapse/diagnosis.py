@@ -316,21 +316,17 @@ def _about_samples(e: Evidence) -> str:
 def _samples_in_numbers(e: Evidence) -> list[str]:
     if e.samples is None:
         return []
-    parts = [("the fitted prior", e.samples.fitted), (e.own_prior, e.samples.standard)]
-    if _keeps_learned_prior(e):
-        del parts[0]
-    with_reconstructions = [*parts, ("reconstructions", e.samples.reconstructions)]
-    precision = ", ".join(f"{found.precision.value:.2f} ({name})" for name, found in with_reconstructions)
-    coverage = ", ".join(f"{found.coverage.value:.2f} ({name})" for name, found in parts)
-    p, bound = STANDARD if e.own_prior == STANDARD else "p(z)", e.samples.aggregate_kl
-    return [
-        f"samples among the training images: precision {precision}, coverage {coverage}",
-        *(
-            []
-            if _keeps_learned_prior(e)
-            else [f"KL(q(z) ‖ {p}) of at least {bound.value:.3g} ± {bound.standard_error:.2g} nats"]
-        ),
-    ]
+    tried = [(e.own_prior, e.samples.standard)]
+    if not _keeps_learned_prior(e):
+        tried.insert(0, ("the fitted prior", e.samples.fitted))
+    all_kinds = [*tried, ("reconstructions", e.samples.reconstructions)]
+    precision = ", ".join(f"{found.precision.value:.2f} ({name})" for name, found in all_kinds)
+    coverage = ", ".join(f"{found.coverage.value:.2f} ({name})" for name, found in tried)
+    lines = [f"samples among the training images: precision {precision}, coverage {coverage}"]
+    if not _keeps_learned_prior(e):
+        p, bound = STANDARD if e.own_prior == STANDARD else "p(z)", e.samples.aggregate_kl
+        lines.append(f"KL(q(z) ‖ {p}) of at least {bound.value:.3g} ± {bound.standard_error:.2g} nats")
+    return lines
 
 
 def _keeps_learned_prior(e: Evidence) -> bool:
