@@ -425,37 +425,31 @@ def _own_is_poor(samples: SampleEvidence) -> bool:
 
 def _about_samples(e: Evidence) -> str:
     """A sentence on what to sample from; none where the prior of the ELBO will do."""
-    if e.samples is None or not _own_is_poor(e.samples) or _keeps_learned_prior(e):
+    if e.samples is None or not _own_is_poor(e.samples) or e.prior == e.own_prior:
         return ""
-    fitted, own = _article(e.prior), _article(e.own_prior)
-    return (
-        f" Sample from its fitted prior ({fitted}): samples from {own} are poor, since the latents of "
-        f"images are at least {e.samples.aggregate_kl.value:.2g} nats from it."
-    )
+    own, nats = _article(e.own_prior), f"at least {e.samples.aggregate_kl.value:.2g} nats"
+    why = f"the latents of images are {nats} from {own}"
+    if is_poor(e.samples.standard, e.samples):
+        why = f"samples from {own} are poor, since the latents of images are {nats} from it"
+    return f" Sample from its fitted prior ({_article(e.prior)}): {why}."
 
 
 def _samples_in_numbers(e: Evidence) -> list[str]:
     if e.samples is None:
         return []
-    kinds = [("the fitted prior", e.samples.fitted), (e.own_prior, e.samples.standard)]
-    if _keeps_learned_prior(e):
-        del kinds[0]
-    kinds.append(("reconstructions", e.samples.reconstructions))
+    kinds = [(e.own_prior, e.samples.standard), ("reconstructions", e.samples.reconstructions)]
+    if e.prior != e.own_prior:
+        kinds.insert(0, ("the fitted prior", e.samples.fitted))
     measured = "; ".join(
         f"{measure} {' / '.join(f'{getattr(found, measure).value:.2f}' for _, found in kinds)}"
         for measure in ("precision", "recall", "coverage")
     )
     names = " / of ".join(name for name, _ in kinds[:-1])
     lines = [f"samples of {names} / reconstructions, beside training images: {measured}"]
-    if not _keeps_learned_prior(e):
+    if e.prior != e.own_prior:
         p, bound = STANDARD if e.own_prior == STANDARD else "p(z)", e.samples.aggregate_kl
         lines.append(f"KL(q(z) ‖ {p}) of at least {bound.value:.3g} ± {bound.standard_error:.2g} nats")
     return lines
-
-
-def _keeps_learned_prior(e: Evidence) -> bool:
-    """Whether samples come from a prior that was learned with the model, since no fitted one was better."""
-    return e.prior == e.own_prior != STANDARD
 
 
 def _article(prior: str) -> str:

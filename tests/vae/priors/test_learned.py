@@ -215,6 +215,17 @@ def test_batches_that_change_the_running_statistics_do_not_change_the_gradient_o
     assert difference / 0.1 == pytest.approx(float(gradient.norm()), rel=0.02)
 
 
+def test_a_pixel_that_a_step_moved_out_of_its_bounds_can_return() -> None:
+    model = some_model("vamp")
+    assert isinstance(model.prior, VampPrior)
+    with torch.no_grad():
+        model.prior.pseudo_inputs.copy_(torch.where(model.prior.pseudo_inputs < 0.5, -3.0, 3.0))
+    density(model).log_prob(torch.zeros(1, LATENTS)).sum().backward()
+    assert set(model.prior.pseudo_inputs.detach().unique().tolist()) == {0.0, 1.0}
+    assert model.prior.pseudo_inputs.grad is not None
+    assert float((model.prior.pseudo_inputs.grad != 0).float().mean()) > 0.9
+
+
 def test_pseudo_inputs_start_as_training_images_and_move_within_the_pixels() -> None:
     p = params(learned("vamp", {"model.prior_components": 100}))
     state = TrainState(p, TRAIN, CPU.device, None)
