@@ -318,13 +318,15 @@ def test_density_and_frechet_distance_decide_nothing() -> None:
 
 def test_a_healthy_model_says_what_to_sample_from_where_n_0_i_will_not_do() -> None:
     plain = judged(samples=samples())
-    assert "Sample" not in plain.summary and "samples of the fitted prior" in plain.reasons[-2]
-    for found in (samples(standard=POOR, kl=3.14), samples(kl=3.14)):
+    assert "Sample" not in plain.summary and plain.reasons[-1].startswith("samples of N(0, I) / reconstructions")
+    for found, poor in ((samples(standard=POOR, kl=3.14), True), (samples(kl=3.14), False)):
         got = judged(samples=found, prior="mixture of 5 Gaussians")
         assert got.verdict == "healthy" and got.recommendations == []
         assert "Sample from its fitted prior (a mixture of 5 Gaussians)" in got.summary
         assert "at least 3.1 nats" in got.summary and "at least 3.14 ± 0.1 nats" in got.reasons[-1]
-    assert judged().reasons == plain.reasons[:2], "without samples nothing is said of them"
+        assert "samples of the fitted prior / of N(0, I)" in got.reasons[-2]
+        assert ("samples from N(0, I) are poor" in got.summary) == poor, "only where pictures show it"
+    assert judged().reasons == plain.reasons[:-1], "without samples nothing is said of them"
 
 
 def test_no_prior_gives_good_samples() -> None:
