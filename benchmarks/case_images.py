@@ -128,6 +128,7 @@ MAKERS = {
     "factors-19": lambda: factors(19, 2000),
     "factors-5": lambda: factors(5, 3000),
     "blobs": lambda: blobs(1500),
+    "faces": lambda: faces(1965),
     "same": lambda: same(300),
     "blank": lambda: blank(256),
     "unscaled": lambda: unscaled(300),

@@ -18,7 +18,8 @@ from vae.config.errors import InputError
 
 FOLDER = PROJECT / collapse_cases.FOLDER
 VERDICTS = {
-    "diverged", "collapsed", "not_learning", "partly_collapsed", "under_regularised", "overfitted", "healthy",
+    "diverged", "collapsed", "not_learning", "partly_collapsed", "under_regularised", "over_regularised",
+    "target_missed", "prior_mismatch", "overfitted", "healthy",
     "refused by parameters", "refused by validate", "refused by ingest",
 }  # fmt: skip
 
