@@ -35,7 +35,8 @@ def test_a_training_with_far_too_large_steps_has_exploded(changes: dict) -> None
     ],
 )
 def test_a_model_that_exploded_is_called_so_and_gets_a_lower_learning_rate(found: dict) -> None:
-    verdict = judge(params({"train.learning_rate": 10.0}), evidence(**found))
+    rows = history(kls=[found["valid"].rate] * 40)
+    verdict = judge(params({"train.learning_rate": 10.0}), evidence(**found, history=rows))
     assert verdict.verdict == "diverged" and "exploded" in verdict.summary
     assert verdict.remedy["train.learning_rate"] == USUAL
     assert f"{found['valid'].mse_sampled:.3g}" in verdict.reasons[0]
