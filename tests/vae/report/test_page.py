@@ -72,7 +72,7 @@ def test_the_report_holds_all_and_asks_for_nothing(facts: Facts) -> None:
     assert page.text.index("Healthy") < page.text.index("Key numbers") < page.text.index("kl.max_weight")
     expected = ["All of it & more.", "a < b", "close to the edge", facts.hashes["test images"]]
     expected += ["… and 10 more"]  # of 60 quarantined files, 50 are named
-    assert "Remedies" not in page.text and "fitted prior" not in page.text
+    assert "Remedies" not in page.text and "fitted to the latents" not in page.text
     for text in (*expected, *(f"kl.{name}" for name in KL.model_fields)):
         assert text in page.text
 
@@ -93,8 +93,9 @@ def test_remedies_and_a_fitted_prior_are_shown(tmp_path: Path, monkeypatch: pyte
     assert "Remedies" in text and words in text
     for name in ("kl", "fitted_prior_kl", "elbo", "fitted_prior_elbo", "mmd", "fitted_prior_mmd"):
         assert test[name] is not None and number(test[name]) in text, name
-    assert "the mixture of 3 Gaussians fitted to the latents" in text
-    assert text.count("images decoded from z drawn from") == 2 and "drawn from N(0, I)" in text
+    assert "the prior fitted to the latents after training (a mixture of 3 Gaussians)" in text
+    assert text.count("images decoded from z drawn from") == 1
+    assert "samples of the fitted prior; samples of N(0, I), which the training assumed" in text
     one, other = (picture.png for picture in facts.pictures if picture.file.startswith("samples"))
     assert one != other
 
