@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.by_hand import Plain
+from helpers.by_hand import SIDE
+from helpers.far import Far, images
 from helpers.models import config, network
 from helpers.priors import axes_of
 from helpers.trainings import CPU
-from torch import Tensor
 
 from vae.config.parameters import Model
 from vae.evaluation import sample_metrics as module
@@ -21,32 +21,7 @@ from vae.priors.mixture import fit_gaussian
 from vae.priors.standard import Prior, StandardNormal
 from vae.samples.quality import MEASURES
 
-SIDE, FAR = 4, 6.0
 KINDS = ("training", "reconstructions", "standard_prior", "fitted_prior")
-
-
-class Far(Plain):
-    """The two greys of an image are its two latents, moved to (6, 6). Elsewhere pictures are black and white."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.latent_dim, self.decoder = 2, None
-        self.asked: list[int] = []
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mu = FAR + 8 * (x[:, 0, 0, :2] - 0.5)
-        return mu, torch.full_like(mu, -6.0)
-
-    def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
-        self.asked.append(len(z))
-        near = (z - FAR).abs().amax(1, keepdim=True) < 4
-        greys = torch.where(near, (z - FAR) / 8 + 0.5, (z > 0).float())
-        return greys.repeat(1, SIDE * SIDE // 2).reshape(-1, 1, SIDE, SIDE)
-
-
-def images(count: int, seed: int) -> np.ndarray:
-    greys = np.random.default_rng(seed).integers(64, 192, (count, 1, 2, 1), dtype=np.uint8)
-    return np.broadcast_to(np.tile(greys, (1, 1, SIDE // 2, 1)), (count, SIDE, SIDE, 1)).copy()
 
 
 def saved_with(model: Any, prior: Prior) -> Saved:

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.by_hand import NOISE, SIDE, Plain
+from helpers.by_hand import NOISE
+from helpers.far import Far, images
 from helpers.trainings import CPU, TRAIN, VALID, params
-from torch import Tensor
 
 from vae.collapse.diagnosis import is_poor
 from vae.models.likelihood import Likelihood
@@ -17,33 +17,6 @@ from vae.priors.standard import StandardNormal
 from vae.samples import evidence as evidence_module
 from vae.samples.evidence import SampleEvidence, sample_evidence
 from vae.samples.quality import MEASURES
-
-FAR = 6.0  # where images are encoded
-
-
-class Far(Plain):
-    """Two latents: the first two pixels, moved to (6, 6). Elsewhere the decoder's pictures are black and white."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.latent_dim, self.decoder = 2, None
-        self.asked: list[int] = []
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mu = FAR + 8 * (x[:, 0, 0, :2] - 0.5)
-        return mu, torch.full_like(mu, -6.0)
-
-    def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
-        self.asked.append(len(z))
-        near = (z - FAR).abs().amax(1, keepdim=True) < 4
-        greys = torch.where(near, (z - FAR) / 8 + 0.5, (z > 0).float())
-        return greys.repeat(1, SIDE * SIDE // 2).reshape(-1, 1, SIDE, SIDE)
-
-
-def images(count: int, seed: int) -> np.ndarray:
-    """Of two greys, neither black nor white, by turns from column to column: uint8 (count, 4, 4, 1)."""
-    greys = np.random.default_rng(seed).integers(64, 192, (count, 1, 2, 1), dtype=np.uint8)
-    return np.broadcast_to(np.tile(greys, (1, 1, SIDE // 2, 1)), (count, SIDE, SIDE, 1)).copy()
 
 
 def found(model: Any, prior: Any, train: np.ndarray, valid: np.ndarray, seed: int = 0) -> SampleEvidence | None:
