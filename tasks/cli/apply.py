@@ -149,4 +149,4 @@ def write_pictures(pictures: NDArray[np.float32], columns: int, output: Path) ->
         if output.suffix == ".png":
             file.write(grids.png(grids.grid(pictures, columns)))
         else:
-            np.save(file, np.rint(np.clip(pictures, 0, 1) * 255).astype(np.uint8))
+            np.save(file, grids.as_bytes(pictures))

@@ -16,6 +16,7 @@ from PIL import Image
 
 from vae.data.images import UnusableImage, load, scaled
 from vae.inference import generate, scoring
+from vae.inference.grids import as_bytes
 from vae.metrics import measurement
 from vae.models import saved
 from vae.priors.standard import StandardNormal
@@ -73,9 +74,7 @@ class ServedVAE(PythonModel):
         priors = {"fitted": self.saved.prior, "standard": StandardNormal(self.saved.model.latent_dim)}
         if prior not in priors:
             raise refused(f"prior = {prior!r}; expected one of {', '.join(priors)}")
-        return generate.as_bytes(
-            generate.samples(self.saved, priors[prior], count, self.saved.compute(), params["seed"])
-        )
+        return as_bytes(generate.samples(self.saved, priors[prior], count, self.saved.compute(), params["seed"]))
 
     def prepared(self, rows: list[Any]) -> np.ndarray:
         """uint8 (N, H, W, C) at the model's size."""

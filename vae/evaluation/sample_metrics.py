@@ -5,7 +5,8 @@ import torch
 from numpy.typing import NDArray
 
 from vae.compute.devices import Compute
-from vae.inference.generate import as_bytes, decoded
+from vae.inference.generate import decoded
+from vae.inference.grids import as_bytes
 from vae.metrics.measurement import encode
 from vae.models.pixelcnn import PixelCNN
 from vae.models.saved import Saved
@@ -62,5 +63,5 @@ def sample_metrics(
         accuracy, p_value = (found.accuracy, found.p_value) if found else (None, None)
         metrics |= {f"{name}_two_sample{end}": value for end, value in ends(accuracy).items()}
         metrics[f"{name}_two_sample_p"] = p_value
-    bound = aggregate.kl_to_prior(*encoded, saved.own_prior, saved.prior, seed)
+    bound = aggregate.kl_to_prior(*encoded, priors["standard_prior"], saved.prior, seed)
     return metrics | {"aggregate_kl_bound": bound.value, "aggregate_kl_bound_se": bound.standard_error}

@@ -11,6 +11,7 @@ from torch import Tensor
 from vae.compute.batches import to_pixels
 from vae.compute.devices import Compute
 from vae.compute.random import generator
+from vae.inference.grids import as_bytes
 from vae.metrics.measurement import BATCH, evaluation_batches
 from vae.models.likelihood import Likelihood
 from vae.models.saved import Saved
@@ -69,8 +70,3 @@ def decoded(model: VAE, likelihood: Likelihood, z: Tensor, compute: Compute) -> 
             output = model.decode(part.to(compute.device))
         parts.append(likelihood.mean(output).permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(parts)
-
-
-def as_bytes(pictures: Pictures) -> NDArray[np.uint8]:
-    """Pixels in [0, 1], clipped to that, as 0 to 255; 0 where a diverged model gave no number."""
-    return np.rint(np.nan_to_num(np.clip(pictures, 0, 1)) * 255).astype(np.uint8)

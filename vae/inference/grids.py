@@ -85,8 +85,13 @@ def _stacked(rows: list[NDArray[np.uint8]], space_after_every: int = 1) -> NDArr
     return np.concatenate(parts)
 
 
+def as_bytes(pictures: NDArray[Any]) -> NDArray[np.uint8]:
+    """Pixels in [0, 1], clipped to that, as 0 to 255; 0 where a diverged model gave no number."""
+    return np.rint(np.nan_to_num(np.clip(pictures, 0, 1)) * 255).astype(np.uint8)
+
+
 def _as_rgb(images: NDArray[Any]) -> NDArray[np.uint8]:
     """(N, H, W, C) → uint8 (N, H, W, 3)."""
     if images.dtype != np.uint8:
-        images = np.round(np.clip(np.nan_to_num(images), 0, 1) * 255).astype(np.uint8)
+        images = as_bytes(images)
     return np.broadcast_to(images, (*images.shape[:3], 3))

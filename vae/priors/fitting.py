@@ -60,8 +60,8 @@ def fit(mu: Posteriors, logvar: Posteriors, seed: int, learned: tuple[str, Prior
     judged = _samples(mu[held_out], logvar[held_out], HELD_OUT_DRAWS, seed)
 
     found = {STANDARD: likelihood(standard, judged), own: likelihood(best, judged)}
-    for candidate, prior in _candidates(mu[fitted_to], logvar[fitted_to], judged, seed):
-        found[candidate] = max(likelihood(prior, judged), found.get(candidate, -np.inf))
+    for candidate, prior, reached in _candidates(mu[fitted_to], logvar[fitted_to], judged, seed):
+        found[candidate] = max(reached, found.get(candidate, -np.inf))
         if found[candidate] > found[name] + (BETTER if name == own else 0):
             best, name = prior, candidate
     return Fitted(best, name, found)
@@ -74,10 +74,12 @@ def likelihood(prior: Prior, z: NDArray[np.float64]) -> float:
 
 def _candidates(
     mu: Posteriors, logvar: Posteriors, judged: NDArray[np.float64], seed: int
-) -> Iterator[tuple[str, Prior]]:
+) -> Iterator[tuple[str, Prior, float]]:
+    """Name, prior, and `likelihood` of the held-out samples."""
     images, latents = mu.shape
     axes = _axes(mu.astype(np.float64), logvar.astype(np.float64), judged)
-    yield "Gaussian", mixture.fit_gaussian(axes)
+    gaussian = mixture.fit_gaussian(axes)
+    yield "Gaussian", gaussian, likelihood(gaussian, judged)
     w = axes.coordinates(_samples(mu, logvar, -(-POINTS // images), seed + OTHER_NOISE))
     best, of_best = -np.inf, (0, 0)
     for directions in sorted({min(d, latents) for d in DIRECTIONS}):
@@ -86,8 +88,8 @@ def _candidates(
             if components * directions * IMAGES_PER_NUMBER > images:
                 break
             fitted = mixture.fit(axes, w[:, :directions], components, SMOOTHING[0], seed)
-            yield _named(components, directions, latents), fitted
             reached = likelihood(fitted, judged)
+            yield _named(components, directions, latents), fitted, reached
             if reached > best:
                 best, of_best = reached, (directions, components)
             if reached < before:
@@ -96,9 +98,10 @@ def _candidates(
     directions, components = of_best
     for smoothing in SMOOTHING[1:] if components else ():
         fitted = mixture.fit(axes, w[:, :directions], components, smoothing, seed)
-        yield _named(components, directions, latents), fitted
+        yield _named(components, directions, latents), fitted, likelihood(fitted, judged)
     if images >= FLOW_IMAGES and latents > 1:
-        yield "masked autoregressive flow", flow.fit(mu, logvar, judged, seed)
+        fitted_flow = flow.fit(mu, logvar, judged, seed)
+        yield "masked autoregressive flow", fitted_flow, likelihood(fitted_flow, judged)
 
 
 def _axes(mu: Matrix, logvar: Matrix, judged: Matrix) -> PrincipalAxes:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vae.compute.devices import Compute
-from vae.inference.generate import as_bytes, decoded
+from vae.inference.generate import decoded
+from vae.inference.grids import as_bytes
 from vae.metrics.measurement import encode
 from vae.models.likelihood import Likelihood
 from vae.models.pixelcnn import PixelCNN

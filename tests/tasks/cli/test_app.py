@@ -27,7 +27,7 @@ from tasks.cli.console import LOOK
 from tasks.processes import services
 from tasks.processes.entry import INPUT_ERROR
 from vae.data import images
-from vae.inference import generate, scoring
+from vae.inference import generate, grids, scoring
 from vae.metrics import measurement
 from vae.models import saved
 from vae.priors.standard import StandardNormal
@@ -171,7 +171,7 @@ def test_sample_and_traverse_draw_what_they_are_asked_for(place: Path) -> None:
     assert names == {"plain": "Gaussian", "fitted": "Gaussian", "standard": "N(0, I)"}
     read = saved.load(place / "fitted")
     for name, prior in (("plain", read.prior), ("fitted", read.prior), ("standard", StandardNormal(4))):
-        pictures = generate.as_bytes(generate.samples(read, prior, 5, read.compute(), seed=0))
+        pictures = grids.as_bytes(generate.samples(read, prior, 5, read.compute(), seed=0))
         np.testing.assert_array_equal(np.load(f"{name}.npy"), pictures)
     assert (np.load("fitted.npy") != np.load("standard.npy")).any()
     assert vae("sample", "s.png", "--prior", "other").exit_code == INPUT_ERROR

@@ -22,7 +22,7 @@ from tasks.cli import apply, reading
 from tasks.processes import services
 from tasks.tracking import registry, store
 from vae.data import images
-from vae.inference import generate, scoring
+from vae.inference import generate, grids, scoring
 from vae.metrics import measurement
 from vae.models import saved
 from vae.priors.standard import StandardNormal
@@ -97,7 +97,7 @@ def test_it_encodes_reconstructs_scores_and_samples_files_and_arrays_as_the_libr
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))), copy)
 
     for params, prior in (({}, model.prior), ({"prior": "standard"}, StandardNormal(model.model.latent_dim))):
-        expected = generate.as_bytes(generate.samples(model, prior, 3, compute, seed=5))
+        expected = grids.as_bytes(generate.samples(model, prior, 3, compute, seed=5))
         status, drawn = ask(server, inputs=[], params={"task": "sample", "count": 3, "seed": 5} | params)
         assert (status, drawn) == (200, expected.tolist())
 
