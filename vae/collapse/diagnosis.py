@@ -40,6 +40,7 @@ KL_GROWS = 1.05  # over the last epochs
 POOR_SHARE = 0.6  # of what reconstructions reach
 MISMATCH_NATS = 2.0  # of KL(q(z) ‖ p), at which a seventh of p lies where images are encoded
 LITTLE_GAIN_SHARE = 0.2  # of what was learnt over the mean image
+SMALL_BETA = 0.5  # below it, poor samples are first of all those of too low a weight
 LARGEST_BETA, LARGE_ERROR = 8.0, 0.25  # beyond both is too much weight: β, and the share of the mean image's error
 NEAR_COLLAPSE = 2  # a weight that is less than this factor below the collapse weight
 AT_BOUND = 0.98  # of a controller's highest weight
@@ -382,10 +383,8 @@ def _under_regularised(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         )
         return Verdict("under_regularised", summary, reasons, remedies.ramp_within(p))
     if p.kl.control != "schedule":
-        advice = (
-            f"relax the target of the control (kl.{p.kl.control_name}), or sample from a prior fitted to the latents"
-        )
-        return Verdict("under_regularised", summary, reasons, advice=[advice])
+        advice = [f"relax the target of the control (kl.{p.kl.control_name})"]
+        return Verdict("under_regularised", summary, reasons, advice=advice)
     return Verdict("under_regularised", summary, reasons, remedies.higher_weight(p, e.predicted))
 
 
@@ -397,6 +396,10 @@ def _prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     summary = f"Samples are poor, from {own} and from {fitted} fitted to the latents alike."
     if e.prior == e.own_prior:
         summary = f"Samples from {own} are poor, and no other prior fits the latents better."
+    beta, to_elbo = effective_beta(p, e), remedies.elbo(p, e.predicted)
+    if p.kl.control == "schedule" and beta is not None and beta < SMALL_BETA and to_elbo:
+        reasons = [f"effective beta of {beta:.2g}, below {SMALL_BETA:g}", *_samples_in_numbers(e)]
+        return Verdict("prior_mismatch", summary, reasons, to_elbo)
     if not _settled(p, e):
         longer = remedies.longer_training(p, 4 * p.train.epochs, len(e.history))
         return Verdict("prior_mismatch", summary, _samples_in_numbers(e), longer)

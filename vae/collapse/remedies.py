@@ -83,7 +83,7 @@ def of_autoregressive(p: ResolvedParameters, predicted: Mapping[str, Any]) -> di
     lowers = changes.get("kl.max_weight", math.inf) < p.kl.max_weight
     if lowers or _another_objective(changes):
         return changes
-    return free_bits(p) or {"kl.max_weight": short(p.kl.max_weight / 2)}
+    return free_bits(p) or ({"kl.max_weight": short(p.kl.max_weight / 2)} if p.kl.max_weight else changes)
 
 
 def gentler_clip(p: ResolvedParameters) -> dict[str, Any]:

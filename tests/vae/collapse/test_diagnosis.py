@@ -398,7 +398,9 @@ STEADY_RATE = {"train.learning_rate_schedule": "constant"}
     [
         ("under_regularised", {"kl.max_weight": 0.01}, {}, {"kl.max_weight": 1}),
         ("under_regularised", {}, {}, {"kl.annealing_epochs": 6.7}),  # a sixth of the epochs
-        # Of few latents by a higher weight, of many by fewer.
+        # A weight below half of the ELBO's first. Then of few latents by a higher weight, of many by fewer.
+        ("prior_mismatch", {"model.latent_dim": 64, "kl.max_weight": 0.49}, {}, {"kl.max_weight": 1}),
+        ("prior_mismatch", {"model.latent_dim": 64, "kl.max_weight": 0.51}, {}, {"model.latent_dim": 32}),
         ("prior_mismatch", {}, {}, {"kl.max_weight": 2}),
         ("prior_mismatch", {"kl.max_weight": 0.5}, {}, {"kl.max_weight": 1}),
         ("prior_mismatch", {"model.latent_dim": 31}, {}, {"kl.max_weight": 2}),

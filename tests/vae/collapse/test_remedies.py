@@ -131,6 +131,7 @@ def test_an_autoregressive_decoder_gets_a_lower_weight_then_free_bits_and_never_
     assert of(**{"kl.capacity": 9.0}) == {"kl.capacity": None}
     many = {"objective.sigma": "learned", "objective.importance_samples_train": 5}
     assert of(**many) == {"kl.max_weight": 0.5}
+    assert of(**many, **{"kl.max_weight": 0.0}) == {"kl.max_weight": 1.0}  # half of nothing would change nothing
 
 
 def test_a_higher_weight_is_that_of_the_elbo_or_else_twice_what_it_is() -> None:

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 
 from vae.config.parameters import KL, Objective, Parameters, Train
 from vae.schedules.kl import first_final_epoch
-from vae.training.history import COLUMNS, Row, at_final_weight, chosen_epoch, is_collapse, is_off_target, why_stop
+from vae.training.history import (
+    ALARM_NATS,
+    COLUMNS,
+    Row,
+    at_final_weight,
+    chosen_epoch,
+    ends_collapsed,
+    is_collapse,
+    is_off_target,
+    why_stop,
+)
 
 
 def params(kl: dict[str, Any] | None = None, **train: Any) -> Parameters:
@@ -122,20 +132,28 @@ def test_the_alarm_wants_a_hundred_steps_there() -> None:
 @pytest.mark.parametrize(
     ("kl", "active", "stops"),
     [
-        # less than a nat, or no active unit
-        ([0.99, 0.99], [5, 5], True),
-        ([1.0, 1.0], [5, 5], False),
+        # less than a tenth of a nat, or no active unit
+        ([0.099, 0.099], [5, 5], True),
+        ([0.1, 0.1], [5, 5], False),
         ([50.0, 50.0], [0, 0], True),
         ([50.0, 50.0], [1, 1], False),
-        ([0.2, 0.22], [1, 1], False),  # grows by a tenth: a slow starter
-        ([0.2, 0.209], [1, 1], True),  # by less than a twentieth
-        ([0.2, 0.1], [1, 1], True),
-        ([0.2, 0.22], [1, 0], True),  # growing, and of no use to any latent
-        ([0.9, 1.1], [0, 1], False),
-        ([5.0, 0.9], [1, 1], False),  # one epoch is none
+        ([0.02, 0.022], [1, 1], False),  # grows by a tenth: a slow starter
+        ([0.02, 0.0209], [1, 1], True),  # by less than a twentieth
+        ([0.02, 0.01], [1, 1], True),
+        ([0.02, 0.022], [1, 0], True),  # growing, and of no use to any latent
+        ([0.09, 0.11], [0, 1], False),
+        ([5.0, 0.09], [1, 1], False),  # one epoch is none
     ],
 )
-def test_what_is_a_collapse_over_two_epochs(kl: list[float], active: list[float], stops: bool) -> None:
+def test_what_rings_the_alarm_over_two_epochs(kl: list[float], active: list[float], stops: bool) -> None:
     history = rows([1.0] * 5, **{"valid/kl": [0.0] * 3 + kl, "valid/active_units": [0, 0, 0, *active]})
-    assert is_collapse(history[-2:]) is stops
+    assert is_collapse(history[-2:], ALARM_NATS) is stops
     assert (why_stop(history, params()) is not None) is stops
+
+
+def test_a_training_just_below_the_collapse_weight_may_come_back() -> None:
+    # digits at a weight of 26, epochs 8, 9, 11, 12 and 20
+    kl = [0.457, 0.372, 0.657, 0.59, 1.04]
+    histories = [rows([1.0] * (3 + n), **{"valid/kl": [5.0] * 3 + kl[:n]}) for n in range(1, len(kl) + 1)]
+    assert [why_stop(history, params()) for history in histories] == [None] * len(kl)
+    assert [ends_collapsed(history, params()) for history in histories] == [False, True, False, True, False]
