@@ -10,7 +10,8 @@ import pandas as pd
 from tasks import workspace
 from tasks.processes import checkpoint_folder, contention, entry
 from vae.collapse import linear_theory, remedies
-from vae.collapse.diagnosis import Evidence, Verdict, effective_beta, judge
+from vae.collapse.diagnosis import judge
+from vae.collapse.evidence import Evidence, Verdict, effective_beta
 from vae.compute import devices
 from vae.compute.batches import for_measuring, open_images
 from vae.config import loading

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from helpers.parameters import parse
 
-from vae.collapse.diagnosis import Evidence
+from vae.collapse.evidence import Evidence
 from vae.config.resolved import ResolvedParameters, resolve, usual_learning_rate
 from vae.metrics.measurement import Measurement
 from vae.priors.aggregate import LowerBound

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from vae.collapse import linear_theory
-from vae.collapse.diagnosis import Evidence, Verdict, judge
+from vae.collapse.diagnosis import judge
+from vae.collapse.evidence import Evidence, Verdict
 from vae.collapse.linear_theory import Spectrum
 from vae.compute.batches import for_measuring
 from vae.compute.devices import Compute

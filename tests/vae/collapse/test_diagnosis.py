@@ -24,8 +24,10 @@ from helpers.verdicts import (
 )  # fmt: skip
 from ruamel.yaml import YAML
 
-from vae.collapse.diagnosis import Verdict, effective_beta, is_poor, judge
+from vae.collapse.diagnosis import judge
+from vae.collapse.evidence import Verdict, effective_beta
 from vae.collapse.remedies import SMALL_LEARNING_RATE, short
+from vae.collapse.sample_rules import is_poor
 from vae.config.resolved import CONSTANT
 from vae.metrics.free_running import FreeRunning
 from vae.samples.bootstrap import Estimate

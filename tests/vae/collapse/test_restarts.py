@@ -9,7 +9,8 @@ from helpers.priors import gaussian
 from helpers.trainings import CPU, TRAIN, VALID, blobs, params, run
 
 from vae.collapse import linear_theory, restarts
-from vae.collapse.diagnosis import Verdict, judge
+from vae.collapse.diagnosis import judge
+from vae.collapse.evidence import Verdict
 from vae.collapse.restarts import Attempt, attempts
 from vae.config.resolved import ResolvedParameters, changed
 from vae.metrics.mean_image import MeanImage

@@ -9,7 +9,7 @@ from helpers.by_hand import NOISE
 from helpers.far import Far, images
 from helpers.trainings import CPU, TRAIN, VALID, params
 
-from vae.collapse.diagnosis import is_poor
+from vae.collapse.sample_rules import is_poor
 from vae.models.likelihood import Likelihood
 from vae.models.vae import build
 from vae.priors.mixture import Mixture, PrincipalAxes, fit_gaussian
