@@ -20,7 +20,7 @@ from vae.report.facts import Origin
 
 IMAGES = 40
 ELBOS = np.random.default_rng(0).normal(100, 20, IMAGES)
-METRICS = {"kl": 20.0, "prior_gap": 2.0, "active_units": 2, "mse_sampled": 0.01}
+METRICS = {"kl": 20.0, "fitted_prior_coverage": 0.9, "active_units": 2, "mse_sampled": 0.01}
 
 
 def scored(gain: float) -> np.ndarray:

@@ -12,7 +12,7 @@ from scipy.stats import t
 from tasks.tracking import promotion_rule
 from tasks.tracking.promotion_rule import Contender, decide
 
-METRICS = {"mse_sampled": 0.010, "probe_accuracy": 0.8, "prior_gap": 4.0, "kl": 40.0, "active_units": 16.0}
+METRICS = {"mse_sampled": 0.010, "probe_accuracy": 0.8, "fitted_prior_coverage": 0.9, "active_units": 16.0}
 CHAMPION = Contender("3", "healthy", "w3", "d", "gaussian", METRICS)
 CANDIDATE = Contender("4", "healthy", "w4", "d", "gaussian", METRICS)
 IMAGES = 200
@@ -30,7 +30,7 @@ def test_better_beyond_the_noise_and_no_worse_in_the_others_passes() -> None:
     decision = decide(CANDIDATE, CHAMPION, BETTER, THEIRS)
     assert decision.passes and decision.champion == "3"
     names = [check.name for check in decision.checks]
-    assert names == ["mse_sampled", "probe_accuracy", "prior_gap_share", "active_units"]
+    assert names == ["mse_sampled", "probe_accuracy", "fitted_prior_coverage", "active_units"]
     assert decision.gain is not None and decision.gain.images == IMAGES
     assert f"{BETTER.mean():.4g} against {THEIRS.mean():.4g} of champion version 3" in decision.reason
 
@@ -74,10 +74,10 @@ def test_a_worse_one_does_not_pass() -> None:
     [
         ({"mse_sampled": 0.0106}, "mse_sampled 0.0106 against 0.01 (allowed: at most 0.0105)"),
         ({"probe_accuracy": 0.71}, "probe_accuracy 0.71 against 0.8 (allowed: at least"),
-        ({"prior_gap": 8.1}, "prior_gap_share 0.2025 against 0.1 (allowed: at most 0.2)"),
+        ({"fitted_prior_coverage": 0.83}, "fitted_prior_coverage 0.83 against 0.9 (allowed: at least 0.8386)"),
         ({"active_units": 11.0}, "active_units 11 against 16 (allowed: at least 12)"),
         ({"mse_sampled": math.nan}, "mse_sampled none against 0.01"),
-        ({"prior_gap": math.nan}, "prior_gap_share none"),
+        ({"fitted_prior_coverage": math.nan}, "fitted_prior_coverage none"),
     ],
 )
 def test_a_better_elbo_does_not_pay_for_what_got_worse(changes: dict[str, float], told: str) -> None:
@@ -91,7 +91,7 @@ def test_a_better_elbo_does_not_pay_for_what_got_worse(changes: dict[str, float]
     [
         ({"mse_sampled": 0.0104}, {}, True),
         ({"probe_accuracy": 0.73}, {}, True),
-        ({"prior_gap": 7.9}, {}, True),
+        ({"fitted_prior_coverage": 0.85}, {}, True),
         ({"active_units": 12.0}, {}, True),
         # A perfect probe leaves room for an image or two.
         ({"probe_accuracy": 1 - 2 / IMAGES}, {"probe_accuracy": 1.0}, True),
