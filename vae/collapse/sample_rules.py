@@ -24,7 +24,7 @@ def prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     if p.kl.control == "schedule" and beta is not None and beta < SMALL_BETA and to_elbo:
         reasons = [f"effective beta of {beta:.2g}, below {SMALL_BETA:g}", *samples_in_numbers(e)]
         return Verdict("prior_mismatch", summary, reasons, to_elbo)
-    if not settled(p, e):
+    if p.model.latent_dim < remedies.MANY_LATENTS and not settled(p, e):
         longer = remedies.longer_training(p, 4 * p.train.epochs, len(e.history))
         return Verdict("prior_mismatch", summary, samples_in_numbers(e), longer)
     advice = []

@@ -415,6 +415,7 @@ STEADY_RATE = {"train.learning_rate_schedule": "constant"}
         ),
         # While the aggregate posterior still moves, either would be the wrong advice.
         ("prior_mismatch", {}, {"history": history(losses=FALLING)}, LONGER),
+        ("prior_mismatch", {"model.latent_dim": 32}, {"history": history(losses=FALLING)}, {"model.latent_dim": 16}),
         ("prior_mismatch", {"model.latent_dim": 64}, {"history": history(8), "kept_epoch": 8}, LONGER),
         ("not_learning", {}, {"history": history(losses=FALLING)}, LONGER),
         ("not_learning", {"train.learning_rate": 0.9 * SMALL}, {}, {"train.learning_rate": USUAL}),
