@@ -107,7 +107,9 @@ def _exploded(p: ResolvedParameters, e: Evidence) -> bool:
 def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     active = e.valid.active_units(p.monitor.active_unit_threshold)
     if e.valid.rate < COLLAPSED_BELOW_NATS:
-        summary = f"The posterior collapsed: the latents carry next to nothing ({e.valid.rate:.2g} nats per image)."
+        summary = (
+            f"The posterior collapsed: the latents carry next to nothing ({max(e.valid.rate, 0):.2g} nats per image)."
+        )
     else:
         summary = f"The posterior collapsed: it is the same for every image, {e.valid.rate:.3g} nats from the prior."
     if active == 0 or e.valid.rate < COLLAPSED_BELOW_NATS:

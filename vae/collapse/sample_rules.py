@@ -24,13 +24,13 @@ def prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     if p.kl.control == "schedule" and beta is not None and beta < SMALL_BETA and to_elbo:
         reasons = [f"effective beta of {beta:.2g}, below {SMALL_BETA:g}", *samples_in_numbers(e)]
         return Verdict("prior_mismatch", summary, reasons, to_elbo)
-    if p.model.latent_dim < remedies.MANY_LATENTS and not settled(p, e):
-        longer = remedies.longer_training(p, 4 * p.train.epochs, len(e.history))
-        return Verdict("prior_mismatch", summary, samples_in_numbers(e), longer)
-    advice = []
-    if p.kl.control != "schedule":
-        advice.append(f"relax the target of the control (kl.{p.kl.control_name})")
-    return Verdict("prior_mismatch", summary, samples_in_numbers(e), remedies.simpler_latents(p, e.predicted), advice)
+    steady = settled(p, e)
+    remedy = {} if steady else remedies.longer_training(p, 4 * p.train.epochs, len(e.history))
+    if not remedy or p.model.latent_dim >= remedies.MANY_LATENTS:
+        remedy |= remedies.simpler_latents(p, e.predicted)
+    relaxed = f"relax the target of the control (kl.{p.kl.control_name})"
+    advice = [relaxed] if steady and p.kl.control != "schedule" else []
+    return Verdict("prior_mismatch", summary, samples_in_numbers(e), remedy, advice)
 
 
 def is_poor(quality: SampleQuality, among: SampleEvidence) -> bool:

@@ -20,7 +20,7 @@ def warnings(p: Parameters, expected: dict[str, Any], spectrum: Spectrum) -> lis
     found = _collapse_ahead(p, expected, spectrum) + _out_of_reach(p, expected, spectrum)
     if p.kl.control == "schedule" and beta < SMALLEST_BETA:
         found.append(
-            f"the KL term hardly counts: effective beta {beta:.2g}; samples from the prior will be noise "
+            f"the KL term hardly counts: effective beta {beta:.2g}; samples from N(0, I) will be noise "
             f"(kl.max_weight = {calibrated:.2g} is calibrated)"
         )
     if p.model.latent_dim > spectrum.images * MOST_LATENTS_PER_IMAGE:

@@ -1,6 +1,7 @@
 """A training's history, one row per epoch: which epoch to keep and when to stop follow from it alone."""
 
 import math
+from itertools import takewhile
 from statistics import fmean
 
 from vae.config.constants import COLLAPSED_BELOW_NATS
@@ -32,18 +33,20 @@ def chosen_epoch(history: list[Row], p: ResolvedParameters) -> int:
     With `select: last`, or before any epoch that qualifies, the last finite one; 0 if there is none.
     """
     finite = [row for row in history if is_finite(row)]
-    eligible = [row for row in finite if is_eligible(row, p)]
-    if eligible and p.train.select == "best":
-        return int(min(eligible, key=lambda row: row["valid/loss"])["epoch"])
+    allowed = eligible(finite, p)
+    if allowed and p.train.select == "best":
+        return int(min(allowed, key=lambda row: row["valid/loss"])["epoch"])
     return int(finite[-1]["epoch"]) if finite else 0
 
 
-def is_eligible(row: Row, p: ResolvedParameters) -> bool:
-    """Whether an epoch may be kept: at the final weight and, with a control, at its target.
+def eligible(history: list[Row], p: ResolvedParameters) -> list[Row]:
+    """The epochs that may be kept: at the final weight and, with a control, the last ones in a row at its target.
 
-    The loss of an epoch whose rate is still above its target is lower than that of the target.
+    A rate may pass through its target before the network has learnt anything, and the loss of an epoch whose rate is
+    still above its target is lower than that of the target.
     """
-    return at_final_weight(row, p) and not is_off_target([row], p)
+    final = [row for row in history if at_final_weight(row, p)]
+    return list(takewhile(lambda row: not is_off_target([row], p), reversed(final)))[::-1]
 
 
 def is_off_target(rows: list[Row], p: ResolvedParameters) -> bool:
@@ -82,9 +85,9 @@ def why_stop(history: list[Row], p: ResolvedParameters) -> str | None:
         return (
             f"{what}: a KL of {kl:.4g} nats and {active:.0f} active units after {len(final)} epochs at the final weight"
         )
-    eligible = [row for row in final if is_eligible(row, p)]
-    if p.train.patience is not None and eligible:
-        best = min(eligible, key=lambda row: row["valid/loss"])
+    allowed = eligible(history, p)
+    if p.train.patience is not None and allowed:
+        best = min(allowed, key=lambda row: row["valid/loss"])
         if len(history) - best["epoch"] >= p.train.patience:
             return f"no better validation loss for {p.train.patience} epochs since epoch {best['epoch']:.0f}"
     return None

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import dataclasses
 import json
 import re
 from dataclasses import replace
@@ -98,6 +99,16 @@ def test_remedies_and_a_fitted_prior_are_shown(tmp_path: Path, monkeypatch: pyte
     assert "samples of the fitted prior; samples of N(0, I), which the training assumed" in text
     one, other = (picture.png for picture in facts.pictures if picture.file.startswith("samples"))
     assert one != other
+
+
+def test_samples_of_a_learned_prior_are_not_called_those_of_n_0_i(facts: Facts) -> None:
+    p = facts.parameters
+    learned = p.model_copy(update={"model": p.model.model_copy(update={"prior": "vamp"})})
+    own, other = "from z of the learned prior in", "from z of N(0, I) in"
+    text = Page(report.html(dataclasses.replace(facts, parameters=learned))).text
+    assert "samples, the learned prior" in text and own in text and other not in text
+    text = Page(report.html(facts)).text
+    assert "samples, N(0, I)" in text and other in text and own not in text
 
 
 def test_the_elbo_is_shown_with_its_standard_error(facts: Facts) -> None:

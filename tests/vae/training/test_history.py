@@ -83,11 +83,21 @@ def with_rates(rates: list[float], losses: list[float]) -> list[Row]:
 def test_the_best_epoch_of_a_control_is_one_that_meets_its_target(control: str) -> None:
     """On the way down to its target, a rate gives a better loss than at it."""
     p = params({control: 5.0, "max_weight": 20.0, "annealing_epochs": 0}, patience=3)
-    history = with_rates([19.0, 8.0, 5.9, 4.2, 3.9, 5.1], [1, 2, 3, 2.5, 1, 2.8])
+    history = with_rates([19.0, 8.0, 5.9, 4.2, 4.1, 5.1], [1, 2, 3, 2.5, 2.6, 2.8])
     assert chosen_epoch(history, p) == 4
     assert chosen_epoch(history[:2], p) == 2  # none meets it: the last
     assert [why_stop(history[:n], p) is None for n in range(1, 7)] == [True] * 6
     assert "since epoch 4" in (why_stop(with_rates([5.0] * 7, [3, 3, 3, 1, 2, 2, 2]), p) or "")
+
+
+def test_a_rate_that_only_passes_through_its_target_meets_it_no_more() -> None:
+    """Digits with a target of 20 nats and too low a bound of the weight: 20.2 in epoch 1, 48.2 in the end."""
+    p = params({"target_kl": 20.0, "annealing_epochs": 0}, patience=3)
+    history = with_rates([20.2, 31.0, 42.0, 48.0, 48.2], [1, 2, 3, 4, 5])
+    assert [chosen_epoch(history[:n], p) for n in range(1, 6)] == [1, 2, 3, 4, 5]
+    assert why_stop(history, p) is None, "there is no best epoch to be patient after"
+    back = [*history, *rows([9.0] * 6, **{"valid/kl": [20.0] * 6})[5:]]
+    assert chosen_epoch(back, p) == 6
 
 
 def test_an_error_is_off_target_only_above_it() -> None:
