@@ -1,8 +1,8 @@
 """The report and its pictures, from a workspace of tiny files to one page."""
 
 import base64
-import hashlib
 import dataclasses
+import hashlib
 import json
 import re
 from dataclasses import replace
