@@ -6,7 +6,7 @@ import torch
 from helpers.priors import two_clusters
 
 from vae.priors import fitting, flow
-from vae.priors.aggregate import Posteriors, kl_to_prior, rate
+from vae.priors.aggregate import Posteriors, draw, kl_to_prior, rate
 from vae.priors.fitting import FEWEST_IMAGES, Fitted
 from vae.priors.flow import Flow
 from vae.priors.mixture import Mixture
@@ -82,6 +82,16 @@ def test_clusters_in_a_few_of_many_directions_are_found() -> None:
         fitting.PrincipalAxes.of(mu[:300].astype(np.float64), logvar[:300].astype(np.float64))
     )
     assert others < rate(mu[300:], logvar[300:], gaussian, 0) - 1
+
+
+def test_the_likelihood_of_the_chosen_prior_is_its_own() -> None:
+    """Three tight clusters ask for little smoothing, and every smoothing of a mixture has the same name."""
+    random = np.random.default_rng(3)
+    mu = 2 * random.normal(size=(3, 4))[np.arange(2400) % 3] + 0.01 * random.normal(size=(2400, 4))
+    mu, logvar = mu.astype(np.float32), np.full(mu.shape, -6.0, np.float32)
+    fitted = fitting.fit(mu[:400], logvar[:400], seed=0)
+    reached = fitting.likelihood(fitted.prior, draw(mu[400:], logvar[400:], seed=9))
+    assert reached == pytest.approx(fitted.log_likelihood[fitted.name], abs=0.5)
 
 
 def test_a_fit_repeats_to_the_bit_and_follows_the_seed() -> None:
