@@ -100,6 +100,15 @@ def test_remedies_and_a_fitted_prior_are_shown(tmp_path: Path, monkeypatch: pyte
     assert one != other
 
 
+def test_a_learned_prior_is_not_called_a_standard_normal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for prior in ("standard", "mixture"):
+        make_workspace(tmp_path / prior, prior=prior)
+        text = Page(report.html(facts_of(tmp_path / prior, monkeypatch))).text
+        samples = text[text.index("Pictures of each kind") : text.rindex("Traversals")]
+        assert ("N(0, I)" in samples) is (prior == "standard")
+        assert ("samples, the learned prior" in samples) is (prior == "mixture")
+
+
 def test_the_elbo_is_shown_with_its_standard_error(facts: Facts) -> None:
     error = facts.metrics["test"]["elbo_se"]
     assert error > 0 and f"± {number(error)} (standard error" in Page(report.html(facts)).text

@@ -144,7 +144,9 @@ def test_the_kept_model_of_a_training_is_standardised() -> None:
 @pytest.mark.parametrize("prior", ["standard", "vamp", "mixture", "flow"])
 def test_where_the_ceiling_of_the_log_variance_would_change_pictures_they_stay(prior: str) -> None:
     """Means spread widely and a log variance cut off at 0: standardised, it would have to be about −3."""
-    p = params({"model.logvar_max": 0.0, "model.prior": prior, "model.prior_components": 5, "train.learning_rate": 1e-9})
+    p = params(
+        {"model.logvar_max": 0.0, "model.prior": prior, "model.prior_components": 5, "train.learning_rate": 1e-9}
+    )
     made = build(p)
     with torch.no_grad():
         made.posterior.weight[:LATENTS].mul_(60)
