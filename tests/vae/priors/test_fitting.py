@@ -84,6 +84,18 @@ def test_clusters_in_a_few_of_many_directions_are_found() -> None:
     assert others < rate(mu[300:], logvar[300:], gaussian, 0) - 1
 
 
+@pytest.mark.parametrize("damage", ["equal latents", "an outlier"])
+def test_latents_that_rounding_makes_singular_have_a_prior(damage: str) -> None:
+    """As of a model whose latents could not be standardised."""
+    mu = np.random.default_rng(0).standard_normal((200, 5)).astype(np.float32)
+    if damage == "an outlier":
+        mu[-1] = 1e15
+    else:
+        mu[:] = 1e5 * mu[:, :1]
+    fitted = fitting.fit(mu, np.full_like(mu, -20), seed=0)
+    assert fitted.log_likelihood and np.isfinite(list(fitted.log_likelihood.values())).all()
+
+
 def test_the_likelihood_of_the_chosen_prior_is_its_own() -> None:
     """Three tight clusters ask for little smoothing, and every smoothing of a mixture has the same name."""
     random = np.random.default_rng(3)
