@@ -30,13 +30,18 @@ PARAMETERS = {
 
 
 def make_workspace(
-    folder: Path, labelled: bool = True, epochs: int = 6, verdict: str = "healthy", path: str = "photos"
+    folder: Path,
+    labelled: bool = True,
+    epochs: int = 6,
+    verdict: str = "healthy",
+    path: str = "photos",
+    prior: str = "standard",
 ) -> None:
     """Every file that evaluate reads."""
     random = np.random.default_rng(0)
     (folder / "data/images").mkdir(parents=True)
     (folder / "reports").mkdir()
-    YAML().dump(nested(PARAMETERS | {"data.path": path}), folder / "params.yaml")
+    YAML().dump(nested(PARAMETERS | {"data.path": path, "model.prior": prior}), folder / "params.yaml")
     rows = []
     for split, count in COUNTS.items():
         np.save(folder / f"data/images/{split}.npy", random.integers(0, 256, (count, 8, 12, 3), dtype=np.uint8))

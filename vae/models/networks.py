@@ -5,6 +5,7 @@ The encoder maps (B, C, H, W) to (B, features), the decoder (B, Z) to (B, C, H, 
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,14 @@ def _shiftable(first: nn.Linear) -> nn.Linear:
     """The decoder's first layer with a bias: 0 in training where batch norm follows, for `standardise` afterwards."""
     if first.bias is None:
         first.bias = nn.Parameter(torch.zeros(first.out_features), requires_grad=False)
+        first.register_load_state_dict_pre_hook(_bias_of_older_models)
     return first
+
+
+def _bias_of_older_models(first: nn.Module, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Models saved before latents were standardised lack it, which is a bias of 0."""
+    assert isinstance(first, nn.Linear)
+    weights.setdefault(f"{prefix}bias", torch.zeros_like(first.bias))
 
 
 class _Unflatten(nn.Unflatten):

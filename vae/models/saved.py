@@ -181,9 +181,13 @@ def load(folder: Path, device: torch.device | None = None) -> Saved:
             **config.model.model_dump(),
         )
         model.load_state_dict(weights)
-        if wrong := [n for n, t in model.state_dict().items() if t.dtype != weights[n].dtype]:
+        expected = model.state_dict()
+        if wrong := [n for n, t in weights.items() if t.dtype != expected[n].dtype]:
             raise ValueError(f"{wrong[0]} is of {weights[wrong[0]].dtype}")
         fitted = _read_prior(folder / PRIOR_FILE, model.latent_dim)
+        if isinstance(fitted, Mixture) and config.prior.name == STANDARD:  # of an older model
+            name = f"mixture of {len(fitted.weights)} Gaussians"
+            config = config.model_copy(update={"prior": PriorFit(name=name)})
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise _misfit(folder, str(error)) from None
     model = to_device(model, device or torch.device("cpu")).eval()
@@ -247,6 +251,9 @@ def _read_prior(path: Path, latents: int) -> Prior | None:
     tensors = read_weights(path)
     if "weights" not in tensors:
         return flow.read(tensors, latents)
+    if tensors.keys() == {"weights", "means", "scales"}:  # of an older model: over z itself
+        like = tensors["means"]
+        tensors |= {"mean": like.new_zeros(latents), "basis": torch.eye(latents, dtype=like.dtype)}
     prior = Mixture(**tensors)
     if not prior.is_valid(latents):
         raise ValueError(f"{path.name} is not a mixture over {latents} latents")

@@ -61,9 +61,9 @@ def fit(mu: Posteriors, logvar: Posteriors, seed: int, learned: tuple[str, Prior
 
     found = {STANDARD: likelihood(standard, judged), own: likelihood(best, judged)}
     for candidate, prior, reached in _candidates(mu[fitted_to], logvar[fitted_to], judged, seed):
-        found[candidate] = max(reached, found.get(candidate, -np.inf))
-        if found[candidate] > found[name] + (BETTER if name == own else 0):
+        if reached > found[name] + (BETTER if name == own else 0):
             best, name = prior, candidate
+        found[candidate] = max(reached, found.get(candidate, -np.inf))
     return Fitted(best, name, found)
 
 

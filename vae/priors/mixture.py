@@ -87,6 +87,7 @@ class PrincipalAxes:
         covariance = np.atleast_2d(np.cov(mu.T, bias=True)) + np.diag(np.exp(logvar).mean(0))
         covariance = (1 - shrinkage) * covariance + shrinkage * np.eye(len(covariance))
         variances, axes = np.linalg.eigh(covariance)
+        variances = np.maximum(variances, np.finfo(np.float64).eps * variances[-1])  # rounding can make them negative
         return cls(mu.mean(0), (axes * np.sqrt(variances))[:, ::-1])
 
     def coordinates(self, z: Matrix) -> Matrix:

@@ -104,6 +104,7 @@ def _fit(name: str, raw: Raw, train: NDArray[np.uint8], most: int, seed: int) ->
 
     chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[:most])
     points = np.concatenate([raw(train[chosen[start : start + BATCH]]) for start in range(0, len(chosen), BATCH)])
-    pca = PCA(min(COMPONENTS, *points.shape), random_state=seed).fit(points)
+    with np.errstate(invalid="ignore"):  # images that are all alike have no variance to share
+        pca = PCA(min(COMPONENTS, *points.shape), random_state=seed).fit(points)
     enough = int(np.searchsorted(pca.explained_variance_ratio_.cumsum(), VARIANCE)) + 1
     return Features(name, raw, pca.mean_, pca.components_[:enough])

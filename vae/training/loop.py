@@ -28,7 +28,7 @@ from vae.schedules.kl import ramp
 from vae.schedules.learning_rate import learning_rate
 from vae.training import checkpoint
 from vae.training.history import Row, why_stop
-from vae.training.standardise import standardise
+from vae.training.standardise import is_exact, standardise
 from vae.training.state import TrainState
 from vae.training.step import Step
 from vae.training.validation import likelihood_of, sigma_sample, validate
@@ -55,7 +55,7 @@ class Trained:
     Attributes:
         kept_epoch: the epoch of the model, counted from 1; 0 where the first one diverged already.
         stopped: why training ended before its last epoch, or None.
-        model: the kept one, its latents standardised (`vae.training.standardise`).
+        model: the kept one, its latents standardised where that is exact (`vae.training.standardise`).
         train: the training split, measured with it and its frozen likelihood.
         kl_per_latent: of the validation split, Z numbers for each row of the history.
     """
@@ -143,7 +143,11 @@ def train(
     likelihood = likelihood_of(p, model, measured, compute)
     result = measure(model, measured, likelihood, compute, p.seed)
     if standardise(model, result):
-        result = measure(model, measured, likelihood, compute, p.seed)
+        standardised = measure(model, measured, likelihood, compute, p.seed)
+        if is_exact(result, standardised):
+            result = standardised
+        else:
+            model.load_state_dict(state.kept_weights)
     return Trained(model, likelihood, state.history, state.kept_epoch, stopped, result, state.kl_per_latent)
 
 

@@ -87,6 +87,30 @@ def test_what_older_models_lack_has_its_default(folder: Path) -> None:
     assert (made.prior.name, made.prior.log_likelihood) == (STANDARD, {})
 
 
+@pytest.mark.parametrize("kind", ["conv", "mlp", "autoregressive"])
+def test_an_older_model_has_no_bias_before_the_decoders_first_batch_norm(tmp_path: Path, kind: str) -> None:
+    made = config(SHAPE, Model(**{**MODEL, "architecture": kind}))
+    saved.save(tmp_path, trained(made), made)
+    weights = load_file(tmp_path / saved.WEIGHTS_FILE)
+    name = "decoder.conditions.0.bias" if kind == "autoregressive" else "decoder.0.bias"
+    assert not weights.pop(name).any()
+    save_file(weights, tmp_path / saved.WEIGHTS_FILE)
+    read = saved.load(tmp_path).model.state_dict()
+    assert not read[name].any() and all(torch.equal(read[other], tensor) for other, tensor in weights.items())
+
+
+def test_an_older_mixture_is_one_over_the_latents_themselves(folder: Path) -> None:
+    tampered(folder, prior=None)
+    old = {"weights": torch.tensor([0.25, 0.75]), "means": torch.randn(2, 4), "scales": torch.eye(4).repeat(2, 1, 1)}
+    save_file({name: tensor.double() for name, tensor in old.items()}, folder / saved.PRIOR_FILE)
+    read = saved.load(folder)
+    assert read.config.prior.name == "mixture of 2 Gaussians"
+    kinds = [torch.distributions.MultivariateNormal(mean, torch.eye(4)) for mean in old["means"]]
+    z = torch.randn(5, 4)
+    density = sum(weight * kind.log_prob(z).exp() for weight, kind in zip(old["weights"], kinds, strict=True))
+    torch.testing.assert_close(read.prior.log_prob(z).exp().float(), density)
+
+
 def test_a_fitted_prior_comes_back_and_goes_with_its_model(folder: Path) -> None:
     saved.save(folder, trained(), CONFIG, gaussian(latents=4))
     read = saved.load(folder).prior

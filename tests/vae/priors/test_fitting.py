@@ -6,7 +6,7 @@ import torch
 from helpers.priors import two_clusters
 
 from vae.priors import fitting, flow
-from vae.priors.aggregate import Posteriors, kl_to_prior, rate
+from vae.priors.aggregate import Posteriors, draw, kl_to_prior, rate
 from vae.priors.fitting import FEWEST_IMAGES, Fitted
 from vae.priors.flow import Flow
 from vae.priors.mixture import Mixture
@@ -82,6 +82,28 @@ def test_clusters_in_a_few_of_many_directions_are_found() -> None:
         fitting.PrincipalAxes.of(mu[:300].astype(np.float64), logvar[:300].astype(np.float64))
     )
     assert others < rate(mu[300:], logvar[300:], gaussian, 0) - 1
+
+
+@pytest.mark.parametrize("damage", ["equal latents", "an outlier"])
+def test_latents_that_rounding_makes_singular_have_a_prior(damage: str) -> None:
+    """As of a model whose latents could not be standardised."""
+    mu = np.random.default_rng(0).standard_normal((200, 5)).astype(np.float32)
+    if damage == "an outlier":
+        mu[-1] = 1e15
+    else:
+        mu[:] = 1e5 * mu[:, :1]
+    fitted = fitting.fit(mu, np.full_like(mu, -20), seed=0)
+    assert fitted.log_likelihood and np.isfinite(list(fitted.log_likelihood.values())).all()
+
+
+def test_the_likelihood_of_the_chosen_prior_is_its_own() -> None:
+    """Three tight clusters ask for little smoothing, and every smoothing of a mixture has the same name."""
+    random = np.random.default_rng(3)
+    mu = 2 * random.normal(size=(3, 4))[np.arange(2400) % 3] + 0.01 * random.normal(size=(2400, 4))
+    mu, logvar = mu.astype(np.float32), np.full(mu.shape, -6.0, np.float32)
+    fitted = fitting.fit(mu[:400], logvar[:400], seed=0)
+    reached = fitting.likelihood(fitted.prior, draw(mu[400:], logvar[400:], seed=9))
+    assert reached == pytest.approx(fitted.log_likelihood[fitted.name], abs=0.5)
 
 
 def test_a_fit_repeats_to_the_bit_and_follows_the_seed() -> None:

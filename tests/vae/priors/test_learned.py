@@ -350,6 +350,27 @@ def test_of_a_trained_model_all_say_the_same(of_clusters: dict[str, Trained], pr
     np.testing.assert_allclose(trained.train.aggregate_variance, 1, atol=1e-3)
 
 
+def test_the_kl_of_a_latent_is_that_against_the_moments_of_its_aggregate() -> None:
+    model = some_model("mixture")
+    mu, logvar = encode(model, TRAIN, CPU)
+    expected = 0.5 * (np.log(mu.var(0) + np.exp(logvar).mean(0)) - logvar.mean(0))
+    assert expected.max() > 0.1
+    got = measure(model, TRAIN, likelihood(), CPU, seed=0)
+    np.testing.assert_allclose(got.kl_per_latent, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_flow_standardised_twice_is_the_same_density() -> None:
+    torch.manual_seed(0)
+    density, z = LearnedFlow(3), torch.randn(5, 3)
+    before, volume = density.log_prob(z).detach(), torch.zeros(())
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        mean, deviation = torch.randn(3), 0.5 + torch.rand(3)
+        density.standardise(mean, deviation)
+        z, volume = (z - mean) / deviation, volume + deviation.log().sum()
+    torch.testing.assert_close(density.log_prob(z).detach(), before + volume.double(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("prior", PRIORS)
 def test_standardised_latents_change_no_elbo(prior: str) -> None:
     model = some_model(prior, {"model.batch_norm": False})

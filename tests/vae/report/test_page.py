@@ -1,7 +1,6 @@
 """The report and its pictures, from a workspace of tiny files to one page."""
 
 import base64
-import dataclasses
 import hashlib
 import json
 import re
@@ -101,14 +100,13 @@ def test_remedies_and_a_fitted_prior_are_shown(tmp_path: Path, monkeypatch: pyte
     assert one != other
 
 
-def test_samples_of_a_learned_prior_are_not_called_those_of_n_0_i(facts: Facts) -> None:
-    p = facts.parameters
-    learned = p.model_copy(update={"model": p.model.model_copy(update={"prior": "vamp"})})
-    own, other = "from z of the learned prior in", "from z of N(0, I) in"
-    text = Page(report.html(dataclasses.replace(facts, parameters=learned))).text
-    assert "samples, the learned prior" in text and own in text and other not in text
-    text = Page(report.html(facts)).text
-    assert "samples, N(0, I)" in text and other in text and own not in text
+def test_a_learned_prior_is_not_called_a_standard_normal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for prior in ("standard", "mixture"):
+        make_workspace(tmp_path / prior, prior=prior)
+        text = Page(report.html(facts_of(tmp_path / prior, monkeypatch))).text
+        samples = text[text.index("Pictures of each kind") : text.rindex("Traversals")]
+        assert ("N(0, I)" in samples) is (prior == "standard")
+        assert ("samples, the learned prior" in samples) is (prior == "mixture")
 
 
 def test_the_elbo_is_shown_with_its_standard_error(facts: Facts) -> None:

@@ -41,6 +41,16 @@ def test_where_n_0_i_lies_elsewhere_its_samples_are_poor_and_those_of_the_fitted
     assert 0 < result.aggregate_kl.standard_error < 2
 
 
+def test_the_certified_distance_is_that_of_the_validation_split() -> None:
+    train, black = images(400, 0), np.zeros_like(images(100, 1))  # encoded to (2, 2), not about (6, 6)
+    prior = fitted_to(train)
+    result = found(Far(), prior, train, black)
+    assert result is not None
+    z = torch.full((1, 2), 2.0)
+    difference = float(prior.log_prob(z) - StandardNormal(2).log_prob(z))
+    assert result.aggregate_kl.value == pytest.approx(difference, abs=0.5)
+
+
 def test_with_n_0_i_as_the_fitted_prior_both_are_the_same() -> None:
     train, valid = images(200, 0), images(60, 1)
     result = found(Far(), StandardNormal(2), train, valid)

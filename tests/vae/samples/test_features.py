@@ -49,6 +49,12 @@ def test_64_axes_at_most_and_no_more_than_images() -> None:
     assert pixel_features(noise(2, 12, 12, 1), 0).of(noise(3, 12, 12, 1)).shape == (3, 1)
 
 
+@pytest.mark.filterwarnings("error")
+def test_black_images_give_no_warning() -> None:
+    images = np.zeros((10, 12, 12, 1), np.uint8)
+    assert not pixel_features(images, 0).of(images).any()
+
+
 def test_batches_and_a_repetition_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     images = noise(50, 9, 7, 3)
     whole = pixel_features(images, 0).of(images)

@@ -27,6 +27,11 @@ def test_where_nothing_differs_p_values_are_spread_from_0_to_1() -> None:
     assert np.quantile(p, 0.2) < 0.4 and np.quantile(p, 0.8) > 0.6
 
 
+def test_the_interval_is_as_wide_as_that_of_folds_that_share_training_points() -> None:
+    accuracy = outcome(normal(200, 3, 0), normal(200, 3, 1)).accuracy
+    assert accuracy.high - accuracy.low == pytest.approx(2 * 1.96 * np.sqrt((1 + 5 / 4) / (4 * 400)), rel=0.15)
+
+
 def different(name: str, y: np.ndarray) -> np.ndarray:
     side = np.where(normal(*y.shape, 9) > 0, 1.0, -1.0)
     return {

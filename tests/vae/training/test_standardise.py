@@ -141,6 +141,24 @@ def test_the_kept_model_of_a_training_is_standardised() -> None:
     assert valid.rate < row["valid/kl"] - 0.01
 
 
+@pytest.mark.parametrize("prior", ["standard", "vamp", "mixture", "flow"])
+def test_where_the_ceiling_of_the_log_variance_would_change_pictures_they_stay(prior: str) -> None:
+    """Means spread widely and a log variance cut off at 0: standardised, it would have to be about −3."""
+    p = params(
+        {"model.logvar_max": 0.0, "model.prior": prior, "model.prior_components": 5, "train.learning_rate": 1e-9}
+    )
+    made = build(p)
+    with torch.no_grad():
+        made.posterior.weight[:LATENTS].mul_(60)
+        made.posterior.bias[LATENTS:].fill_(5)
+    weights = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+    trained = run(p, initial_weights=weights)
+    assert trained.train.aggregate_variance.max() > 5
+    torch.testing.assert_close(trained.model.posterior.weight, weights["posterior.weight"], rtol=1e-4, atol=1e-5)
+    valid, row = measure(trained.model, VALID, trained.likelihood, CPU, seed=0), trained.history[trained.kept_epoch - 1]
+    assert (valid.mse_sampled, valid.rate) == pytest.approx((row["valid/mse_sampled"], row["valid/kl"]), rel=1e-4)
+
+
 def test_the_first_layer_takes_the_latents() -> None:
     for changes in KINDS:
         made = build(params(changes))
