@@ -17,9 +17,14 @@ def prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     if e.samples is None or not (_own_is_poor(e.samples) and is_poor(e.samples.fitted, e.samples)):
         return None
     own, fitted = _article(e.own_prior), _article(e.prior)
-    summary = f"Samples are poor, from {own} and from {fitted} fitted to the latents alike."
     if e.prior == e.own_prior:
         summary = f"Samples from {own} are poor, and no other prior fits the latents better."
+    elif is_poor(e.samples.standard, e.samples):
+        summary = f"Samples are poor, from {own} and from {fitted} fitted to the latents alike."
+    else:
+        summary = (
+            f"Samples from {fitted} fitted to the latents are poor, and {own} is {_nats(e.samples)} from the latents."
+        )
     beta, to_elbo = effective_beta(p, e), remedies.elbo(p, e.predicted)
     if p.kl.control == "schedule" and beta is not None and beta < SMALL_BETA and to_elbo:
         reasons = [f"effective beta of {beta:.2g}, below {SMALL_BETA:g}", *samples_in_numbers(e)]
@@ -51,14 +56,22 @@ def _own_is_poor(samples: SampleEvidence) -> bool:
 
 
 def about_samples(e: Evidence) -> str:
-    """A sentence on what to sample from; none where the prior of the ELBO will do."""
-    if e.samples is None or not _own_is_poor(e.samples) or e.prior == e.own_prior:
+    """A sentence on what to sample from; none where either prior will do."""
+    if e.samples is None or e.prior == e.own_prior:
         return ""
-    own, nats = _article(e.own_prior), f"at least {e.samples.aggregate_kl.value:.2g} nats"
+    own, fitted, nats = _article(e.own_prior), _article(e.prior), _nats(e.samples)
+    if is_poor(e.samples.fitted, e.samples):
+        return f" Sample from {own}: samples from its fitted prior ({fitted}) are poor."
+    if not _own_is_poor(e.samples):
+        return ""
     why = f"the latents of images are {nats} from {own}"
     if is_poor(e.samples.standard, e.samples):
         why = f"samples from {own} are poor, since the latents of images are {nats} from it"
-    return f" Sample from its fitted prior ({_article(e.prior)}): {why}."
+    return f" Sample from its fitted prior ({fitted}): {why}."
+
+
+def _nats(samples: SampleEvidence) -> str:
+    return f"at least {samples.aggregate_kl.value:.2g} nats"
 
 
 def samples_in_numbers(e: Evidence) -> list[str]:

@@ -341,6 +341,21 @@ def test_no_prior_gives_good_samples() -> None:
     assert same.summary == "Samples from N(0, I) are poor, and no other prior fits the latents better."
 
 
+def test_only_what_was_drawn_is_called_poor() -> None:
+    """N(0, I) may draw good pictures where its distance is certified, or where the fitted prior's are poor."""
+    far = judged(samples=samples(fitted=POOR, kl=7.6, error=0.4), prior="mixture of 5 Gaussians")
+    assert far.verdict == "prior_mismatch"
+    assert far.summary == (
+        "Samples from a mixture of 5 Gaussians fitted to the latents are poor, and N(0, I) is at least 7.6 nats from "
+        "the latents."
+    )
+    near = judged(samples=samples(fitted=POOR, kl=0.5), prior="mixture of 5 Gaussians")
+    assert near.verdict == "healthy"
+    assert near.summary.endswith(
+        "Sample from N(0, I): samples from its fitted prior (a mixture of 5 Gaussians) are poor."
+    )
+
+
 def test_thresholds_of_the_parameters_are_used() -> None:
     assert judged({"monitor.active_unit_threshold": 1.5}).verdict == "collapsed"
     assert "0 informative units" in judged({"monitor.informative_unit_nats": 6.0}).summary
