@@ -271,8 +271,7 @@ def _under_regularised(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         )
         return Verdict("under_regularised", summary, reasons, remedies.ramp_within(p))
     if p.kl.control != "schedule":
-        advice = [f"relax the target of the control (kl.{p.kl.control_name})"]
-        return Verdict("under_regularised", summary, reasons, advice=advice)
+        return Verdict("under_regularised", summary, reasons, advice=[remedies.relaxed(p)])
     return Verdict("under_regularised", summary, reasons, remedies.higher_weight(p, e.predicted))
 
 

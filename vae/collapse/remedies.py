@@ -75,6 +75,11 @@ def without_target(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[
     return {f"kl.{p.kl.control_name}": None, **elbo(p, predicted)}
 
 
+def relaxed(p: ResolvedParameters) -> str:
+    """As advice: what a control was asked for is its owner's to change."""
+    return f"relax the target of the control (kl.{p.kl.control_name})"
+
+
 def of_autoregressive(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
     """Makes latents pay off for a decoder that can ignore them: a lower weight, then free bits."""
     if p.kl.control != "schedule":

@@ -13,7 +13,7 @@ SMALL_BETA = 0.5  # below it, poor samples are first of all those of too low a w
 
 
 def prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
-    """Whether no prior gives good samples, neither that of the ELBO nor any that was fitted."""
+    """Whether samples of the fitted prior are poor, and the prior of the ELBO is no better or certified to be far."""
     if e.samples is None or not (_own_is_poor(e.samples) and is_poor(e.samples.fitted, e.samples)):
         return None
     own, fitted = _article(e.own_prior), _article(e.prior)
@@ -33,8 +33,7 @@ def prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     remedy = {} if steady else remedies.longer_training(p, 4 * p.train.epochs, len(e.history))
     if not remedy or p.model.latent_dim >= remedies.MANY_LATENTS:
         remedy |= remedies.simpler_latents(p, e.predicted)
-    relaxed = f"relax the target of the control (kl.{p.kl.control_name})"
-    advice = [relaxed] if steady and p.kl.control != "schedule" else []
+    advice = [remedies.relaxed(p)] if steady and p.kl.control != "schedule" else []
     return Verdict("prior_mismatch", summary, samples_in_numbers(e), remedy, advice)
 
 
