@@ -26,7 +26,7 @@ import typer
 from benchmarks import case_images
 from tasks import ingest, overlay, validate, workspace
 from tasks.processes import entry
-from vae.collapse import linear_theory, remedies, restarts
+from vae.collapse import kl_weights, linear_theory, remedies, restarts
 from vae.collapse.restarts import Attempt
 from vae.compute import devices
 from vae.compute.batches import for_measuring, open_images
@@ -187,7 +187,7 @@ class CaseRunner:
             self.images[key] = _ingested(text)
         train_images, valid_images = self.images[key]
         spectrum = linear_theory.spectrum_for(p, train_images)
-        weight = linear_theory.resolved_weight(p, spectrum)
+        weight = kl_weights.resolved(p, spectrum)
         resolved = resolve(p, p.train.steps_per_epoch(len(train_images)), weight)
         return resolved, train_images, valid_images, spectrum
 

@@ -14,10 +14,11 @@ import typer
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from tasks import workspace
+from tasks import preflight, workspace
 from tasks.processes import entry
-from vae.collapse import linear_theory
+from vae.collapse import kl_weights, linear_theory
 from vae.collapse.linear_theory import Spectrum
+from vae.collapse.rate_distortion import Curve, predict
 from vae.compute import devices
 from vae.compute.batches import for_measuring, open_images
 from vae.config.constants import COLLAPSED_BELOW_NATS
@@ -61,22 +62,23 @@ def sweep(p: ResolvedParameters, weight: list[float] | None, count: int) -> pd.D
     """One row per weight, in ascending order."""
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     spectrum = linear_theory.spectrum_for(p, train_images)
+    curve = preflight.curve_of(p, spectrum, train_images)
     chosen = sorted(weight) if weight else weights(p, spectrum, count)
     return pd.DataFrame(
-        measured(changed(p, {"kl.max_weight": w}), spectrum, train_images, valid_images)
+        measured(changed(p, {"kl.max_weight": w}), spectrum, curve, train_images, valid_images)
         for w in track(chosen, description="weights")
     )
 
 
 def weights(p: ResolvedParameters, spectrum: Spectrum, count: int) -> list[float]:
-    """From a tenth of the calibrated weight to half of the predicted collapse weight, and four around the latter."""
-    collapse = linear_theory.collapse_weight(p, spectrum)
-    low = linear_theory.calibrated_weight(p, spectrum) / 10
+    """From a tenth of the calibrated weight to half of the collapse weight of linear theory, and four around it."""
+    collapse = kl_weights.of_rate(p, spectrum)
+    low = kl_weights.of_beta(p, spectrum) / 10
     return [*np.geomspace(low, collapse / 2, count - 4), *(collapse * np.array([0.75, 1.0, 1.25, 1.6]))]
 
 
 def measured(
-    p: ResolvedParameters, spectrum: Spectrum, train_images: np.ndarray, valid_images: np.ndarray
+    p: ResolvedParameters, spectrum: Spectrum, curve: Curve, train_images: np.ndarray, valid_images: np.ndarray
 ) -> dict[str, float]:
     """One training: the prediction, and the kept model measured on whole splits.
 
@@ -85,7 +87,7 @@ def measured(
     """
     p = changed(p, {"train.on_collapse": "continue"})
     compute = devices.choose(p.train, training_flops(p), len(train_images))
-    predicted = linear_theory.predict(spectrum, p.elbo)
+    predicted = predict(curve, p.elbo)
     trained = loop.train(p, train_images, valid_images, compute)
     valid = measurement.measure(trained.model, valid_images, trained.likelihood, compute, p.seed)
     pixels = int(np.prod(valid_images.shape[1:]))
@@ -94,11 +96,12 @@ def measured(
     own_sigma = p.elbo.likelihood == "gaussian" and p.elbo.fixed_sigma is None
     if own_sigma and trained.likelihood.sigma is not None:
         fixed = replace(p.elbo, sigma=trained.likelihood.sigma)
-        kl_at_measured_sigma = linear_theory.predict(spectrum, fixed).kl
+        kl_at_measured_sigma = predict(curve, fixed).kl
     mean_image = MeanImage.of(for_measuring(train_images, p))
     return {
         "kl_weight": p.kl.max_weight,
         "predicted_kl": predicted.kl,
+        "linear_kl": predict(spectrum, p.elbo).kl,
         "kl": valid.rate,
         "train_kl": trained.train.rate,
         "kl_at_measured_sigma": kl_at_measured_sigma,
@@ -108,7 +111,7 @@ def measured(
         "elbo": elbo,
         "mean_image_elbo": mean_image.elbo(valid_images, trained.likelihood.kind),
         "tolerance": TOLERANCE if own_sigma or trained.likelihood.sigma is None else FIXED_SIGMA_TOLERANCE,
-        "collapse_kl_weight": linear_theory.collapse_weight(p, spectrum),
+        "collapse_kl_weight": kl_weights.of_rate(p, curve),
         "images_per_latent": spectrum.images / p.model.latent_dim,
     }
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tasks import workspace
 from tasks.processes import contention, entry
 from tasks.tracking import evaluation_run, store
-from vae.collapse.linear_theory import of_remedied
+from vae.collapse.expectations import of_remedied
 from vae.compute import devices
 from vae.compute.batches import open_images
 from vae.compute.devices import Compute

@@ -9,9 +9,10 @@ import pandas as pd
 
 from tasks import workspace
 from tasks.processes import checkpoint_folder, contention, entry
-from vae.collapse import linear_theory, remedies
+from vae.collapse import remedies
 from vae.collapse.diagnosis import judge
 from vae.collapse.evidence import Evidence, Verdict, effective_beta
+from vae.collapse.expectations import of_remedied
 from vae.compute import devices
 from vae.compute.batches import for_measuring, open_images
 from vae.config import loading
@@ -60,7 +61,7 @@ def main() -> None:
         valid=valid,
         mean_image_mse=mean_image.mse(valid_images),
         history=history,
-        predicted=linear_theory.of_remedied(preflight, p, model.config.changes, model.pixels),
+        predicted=of_remedied(preflight, p, model.config.changes, model.pixels),
         train=model.config.train,
         kept_epoch=model.config.kept_epoch,
         samples=samples,

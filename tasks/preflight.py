@@ -1,19 +1,22 @@
-"""Stage `preflight`: predict KL, active units and collapse from the training images by linear theory.
+"""Stage `preflight`: predict rate, error and collapse for every KL weight, by linear theory and a short pilot.
 
-Numbers that the parameters leave to it are found here: a calibrated KL weight, and the epochs that fit into a budget.
+Numbers that the parameters leave to it are found here: the KL weight that meets a wish, and the epochs of a budget.
 """
 
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from tasks import workspace
-from tasks.processes import contention, entry
-from vae.collapse import linear_theory
+from tasks.processes import checkpoint_folder, contention, entry, progress
+from vae.collapse import kl_weights, linear_theory, rate_distortion
+from vae.collapse.expectations import expectations
 from vae.collapse.linear_theory import Spectrum
+from vae.collapse.rate_distortion import Curve, predict
 from vae.collapse.warnings import schedule_above, warnings
 from vae.compute import devices
 from vae.compute.batches import open_images
@@ -22,8 +25,10 @@ from vae.config.beta_elbo import BetaELBO
 from vae.config.files import written_aside
 from vae.config.parameters import Parameters
 from vae.config.resolved import resolve
-from vae.config.text import rounded
+from vae.config.text import rounded, written
 from vae.models.flops import training_flops
+from vae.pilot import training as pilot
+from vae.pilot.network import narrow
 from vae.training.budget import epochs_within
 from vae.training.loop import check_images
 
@@ -35,20 +40,27 @@ def main() -> None:
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     check_images(p, len(train_images), len(valid_images))
     spectrum = linear_theory.spectrum_for(p, train_images)
-    weight = linear_theory.resolved_weight(p, spectrum)
-    epochs = (
-        p.train.epochs if p.train.budget is None else affordable(p, weight, train_images, valid_images, p.train.budget)
-    )
+    epochs = p.train.epochs
+    if p.train.budget is not None:  # the weight makes no difference to the time
+        epochs = affordable(p, train_images, valid_images, p.train.budget)
     p = p.model_copy(update={"train": p.train.model_copy(update={"epochs": epochs})})
-    result = {**predicted(p, weight, spectrum), "epochs": epochs, "budget": p.train.budget}
+    curve = curve_of(p, spectrum, train_images)
+    weight = kl_weights.resolved(p, curve)
+    result = {
+        **predicted(p, weight, curve),
+        "linear_theory": beside(p, weight, spectrum),
+        "asked_kl_weight": written(p.kl.max_weight),
+        "epochs": epochs,
+        "budget": p.train.budget,
+    }
     workspace.write_json(workspace.PREFLIGHT, rounded(result))
     with written_aside(workspace.PREFLIGHT_PLOT) as aside:
-        plot(p, weight, spectrum).savefig(aside, format="png", dpi=110, metadata={"Software": None})
+        plot(p, weight, spectrum, curve).savefig(aside, format="png", dpi=110, metadata={"Software": None})
 
     kl = "an unbounded KL" if result["predicted_kl"] is None else f"a KL of {result['predicted_kl']:.3g} nats"
     asked = weight if p.kl.control == "schedule" else getattr(p.kl, p.kl.control_name)
     log.info(
-        f"preflight: linear theory predicts {kl} in "
+        f"preflight: {curve.source} predicts {kl} in "
         f"{result['predicted_active_units']} of {p.model.latent_dim} latents at kl.{p.kl.control_name} = {asked:g} "
         f"(collapse from {result['collapse_kl_weight']:.3g}, calibrated {result['calibrated_kl_weight']:.3g})"
     )
@@ -56,9 +68,25 @@ def main() -> None:
         log.warning(warning)
 
 
-def affordable(p: Parameters, weight: float, train_images: np.ndarray, valid_images: np.ndarray, seconds: float) -> int:
+def curve_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Curve:
+    """The pilot's, where `preflight.pilot` asks for one, else that of linear theory."""
+    wanted = p.preflight.pilot
+    if wanted is False or (wanted == "auto" and not pilot.is_worth_it(p, p.train.epochs, len(train_images))):
+        return spectrum
+    flops = training_flops(narrow(p)) * pilot.batch_size(p) / p.train.batch_size
+    compute = replace(devices.choose(p.train, flops, len(train_images)), precision="fp32", compiled=False)
+    with (
+        checkpoint_folder.of_pilot(p, compute.describe()) as checkpoint,
+        contention.coped_with(compute),
+        progress.bar("pilot", pilot.STEPS, unit="steps") as advance,
+    ):
+        learnt = pilot.learn(p, spectrum, train_images, compute, checkpoint, advance)
+    return spectrum if learnt is None else learnt.curve
+
+
+def affordable(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray, seconds: float) -> int:
     """The epochs that fit into `train.budget`."""
-    resolved = resolve(p, p.train.steps_per_epoch(len(train_images)), weight, p.train.epochs)
+    resolved = resolve(p, p.train.steps_per_epoch(len(train_images)), 1.0, p.train.epochs)
     compute = devices.choose(resolved.train, training_flops(p), len(train_images))
     with contention.coped_with(compute):
         epochs = epochs_within(seconds, resolved, train_images, valid_images, compute)
@@ -69,32 +97,40 @@ def affordable(p: Parameters, weight: float, train_images: np.ndarray, valid_ima
     return epochs
 
 
-def predicted(p: Parameters, weight: float, spectrum: Spectrum) -> dict[str, Any]:
-    """The content of `reports/preflight.json`."""
-    expected = linear_theory.expectations(p, weight, spectrum)
+def beside(p: Parameters, weight: float, spectrum: Spectrum) -> dict[str, Any]:
+    """What linear theory alone predicts."""
+    expected = expectations(p, weight, spectrum)
+    names = ("predicted_kl", "predicted_active_units", "predicted_mse", "critical_kl_weight", "collapse_kl_weight")
+    return {name: expected[name] for name in (*names, "calibrated_kl_weight")}
+
+
+def predicted(p: Parameters, weight: float, curve: Curve) -> dict[str, Any]:
+    """The content of `reports/preflight.json` that follows from a curve."""
+    expected = expectations(p, weight, curve)
     return {
         **expected,
         **schedule_above(p, weight, expected["collapse_kl_weight"]),
-        "warnings": warnings(p, expected, spectrum),
+        "warnings": warnings(p, expected, curve),
     }
 
 
-def plot(p: Parameters, weight: float, spectrum: Spectrum) -> Figure:
+def plot(p: Parameters, weight: float, spectrum: Spectrum, curve: Curve) -> Figure:
     """Left: the eigenvalues and the threshold. Right: the predicted KL over KL weights."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     values = spectrum.eigenvalues
-    threshold = linear_theory.threshold(spectrum, BetaELBO.of(p, weight))
+    threshold = rate_distortion.threshold(curve, BetaELBO.of(p, weight))
     left.semilogy(np.arange(1, len(values) + 1), np.maximum(values, 1e-12), marker=".", color="#2f6db3")
     left.axhline(threshold, color="#c0392b", ls="--", label="threshold at this weight")
     left.set(xlabel="latent", ylabel="eigenvalue of the images' covariance", title="Spectrum of the images")
     left.legend()
 
-    weights = linear_theory.weights_of_interest(linear_theory.critical_weight(p, spectrum), weight)
-    kl = [linear_theory.predict(spectrum, BetaELBO.of(p, w)).kl for w in weights]
-    right.semilogx(weights, kl, color="#2f6db3")
+    weights = kl_weights.of_interest(kl_weights.critical(p, spectrum), weight)
+    for by, colour in [(spectrum, "#888888")] * (curve is not spectrum) + [(curve, "#2f6db3")]:
+        kl = [predict(by, BetaELBO.of(p, w)).kl for w in weights]
+        right.semilogx(weights, kl, color=colour, label=by.source.removeprefix("the "))
     right.axhline(1, color="#888888", lw=0.8)
-    collapse = linear_theory.collapse_weight(p, spectrum)
+    collapse = kl_weights.of_rate(p, curve)
     if collapse > 0 and math.isfinite(collapse):
         start = min(collapse, weights[-1])
         right.axvspan(start, weights[-1], color="#c0392b", alpha=0.12, label="collapse predicted")

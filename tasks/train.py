@@ -15,7 +15,8 @@ from tasks.processes import checkpoint_folder, contention, entry, events, progre
 from tasks.processes.lock import hold
 from tasks.tracking import lineage, store
 from tasks.tracking.training_run import TrainingRun, training_run
-from vae.collapse import linear_theory, remedies, restarts
+from vae.collapse import remedies, restarts
+from vae.collapse.pilot_curve import curve_of
 from vae.collapse.restarts import Attempt
 from vae.compute import devices
 from vae.compute.batches import for_measuring, open_images
@@ -188,9 +189,9 @@ def remedied(job: Job, tracked: TrainingRun, checkpoints: Path) -> list[Attempt]
             runs.append(run)
             return job.train(p, run, place, attempt=number)
 
-    spectrum = linear_theory.spectrum_of(workspace.read_json(workspace.PREFLIGHT), math.prod(job.p.data.image_shape))
+    curve = curve_of(workspace.read_json(workspace.PREFLIGHT), math.prod(job.p.data.image_shape))
     p = job.p.model_copy(update={"monitor": Monitor()})
-    tried = restarts.attempts(p, spectrum, job.train_images, job.valid_images, job.compute, attempt)
+    tried = restarts.attempts(p, curve, job.train_images, job.valid_images, job.compute, attempt)
     kept = restarts.best(tried)
     tracked.log_history(kept.trained.history)
     for run, one in zip(runs, tried, strict=False):  # an attempt that could not run has no verdict

@@ -17,7 +17,7 @@ from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.files import written_aside
 from vae.config.resolved import ResolvedParameters, resolve
-from vae.config.text import rounded
+from vae.config.text import rounded, written
 
 Output = TypeVar("Output")
 
@@ -111,8 +111,13 @@ def load_parameters() -> ResolvedParameters:
         InputError: a parameter is not allowed, or preflight or ingest has not run.
     """
     p, weight, epochs, steps = loading.load(PARAMS), None, None, 0
-    if p.kl.max_weight == "calibrated":
-        weight = read_json(PREFLIGHT)["calibrated_kl_weight"]
+    if p.kl.asks_preflight:
+        found = read_json(PREFLIGHT)
+        if found.get("asked_kl_weight") != written(p.kl.max_weight):
+            raise InputError(
+                f"{PREFLIGHT} is not of kl.max_weight = {written(p.kl.max_weight)}; run `dvc repro preflight`"
+            )
+        weight = found["kl_weight"]
     if p.train.budget is not None:
         found = read_json(PREFLIGHT)
         if found.get("budget") != rounded(p.train.budget):

@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 
 from tasks import workspace
 from tasks.processes.lock import hold
+from vae.config.parameters import Parameters
 from vae.config.resolved import ResolvedParameters
 from vae.training import checkpoint
 
@@ -49,14 +50,26 @@ def held(p: ResolvedParameters, conditions: Mapping[str, str]) -> Iterator[Path]
         yield place
 
 
-def key_of(p: ResolvedParameters) -> str:
-    """Names a training by the parameters, data and code that dvc.yaml lists for it."""
+@contextmanager
+def of_pilot(p: Parameters, conditions: Mapping[str, str]) -> Iterator[Path]:
+    """The checkpoint of a pilot, for this process alone, removed once the pilot has ended."""
+    digest = hashlib.sha256(f"{key_of(p, 'preflight')} {json.dumps(conditions, sort_keys=True)}".encode())
+    path = root() / f"pilot-{digest.hexdigest()[:16]}.pt"
+    with hold(workspace.root() / ".run" / f"{path.stem}.lock", "the same pilot", seconds=WAIT):
+        yield path
+        for written in root().glob(f"{path.name}*"):
+            written.unlink()
+
+
+def key_of(p: Parameters, stage: str = "train") -> str:
+    """Names a stage's work by the parameters, data and code that dvc.yaml lists for it."""
     # What was left to a rule follows the changes of a remedy.
-    digest = hashlib.sha256(repr((p.kl.follows_epochs, p.train.follows_batch)).encode())
-    stage = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]["train"]
-    values = {key: functools.reduce(getattr, key.split("."), p) for key in stage["params"]}
+    rules = (p.kl.follows_epochs, p.train.follows_batch) if isinstance(p, ResolvedParameters) else ()
+    digest = hashlib.sha256(repr(rules).encode())
+    listed = YAML(typ="safe").load(Path("dvc.yaml"))["stages"][stage]
+    values = {key: functools.reduce(getattr, key.split("."), p) for key in listed["params"]}
     digest.update(json.dumps(values, sort_keys=True, default=lambda section: section.model_dump()).encode())
-    inputs = [Path(dep) for dep in stage["deps"]]
+    inputs = [Path(dep) for dep in listed["deps"]]
     if p.train.initial_weights:
         inputs.append(Path(p.train.initial_weights))
     for path in inputs:

@@ -9,7 +9,7 @@ from helpers.parameters import parse
 
 from benchmarks import sweep
 from tasks import workspace
-from vae.collapse import linear_theory
+from vae.collapse import kl_weights
 from vae.collapse.linear_theory import Spectrum
 from vae.config.resolved import resolve
 
@@ -30,8 +30,8 @@ def test_the_crossing_is_the_last_one_where_a_sweep_spans_it() -> None:
 def test_the_weights_reach_from_a_tenth_of_the_calibrated_one_to_beyond_collapse(count: int) -> None:
     chosen = sweep.weights(PARAMETERS, SPECTRUM, count)
     assert len(chosen) == count and chosen == sorted(chosen)
-    assert chosen[0] == pytest.approx(linear_theory.calibrated_weight(PARAMETERS, SPECTRUM) / 10)
-    assert chosen[-2] < linear_theory.collapse_weight(PARAMETERS, SPECTRUM) * 1.5 < chosen[-1]
+    assert chosen[0] == pytest.approx(kl_weights.of_beta(PARAMETERS, SPECTRUM) / 10)
+    assert chosen[-2] < kl_weights.of_rate(PARAMETERS, SPECTRUM) * 1.5 < chosen[-1]
 
 
 def test_a_row_is_judged_by_its_tolerance_and_only_above_one_nat() -> None:

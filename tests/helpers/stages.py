@@ -18,6 +18,7 @@ PARAMETERS: dict[str, Any] = {
     "objective.sigma": 0.3, "kl.schedule": "constant", "kl.annealing_epochs": 0,
     "train.epochs": EPOCHS, "train.batch_size": 16, "train.learning_rate": 3e-3, "train.select": "last",
     "train.gradient_clip": None, "train.on_collapse": "continue", "evaluate.importance_samples": 2,
+    "preflight.pilot": False,
 }  # fmt: skip
 
 

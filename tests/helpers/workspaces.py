@@ -28,7 +28,13 @@ START_DEPLOYMENT = ("-m", "prefect", "deployment", "run", "vae-train/vae-train")
 DEPLOYMENT = (*START_DEPLOYMENT, "--watch")
 
 # A whole run within seconds. So short a training proves nothing about the model: no verdict fails a run.
-SMALL = {"train.epochs": 3, "kl.annealing_epochs": 1, "evaluate.importance_samples": 5, "monitor.on_unhealthy": "warn"}
+SMALL = {
+    "train.epochs": 3,
+    "kl.annealing_epochs": 1,
+    "evaluate.importance_samples": 5,
+    "monitor.on_unhealthy": "warn",
+    "preflight.pilot": False,
+}
 
 # What the person who runs the tests has set in the environment must not reach the copies.
 _OF_THE_TOOLS = ("PREFECT_", "MLFLOW_", "DVC_", "VAE_TRAIN_", "GIT_", "OMP_", "MKL_", "MAKE")

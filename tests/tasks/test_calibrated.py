@@ -11,7 +11,7 @@ from helpers.stages import LATENTS, write_params
 from helpers.trainings import TRAIN, VALID
 
 from tasks import monitor, preflight, workspace
-from vae.collapse import linear_theory
+from vae.collapse import kl_weights, linear_theory
 from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.resolved import RAMP
@@ -44,7 +44,7 @@ def test_the_weight_is_the_one_that_preflight_finds(folder: Path, objective: dic
     p, raw = workspace.load_parameters(), loading.load(workspace.PARAMS)
     assert raw.kl.max_weight == "calibrated"
     spectrum = linear_theory.spectrum(TRAIN, LATENTS, bernoulli=p.objective.likelihood == "bernoulli")
-    assert p.kl.max_weight == pytest.approx(linear_theory.calibrated_weight(raw, spectrum), rel=1e-5)
+    assert p.kl.max_weight == pytest.approx(kl_weights.of_beta(raw, spectrum), rel=1e-5)
     found = workspace.read_json(workspace.PREFLIGHT)
     assert found["kl_weight"] == p.kl.max_weight == found["calibrated_kl_weight"]
 

@@ -15,7 +15,8 @@ from mlflow import MlflowClient
 from tasks import monitor, preflight, workspace
 from tasks.tracking import store
 from tasks.tracking.training_run import TrainingRun
-from vae.collapse import linear_theory as theory
+from vae.collapse.expectations import expectations
+from vae.collapse.pilot_curve import curve_of
 from vae.config import resolved
 from vae.config.constants import SPLITS
 from vae.config.text import rounded
@@ -98,8 +99,8 @@ def test_a_training_that_collapsed_starts_again_and_everything_is_recorded(place
     result = workspace.read_json(workspace.MONITOR)
     assert result["verdict"] == "healthy" and result["changes"] == changes
     p = resolved.changed(workspace.load_parameters(), changes)
-    spectrum = theory.spectrum_of(workspace.read_json(workspace.PREFLIGHT), 64)
-    expected = theory.expectations(p, p.kl.max_weight, spectrum)["predicted_kl"]
+    spectrum = curve_of(workspace.read_json(workspace.PREFLIGHT), 64)
+    expected = expectations(p, p.kl.max_weight, spectrum)["predicted_kl"]
     assert result["predicted_kl"] == pytest.approx(expected, rel=1e-4)
     assert result["predicted_kl"] > 1 > workspace.read_json(workspace.PREFLIGHT)["predicted_kl"]
     assert result["remedy"] == changes

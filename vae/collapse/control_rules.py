@@ -4,7 +4,7 @@ import math
 from statistics import fmean
 
 from vae.collapse import remedies
-from vae.collapse.evidence import Evidence, Verdict
+from vae.collapse.evidence import Evidence, Verdict, source
 from vae.config.resolved import ResolvedParameters
 from vae.training.history import ERROR_TOLERANCE, RATE_TOLERANCE, is_off_target, last_at_final_weight
 
@@ -52,7 +52,7 @@ def _error_missed(p: ResolvedParameters, e: Evidence, error: float) -> Verdict |
     advice = [f"set kl.reconstruction_target to {reached}, the error that it reached, or raise model.latent_dim"]
     summary = "The control missed its target: the error stays above it."
     if e.predicted["predicted_kl"] is None:
-        reasons.append(f"linear theory expects no such error of {p.model.latent_dim} latents")
+        reasons.append(f"{source(e)} expects no such error of {p.model.latent_dim} latents")
         return Verdict("target_missed", summary, reasons, advice=advice)
     longer = remedies.longer_training(p, 2 * p.train.epochs, len(e.history))
     return Verdict("target_missed", summary, reasons, longer, advice)

@@ -17,6 +17,7 @@ from vae.collapse.evidence import (
     rate_in_training,
     reached_share,
     settled,
+    source,
 )
 from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE
 from vae.collapse.sample_rules import about_samples, prior_mismatch, samples_in_numbers
@@ -53,7 +54,7 @@ def judge(p: ResolvedParameters, e: Evidence) -> Verdict:
         f"The model is healthy: its latents carry {valid.rate:.1f} nats per image in "
         f"{valid.informative_units(p.monitor.informative_unit_nats)} informative units.{about_samples(e)}",
         [
-            f"KL {valid.rate:,.1f} nats (linear theory expected {expected_in_words(e)})",
+            f"KL {valid.rate:,.1f} nats ({source(e)} expected {expected_in_words(e)})",
             f"mean squared error {valid.mse_sampled:.3g} (validation, z sampled) against {e.mean_image_mse:.3g} of the "
             "mean image",
             *samples_in_numbers(e),
@@ -75,7 +76,7 @@ def _diverged(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     elif _exploded(p, e):
         summary = "Training exploded: the KL is high, and the model is no better than the mean image."
         reason = (
-            f"KL of {rate_in_training(e):.4g} nats (linear theory expected {expected_rate(e):.3g}) with "
+            f"KL of {rate_in_training(e):.4g} nats ({source(e)} expected {expected_rate(e):.3g}) with "
             f"{e.valid.active_units(p.monitor.active_unit_threshold)} active units, mean squared error "
             f"{e.valid.mse_sampled:.3g} against {e.mean_image_mse:.3g} of the mean image"
         )
@@ -129,7 +130,7 @@ def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     collapse_weight = e.predicted["collapse_kl_weight"]
     steps = steps_at_final_weight(e.history, p)
     if collapse_weight == 0:
-        reasons.append("linear theory expects less than 1 nat for these images at any KL weight")
+        reasons.append(f"{source(e)} expects less than 1 nat for these images at any KL weight")
         advice = ["use other images in data.path: these are all alike"]
         return Verdict("collapsed", summary, reasons, advice=advice)
     asked = expected_rate(e) if p.kl.target_rate is None else p.kl.target_rate
@@ -139,13 +140,13 @@ def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     if p.kl.control == "schedule" and p.kl.max_weight >= collapse_weight:
         reasons.append(
             f"kl.max_weight = {p.kl.max_weight:g} is at or above {collapse_weight:.3g}; "
-            "there, linear theory expects less than 1 nat for these images"
+            f"there, {source(e)} expects less than 1 nat for these images"
         )
         return Verdict("collapsed", summary, reasons, remedies.elbo(p, e.predicted) | remedies.normalised(p))
     to_elbo = remedies.elbo(p, e.predicted)
     if p.kl.control == "schedule" and NEAR_COLLAPSE * p.kl.max_weight > collapse_weight and to_elbo:
         reasons.append(
-            f"kl.max_weight = {p.kl.max_weight:g} is close to {collapse_weight:.3g}, where linear theory expects less "
+            f"kl.max_weight = {p.kl.max_weight:g} is close to {collapse_weight:.3g}, where {source(e)} expects less "
             f"than 1 nat; here it expected {expected_rate(e):.3g}"
         )
         return Verdict("collapsed", summary, reasons, to_elbo | remedies.normalised(p))
@@ -164,7 +165,7 @@ def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         remedy = remedies.longer_training(p, max(epochs, 2 * p.train.epochs), len(e.history))
         return Verdict("collapsed", summary, reasons, remedy)
     reasons.append(
-        f"linear theory expected {expected_in_words(e)} at this weight, so the optimisation is at fault, not the weight"
+        f"{source(e)} expected {expected_in_words(e)} at this weight, so the optimisation is at fault, not the weight"
     )
     return Verdict("collapsed", summary, reasons, remedies.gentler(p, int(e.train["images"])))
 
@@ -230,9 +231,9 @@ def _bypassed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
 def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     expected = expected_rate(e)
     if not math.isfinite(expected) or p.model.architecture == "autoregressive":
-        return None  # no KL term to fall short of, or a decoder that linear theory does not cover
+        return None  # no KL term to fall short of, or a decoder whose curve is too uncertain
     past_ramp = e.kept_epoch - first_final_epoch(p.kl, p.train.epochs)
-    # What linear theory predicts is the rate against a Gaussian, not against a prior that learns the rest. A control
+    # What preflight predicts is the rate against a Gaussian, not against a prior that learns the rest. A control
     # sets the rate of training, of which standardised latents have lost what lay in their moments.
     rate = e.valid.gaussian_rate if p.kl.control == "schedule" else rate_in_training(e)
     if rate >= PARTLY_COLLAPSED_SHARE * expected or past_ramp < PARTLY_COLLAPSED_EPOCHS:
@@ -242,7 +243,7 @@ def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         return None
     reason = (
         f"KL of {rate:.3g} nats, under {PARTLY_COLLAPSED_SHARE:g} × the {expected:.3g} that "
-        f"linear theory expects, {past_ramp:.0f} epochs past the ramp and with a flat {flat}"
+        f"{source(e)} expects, {past_ramp:.0f} epochs past the ramp and with a flat {flat}"
     )
     images = int(e.train["images"])
     doubt = (

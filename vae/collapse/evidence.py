@@ -94,9 +94,14 @@ def reached_share(p: ResolvedParameters, e: Evidence) -> float:
 
 
 def expected_rate(e: Evidence) -> float:
-    """The KL that linear theory predicts; infinite where the KL term has no weight."""
+    """The KL that preflight predicts; infinite where the KL term has no weight."""
     expected = e.predicted["predicted_kl"]
     return math.inf if expected is None else expected
+
+
+def source(e: Evidence) -> str:
+    """Who expects it: the pilot or linear theory."""
+    return str(e.predicted.get("predicted_by", "linear theory"))
 
 
 def expected_in_words(e: Evidence) -> str:

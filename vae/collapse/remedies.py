@@ -190,7 +190,7 @@ def above_usual(p: ResolvedParameters) -> bool:
 
 
 def higher_bound(p: ResolvedParameters, needed: float) -> dict[str, Any]:
-    """A highest weight of a control at which its rate is in reach; needed: by linear theory."""
+    """A highest weight of a control at which its rate is in reach; needed: as predicted."""
     weight = min(max(with_room(needed), short(2 * p.kl.max_weight) or 1.0), HIGHEST_WEIGHT)
     return {"kl.max_weight": weight} if weight > p.kl.max_weight else {}
 
@@ -204,7 +204,7 @@ def usual_gains(p: ResolvedParameters) -> dict[str, Any]:
 
 
 def with_room(needed: float) -> float:
-    """A highest weight of a control that suffices where linear theory says `needed`: deep decoders took up to 3 ×."""
+    """A highest weight of a control that suffices where preflight says `needed`: deep decoders took up to 3 ×."""
     return min(short(4 * needed), HIGHEST_WEIGHT)
 
 

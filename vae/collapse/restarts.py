@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from vae.collapse import linear_theory
 from vae.collapse.diagnosis import judge
 from vae.collapse.evidence import Evidence, Verdict
-from vae.collapse.linear_theory import Spectrum
+from vae.collapse.expectations import expectations
+from vae.collapse.rate_distortion import Curve
 from vae.compute.batches import for_measuring
 from vae.compute.devices import Compute
 from vae.config.errors import InputError
@@ -50,7 +50,7 @@ class Attempt:
 
 def attempts(
     p: ResolvedParameters,
-    spectrum: Spectrum,
+    curve: Curve,
     train_images: np.ndarray,
     valid_images: np.ndarray,
     compute: Compute,
@@ -59,7 +59,7 @@ def attempts(
     """Trains until a model is healthy, no remedy is left, or `train.remedy_attempts` restarts are used up.
 
     Args:
-        spectrum: of the training images, for the predictions under changed parameters.
+        curve: of the training images, for the predictions under changed parameters.
         train: called with the parameters of an attempt, its number from 0, and the reason for it.
     """
     tried: list[Attempt] = []
@@ -76,7 +76,7 @@ def attempts(
             log.info(f"the training with the remedy could not run: {error}")
             return tried
         prior = fitted_prior(now, trained, train_images, compute)
-        evidence = evidence_of(now, trained, prior, spectrum, train_images, valid_images, compute)
+        evidence = evidence_of(now, trained, prior, curve, train_images, valid_images, compute)
         verdict = judge(now, evidence)
         tried.append(Attempt(dict(changes), now, trained, prior, evidence, verdict))
         if verdict.verdict == "healthy" or not verdict.remedy or not restarts_left:
@@ -115,7 +115,7 @@ def evidence_of(
     p: ResolvedParameters,
     trained: Trained,
     prior: Fitted,
-    spectrum: Spectrum,
+    curve: Curve,
     train_images: np.ndarray,
     valid_images: np.ndarray,
     compute: Compute,
@@ -127,7 +127,7 @@ def evidence_of(
         valid=measurement.measure(trained.model, valid_images, trained.likelihood, compute, p.seed),
         mean_image_mse=mean_image.mse(valid_images),
         history=trained.history,
-        predicted=linear_theory.expectations(p, p.kl.max_weight, spectrum),
+        predicted=expectations(p, p.kl.max_weight, curve),
         train={
             "images": trained.train.images,
             "elbo": trained.train.elbo,

@@ -1,31 +1,32 @@
-"""Warnings before training, from linear theory: collapse ahead, targets out of reach, unreliable predictions."""
+"""Warnings before training, from the predicted curve: collapse ahead, targets out of reach, unreliable predictions."""
 
 import math
 from typing import Any
 
 from vae.collapse import remedies
-from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE, Spectrum, enforced_rate, is_error_reachable
+from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE
+from vae.collapse.rate_distortion import Curve, enforced_rate, is_error_reachable
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import KL, Parameters
 from vae.config.resolved import ramp_epochs
 from vae.schedules.kl import ramp_time, time_above
 
-MOST_ABOVE = 0.5  # of a cycle, at weights where linear theory expects collapse
+MOST_ABOVE = 0.5  # of a cycle, at weights where collapse is expected
 SMALLEST_BETA = 0.05  # below it the KL term hardly counts
 
 
-def warnings(p: Parameters, expected: dict[str, Any], spectrum: Spectrum) -> list[str]:
-    """expected: `linear_theory.expectations`."""
+def warnings(p: Parameters, expected: dict[str, Any], curve: Curve) -> list[str]:
+    """expected: `vae.collapse.expectations`."""
     calibrated, beta = expected["calibrated_kl_weight"], expected["effective_beta"]
-    found = _collapse_ahead(p, expected, spectrum) + _out_of_reach(p, expected, spectrum)
+    found = _collapse_ahead(p, expected, curve) + _out_of_reach(p, expected, curve)
     if p.kl.control == "schedule" and beta < SMALLEST_BETA:
         found.append(
             f"the KL term hardly counts: effective beta {beta:.2g}; samples from N(0, I) will be noise "
             f"(kl.max_weight = {calibrated:.2g} is calibrated)"
         )
-    if p.model.latent_dim > spectrum.images * MOST_LATENTS_PER_IMAGE:
+    if p.model.latent_dim > curve.images * MOST_LATENTS_PER_IMAGE:
         found.append(
-            f"model.latent_dim = {p.model.latent_dim} for {spectrum.images} training images: "
+            f"model.latent_dim = {p.model.latent_dim} for {curve.images} training images: "
             "with nearly as many latents as images, the prediction is too high"
         )
     if p.model.architecture == "autoregressive":
@@ -68,10 +69,10 @@ def schedule_above(p: Parameters, weight: float, collapse: float) -> dict[str, f
     return {**above, "epoch_of_collapse_weight": t * ramp_epochs(p)}
 
 
-def _collapse_ahead(p: Parameters, expected: dict[str, Any], spectrum: Spectrum) -> list[str]:
+def _collapse_ahead(p: Parameters, expected: dict[str, Any], curve: Curve) -> list[str]:
     kl = math.inf if expected["predicted_kl"] is None else expected["predicted_kl"]
-    weight, collapse = expected["kl_weight"], expected["collapse_kl_weight"]
-    if spectrum.total <= 0:
+    weight, collapse, by = expected["kl_weight"], expected["collapse_kl_weight"], expected["predicted_by"]
+    if curve.total <= 0:
         return ["all training images are the same: a latent has nothing to encode"]
     if p.kl.control != "schedule":
         if kl >= COLLAPSED_BELOW_NATS:
@@ -84,17 +85,17 @@ def _collapse_ahead(p: Parameters, expected: dict[str, Any], spectrum: Spectrum)
         return []
     if kl >= COLLAPSED_BELOW_NATS:
         return [
-            f"at kl.max_weight = {weight:g} linear theory expects no more than the {kl:.2g} nats that "
+            f"at kl.max_weight = {weight:g} {by} expects no more than the {kl:.2g} nats that "
             f"{_enforcing(p)} keeps, which need not describe the images; stay below {collapse:.3g}, for example at "
             f"{expected['calibrated_kl_weight']:.2g}"
         ]
     found = [
-        f"POSTERIOR COLLAPSE AHEAD: at kl.max_weight = {weight:g} linear theory expects a KL of only "
+        f"POSTERIOR COLLAPSE AHEAD: at kl.max_weight = {weight:g} {by} expects a KL of only "
         f"{kl:.2g} nats; stay below {collapse:.3g}, for example at {expected['calibrated_kl_weight']:.2g}"
         f"{_when(p, weight, collapse)}"
     ]
     if p.kl.schedule == "cyclical" and time_above(p.kl, collapse / weight) > MOST_ABOVE:
-        found.append(_too_long_above(p.kl, weight, collapse))
+        found.append(_too_long_above(p.kl, weight, collapse, by))
     return found
 
 
@@ -108,14 +109,14 @@ def _when(p: Parameters, weight: float, collapse: float) -> str:
     return ""
 
 
-def _too_long_above(kl: KL, weight: float, collapse: float) -> str:
+def _too_long_above(kl: KL, weight: float, collapse: float, by: str) -> str:
     t = ramp_time(kl, collapse / weight)
     assert t is not None
     ratio = math.ceil(100 * MOST_ABOVE / t) / 100 if t > 0 else math.inf
     longer = f" (kl.ratio = {ratio:g} would make it half)" if ratio <= 1 else ""
     return (
         f"kl.schedule = cyclical spends {time_above(kl, collapse / weight):.0%} of each cycle at weights from "
-        f"{collapse:.3g} on, where linear theory expects collapse; lower kl.max_weight = {weight:g}{longer}"
+        f"{collapse:.3g} on, where {by} expects collapse; lower kl.max_weight = {weight:g}{longer}"
     )
 
 
@@ -130,21 +131,21 @@ def _enforcing(p: Parameters) -> str:
     return " and ".join(f"{name} = {value:g}" for name, value in values.items() if value)
 
 
-def _out_of_reach(p: Parameters, expected: dict[str, Any], spectrum: Spectrum) -> list[str]:
+def _out_of_reach(p: Parameters, expected: dict[str, Any], curve: Curve) -> list[str]:
     """For a control: whether these latents can reach its error, and these weights its rate."""
     kl, weight, needed = p.kl, expected["kl_weight"], expected["target_kl_weight"]
-    if spectrum.total <= 0 or kl.control == "schedule":
+    if curve.total <= 0 or kl.control == "schedule":
         return []
-    if not is_error_reachable(spectrum, kl):
+    if not is_error_reachable(curve, kl):
         return [
             f"kl.reconstruction_target = {kl.reconstruction_target:g} is out of reach of {p.model.latent_dim} latents "
-            f"by linear theory, whose root mean squared error ends at {math.sqrt(spectrum.smallest_mse):.3g}: the KL "
+            f"by {curve.source}, whose root mean squared error ends at {math.sqrt(curve.smallest_mse):.3g}: the KL "
             "may grow without bound; raise the target or model.latent_dim"
         ]
     if kl.target_rate is None:
         return []
     target, enforced = f"kl.{kl.control_name} = {kl.target_rate:g} nats", p.model.latent_dim * enforced_rate(p)
-    takes = f"{target} needs a weight of about {needed:.2g} by linear theory"
+    takes = f"{target} needs a weight of about {needed:.2g} by {curve.source}"
     if kl.target_rate < enforced:
         return [f"{target} is below the {enforced:.2g} nats that {_enforcing(p)} keeps: the KL will stay higher"]
     if kl.control == "pi" and needed < kl.min_weight:

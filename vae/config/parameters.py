@@ -94,9 +94,25 @@ class Objective(_Section):
     importance_samples_train: int = Field(ge=1, le=100, default=1)
 
 
+class Wish(_Section):
+    """What a KL weight shall lead to; preflight finds the weight."""
+
+    rate: Annotated[float, Field(gt=0)] | None = None  # nats per image
+    rmse: Annotated[float, Field(gt=0, le=1)] | None = None  # root mean squared error, in pixels of [0, 1]
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "Wish":
+        if (self.rate is None) == (self.rmse is None):
+            raise ValueError("give either {rate: nats per image} or {rmse: an error in pixels of [0, 1]}")
+        return self
+
+
+Purpose = Literal["calibrated", "reconstruct", "represent", "sample"]
+
+
 class KL(_Section):
     schedule: Literal["constant", "linear", "cosine", "sigmoid", "cyclical"] = "linear"
-    max_weight: Annotated[float, Field(ge=0, le=1e6)] | Literal["calibrated"] = 1.0
+    max_weight: Annotated[float, Field(ge=0, le=1e6)] | Purpose | Wish = 1.0
     annealing_epochs: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     annealing_steps: Annotated[int, Field(ge=1)] | None = None
     cycles: int = Field(ge=1, default=4)
@@ -121,6 +137,11 @@ class KL(_Section):
         return "schedule" if self.reconstruction_target is None else "geco"
 
     @property
+    def asks_preflight(self) -> bool:
+        """Whether `max_weight` is a wish, which preflight turns into a number."""
+        return not isinstance(self.max_weight, float)
+
+    @property
     def control_name(self) -> str:
         """The parameter that holds the control's target."""
         names = {"schedule": "max_weight", "capacity": "capacity", "pi": "target_kl", "geco": "reconstruction_target"}
@@ -143,11 +164,15 @@ class KL(_Section):
             raise ValueError("free_bits and free_bits_total cannot be combined; set one of them to 0")
         if self.target_kl is None:
             return self
-        if isinstance(self.max_weight, str):
+        if isinstance(self.max_weight, str | Wish):
             raise ValueError("target_kl needs a number for max_weight: the bound that the controller may reach")
         if self.min_weight >= self.max_weight:
             raise ValueError(f"min_weight = {self.min_weight:g} must be below max_weight = {self.max_weight:g}")
         return self
+
+
+class Preflight(_Section):
+    pilot: Literal["auto"] | bool = "auto"
 
 
 class Train(_Section):
@@ -198,6 +223,7 @@ class Parameters(_Section):
     model: Model = Model()
     objective: Objective = Objective()
     kl: KL = KL()
+    preflight: Preflight = Preflight()
     train: Train = Train()
     monitor: Monitor = Monitor()
     evaluate: Evaluate = Evaluate()

@@ -67,21 +67,21 @@ def ramp_epochs(p: Parameters) -> float:
 
 
 def resolve(
-    p: Parameters, steps_per_epoch: int, calibrated_weight: float | None = None, epochs: int | None = None
+    p: Parameters, steps_per_epoch: int, weight: float | None = None, epochs: int | None = None
 ) -> ResolvedParameters:
     """Replaces what is left to a rule by its number, and a ramp in steps by one in epochs.
 
     Progress is step / steps_per_epoch, so the ramp ends at exactly its last step.
 
-    calibrated_weight, epochs: preflight's numbers, for `kl.max_weight: calibrated` and for `train.budget`.
+    weight, epochs: preflight's numbers, for a `kl.max_weight` that is none and for `train.budget`.
     """
     kl, train = p.kl.model_dump(), p.train.model_dump()
     if p.train.budget is not None:
         assert epochs is not None, "only preflight knows how many epochs fit into a budget"
         train |= {"epochs": epochs, "budget": None}
-    if p.kl.max_weight == "calibrated":
-        assert calibrated_weight is not None, "only preflight knows the calibrated weight"
-        kl["max_weight"] = calibrated_weight
+    if p.kl.asks_preflight:
+        assert weight is not None, "only preflight knows the weight"
+        kl["max_weight"] = weight
     if p.kl.annealing_steps is not None:
         # Training refuses an epoch without a full batch, and says why.
         kl |= {"annealing_epochs": p.kl.annealing_steps / max(steps_per_epoch, 1), "annealing_steps": None}

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from pydantic import BaseModel
+
 DIGITS = 6  # significant digits; further ones vary with the machine and say nothing
 
 
@@ -39,6 +41,9 @@ def written(value: Any) -> str:
     """A value of a parameter, as in YAML."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict | BaseModel):
+        items = dict(value).items()
+        return "{" + ", ".join(f"{name}: {written(item)}" for name, item in items if item is not None) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(written(item) for item in value) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)

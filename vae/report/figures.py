@@ -9,7 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vae.collapse.linear_theory import predict, spectrum_of, weights_of_interest
+from vae.collapse import kl_weights
+from vae.collapse.pilot_curve import curve_of
+from vae.collapse.rate_distortion import predict
 from vae.compute.devices import Compute
 from vae.config.beta_elbo import BetaELBO
 from vae.config.resolved import ResolvedParameters
@@ -174,9 +176,9 @@ def charted(
 
 
 def _expected_kl(p: ResolvedParameters, model: Saved, preflight: Mapping[str, Any], measured: float | None) -> Picture:
-    spectrum = spectrum_of(preflight, model.pixels)
-    weights = weights_of_interest(preflight["critical_kl_weight"], p.kl.max_weight)
-    kl = np.array([predict(spectrum, BetaELBO.of(p, weight)).kl for weight in weights])
+    curve = curve_of(preflight, model.pixels).of(p)
+    weights = kl_weights.of_interest(preflight["critical_kl_weight"], p.kl.max_weight)
+    kl = np.array([predict(curve, BetaELBO.of(p, weight)).kl for weight in weights])
     return _chart(
         "Predicted and measured",
         "expected_kl",

@@ -10,8 +10,9 @@ from helpers.parameters import Changes, parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vae.collapse import linear_theory
-from vae.collapse.linear_theory import Spectrum, calibrated_weight, collapse_weight, critical_weight, expectations
+from vae.collapse import kl_weights, linear_theory, rate_distortion
+from vae.collapse.expectations import expectations, of_remedied
+from vae.collapse.linear_theory import Spectrum
 from vae.config.beta_elbo import BetaELBO
 from vae.config.constants import SMALLEST_SIGMA
 from vae.config.parameters import Parameters
@@ -32,8 +33,8 @@ def params(latents: int = LATENTS, changes: Changes | None = None, **objective: 
     return parse({"data.image_size": 8, "model.latent_dim": latents} | named | (changes or {}))
 
 
-def predict(p: Parameters, weight: float, spectrum: Spectrum) -> linear_theory.Prediction:
-    return linear_theory.predict(spectrum, BetaELBO.of(p, weight))
+def predict(p: Parameters, weight: float, spectrum: Spectrum) -> rate_distortion.Prediction:
+    return rate_distortion.predict(spectrum, BetaELBO.of(p, weight))
 
 
 def trained_linear_vae(p: Parameters, weight: float) -> tuple[float, float, float]:
@@ -127,11 +128,11 @@ def test_known_values_of_a_prediction() -> None:
     np.testing.assert_allclose(got.kl_per_latent, expected)
     assert got.active_units == 3 and got.sigma == 0.5
     assert got.mse == pytest.approx((0.5 + 0.5 + 0.5 + 0.25 + ALL[4:].sum()) / PIXELS)
-    assert linear_theory.threshold(spectrum, BetaELBO.of(fixed, 2.0)) == pytest.approx(0.5)
+    assert rate_distortion.threshold(spectrum, BetaELBO.of(fixed, 2.0)) == pytest.approx(0.5)
 
     mean = BetaELBO.of(params(4, reduction="mean"), 0.1)
-    assert linear_theory.threshold(spectrum, mean) == pytest.approx(0.1 * PIXELS / (2 * 4))
-    assert linear_theory.predict(spectrum, mean).sigma == pytest.approx(mean.sigma)
+    assert rate_distortion.threshold(spectrum, mean) == pytest.approx(0.1 * PIXELS / (2 * 4))
+    assert rate_distortion.predict(spectrum, mean).sigma == pytest.approx(mean.sigma)
 
     bernoulli = predict(params(4, likelihood="bernoulli"), 0.6, spectrum)
     np.testing.assert_allclose(bernoulli.kl_per_latent[:2], [0.5 * math.log(5), 0.5 * math.log(1.1 / 0.6)])
@@ -140,7 +141,7 @@ def test_known_values_of_a_prediction() -> None:
 
 def test_with_more_latents_than_the_images_have_the_noise_is_the_smallest() -> None:
     flat = Spectrum(np.array([1.0, 0.5]), 1.5, 100, 50)
-    assert linear_theory.optimal_variance(flat, 1.0) == SMALLEST_SIGMA**2
+    assert rate_distortion.optimal_variance(flat, 1.0) == SMALLEST_SIGMA**2
     assert predict(params(2), 1.0, flat).kl < 20
 
 
@@ -166,7 +167,7 @@ spectra = st.builds(
 @given(spectra, st.sampled_from(OBJECTIVES))
 def test_the_last_latent_dies_at_the_critical_weight(spectrum: Spectrum, objective: Changes) -> None:
     p = params(len(spectrum.eigenvalues), **objective)
-    critical = critical_weight(p, spectrum)
+    critical = kl_weights.critical(p, spectrum)
     assert predict(p, critical * (1 + 1e-6), spectrum).kl == pytest.approx(0, abs=1e-9)
     assert predict(p, critical, spectrum).kl == pytest.approx(0, abs=1e-6)
     below = predict(p, critical * 0.999, spectrum)
@@ -177,15 +178,15 @@ def test_the_last_latent_dies_at_the_critical_weight(spectrum: Spectrum, objecti
 @given(spectra, st.sampled_from(OBJECTIVES), st.sampled_from([1.0, 0.5]))
 def test_one_nat_is_left_at_collapse(spectrum: Spectrum, objective: Changes, nats: float) -> None:
     p = params(len(spectrum.eigenvalues), **objective)
-    weight = collapse_weight(p, spectrum, nats)
-    assert 0 < weight < critical_weight(p, spectrum)
+    weight = kl_weights.of_rate(p, spectrum, nats)
+    assert 0 < weight < kl_weights.critical(p, spectrum)
     assert predict(p, weight, spectrum).kl == pytest.approx(nats, abs=1e-6)
 
 
 @settings(deadline=None)
 @given(spectra, st.floats(1e-3, 30))
 def test_the_optimal_variance_solves_its_equation(spectrum: Spectrum, beta: float) -> None:
-    variance = linear_theory.optimal_variance(spectrum, beta)
+    variance = rate_distortion.optimal_variance(spectrum, beta)
     explained = np.minimum(spectrum.eigenvalues, beta * variance).sum()
     assert spectrum.pixels * variance == pytest.approx(explained + spectrum.rest, rel=1e-6)
     assert predict(params(), beta, spectrum).mse == pytest.approx(variance, rel=1e-6)
@@ -194,12 +195,12 @@ def test_the_optimal_variance_solves_its_equation(spectrum: Spectrum, beta: floa
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_calibrated_weight_is_a_beta_of_one(objective: Changes) -> None:
     p, spectrum = params(4, **objective), spectrum_of(4)
-    weight = calibrated_weight(p, spectrum)
+    weight = kl_weights.of_beta(p, spectrum)
     elbo, prediction = BetaELBO.of(p, weight), predict(p, weight, spectrum)
     assert elbo.effective_beta(prediction.mse) == pytest.approx(1, rel=1e-6)
     if elbo.likelihood == "gaussian":
         best = ALL[4:].sum() / (PIXELS - 4)
-        assert linear_theory.threshold(spectrum, elbo) == pytest.approx(best, rel=1e-6)
+        assert rate_distortion.threshold(spectrum, elbo) == pytest.approx(best, rel=1e-6)
         assert prediction.mse == pytest.approx(best, rel=1e-6)
 
 
@@ -208,7 +209,7 @@ def test_equal_images_have_nothing_to_say(objective: Changes) -> None:
     p = params(**objective)
     spectrum = linear_theory.spectrum_for(p, np.full((6, 8, 8, 1), 77, np.uint8))
     assert spectrum.total == pytest.approx(0, abs=1e-12)
-    assert collapse_weight(p, spectrum) == pytest.approx(0, abs=1e-9)
+    assert kl_weights.of_rate(p, spectrum) == pytest.approx(0, abs=1e-9)
     assert predict(p, 1.0, spectrum).kl == 0
 
 
@@ -273,7 +274,7 @@ def test_drawn_pixels(monkeypatch: pytest.MonkeyPatch, exact_up_to: int, bernoul
 
 def test_expectations_are_those_of_the_weight_and_of_the_calibrated_one() -> None:
     p, s = params(sigma=0.3), spectrum_of()
-    got, best = expectations(p, 4.0, s), calibrated_weight(p, s)
+    got, best = expectations(p, 4.0, s), kl_weights.of_beta(p, s)
     for name, weight in (("predicted", 4.0), ("calibrated", best)):
         prediction = predict(p, weight, s)
         assert (got[f"{name}_kl"], got[f"{name}_mse"]) == (prediction.kl, prediction.mse)
@@ -303,25 +304,25 @@ def test_expectations_of_a_control(changes: Changes, name: str, value: float | N
 def test_a_report_gives_its_spectrum_back_and_is_made_anew_for_a_remedy() -> None:
     p = resolve(params(), 1)
     report = {**expectations(p, 1.0, spectrum_of()), "warnings": ["close to the edge"]}
-    assert linear_theory.of_remedied(report, p, {}, PIXELS) == report
+    assert of_remedied(report, p, {}, PIXELS) == report
     changes = {"kl.max_weight": 0.7, "objective.sigma": 0.3, "model.latent_dim": 2}
-    remedied = linear_theory.of_remedied(report, changed(p, changes), changes, PIXELS)
+    remedied = of_remedied(report, changed(p, changes), changes, PIXELS)
     expected = expectations(params(2, sigma=0.3), 0.7, spectrum_of(2))
     assert remedied == {**expected, "warnings": ["close to the edge"]}
 
 
 def test_a_calibrated_weight_becomes_its_number_and_a_number_stays() -> None:
     p, s = params(changes={"kl.max_weight": "calibrated"}, reduction="mean"), spectrum_of()
-    weight = linear_theory.resolved_weight(p, s)
-    assert weight == pytest.approx(calibrated_weight(p, s), rel=1e-5) and len(str(weight)) < 12
-    assert linear_theory.resolved_weight(params(changes={"kl.max_weight": 0.7}), s) == 0.7
+    weight = kl_weights.resolved(p, s)
+    assert weight == pytest.approx(kl_weights.of_beta(p, s), rel=1e-5) and len(str(weight)) < 12
+    assert kl_weights.resolved(params(changes={"kl.max_weight": 0.7}), s) == 0.7
 
 
 @pytest.mark.parametrize(
     ("critical", "weight"), [(1.0, 1.0), (1.0, 1e-9), (1.0, 1e6), (0.0, 0.1), (3.0, 0.0), (0.0, 0.0)]
 )
 def test_a_curve_over_weights_spans_collapse_and_this_run(critical: float, weight: float) -> None:
-    weights = linear_theory.weights_of_interest(critical, weight)
+    weights = kl_weights.of_interest(critical, weight)
     assert np.all(np.diff(weights) > 0)
     for value in (critical, weight):
         assert value == 0 or weights[0] < value < weights[-1]

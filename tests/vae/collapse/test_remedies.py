@@ -10,8 +10,9 @@ from helpers.verdicts import TRAIN, USUAL, WRONG, evidence, params, predicted
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vae.collapse import linear_theory, remedies
+from vae.collapse import rate_distortion, remedies
 from vae.collapse.diagnosis import judge
+from vae.collapse.expectations import expectations
 from vae.collapse.linear_theory import Spectrum
 from vae.collapse.remedies import short
 from vae.config.constants import COLLAPSED_BELOW_NATS
@@ -23,7 +24,7 @@ from vae.config.resolved import ResolvedParameters, changed
 def _coarser() -> Iterator[None]:
     """A weight to nine digits takes half of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear_theory, "BISECTIONS", 36)
+        patch.setattr(rate_distortion, "BISECTIONS", 36)
         yield
 
 
@@ -32,7 +33,7 @@ FAINT = Spectrum(np.array([0.06, 0.01, 0.01, 0.01]), 12.0, 256, 1000)
 
 
 def expected(p: ResolvedParameters, spectrum: Spectrum = IMAGES) -> dict[str, Any]:
-    return linear_theory.expectations(p, p.kl.max_weight, spectrum)
+    return expectations(p, p.kl.max_weight, spectrum)
 
 
 def remedied_of(p: ResolvedParameters, spectrum: Spectrum) -> ResolvedParameters:

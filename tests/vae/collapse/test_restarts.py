@@ -11,6 +11,7 @@ from helpers.trainings import CPU, TRAIN, VALID, blobs, params, run
 from vae.collapse import linear_theory, restarts
 from vae.collapse.diagnosis import judge
 from vae.collapse.evidence import Verdict
+from vae.collapse.expectations import expectations
 from vae.collapse.restarts import Attempt, attempts
 from vae.config.resolved import ResolvedParameters, changed
 from vae.metrics.mean_image import MeanImage
@@ -144,7 +145,7 @@ def test_evidence_is_what_monitor_would_find(trained: Trained) -> None:
     assert got.mean_image_mse == mean_image.mse(VALID)
     assert got.train["images"] == len(TRAIN)
     assert got.train["mean_image_elbo"] == mean_image.elbo(TRAIN, "gaussian")
-    assert got.predicted == linear_theory.expectations(p, p.kl.max_weight, SPECTRUM)
+    assert got.predicted == expectations(p, p.kl.max_weight, SPECTRUM)
     assert judge(p, got).verdict
     assert got.prior == "Gaussian"
     expected_samples = sample_evidence(trained.model, trained.likelihood, FITTED.prior, TRAIN, VALID, CPU, p.seed)

@@ -7,7 +7,10 @@ import pytest
 from helpers.parameters import Changes
 from helpers.trainings import TRAIN, params, unresolved
 
-from vae.collapse.linear_theory import collapse_weight, expectations, predict, spectrum
+from vae.collapse.expectations import expectations
+from vae.collapse.kl_weights import of_rate as collapse_weight
+from vae.collapse.linear_theory import spectrum
+from vae.collapse.rate_distortion import predict
 from vae.collapse.warnings import schedule_above, warnings
 from vae.config.resolved import RAMP
 

@@ -21,7 +21,7 @@ from vae.schedules.kl import first_final_epoch, ramp
 
 def test_numbers_stay_as_they_are() -> None:
     p = parse({"kl.max_weight": 0.5, "kl.annealing_epochs": 3, "train.epochs": 7, "train.learning_rate": 0.3})
-    resolved = resolve(p, 3, calibrated_weight=9.0)
+    resolved = resolve(p, 3, weight=9.0)
     assert resolved.model_dump() == p.model_dump() and parse(resolved.model_dump()) == p
     assert resolve(resolved, 4) == resolved
 

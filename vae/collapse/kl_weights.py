@@ -1,0 +1,95 @@
+"""KL weights that follow from a curve: where the latents collapse, where β is 1, where a wish is met."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae.collapse.rate_distortion import Curve, bisected, optimal_variance, predict, threshold
+from vae.config.beta_elbo import BetaELBO
+from vae.config.constants import COLLAPSED_BELOW_NATS
+from vae.config.errors import InputError
+from vae.config.parameters import Parameters, Wish
+from vae.config.text import rounded, written
+
+# The effective β for what a model is for: docs/kl-weight.md has what each does on digits and leaves.
+PURPOSES = {"calibrated": 1.0, "reconstruct": 0.3, "represent": 1.0, "sample": 2.0}
+
+
+def of_interest(critical: float, weight: float) -> NDArray[np.float64]:
+    """KL weights to plot a prediction over, (120,): from far below collapse to beyond it, including this run's."""
+    critical = critical or weight or 1.0
+    weight = weight or critical
+    return np.geomspace(min(critical * 1e-4, weight / 2), max(critical, weight) * 2, 120)
+
+
+def critical(p: Parameters, curve: Curve) -> float:
+    """The KL weight at which the last latent becomes inactive. At a fixed σ, s is proportional to it."""
+    if _follows_the_error(p):
+        return curve.pixels * curve.critical / max(curve.total, 1e-300)
+    return curve.critical / threshold(curve, BetaELBO.of(p, 1.0))
+
+
+def of_rate(p: Parameters, curve: Curve, nats: float = COLLAPSED_BELOW_NATS) -> float:
+    """The KL weight, below the critical one, at which the predicted KL falls to `nats`: of 1 nat, the collapse weight.
+
+    0 where no weight gives more than that.
+    """
+
+    def is_too_low(weight: float) -> bool:
+        return predict(curve, BetaELBO.of(p, weight)).kl > nats
+
+    return _largest(p, curve, is_too_low)
+
+
+def of_error(p: Parameters, curve: Curve, rmse: float) -> float:
+    """The KL weight at which the predicted root mean squared error, in pixels of [0, 1], rises to `rmse`.
+
+    0 where no weight has less than that.
+    """
+
+    def is_too_low(weight: float) -> bool:
+        return predict(curve, BetaELBO.of(p, weight)).mse < rmse**2
+
+    return _largest(p, curve, is_too_low)
+
+
+def _largest(p: Parameters, curve: Curve, is_too_low: Callable[[float], bool]) -> float:
+    high = critical(p, curve)
+    low = high * 1e-12
+    return bisected(low, high, is_too_low) if high > 0 and is_too_low(low) else 0.0
+
+
+def of_beta(p: Parameters, curve: Curve, beta: float = 1.0) -> float:
+    """The KL weight that amounts to this β at the best σ, whatever the reduction; of 1, the loss is the ELBO."""
+    if _follows_the_error(p):
+        return beta
+    best = 1.0 if p.objective.likelihood == "bernoulli" else optimal_variance(curve, beta)
+    return beta * best / threshold(curve, BetaELBO.of(p, 1.0))
+
+
+def _follows_the_error(p: Parameters) -> bool:
+    """Whether σ is optimal or learned, so that it follows the network's error."""
+    elbo = BetaELBO.of(p, 1.0)
+    return elbo.likelihood == "gaussian" and elbo.fixed_sigma is None
+
+
+def resolved(p: Parameters, curve: Curve) -> float:
+    """`kl.max_weight` as a number; one that follows from a wish is rounded as in `reports/preflight.json`.
+
+    Raises:
+        InputError: no weight meets the wish.
+    """
+    wish = p.kl.max_weight
+    if isinstance(wish, str):
+        return rounded(of_beta(p, curve, PURPOSES[wish]))
+    if not isinstance(wish, Wish):
+        return wish
+    if wish.rate is not None:
+        weight, most = of_rate(p, curve, wish.rate), f"no weight leaves more than {COLLAPSED_BELOW_NATS:g}"
+    else:
+        assert wish.rmse is not None
+        weight, most = of_error(p, curve, wish.rmse), ""
+    if weight == 0:
+        raise InputError(f"kl.max_weight = {written(wish)}: {curve.source} expects that no KL weight gives it{most}")
+    return rounded(weight)

@@ -1,0 +1,98 @@
+"""The pilot's network: a narrow copy of the VAE whose every layer is modulated by the threshold s.
+
+So one network is a VAE for each s (compare Bae 2023, "Multi-rate VAE: train once, get the full rate–distortion curve").
+A modulation scales and shifts the features of a layer (FiLM, Perez 2018), after its batch norm where it has one.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vae.config.parameters import Parameters
+from vae.models.networks import GatedLinear
+from vae.models.vae import VAE, build
+
+CONDITION = 16  # features of s
+NARROWEST, SHARE = 16, 4  # a pilot's width: a quarter, since the width changes the rate by little and the cost by much
+FEATURES_PER_LATENT = 4  # at every layer, so that none is narrower than the latents
+
+LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def narrow(p: Parameters) -> Parameters:
+    """The parameters of the pilot's network.
+
+    A standard prior, and nothing that keeps a rate up whatever the weight, which `with_enforced_rate` adds.
+    """
+    model, (height, width) = p.model, p.data.image_size
+    widths = []
+    for level, wide in enumerate(model.widths, start=1):
+        places = 1 if "mlp" in model.architecture else max((height >> level) * (width >> level), 1)
+        needed = math.ceil(FEATURES_PER_LATENT * model.latent_dim / places)
+        widths.append(min(wide, max(NARROWEST, wide // SHARE, needed)))
+    changes = {"widths": widths, "prior": "standard", "mean_batch_norm": None, "logvar_max": 10.0}
+    objective = p.objective.model_copy(update={"sigma": "optimal"})  # no σ to learn: s has it
+    return p.model_copy(update={"model": model.model_copy(update=changes), "objective": objective})
+
+
+class PilotNetwork(nn.Module):
+    """`output, mu, logvar = network(x, noise, u)`; u: (B,), where each image's ln s lies, −1 for the lowest, 1 for the
+    highest.
+
+    Attributes:
+        vae: whose layers the modulations are attached to.
+    """
+
+    def __init__(self, p: Parameters) -> None:
+        super().__init__()
+        self.vae = build(narrow(p))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(p.seed)
+            self.embed = nn.Sequential(
+                nn.Linear(5, CONDITION), nn.SiLU(), nn.Linear(CONDITION, CONDITION), nn.SiLU()
+            )  # fmt: skip
+            modulated = modulated_layers(self.vae)
+            modulations = [nn.Linear(CONDITION, 2 * features_of(layer)) for layer in modulated]
+        self.modulations = nn.ModuleList(modulations)
+        for layer, modulation in zip(modulated, modulations, strict=True):
+            nn.init.zeros_(modulation.weight)
+            nn.init.zeros_(modulation.bias)
+            layer.register_forward_hook(lambda _, __, features, by=modulation: self._modulated(features, by))
+        self._condition: Tensor | None = None
+
+    def forward(self, x: Tensor, noise: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        waves = [torch.sin(math.pi * u), torch.cos(math.pi * u), torch.sin(2 * math.pi * u)]
+        self._condition = self.embed(torch.stack([u, u * u, *waves], 1))
+        return self.vae(x, noise)
+
+    def _modulated(self, features: Tensor, modulation: nn.Linear) -> Tensor:
+        """(1 + a)·h + b for features (B, F, …)."""
+        assert self._condition is not None
+        scale, shift = modulation(self._condition).view(len(features), 2, -1, *[1] * (features.dim() - 2)).unbind(1)
+        return features * (1 + scale) + shift
+
+
+def modulated_layers(model: VAE) -> list[nn.Module]:
+    """Those before an activation, each after its norm, and the posterior; not the decoder's output."""
+    found: list[nn.Module] = []
+    for part in (model.encoder, model.decoder):
+        layers = [m for m in part.modules() if isinstance(m, (*LAYERS, *NORMS, GatedLinear))]
+        inside = {id(m.linear) for m in layers if isinstance(m, GatedLinear)}
+        layers = [m for m in layers if id(m) not in inside]
+        for layer, following in zip(layers, [*layers[1:], None], strict=True):
+            normed = isinstance(following, NORMS)
+            is_output = part is model.decoder and following is None
+            if not normed and not is_output:
+                found.append(layer)
+    return [*found, model.posterior]
+
+
+def features_of(layer: nn.Module) -> int:
+    if isinstance(layer, NORMS):
+        return layer.num_features
+    if isinstance(layer, GatedLinear):
+        return layer.linear.out_features // 2
+    assert isinstance(layer, LAYERS)
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels

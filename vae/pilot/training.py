@@ -1,0 +1,220 @@
+"""The pilot: one short training that learns the rate–distortion curve of all KL weights at once.
+
+    loss = w(s) · (D₁/s + R),  D₁ = ½ |x − x̂|² or the cross-entropy, s = β·σ² (σ = 1 of a Bernoulli likelihood)
+
+Each image of a batch has a threshold s of its own, which modulates the network (`vae.pilot.network`). The weights
+w(s) make what there is to gain comparable for all s, by linear theory.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vae.collapse.linear_theory import Spectrum
+from vae.collapse.pilot_curve import PilotCurve
+from vae.collapse.rate_distortion import optimal_variance
+from vae.compute import devices
+from vae.compute.batches import gather, in_order, resident, to_pixels
+from vae.compute.devices import Compute
+from vae.compute.random import generator
+from vae.config.parameters import Parameters
+from vae.config.resolved import LEARNING_RATE, ResolvedTrain
+from vae.losses.elbo import kl_per_latent
+from vae.models.flops import training_flops
+from vae.models.likelihood import bernoulli_log_prob, squared_error
+from vae.models.vae import to_device
+from vae.pilot.network import PilotNetwork, narrow
+from vae.schedules.learning_rate import learning_rate
+from vae.training import checkpoint
+from vae.training.optimiser import Optimiser
+
+STEPS = 400
+BATCHES = 2  # of the training in one of the pilot, whose images share it between all thresholds
+FEWEST, MOST = 64, 256  # images in a batch
+TRAIN = ResolvedTrain(epochs=1, learning_rate=2 * LEARNING_RATE["muon"])  # one cycle; noisy steps do it no harm
+MODULATION_RATE = 2e-2
+RISE = 0.25  # of the steps, over which the highest threshold rises: latents that are worth little come after the others
+EQUALISED = 0.9  # of the differences in ln gain between thresholds
+
+LOW, HIGH, LOW_BERNOULLI = 1 / 3, 1.3, 0.03  # of linear theory's σ² at β = 1; of its largest eigenvalue; β itself
+POINTS = 33  # thresholds at which the curve is measured
+MEASURED = 512  # training images
+
+CHECKPOINT_STEPS = 50
+MOST_SHARE, SMALL_FLOPS = 0.1, 3e11  # of the training's cost; and what is a matter of seconds on any machine
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """A trained pilot and its curve."""
+
+    network: PilotNetwork
+    curve: PilotCurve
+
+
+def is_worth_it(p: Parameters, epochs: int, images: int) -> bool:
+    """Whether it costs under a tenth of the training, or next to nothing; by counting operations."""
+    training = training_flops(p) * epochs * p.train.steps_per_epoch(images) * p.train.batch_size
+    return training_flops(narrow(p)) * STEPS * batch_size(p) <= max(MOST_SHARE * training, SMALL_FLOPS)
+
+
+def batch_size(p: Parameters) -> int:
+    return min(max(BATCHES * p.train.batch_size, FEWEST), MOST)
+
+
+def thresholds(spectrum: Spectrum, bernoulli: bool) -> NDArray[np.float64] | None:
+    """(POINTS,), ascending; None of images that hold next to nothing to encode."""
+    low = LOW_BERNOULLI if bernoulli else LOW * optimal_variance(spectrum, 1.0)
+    high = HIGH * spectrum.critical
+    return np.geomspace(low, high, POINTS) if 2 * low < high else None
+
+
+def learn(
+    p: Parameters,
+    spectrum: Spectrum,
+    train_images: np.ndarray,
+    compute: Compute,
+    checkpoint_path: Path | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Pilot | None:
+    """Trains a pilot on uint8 images (N, H, W, C); None where there is nothing to learn.
+
+    The same parameters and images give the same bits, interrupted or not.
+
+    checkpoint_path: resumed from if it exists.
+    """
+    points = thresholds(spectrum, p.objective.likelihood == "bernoulli")
+    if points is None:
+        return None
+    devices.set_up(compute, p.train.deterministic)
+    network = PilotNetwork(p)
+    to_device(network.vae, compute.device)
+    network.to(compute.device)
+    stored = resident(train_images, compute.device)
+    optimisers = (
+        Optimiser(network.vae, TRAIN),
+        torch.optim.AdamW([*network.embed.parameters(), *network.modulations.parameters()], weight_decay=0.0),
+    )
+    log_weights = torch.tensor(-EQUALISED * np.log1p(gain(spectrum, points)), dtype=torch.float32)
+    done = _resumed(network, optimisers, checkpoint_path, compute)
+    network.train()
+    for step in range(done, STEPS):
+        rate = learning_rate(TRAIN, (step + 0.5) / STEPS)
+        optimisers[0].set_learning_rate(rate)
+        optimisers[1].param_groups[0]["lr"] = rate * MODULATION_RATE / TRAIN.learning_rate
+        loss = _loss(p, network, points, log_weights, stored, step, compute)
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 100.0)
+        for optimiser in optimisers:
+            optimiser.step()
+        if checkpoint_path is not None and (step + 1) % CHECKPOINT_STEPS == 0:
+            _save(network, optimisers, checkpoint_path, step + 1)
+        on_step(step + 1)
+    return Pilot(network, measured(p, network, spectrum, points, train_images, compute))
+
+
+def gain(spectrum: Spectrum, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What linear theory says there is to gain over the mean image at each threshold: (K,) in nats."""
+    rate = np.array([spectrum.rates(s).sum() for s in points])
+    return np.maximum((spectrum.total - spectrum.error(points)) / (2 * points) - rate, 0.0)
+
+
+def _loss(
+    p: Parameters,
+    network: PilotNetwork,
+    points: NDArray[np.float64],
+    log_weights: Tensor,
+    stored: np.ndarray | Tensor,
+    step: int,
+    compute: Compute,
+) -> Tensor:
+    device, count = compute.device, batch_size(p)
+    random = generator(p.seed, "pilot", step)
+    chosen = torch.randint(len(stored), (count,), generator=random)
+    x = to_pixels(gather(stored, chosen, device), device)
+    if p.data.augment == "flip":
+        coin = (torch.rand(count, generator=random) < 0.5).to(device)
+        x = torch.where(coin[:, None, None, None], x.flip(3), x)
+    if p.data.binarise == "dynamic":
+        x = torch.bernoulli(x, generator=generator(p.seed, "pilot binarise", step, device))
+    noise = torch.randn(
+        count, network.vae.latent_dim, generator=generator(p.seed, "pilot noise", step, device), device=device
+    )
+    # One threshold in each of as many equal parts of the range.
+    part = torch.randperm(count, generator=random) + torch.rand(count, generator=random)
+    share = part / count * min(1.0, 0.1 + 0.9 * step / (RISE * STEPS))
+    low, high = math.log(points[0]), math.log(points[-1])
+    s = torch.exp(low + share * (high - low)).to(device)
+    place = share * (POINTS - 1)
+    below = place.floor().clamp(max=POINTS - 2).long()
+    weight = torch.lerp(log_weights[below], log_weights[below + 1], place - below).exp().to(device)
+    output, mu, logvar = network(x, noise, (2 * share - 1).to(device))
+    return (weight * (distortion(p, x, output) / s + kl_per_latent(mu, logvar).sum(1))).mean()
+
+
+def distortion(p: Parameters, x: Tensor, output: Tensor) -> Tensor:
+    """−ln p(x|z) at σ = 1, without its constants: (B, C, H, W) → (B,)."""
+    if p.objective.likelihood == "bernoulli":
+        return -bernoulli_log_prob(x, output)
+    return 0.5 * squared_error(x, output)
+
+
+@torch.no_grad()
+def measured(
+    p: Parameters,
+    network: PilotNetwork,
+    spectrum: Spectrum,
+    points: NDArray[np.float64],
+    images: np.ndarray,
+    compute: Compute,
+) -> PilotCurve:
+    """The curve on some of the training images.
+
+    The rates are those of standardised latents, ½ (ln s_j² − E ln σ_j²), as a trained model is saved.
+    """
+    network.eval()
+    sample, device = images[:: math.ceil(len(images) / MEASURED)], compute.device
+    rates, errors = [], []
+    for index, u in enumerate(np.linspace(-1, 1, POINTS)):
+        random = generator(p.seed, "pilot measure", index, device)
+        mus, logvars, error = [], [], 0.0
+        for x in in_order(sample, 256, device):
+            if p.data.binarise == "dynamic":
+                x = torch.bernoulli(x, generator=random)
+            noise = torch.randn(len(x), network.vae.latent_dim, generator=random, device=device)
+            output, mu, logvar = network(x, noise, torch.full((len(x),), float(u), device=device))
+            scale = 1.0 if p.objective.likelihood == "bernoulli" else 2.0
+            error += scale * float(distortion(p, x, output).double().sum()) / len(sample)
+            mus.append(mu.double())
+            logvars.append(logvar.double())
+        mu, logvar = torch.cat(mus), torch.cat(logvars)
+        aggregate = mu.var(0, correction=0) + logvar.exp().mean(0)
+        rates.append(np.sort((0.5 * (aggregate.log() - logvar.mean(0))).cpu().numpy())[::-1])
+        errors.append(error)
+    model: dict[str, Any] = p.model.model_dump(include={"architecture", "latent_dim", "widths", "batch_norm"})
+    return PilotCurve(spectrum, points, np.array(rates), np.array(errors), p.objective.likelihood, model)
+
+
+def _save(network: PilotNetwork, optimisers: Any, path: Path, step: int) -> None:
+    states = [optimiser.state_dict() for optimiser in optimisers]
+    checkpoint.save(path, {"step": step, "network": network.state_dict(), "optimisers": states})
+
+
+def _resumed(network: PilotNetwork, optimisers: Any, path: Path | None, compute: Compute) -> int:
+    """How many steps are done."""
+    found = checkpoint.load(path, compute.device)[0] if path is not None else None
+    if found is None:
+        return 0
+    network.load_state_dict(found["network"])
+    for optimiser, state in zip(optimisers, found["optimisers"], strict=True):
+        optimiser.load_state_dict(state)
+    return int(found["step"])
