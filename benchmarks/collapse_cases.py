@@ -27,6 +27,7 @@ from benchmarks import case_images
 from tasks import ingest, overlay, validate, workspace
 from tasks.processes import entry
 from vae.collapse import kl_weights, linear_theory, remedies, restarts
+from vae.collapse.rate_distortion import Curve
 from vae.collapse.restarts import Attempt
 from vae.compute import devices
 from vae.compute.batches import for_measuring, open_images
@@ -35,6 +36,7 @@ from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters, changed, resolve
 from vae.metrics.mean_image import MeanImage
 from vae.models.likelihood import gaussian_log_prob, optimal_sigma
+from vae.pilot import training as pilot
 from vae.training import loop
 
 FOLDER = Path("experiments/collapse")
@@ -100,6 +102,7 @@ class CaseRunner:
         self.base = base
         self.images: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.best: dict[str, float] = {}
+        self.curves: dict[str, Curve] = {}
 
     def run(self, case: Case, text: str) -> dict[str, Any]:
         """Returns the case's row of the table."""
@@ -117,8 +120,8 @@ class CaseRunner:
 
     def _trained(self, case: Case, text: str) -> dict[str, Any]:
         values = overlay.flat(loading.read_mapping(text, case.name)) | {"train.on_collapse": "remedy"}
-        p, train_images, valid_images, spectrum = self._prepared(values)
-        tried = self._attempts(p, spectrum, train_images, valid_images)
+        p, train_images, valid_images, curve = self._prepared(values)
+        tried = self._attempts(p, curve, train_images, valid_images)
         first, last = tried[0], restarts.best(tried)
         row = {
             "predicted_kl": first.evidence.predicted["predicted_kl"],
@@ -150,15 +153,15 @@ class CaseRunner:
         values = values | overlay.parse_settings(setting) | {"train.on_collapse": "continue"}
         key = repr(sorted(values.items()))
         if key not in self.best:
-            p, train_images, valid_images, spectrum = self._prepared(values)
+            p, train_images, valid_images, curve = self._prepared(values)
             p = changed(p, {"train.remedy_attempts": 0})
-            self.best[key] = restarts.calibrated_elbo(self._attempts(p, spectrum, train_images, valid_images)[0])
+            self.best[key] = restarts.calibrated_elbo(self._attempts(p, curve, train_images, valid_images)[0])
         return self.best[key]
 
     def _attempts(
         self,
         p: ResolvedParameters,
-        spectrum: linear_theory.Spectrum,
+        curve: Curve,
         train_images: np.ndarray,
         valid_images: np.ndarray,
     ) -> list[Attempt]:
@@ -167,12 +170,10 @@ class CaseRunner:
         def train(now: ResolvedParameters, number: int, reason: str) -> loop.Trained:
             return loop.train(now, train_images, valid_images, compute)
 
-        return restarts.attempts(p, spectrum, train_images, valid_images, compute, train)
+        return restarts.attempts(p, curve, train_images, valid_images, compute, train)
 
-    def _prepared(
-        self, values: dict[str, Any]
-    ) -> tuple[ResolvedParameters, np.ndarray, np.ndarray, linear_theory.Spectrum]:
-        """Parameters, images and spectrum of one run.
+    def _prepared(self, values: dict[str, Any]) -> tuple[ResolvedParameters, np.ndarray, np.ndarray, Curve]:
+        """Parameters, images and curve of one run.
 
         Raises:
             _Refused: a check of the pipeline refused the case.
@@ -186,10 +187,12 @@ class CaseRunner:
         if key not in self.images:
             self.images[key] = _ingested(text)
         train_images, valid_images = self.images[key]
-        spectrum = linear_theory.spectrum_for(p, train_images)
-        weight = kl_weights.resolved(p, spectrum)
-        resolved = resolve(p, p.train.steps_per_epoch(len(train_images)), weight)
-        return resolved, train_images, valid_images, spectrum
+        key = repr((p.seed, p.data, p.model, p.objective, p.preflight, p.train.epochs, p.train.batch_size))
+        if key not in self.curves:
+            self.curves[key] = pilot.curve_of(p, linear_theory.spectrum_for(p, train_images), train_images)
+        curve = self.curves[key]
+        resolved = resolve(p, p.train.steps_per_epoch(len(train_images)), kl_weights.resolved(p, curve))
+        return resolved, train_images, valid_images, curve
 
 
 class _Refused(Exception):
@@ -220,7 +223,7 @@ def mean_image_elbo(p: ResolvedParameters, train_images: np.ndarray, valid_image
 
 
 def _predicted_verdict(attempt: Attempt) -> str:
-    """The verdict of linear theory alone."""
+    """The verdict of the prediction alone."""
     kl = attempt.evidence.predicted["predicted_kl"]
     return "collapsed" if kl is not None and kl < 1 else "not collapsed"
 

@@ -14,7 +14,7 @@ import typer
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from tasks import preflight, workspace
+from tasks import workspace
 from tasks.processes import entry
 from vae.collapse import kl_weights, linear_theory
 from vae.collapse.linear_theory import Spectrum
@@ -26,6 +26,7 @@ from vae.config.resolved import ResolvedParameters, changed
 from vae.metrics import measurement
 from vae.metrics.mean_image import MeanImage
 from vae.models.flops import training_flops
+from vae.pilot import training as pilot
 from vae.training import loop
 
 TABLE, PLOT = workspace.REPORTS / "sweep.csv", workspace.REPORTS / "sweep.png"
@@ -62,7 +63,7 @@ def sweep(p: ResolvedParameters, weight: list[float] | None, count: int) -> pd.D
     """One row per weight, in ascending order."""
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     spectrum = linear_theory.spectrum_for(p, train_images)
-    curve = preflight.curve_of(p, spectrum, train_images)
+    curve = pilot.curve_of(p, spectrum, train_images)
     chosen = sorted(weight) if weight else weights(p, spectrum, count)
     return pd.DataFrame(
         measured(changed(p, {"kl.max_weight": w}), spectrum, curve, train_images, valid_images)

@@ -5,7 +5,6 @@ Numbers that the parameters leave to it are found here: the KL weight that meets
 
 import logging
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from vae.config.resolved import resolve
 from vae.config.text import rounded, written
 from vae.models.flops import training_flops
 from vae.pilot import training as pilot
-from vae.pilot.network import narrow
 from vae.training.budget import epochs_within
 from vae.training.loop import check_images
 
@@ -69,12 +67,10 @@ def main() -> None:
 
 
 def curve_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Curve:
-    """The pilot's, where `preflight.pilot` asks for one, else that of linear theory."""
-    wanted = p.preflight.pilot
-    if wanted is False or (wanted == "auto" and not pilot.is_worth_it(p, p.train.epochs, len(train_images))):
+    """The pilot's, where one is asked for, else that of linear theory. An interrupted pilot resumes."""
+    if not pilot.is_asked(p, len(train_images)):
         return spectrum
-    flops = training_flops(narrow(p)) * pilot.batch_size(p) / p.train.batch_size
-    compute = replace(devices.choose(p.train, flops, len(train_images)), precision="fp32", compiled=False)
+    compute = pilot.compute_of(p)
     with (
         checkpoint_folder.of_pilot(p, compute.describe()) as checkpoint,
         contention.coped_with(compute),

@@ -8,7 +8,7 @@ w(s) make what there is to gain comparable for all s, by linear theory.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vae.collapse.linear_theory import Spectrum
 from vae.collapse.pilot_curve import PilotCurve
-from vae.collapse.rate_distortion import optimal_variance
+from vae.collapse.rate_distortion import Curve, optimal_variance
 from vae.compute import devices
 from vae.compute.batches import gather, in_order, resident, to_pixels
 from vae.compute.devices import Compute
@@ -59,10 +59,27 @@ class Pilot:
     curve: PilotCurve
 
 
-def is_worth_it(p: Parameters, epochs: int, images: int) -> bool:
-    """Whether it costs under a tenth of the training, or next to nothing; by counting operations."""
-    training = training_flops(p) * epochs * p.train.steps_per_epoch(images) * p.train.batch_size
+def is_asked(p: Parameters, images: int) -> bool:
+    """As `preflight.pilot` says; `auto`: where it costs under a tenth of the training, or next to nothing.
+
+    Operations are counted, not seconds, so that every machine decides alike. images: of the training split.
+    """
+    if p.preflight.pilot != "auto":
+        return p.preflight.pilot
+    training = training_flops(p) * p.train.epochs * p.train.steps_per_epoch(images) * p.train.batch_size
     return training_flops(narrow(p)) * STEPS * batch_size(p) <= max(MOST_SHARE * training, SMALL_FLOPS)
+
+
+def compute_of(p: Parameters) -> Compute:
+    """In fp32: the network is too small for more to pay off."""
+    flops_per_image = training_flops(narrow(p)) * batch_size(p) / p.train.batch_size
+    return replace(devices.choose(p.train, flops_per_image), precision="fp32", compiled=False)
+
+
+def curve_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Curve:
+    """The pilot's, where one is asked for, else that of linear theory."""
+    learnt = learn(p, spectrum, train_images, compute_of(p)) if is_asked(p, len(train_images)) else None
+    return spectrum if learnt is None else learnt.curve
 
 
 def batch_size(p: Parameters) -> int:
