@@ -1,5 +1,6 @@
 """KL weights that follow from a curve: where the latents collapse, where β is 1, where a wish is met."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,7 @@ from vae.config.errors import InputError
 from vae.config.parameters import Parameters, Wish
 from vae.config.text import rounded, written
 
+LOWEST = 1e-12  # of the critical weight
 # The effective β for what a model is for: docs/kl-weight.md has what each does on digits and leaves.
 PURPOSES = {"calibrated": 1.0, "reconstruct": 0.3, "represent": 1.0, "sample": 2.0}
 
@@ -56,7 +58,7 @@ def of_error(p: Parameters, curve: Curve, rmse: float) -> float:
 
 def _largest(p: Parameters, curve: Curve, is_too_low: Callable[[float], bool]) -> float:
     high = critical(p, curve)
-    low = high * 1e-12
+    low = LOWEST * high
     return bisected(low, high, is_too_low) if high > 0 and is_too_low(low) else 0.0
 
 
@@ -85,11 +87,21 @@ def resolved(p: Parameters, curve: Curve) -> float:
         return rounded(of_beta(p, curve, PURPOSES[wish]))
     if not isinstance(wish, Wish):
         return wish
+    name = f"kl.max_weight = {written(wish)}"
     if wish.rate is not None:
-        weight, most = of_rate(p, curve, wish.rate), f"no weight leaves more than {COLLAPSED_BELOW_NATS:g}"
-    else:
-        assert wish.rmse is not None
-        weight, most = of_error(p, curve, wish.rmse), ""
+        weight = of_rate(p, curve, wish.rate)
+        most = predict(curve, BetaELBO.of(p, LOWEST * critical(p, curve))).kl
+        if weight == 0:
+            raise InputError(f"{name}: {curve.source} expects at most {most:.3g} nats; ask for less")
+        return rounded(weight)
+    assert wish.rmse is not None
+    least, most = math.sqrt(curve.smallest_mse), math.sqrt(curve.total / curve.pixels)
+    if wish.rmse >= most:
+        raise InputError(f"{name}: the mean image alone has an error of {most:.3g}; ask for less")
+    weight = of_error(p, curve, wish.rmse)
     if weight == 0:
-        raise InputError(f"kl.max_weight = {written(wish)}: {curve.source} expects that no KL weight gives it{most}")
+        raise InputError(
+            f"{name}: {curve.source} expects an error of at least {least:.3g} of {p.model.latent_dim} latents; "
+            "ask for more, or raise model.latent_dim"
+        )
     return rounded(weight)

@@ -250,6 +250,10 @@ class Parameters(_Section):
             raise ValueError(f"{sigma}: a Bernoulli likelihood has no sigma; leave it at optimal")
         if objective.sigma != "optimal" and objective.reduction == "mean":
             raise ValueError(f"{sigma}: with objective.reduction = mean, kl.max_weight sets it; leave it at optimal")
+        if isinstance(self.kl.max_weight, Wish) and self.kl.max_weight.rmse and objective.likelihood == "bernoulli":
+            raise ValueError(
+                f"kl.max_weight = {{rmse: {self.kl.max_weight.rmse:g}}} needs a Gaussian likelihood; give a rate"
+            )
         if objective.reduction == "mean" and self.kl.max_weight == 0 and objective.likelihood == "gaussian":
             raise ValueError("kl.max_weight = 0 with objective.reduction = mean means σ = 0; give, for example, 0.001")
         return self
