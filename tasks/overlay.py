@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
 from tasks import workspace
 from vae.config import loading
@@ -173,11 +174,14 @@ def experiment_values(name: str) -> dict[str, Any]:
     return flat(loading.read_mapping(loading.read_text(known[name]), str(known[name])))
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"kl": {"max_weight": 1}}` → `{"kl.max_weight": 1}`."""
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"kl": {"max_weight": 1}}` → `{"kl.max_weight": 1}`. A mapping further down is a value: a wish is one."""
     found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    for section, value in values.items():
+        if isinstance(value, Mapping) and "." not in section:
+            found |= {f"{section}.{name}": parameter for name, parameter in value.items()}
+        else:
+            found[section] = value
     return found
 
 
@@ -211,6 +215,9 @@ def _set(document: dict[str, Any], values: Mapping[str, Any]) -> None:
             continue  # keeps the way that it is written
         if isinstance(place.get(name), list) and isinstance(value, list):
             place[name][:] = value  # keeps its [flow, style]
+        elif isinstance(value, dict):
+            place[name] = CommentedMap(value)
+            place[name].fa.set_flow_style()
         else:
             place[name] = value
 

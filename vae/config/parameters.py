@@ -6,7 +6,7 @@ Every number has its unit in `params.yaml` and in docs/parameters.md.
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 SMALLEST_IMAGE, LARGEST_IMAGE = 8, 256
 
@@ -100,11 +100,19 @@ class Wish(_Section):
     rate: Annotated[float, Field(gt=0)] | None = None  # nats per image
     rmse: Annotated[float, Field(gt=0, le=1)] | None = None  # root mean squared error, in pixels of [0, 1]
 
-    @model_validator(mode="after")
-    def _one_of_them(self) -> "Wish":
-        if (self.rate is None) == (self.rmse is None):
-            raise ValueError("give either {rate: nats per image} or {rmse: an error in pixels of [0, 1]}")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_them(cls, value: Any) -> Any:
+        if isinstance(value, Wish):
+            return value
+        given = [name for name, wish in value.items() if wish is not None] if isinstance(value, dict) else []
+        if len(given) != 1 or given[0] not in cls.model_fields:
+            raise ValueError("a wish is either {rate: nats per image} or {rmse: an error in pixels of [0, 1]}")
+        return value
+
+    @model_serializer
+    def _as_written(self) -> dict[str, float]:
+        return {"rmse": self.rmse} if self.rate is None and self.rmse else {"rate": self.rate or 0.0}
 
 
 Purpose = Literal["calibrated", "reconstruct", "represent", "sample"]
