@@ -90,7 +90,7 @@ SWEEPS = {
     "photos": Sweep(
         {"source": "npy", "image_size": 32, "channels": 3},
         {"latent_dim": 64, "widths": [32, 64, 128]},
-        train={"epochs": 12},
+        train={"epochs": 12, "batch_size": 32},
         make=partial(prediction_images.photos, 2500),
     ),
     "faces": Sweep(

@@ -92,7 +92,7 @@ def sweep(p: ResolvedParameters, weight: list[float] | None, count: int, seeds: 
 
 def read(path: Path) -> pd.DataFrame:
     """An earlier sweep, its numbers as they were. Raises: InputError: a column is missing."""
-    table = pd.read_csv(path, float_precision="round_trip")
+    table = pd.read_csv(path, engine="python")  # whose floats are exact
     missing = {"seed", "linear_kl", "linear_collapse_kl_weight"} - set(table.columns)
     if missing:
         raise InputError(f"{path} is of an earlier version, without {', '.join(sorted(missing))}; remove it and rerun")
