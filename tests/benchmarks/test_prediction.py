@@ -11,6 +11,7 @@ import pytest
 from benchmarks import case_images, prediction, prediction_images, sweep
 from benchmarks.prediction import SWEEPS, Sweep
 from vae.config.errors import InputError
+from vae.config.parameters import Parameters
 from vae.pilot import training as pilot
 
 SMALL = Sweep(
@@ -39,7 +40,7 @@ def _in_a_folder_with_short_pilots(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_killed_run_goes_on_to_the_same_table(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = prediction.swept("whole", SMALL, None, 2)
-    measured, pilots = sweep.measured, []
+    measured, pilots = sweep.measured, list[int]()
 
     def killed_at_the_last_but_one(*arguments: Any) -> dict[str, float]:
         row = measured(*arguments)
@@ -53,7 +54,12 @@ def test_a_killed_run_goes_on_to_the_same_table(monkeypatch: pytest.MonkeyPatch)
     assert len(sweep.read(prediction.FOLDER / "killed.csv")) == 2 * prediction.WEIGHTS - 2
 
     learn = pilot.learn
-    monkeypatch.setattr(pilot, "learn", lambda p, *others: pilots.append(p.seed) or learn(p, *others))  # type: ignore[func-returns-value]
+
+    def noted(p: Parameters, *others: Any) -> pilot.Pilot | None:
+        pilots.append(p.seed)
+        return learn(p, *others)
+
+    monkeypatch.setattr(pilot, "learn", noted)
     resumed = prediction.swept("killed", SMALL, None, 2)
 
     pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
