@@ -5,7 +5,7 @@ Numbers that the parameters leave to it are found here: the KL weight that meets
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from tasks import workspace
 from tasks.processes import checkpoint_folder, contention, entry, progress
-from vae.collapse import kl_weights, linear_theory, rate_distortion
+from vae.collapse import kl_weights, linear_theory, operating_point, rate_distortion
 from vae.collapse.expectations import expectations
 from vae.collapse.linear_theory import Spectrum
 from vae.collapse.rate_distortion import Curve, predict
@@ -27,8 +27,10 @@ from vae.config.parameters import Parameters
 from vae.config.resolved import resolve
 from vae.config.text import rounded, written
 from vae.models.flops import training_flops
+from vae.pilot import pictures
 from vae.pilot import training as pilot
 from vae.pilot.network import narrow
+from vae.pilot.training import Pilot
 from vae.training.budget import epochs_within
 from vae.training.loop import check_images
 
@@ -44,7 +46,8 @@ def main() -> None:
     if p.train.budget is not None:  # the weight makes no difference to the time
         epochs = affordable(p, train_images, valid_images, p.train.budget)
     p = p.model_copy(update={"train": p.train.model_copy(update={"epochs": epochs})})
-    curve = curve_of(p, spectrum, train_images)
+    learnt = pilot_of(p, spectrum, train_images)
+    curve = spectrum if learnt is None else learnt.curve
     weight = kl_weights.resolved(p, curve)
     result = {
         **predicted(p, weight, curve),
@@ -53,7 +56,13 @@ def main() -> None:
         "epochs": epochs,
         "budget": p.train.budget,
     }
+    thresholds, sheet = pictures.draw(p, learnt, valid_images)
+    if learnt is not None:
+        points = (operating_point.at_threshold(p, curve, float(s)) for s in thresholds)
+        result["pilot"]["pictures"] = list(map(asdict, points))
     workspace.write_json(workspace.PREFLIGHT, rounded(result))
+    with written_aside(workspace.PILOT_SHEET) as aside:
+        aside.write_bytes(sheet)
     with written_aside(workspace.PREFLIGHT_PLOT) as aside:
         plot(p, weight, spectrum, curve).savefig(aside, format="png", dpi=110, metadata={"Software": None})
 
@@ -70,9 +79,15 @@ def main() -> None:
 
 def curve_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Curve:
     """The pilot's, where `preflight.pilot` asks for one, else that of linear theory."""
+    learnt = pilot_of(p, spectrum, train_images)
+    return spectrum if learnt is None else learnt.curve
+
+
+def pilot_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Pilot | None:
+    """None where `preflight.pilot` asks for none, or there is nothing to learn."""
     wanted = p.preflight.pilot
     if wanted is False or (wanted == "auto" and not pilot.is_worth_it(p, p.train.epochs, len(train_images))):
-        return spectrum
+        return None
     flops = training_flops(narrow(p)) * pilot.batch_size(p) / p.train.batch_size
     compute = replace(devices.choose(p.train, flops, len(train_images)), precision="fp32", compiled=False)
     with (
@@ -80,8 +95,7 @@ def curve_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Cur
         contention.coped_with(compute),
         progress.bar("pilot", pilot.STEPS, unit="steps") as advance,
     ):
-        learnt = pilot.learn(p, spectrum, train_images, compute, checkpoint, advance)
-    return spectrum if learnt is None else learnt.curve
+        return pilot.learn(p, spectrum, train_images, compute, checkpoint, advance)
 
 
 def affordable(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray, seconds: float) -> int:

@@ -11,6 +11,7 @@ from benchmarks import sweep
 from tasks import workspace
 from vae.collapse import kl_weights
 from vae.collapse.linear_theory import Spectrum
+from vae.collapse.operating_point import TOLERANCE
 from vae.config.resolved import resolve
 
 SPECTRUM = Spectrum(np.array([3.0, 1.1, 0.6, 0.25]), 5.2, 64, 1000)
@@ -58,5 +59,5 @@ def test_a_sweep_leaves_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     assert table["kl_weight"].tolist() == [0.1, 0.5]
     assert table["predicted_kl"][0] > table["predicted_kl"][1] and np.isfinite(table["train_kl"]).all()
-    assert table["tolerance"].tolist() == [sweep.TOLERANCE] * 2 and table["images_per_latent"][0] == 16
+    assert table["tolerance"].tolist() == [TOLERANCE] * 2 and table["images_per_latent"][0] == 16
     assert sweep.PLOT.stat().st_size > 1000

@@ -77,7 +77,7 @@ def make_workspace(
     monitor = {"summary": "All of it & more.", "reasons": ["a < b"], "recommendations": advice}
     for name, content in (
         ("monitor", {"verdict": verdict, **monitor}),
-        ("preflight", {"predicted_kl": 3.5, "predicted_active_units": 2, "critical_kl_weight": 32.0,
+        ("preflight", {"predicted_by": "linear theory", "predicted_kl": 3.5, "predicted_active_units": 2, "critical_kl_weight": 32.0,
                        "collapse_kl_weight": 20.0, "eigenvalues": [3.0, 2.0, 1.0, 0.5, 0.2],
                        "eigenvalue_sum": 9.0, "images": 40, "kl_per_latent": [2.5, 1.0, 0, 0, 0],
                        "warnings": ["close to the edge"]}),
