@@ -49,9 +49,7 @@ def thresholds(curve: PilotCurve) -> NDArray[np.float64]:
 
 
 @torch.no_grad()
-def decoded(
-    p: Parameters, pilot: Pilot, images: NDArray[np.uint8], at: NDArray[np.float64]
-) -> list[NDArray[np.uint8]]:
+def decoded(p: Parameters, pilot: Pilot, images: NDArray[np.uint8], at: NDArray[np.float64]) -> list[NDArray[np.uint8]]:
     """The mean of p(x|z = μ) at each threshold: uint8 (N, H, W, C) → R of the same shape."""
     network = pilot.network.eval()
     device = next(network.parameters()).device

@@ -200,7 +200,9 @@ def rate_distortion(
     for number, (x, y) in enumerate(pictured, start=1):
         ax.plot(x, y, "o", color=INK, ms=4)
         ax.annotate(str(number), (x, y), (4, 4), textcoords="offset points", weight="bold")
-    most = max(float(rates.max()), 1.1, *(point[0] for point in (predicted, measured) if point is not None))
+    most = max(
+        float(rates.max()), 1.1, predicted[0] if predicted else 0, measured[0] * (1 + tolerance) if measured else 0
+    )
     ticks = np.array([0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000])
     ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
     ax.set_xlim(0, 1.03 * most)

@@ -197,7 +197,9 @@ def _kl_per_latent(result: Evaluation, preflight: Mapping[str, Any], informative
         "a latent carries almost nothing. Lower panel, in the same order: the posterior's share of each latent's "
         "variance; 1 means independent of the image, 0 means determined by it.",
         "Bar chart: KL of each latent beside the prediction, and the posterior's share of variance",
-        charts.kl_per_latent(found.kl_per_latent, found.posterior_share, preflight.get("kl_per_latent"), informative, source),
+        charts.kl_per_latent(
+            found.kl_per_latent, found.posterior_share, preflight.get("kl_per_latent"), informative, source
+        ),
     )
 
 

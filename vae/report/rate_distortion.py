@@ -47,7 +47,9 @@ def draw(
     curve = known.of(p)
     by_pilot = isinstance(curve, PilotCurve)
     spectrum = known.spectrum.of(p) if isinstance(known, PilotCurve) else known.of(p)
-    unit = "root mean squared error of a pixel" if p.objective.likelihood == "gaussian" else "distortion, nats per image"
+    unit = (
+        "root mean squared error of a pixel" if p.objective.likelihood == "gaussian" else "distortion, nats per image"
+    )
     lift = _lift(p, curve, spectrum, test)
     here = _of_this_run(p, curve, preflight)
     pictured = [at_threshold(p, curve, s) for s in thresholds] if by_pilot else []
@@ -63,7 +65,11 @@ def draw(
         lines.append((by.source, rates, errors))
     predicted = None
     if here is not None:
-        predicted = preflight["predicted_kl"], y(curve, here.threshold), f"predicted at a KL weight of {here.kl_weight:g}"
+        predicted = (
+            preflight["predicted_kl"],
+            y(curve, here.threshold),
+            f"predicted at a KL weight of {here.kl_weight:g}",
+        )
     measured = _measured(p, test)
     figure = charts.rate_distortion(
         lines, [(at.rate, at.distortion) for at in pictured], predicted, measured, tolerance(p), unit
@@ -145,7 +151,9 @@ def _measured(p: ResolvedParameters, test: Mapping[str, float | None]) -> tuple[
 def _caption(curve: Curve, is_measured: bool, has_pictures: bool) -> str:
     parts = [f"Each point of the curve is a training at one KL weight, as {curve.source} predicts it."]
     if is_measured:
-        parts.append("Blue: the trained model on the test split; the bar spans the rates that a good prediction may give.")
+        parts.append(
+            "Blue: the trained model on the test split; the bar spans the rates that a good prediction may give."
+        )
     if has_pictures:
         parts.append("The numbers are the rows of pictures below.")
     return " ".join(parts)
@@ -167,15 +175,15 @@ def _error_of(p: ResolvedParameters, predicted: float | None, kl: float | None) 
     return [f"{told} The prediction was too {way} by {share}, {within} the tolerance of {allowed:.0%}."]
 
 
-def _without_pilot(
-    p: ResolvedParameters, known: Curve, curve: Curve, pictured: Sequence[OperatingPoint]
-) -> list[str]:
+def _without_pilot(p: ResolvedParameters, known: Curve, curve: Curve, pictured: Sequence[OperatingPoint]) -> list[str]:
     """Why there is no pilot's curve, or why it has no pictures."""
     if isinstance(curve, PilotCurve):
         large = "No pictures: an autoregressive decoder would take minutes to draw images of this size."
         return [] if pictured else [large]
     if isinstance(known, PilotCurve):
-        return ["The pilot learnt the curve of another network than the one that the remedies led to: this is linear theory's."]
+        return [
+            "The pilot learnt the curve of another network than the one that the remedies led to: this is linear theory's."
+        ]
     if p.preflight.pilot is False:
         return ["There was no pilot, which would add its curve and pictures: preflight.pilot is false."]
     if p.preflight.pilot is True:
