@@ -1,4 +1,4 @@
-"""What a flow run shows of its results: the predicted curve, two tables, the closing page, and the closing lines of `make run`."""
+"""What a flow run shows: the predicted curve, two tables, the closing page, and the closing lines of `make run`."""
 
 import base64
 import csv

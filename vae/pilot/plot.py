@@ -15,7 +15,7 @@ from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import Parameters
 
 BLUE, RED, GREY = "#2f6db3", "#c0392b", "#888888"
-TICKS = np.array([0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000])  # of the square-root scale
+TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # of the square-root scale
 
 
 def draw(
@@ -57,8 +57,8 @@ def _rate_distortion(
         ax.plot(here.rate, here.distortion, "D", color=RED, ms=7, label=f"kl.max_weight = {weight:g}")
     most = max(lines[-1][2][0].rate, 1.1)
     ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    ax.set_xticks(TICKS, [str(tick) for tick in TICKS])
     ax.set_xlim(0, most)
-    ax.set_xticks(TICKS[TICKS <= most], [f"{tick:g}" for tick in TICKS[TICKS <= most]])
     ax.set(xlabel="rate (nats per image, square-root scale)", ylabel=unit, title="Predicted rate and distortion")
     ax.legend()
 

@@ -197,16 +197,16 @@ def rate_distortion(
     if measured is not None:
         label = f"measured, ± {tolerance:.0%} of the KL"
         ax.errorbar(*measured, xerr=tolerance * measured[0], fmt="o", color=BLUE, ms=7, capsize=4, label=label)
-    for number, (x, y) in enumerate(pictured, start=1):
-        ax.plot(x, y, "o", color=INK, ms=4)
-        ax.annotate(str(number), (x, y), (4, 4), textcoords="offset points", weight="bold")
+    for number, point in enumerate(pictured, start=1):
+        ax.plot(*point, "o", color=INK, ms=4)
+        ax.annotate(str(number), point, (4, 4), textcoords="offset points", weight="bold")
     most = max(
         float(rates.max()), 1.1, predicted[0] if predicted else 0, measured[0] * (1 + tolerance) if measured else 0
     )
-    ticks = np.array([0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000])
+    ticks = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
     ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
     ax.set_xlim(0, 1.03 * most)
-    ax.set_xticks(ticks[ticks <= most], [f"{tick:g}" for tick in ticks[ticks <= most]])
     ax.set(xlabel="rate, nats per image (square-root scale)", ylabel=distortion)
     ax.legend()
     return figure
@@ -218,7 +218,8 @@ def places(figure: Figure, x: NDArray[np.float64], y: NDArray[np.float64]) -> ND
     Points outside of the axes lie on their edge.
     """
     ax = figure.axes[0]
-    inside = np.stack([np.clip(x, *sorted(ax.get_xlim())), np.clip(y, *sorted(ax.get_ylim()))], 1)
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    inside = np.stack([np.clip(x, left, right), np.clip(y, low, high)], 1)
     shares = figure.transFigure.inverted().transform(ax.transData.transform(inside))
     return np.stack([shares[:, 0], 1 - shares[:, 1]], 1)
 

@@ -182,7 +182,7 @@ def _expected_kl(p: ResolvedParameters, model: Saved, preflight: Mapping[str, An
     return _chart(
         "Predicted and measured",
         "expected_kl",
-        f"The KL that {curve.source} predicts for each KL weight, the weight of this run, and its KL on the test split.",
+        f"The KL that {curve.source} predicts for each KL weight, this run's weight, and its KL on the test split.",
         "Line chart: predicted KL over KL weights, with the weight and KL of this run marked",
         charts.expected_kl(weights, kl, preflight["collapse_kl_weight"], p.kl.max_weight, measured, curve.source),
     )

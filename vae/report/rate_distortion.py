@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from vae.collapse import kl_weights
-from vae.collapse.linear_theory import Spectrum
 from vae.collapse.operating_point import OperatingPoint, at_threshold, at_weight, distortion, tolerance
 from vae.collapse.pilot_curve import PilotCurve, curve_of
 from vae.collapse.rate_distortion import Curve, steered
@@ -58,11 +57,11 @@ def draw(
     def y(by: Curve, s: float) -> float:
         return distortion(p, by, s) + (0.0 if isinstance(by, PilotCurve) else lift)
 
-    lines = []
-    for by in [curve, spectrum] if by_pilot else [curve]:
-        s_drawn = np.geomspace(points[0].threshold, points[-1].threshold, DRAWN)
-        rates, errors = (np.array(values) for values in zip(*((by.rates(s).sum(), y(by, s)) for s in s_drawn)))
-        lines.append((by.source, rates, errors))
+    drawn = np.geomspace(points[0].threshold, points[-1].threshold, DRAWN)
+    lines = [
+        (by.source, np.array([by.rates(s).sum() for s in drawn]), np.array([y(by, s) for s in drawn]))
+        for by in ([curve, spectrum] if by_pilot else [curve])
+    ]
     predicted = None
     if here is not None:
         predicted = (
@@ -181,9 +180,7 @@ def _without_pilot(p: ResolvedParameters, known: Curve, curve: Curve, pictured: 
         large = "No pictures: an autoregressive decoder would take minutes to draw images of this size."
         return [] if pictured else [large]
     if isinstance(known, PilotCurve):
-        return [
-            "The pilot learnt the curve of another network than the one that the remedies led to: this is linear theory's."
-        ]
+        return ["The pilot learnt the curve of another network than that of the remedies: this is linear theory's."]
     if p.preflight.pilot is False:
         return ["There was no pilot, which would add its curve and pictures: preflight.pilot is false."]
     if p.preflight.pilot is True:
