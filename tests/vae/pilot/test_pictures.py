@@ -41,7 +41,7 @@ def test_the_points_halve_the_rate_again_and_again_down_to_one_nat() -> None:
     shown = pictures.thresholds(curve)
     np.testing.assert_allclose([curve.rates(t).sum() for t in shown], [16, 8, 4, 2, 1], rtol=1e-6)
     assert shown[0] == pytest.approx(0.01)
-    dead = PilotCurve(curve.spectrum, s, rates / 20, curve.measured_error)
+    dead = PilotCurve(Spectrum(np.array([0.011]), 2.0, 16, 100), s, rates / 100, curve.measured_error)
     np.testing.assert_allclose(pictures.thresholds(dead)[[0, -1]], [0.01, 1.0])
 
 
