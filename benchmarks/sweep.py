@@ -17,8 +17,8 @@ from rich.progress import track
 from tasks import preflight, workspace
 from tasks.processes import entry
 from vae.collapse import kl_weights, linear_theory
+from vae.collapse.expectations import tolerance
 from vae.collapse.linear_theory import Spectrum
-from vae.collapse.operating_point import tolerance
 from vae.collapse.rate_distortion import Curve, predict
 from vae.compute import devices
 from vae.compute.batches import for_measuring, open_images

@@ -11,8 +11,8 @@ import numpy as np
 
 from tasks import workspace
 from tasks.processes import checkpoint_folder, contention, entry, progress
-from vae.collapse import kl_weights, linear_theory, operating_point
-from vae.collapse.expectations import expectations
+from vae.collapse import kl_weights, linear_theory
+from vae.collapse.expectations import at_threshold, expectations
 from vae.collapse.linear_theory import Spectrum
 from vae.collapse.rate_distortion import Curve
 from vae.collapse.warnings import schedule_above, warnings
@@ -54,7 +54,7 @@ def main() -> None:
         "budget": p.train.budget,
     }
     thresholds, sheet = pictures.draw(p, learnt, valid_images)
-    pictured = [operating_point.at_threshold(p, curve, float(s)) for s in thresholds]
+    pictured = [at_threshold(p, curve, float(s)) for s in thresholds]
     if learnt is not None:
         result["pilot"]["pictures"] = list(map(asdict, pictured))
     workspace.write_json(workspace.PREFLIGHT, rounded(result))

@@ -10,8 +10,8 @@ from helpers.parameters import parse
 from benchmarks import sweep
 from tasks import workspace
 from vae.collapse import kl_weights
+from vae.collapse.expectations import TOLERANCE
 from vae.collapse.linear_theory import Spectrum
-from vae.collapse.operating_point import TOLERANCE
 from vae.config.resolved import resolve
 
 SPECTRUM = Spectrum(np.array([3.0, 1.1, 0.6, 0.25]), 5.2, 64, 1000)

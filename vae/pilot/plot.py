@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vae.collapse import kl_weights, rate_distortion
+from vae.collapse.expectations import OperatingPoint, at_weight
 from vae.collapse.linear_theory import Spectrum
-from vae.collapse.operating_point import OperatingPoint, at_weight
 from vae.collapse.rate_distortion import Curve
 from vae.config.beta_elbo import BetaELBO
 from vae.config.constants import COLLAPSED_BELOW_NATS

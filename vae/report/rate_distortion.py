@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from vae.collapse import kl_weights
-from vae.collapse.operating_point import OperatingPoint, at_threshold, at_weight, distortion, tolerance
+from vae.collapse.expectations import OperatingPoint, at_threshold, at_weight, distortion, tolerance
 from vae.collapse.pilot_curve import PilotCurve, curve_of
 from vae.collapse.rate_distortion import Curve, steered
 from vae.config.constants import COLLAPSED_BELOW_NATS
@@ -44,47 +45,74 @@ def draw(
         return None
     known = curve_of(preflight, math.prod(p.data.image_shape))
     curve = known.of(p)
-    by_pilot = isinstance(curve, PilotCurve)
-    spectrum = known.spectrum.of(p) if isinstance(known, PilotCurve) else known.of(p)
+    here = _of_this_run(p, curve, preflight)
+    pictured = [at_threshold(p, curve, s) for s in thresholds] if isinstance(curve, PilotCurve) else []
+    points = _points(p, curve, here, pictured)
     unit = (
         "root mean squared error of a pixel" if p.objective.likelihood == "gaussian" else "distortion, nats per image"
     )
-    lift = _lift(p, curve, spectrum, test)
-    here = _of_this_run(p, curve, preflight)
-    pictured = [at_threshold(p, curve, s) for s in thresholds] if by_pilot else []
-    points = _points(p, curve, here, pictured)
-
-    def y(by: Curve, s: float) -> float:
-        return distortion(p, by, s) + (0.0 if isinstance(by, PilotCurve) else lift)
-
-    drawn = np.geomspace(points[0].threshold, points[-1].threshold, DRAWN)
-    lines = [
-        (by.source, np.array([by.rates(s).sum() for s in drawn]), np.array([y(by, s) for s in drawn]))
-        for by in ([curve, spectrum] if by_pilot else [curve])
-    ]
-    predicted = None
-    if here is not None:
-        predicted = (
-            preflight["predicted_kl"],
-            y(curve, here.threshold),
-            f"predicted at a KL weight of {here.kl_weight:g}",
-        )
-    measured = _measured(p, test)
-    figure = charts.rate_distortion(
-        lines, [(at.rate, at.distortion) for at in pictured], predicted, measured, tolerance(p), unit
-    )
+    figure = _chart(p, preflight, known, points, here, pictured, unit, test)
     picture = Picture(
         "Rate and distortion",  # the page gives it a place of its own
         "rate_distortion.png",
-        _caption(curve, measured is not None, bool(pictured)),
+        _caption(curve, _measured(p, test) is not None, bool(pictured)),
         f"Line chart: {unit}, over the rate, with the prediction for this run and its measurement marked",
         charts.png(figure),
         charts.svg(figure, "rate_distortion"),
     )
-    heights = [y(curve, at.threshold) for at in points]
+    pngs = rows_of(sheet, len(pictured) + 1) if pictured else []
+    return RateDistortion(
+        picture=picture,
+        stops=_stops(p, curve, points, pictured, _lift(p, curve, known, test), figure),
+        start=points.index(here) if here is not None else len(points) // 2,
+        distortion=unit,
+        originals=pngs[0] if pngs else None,
+        rows=[
+            Row(_short(at.kl_weight), _short(at.rate), _short(at.distortion), png)
+            for at, png in zip(pictured, pngs[1:], strict=True)
+        ],
+        sentences=[*_error_of(p, preflight["predicted_kl"], test["kl"]), *_without_pilot(p, known, curve, pictured)],
+    )
+
+
+def _chart(
+    p: ResolvedParameters,
+    preflight: Mapping[str, Any],
+    known: Curve,
+    points: Sequence[OperatingPoint],
+    here: OperatingPoint | None,
+    pictured: Sequence[OperatingPoint],
+    unit: str,
+    test: Mapping[str, float | None],
+) -> Figure:
+    curve, spectrum = known.of(p), _spectrum_of(known).of(p)
+    drawn = np.geomspace(points[0].threshold, points[-1].threshold, DRAWN)
+    lines = []
+    for by in [curve, spectrum] if isinstance(curve, PilotCurve) else [curve]:
+        rates = np.array([by.rates(s).sum() for s in drawn])
+        heights = np.array([distortion(p, by, s) for s in drawn]) + _lift(p, by, known, test)
+        lines.append((by.source, rates, heights))
+    predicted = None
+    if here is not None:
+        height = here.distortion + _lift(p, curve, known, test)
+        predicted = preflight["predicted_kl"], height, f"predicted at a KL weight of {here.kl_weight:.3g}"
+    marked = [(at.rate, at.distortion) for at in pictured]
+    return charts.rate_distortion(lines, marked, predicted, _measured(p, test), tolerance(p), unit)
+
+
+def _stops(
+    p: ResolvedParameters,
+    curve: Curve,
+    points: Sequence[OperatingPoint],
+    pictured: Sequence[OperatingPoint],
+    lift: float,
+    figure: Figure,
+) -> list[Stop]:
+    """lift: what is added to their distortion. figure: drawn, so that the places in it are known."""
+    heights = [at.distortion + lift for at in points]
     places = charts.places(figure, np.array([at.rate for at in points]), np.array(heights))
     logs = np.log([at.threshold for at in pictured])
-    stops = [
+    return [
         Stop(
             kl_weight=_short(at.kl_weight),
             effective_beta=_short(at.effective_beta),
@@ -97,19 +125,6 @@ def draw(
         )
         for at, height, (left, top) in zip(points, heights, places, strict=True)
     ]
-    pngs = rows_of(sheet, len(pictured) + 1) if pictured else []
-    return RateDistortion(
-        picture=picture,
-        stops=stops,
-        start=points.index(here) if here is not None else len(points) // 2,
-        distortion=unit,
-        originals=pngs[0] if pngs else None,
-        rows=[
-            Row(_short(at.kl_weight), _short(at.rate), _short(at.distortion), png)
-            for at, png in zip(pictured, pngs[1:], strict=True)
-        ],
-        sentences=[*_error_of(p, preflight["predicted_kl"], test["kl"]), *_without_pilot(p, known, curve, pictured)],
-    )
 
 
 def _of_this_run(p: ResolvedParameters, curve: Curve, preflight: Mapping[str, Any]) -> OperatingPoint | None:
@@ -132,12 +147,17 @@ def _points(
     return sorted([*points, *([here] if here else [])], key=lambda at: at.kl_weight)
 
 
-def _lift(p: ResolvedParameters, curve: Curve, spectrum: Curve, test: Mapping[str, float | None]) -> float:
+def _spectrum_of(known: Curve) -> Curve:
+    return known.spectrum if isinstance(known, PilotCurve) else known
+
+
+def _lift(p: ResolvedParameters, by: Curve, known: Curve, test: Mapping[str, float | None]) -> float:
     """What linear theory's distortion lacks: of a Bernoulli likelihood, that of the mean image."""
-    if p.objective.likelihood == "gaussian":
+    if p.objective.likelihood == "gaussian" or isinstance(by, PilotCurve):
         return 0.0
+    curve = known.of(p)
     mean_image = curve.total if isinstance(curve, PilotCurve) else -(test.get("mean_image_elbo") or 0.0)
-    return mean_image - spectrum.total / 2
+    return mean_image - by.total / 2
 
 
 def _measured(p: ResolvedParameters, test: Mapping[str, float | None]) -> tuple[float, float] | None:
