@@ -20,6 +20,7 @@ from rich.progress import track
 from tasks import workspace
 from tasks.processes import entry
 from vae.collapse import kl_weights, linear_theory
+from vae.collapse.expectations import tolerance
 from vae.collapse.linear_theory import Spectrum
 from vae.collapse.rate_distortion import Curve, predict
 from vae.compute import devices
@@ -35,10 +36,6 @@ from vae.pilot import training as pilot
 from vae.training import loop
 
 TABLE, PLOT = workspace.REPORTS / "sweep.csv", workspace.REPORTS / "sweep.png"
-
-# Allowed error of the predicted KL as a share of the measured one. Larger where σ follows the network's own error,
-# which feeds a small error back, and for Bernoulli, where the theory is first-order.
-FIXED_SIGMA_TOLERANCE, TOLERANCE = 0.25, 0.4
 
 # Below 1 nat, from where on a KL is more than noise, and the factor by which its prediction may miss it.
 LEAST_NATS, FACTOR = 0.3, 2.0
@@ -146,7 +143,7 @@ def measured(
         "active_units": valid.active_units(),
         "elbo": elbo,
         "mean_image_elbo": mean_image.elbo(valid_images, trained.likelihood.kind),
-        "tolerance": TOLERANCE if own_sigma or trained.likelihood.sigma is None else FIXED_SIGMA_TOLERANCE,
+        "tolerance": tolerance(p),
         "collapse_kl_weight": kl_weights.of_rate(p, curve),
         "linear_collapse_kl_weight": kl_weights.of_rate(p, spectrum),
         "images_per_latent": spectrum.images / p.model.latent_dim,
@@ -225,17 +222,17 @@ def report(table: pd.DataFrame) -> list[str]:
 
     Rows whose predicted and measured KL are both below 1 nat are not compared.
     """
-    tolerance, best = table["tolerance"][0], table["elbo"].max()
+    allowed, best = table["tolerance"][0], table["elbo"].max()
     lines = [
         "| seed | KL weight | predicted KL | by linear theory | measured KL | predicted/measured | "
-        f"within {tolerance:.0%} | predicted active | informative | skill |",
+        f"within {allowed:.0%} | predicted active | informative | skill |",
         "|" + " --- |" * 10,
     ]
     for row in table.to_dict("records"):
         predicted, kl = row["predicted_kl"], row["kl"]
         skill = (row["elbo"] - row["mean_image_elbo"]) / (best - row["mean_image_elbo"])
         ratio = f"{predicted / kl:.2f}" if kl else ""
-        within = "yes" if abs(predicted - kl) <= tolerance * kl else "**no**"
+        within = "yes" if abs(predicted - kl) <= allowed * kl else "**no**"
         lines.append(
             f"| {row['seed']:.0f} | {row['kl_weight']:.3g} | {predicted:.3g} | {row['linear_kl']:.3g} | {kl:.3g} "
             f"| {ratio} | {within if max(predicted, kl) > COLLAPSED_BELOW_NATS else 'under 1 nat'} "

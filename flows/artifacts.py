@@ -1,4 +1,4 @@
-"""What a flow run shows of its results: two tables, the closing page, and the closing lines of `make run`."""
+"""What a flow run shows: the predicted curve, two tables, the closing page, and the closing lines of `make run`."""
 
 import base64
 import csv
@@ -11,7 +11,8 @@ from prefect.settings import get_current_settings
 
 from tasks import overlay, workspace
 from tasks.tracking.markdown import link, plain
-from vae.config.text import number
+from vae.config import loading
+from vae.config.text import number, written
 from vae.report.numbers import KEY_NUMBERS
 
 MOST_ROWS = 200  # of a table artifact; the file has all of them
@@ -30,6 +31,54 @@ def validation() -> None:
     if rows:
         more = f" (the first {MOST_ROWS} of {len(rows)})" if len(rows) > MOST_ROWS else ""
         create_table_artifact(rows[:MOST_ROWS], key="validation", description=f"What validation found{more}")
+
+
+def curve() -> None:
+    """What preflight predicts, as Markdown with its pictures."""
+    create_markdown_artifact(prediction(), key="curve", description="What preflight predicts at each KL weight")
+
+
+def prediction() -> str:
+    found, kl = workspace.read_json(workspace.PREFLIGHT), loading.load(workspace.PARAMS).kl
+    weight, collapse, error = found["kl_weight"], found["collapse_kl_weight"], found["predicted_mse"]
+    target = weight if kl.control == "schedule" else getattr(kl, kl.control_name)
+    rate = "an unbounded KL" if found["predicted_kl"] is None else f"a KL of {number(found['predicted_kl'])} nats"
+    sentences = [
+        f"At kl.{kl.control_name} = {target:g}, {found['predicted_by']} predicts {rate} per image"
+        + ("." if error is None else f" and a root mean squared error of {number(error**0.5)} a pixel."),
+        f"Posterior collapse begins at a KL weight of {number(collapse)}: above it, less than 1 nat is left."
+        if collapse
+        else "No KL weight leaves more than 1 nat: expect posterior collapse.",
+        f"At a KL weight of {number(found['calibrated_kl_weight'])} the loss is the ELBO at the best σ.",
+        *found["warnings"],
+    ]
+    if found["asked_kl_weight"] != written(weight):
+        sentences.insert(0, f"kl.max_weight: {found['asked_kl_weight']} has become {weight:g}.")
+    lines = [
+        *[f"- {plain(line)}" for line in sentences],
+        "",
+        *_picture(workspace.PREFLIGHT_PLOT, "the predicted curve"),
+    ]
+    points = (found.get("pilot") or {}).get("pictures")
+    if points:
+        lines += [
+            *_picture(
+                workspace.PILOT_SHEET, "validation images, and what the pilot decodes at five points of the curve"
+            ),
+            "| row | KL weight | nats per image | distortion |",
+            "| --- | --- | --- | --- |",
+            "| 0 | originals | | |",
+            *[
+                f"| {row} | {number(at['kl_weight'])} | {number(at['rate'])} | {number(at['distortion'])} |"
+                for row, at in enumerate(points, start=1)
+            ],
+        ]
+    return "\n".join(lines)
+
+
+def _picture(path: Path, alt: str) -> list[str]:
+    uri = data_uri(path)
+    return [f"![{alt}]({uri})", ""] if uri else []
 
 
 def verdict() -> None:
@@ -59,12 +108,11 @@ def page(links: Links) -> None:
 def summary(links: Links) -> str:
     monitor = workspace.read_json(workspace.MONITOR)
     test = workspace.read_json(workspace.METRICS)["test"]
-    picture = data_uri(RECONSTRUCTIONS)
     lines = [
         f"# {plain(monitor['verdict'])}",
         plain(monitor["summary"]),
         "",
-        *([f"![test images above their reconstructions]({picture})", ""] if picture else []),
+        *_picture(RECONSTRUCTIONS, "test images above their reconstructions"),
         "| test split | |",
         "| --- | --- |",
         *[f"| {n.label} | {number(test.get(n.key))} |" for n in KEY_NUMBERS],

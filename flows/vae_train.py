@@ -121,6 +121,8 @@ def run_stage(name: str, dvc: OwnedDVC) -> State:
     finally:
         if name == "validate":
             artifacts.validation()
+    if name == "preflight":
+        artifacts.curve()
     if name == "monitor":
         artifacts.verdict()
     return Completed(name=outcome, message=f"{name}: {outcome.lower()}")

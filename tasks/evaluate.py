@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from vae.evaluation.probe import ClassRead, classes_read
 from vae.inference.scoring import elbo_per_image
 from vae.models import saved
 from vae.models.saved import Saved
-from vae.report import figures, latent_map, page
+from vae.report import figures, latent_map, page, rate_distortion
 from vae.report.facts import Facts
 from vae.report.numbers import KEY_NUMBERS
 
@@ -73,7 +74,8 @@ def gather(
     manifest = workspace.read(workspace.MANIFEST, pd.read_parquet)
     rows = {split: rows_of(manifest, split, len(array)) for split, array in images.items()}
     labels = {split: labels_of(found) for split, found in rows.items()}
-    preflight = of_remedied(workspace.read_json(workspace.PREFLIGHT), p, model.config.changes, model.pixels)
+    foreseen = workspace.read_json(workspace.PREFLIGHT)
+    preflight = of_remedied(foreseen, p, model.config.changes, model.pixels)
     log.info(
         f"evaluate: {len(images['valid']):,} valid and {len(images['test']):,} test images, "
         f"{p.evaluate.importance_samples:,} importance samples each"
@@ -83,6 +85,9 @@ def gather(
     epochs, latent_epochs = (workspace.read(path, pd.read_csv) for path in (workspace.HISTORY, workspace.KL_PER_LATENT))
     drawn = figures.generated(p, model, compute, images["test"], test, monitor["verdict"])
     charted = figures.charted(p, model, test, labels["test"], epochs, latent_epochs, preflight)
+    pictured = [point["threshold"] for point in (foreseen.get("pilot") or {}).get("pictures", [])]
+    sheet = workspace.read(workspace.PILOT_SHEET, Path.read_bytes)
+    curve = rate_distortion.draw(p, preflight, pictured, sheet, test.metrics)
     read = classes_read(labels["test"], test.guesses, labels["train"])
     if line := left_out(read):
         log.info(line)
@@ -94,7 +99,8 @@ def gather(
         preflight=preflight,
         validation=workspace.read_json(workspace.VALIDATION),
         manifest=manifest,
-        pictures=[*drawn, *charted],
+        pictures=[*drawn, *charted, *([curve.picture] if curve else [])],
+        rate_distortion=curve,
         latent_map=latent_map.draw(test.mu, images["test"], labels["test"], descriptions, p.seed),
         classes_read=read,
         hashes={

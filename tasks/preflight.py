@@ -4,29 +4,29 @@ Numbers that the parameters leave to it are found here: the KL weight that meets
 """
 
 import logging
-import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from tasks import workspace
 from tasks.processes import checkpoint_folder, contention, entry, progress
-from vae.collapse import kl_weights, linear_theory, rate_distortion
-from vae.collapse.expectations import expectations
+from vae.collapse import kl_weights, linear_theory
+from vae.collapse.expectations import at_threshold, expectations
 from vae.collapse.linear_theory import Spectrum
-from vae.collapse.rate_distortion import Curve, predict
+from vae.collapse.rate_distortion import Curve
 from vae.collapse.warnings import schedule_above, warnings
 from vae.compute import devices
 from vae.compute.batches import open_images
 from vae.config import loading
-from vae.config.beta_elbo import BetaELBO
 from vae.config.files import written_aside
 from vae.config.parameters import Parameters
 from vae.config.resolved import resolve
 from vae.config.text import rounded, written
 from vae.models.flops import training_flops
+from vae.pilot import pictures, plot
 from vae.pilot import training as pilot
+from vae.pilot.training import Pilot
 from vae.training.budget import epochs_within
 from vae.training.loop import check_images
 
@@ -42,7 +42,8 @@ def main() -> None:
     if p.train.budget is not None:  # the weight makes no difference to the time
         epochs = affordable(p, train_images, valid_images, p.train.budget)
     p = p.model_copy(update={"train": p.train.model_copy(update={"epochs": epochs})})
-    curve = curve_of(p, spectrum, train_images)
+    learnt = pilot_of(p, spectrum, train_images)
+    curve = spectrum if learnt is None else learnt.curve
     weight = kl_weights.resolved(p, curve)
     result = {
         **predicted(p, weight, curve),
@@ -51,9 +52,17 @@ def main() -> None:
         "epochs": epochs,
         "budget": p.train.budget,
     }
+    thresholds, sheet = pictures.draw(p, learnt, valid_images)
+    pictured = [at_threshold(p, curve, float(s)) for s in thresholds]
+    if learnt is not None:
+        result["pilot"]["pictures"] = list(map(asdict, pictured))
     workspace.write_json(workspace.PREFLIGHT, rounded(result))
+    with written_aside(workspace.PILOT_SHEET) as aside:
+        aside.write_bytes(sheet)
     with written_aside(workspace.PREFLIGHT_PLOT) as aside:
-        plot(p, weight, spectrum, curve).savefig(aside, format="png", dpi=110, metadata={"Software": None})
+        plot.draw(p, weight, spectrum, curve, pictured).savefig(
+            aside, format="png", dpi=110, metadata={"Software": None}
+        )
 
     kl = "an unbounded KL" if result["predicted_kl"] is None else f"a KL of {result['predicted_kl']:.3g} nats"
     asked = weight if p.kl.control == "schedule" else getattr(p.kl, p.kl.control_name)
@@ -66,18 +75,17 @@ def main() -> None:
         log.warning(warning)
 
 
-def curve_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Curve:
-    """The pilot's, where one is asked for, else that of linear theory. An interrupted pilot resumes."""
+def pilot_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Pilot | None:
+    """None where none is asked for, or there is nothing to learn. An interrupted one resumes."""
     if not pilot.is_asked(p, len(train_images)):
-        return spectrum
+        return None
     compute = pilot.compute_of(p)
     with (
         checkpoint_folder.of_pilot(p, compute.describe()) as checkpoint,
         contention.coped_with(compute),
         progress.bar("pilot", pilot.STEPS, unit="steps") as advance,
     ):
-        learnt = pilot.learn(p, spectrum, train_images, compute, checkpoint, advance)
-    return spectrum if learnt is None else learnt.curve
+        return pilot.learn(p, spectrum, train_images, compute, checkpoint, advance)
 
 
 def affordable(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray, seconds: float) -> int:
@@ -108,35 +116,6 @@ def predicted(p: Parameters, weight: float, curve: Curve) -> dict[str, Any]:
         **schedule_above(p, weight, expected["collapse_kl_weight"]),
         "warnings": warnings(p, expected, curve),
     }
-
-
-def plot(p: Parameters, weight: float, spectrum: Spectrum, curve: Curve) -> Figure:
-    """Left: the eigenvalues and the threshold. Right: the predicted KL over KL weights."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    values = spectrum.eigenvalues
-    threshold = rate_distortion.threshold(curve, BetaELBO.of(p, weight))
-    left.semilogy(np.arange(1, len(values) + 1), np.maximum(values, 1e-12), marker=".", color="#2f6db3")
-    left.axhline(threshold, color="#c0392b", ls="--", label="threshold at this weight")
-    left.set(xlabel="latent", ylabel="eigenvalue of the images' covariance", title="Spectrum of the images")
-    left.legend()
-
-    weights = kl_weights.of_interest(kl_weights.critical(p, spectrum), weight)
-    for by, colour in [(spectrum, "#888888")] * (curve is not spectrum) + [(curve, "#2f6db3")]:
-        kl = [predict(by, BetaELBO.of(p, w)).kl for w in weights]
-        right.semilogx(weights, kl, color=colour, label=by.source.removeprefix("the "))
-    right.axhline(1, color="#888888", lw=0.8)
-    collapse = kl_weights.of_rate(p, curve)
-    if collapse > 0 and math.isfinite(collapse):
-        start = min(collapse, weights[-1])
-        right.axvspan(start, weights[-1], color="#c0392b", alpha=0.12, label="collapse predicted")
-    if weight > 0:
-        right.axvline(weight, color="#c0392b", ls="--", label=f"kl.max_weight = {weight:g}")
-    right.set(
-        xlabel="KL weight", ylabel="predicted KL (nats per image)", title="Predicted KL", xlim=(weights[0], weights[-1])
-    )
-    right.legend()
-    return figure
 
 
 if __name__ == "__main__":

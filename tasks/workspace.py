@@ -33,6 +33,7 @@ VALIDATION = REPORTS / "validation.json"
 VALIDATION_FAILURES = REPORTS / "validation_failures.csv"
 PREFLIGHT = REPORTS / "preflight.json"
 PREFLIGHT_PLOT = REPORTS / "preflight.png"
+PILOT_SHEET = REPORTS / "pilot.png"
 HISTORY = REPORTS / "history.csv"
 KL_PER_LATENT = REPORTS / "kl_per_latent.csv"
 TIMING = REPORTS / "timing.csv"
@@ -45,6 +46,7 @@ REPORT = REPORTS / "report.html"
 
 JSON_REPORTS = (METRICS, SUMMARY, MONITOR, PREFLIGHT, VALIDATION)
 TABLES = (HISTORY, KL_PER_LATENT, LATENTS)
+PICTURES = (PREFLIGHT_PLOT, PILOT_SHEET)
 
 MLFLOW_PORT = int(os.environ.get("VAE_TRAIN_MLFLOW_PORT", "5000"))
 

@@ -68,7 +68,7 @@ def _log_files(client: MlflowClient, run_id: str, metrics: Mapping[str, Mapping[
         numbers = {f"{name}/{metric}": value for metric, value in values.items() if value is not None}
         mlflow.log_metrics(numbers, run_id=run_id)
     client.log_artifacts(run_id, str(workspace.PLOTS), "plots")
-    for report in (*workspace.JSON_REPORTS, *workspace.TABLES, workspace.PARAMS, workspace.LOCK):
+    for report in (*workspace.JSON_REPORTS, *workspace.TABLES, *workspace.PICTURES, workspace.PARAMS, workspace.LOCK):
         if report.exists():
             client.log_artifact(run_id, str(report))
 

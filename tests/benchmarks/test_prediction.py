@@ -107,7 +107,7 @@ def test_every_sweep_is_worth_a_pilot(name: str, monkeypatch: pytest.MonkeyPatch
     counts = {"digits": 1797, "mnist": 10_000, "leaves": 1753} | {n: shape[0] for n, shape in GENERATED.items()}
     p = prediction.parameters_of(chosen, None)
     monkeypatch.setattr(pilot, "STEPS", FULL_STEPS)
-    assert pilot.is_worth_it(p, p.train.epochs, int(0.8 * counts[name.split("-")[0]]))
+    assert pilot.is_asked(p, int(0.8 * counts[name.split("-")[0]]))
     assert p.train.optimizer == "muon" and p.train.precision == "fp32"
 
 

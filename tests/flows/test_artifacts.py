@@ -94,6 +94,38 @@ def test_pictures_are_embedded_only_while_they_are_small(
     assert "![" not in artifacts.summary([])
 
 
+def test_the_prediction_is_shown_with_its_curve_and_the_weight_of_a_wish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    workspace.PARAMS.write_text("kl: {max_weight: {rate: 20}}\n")
+    found = {
+        "predicted_by": "the pilot", "predicted_kl": 20.0, "predicted_mse": 0.01, "kl_weight": 5.5,
+        "asked_kl_weight": "{rate: 20}", "collapse_kl_weight": 26.5, "calibrated_kl_weight": 1.0,
+        "warnings": ["close to the edge"],
+        "pilot": {"pictures": [{"kl_weight": 7.9, "rate": 17.1, "distortion": 0.09}]},
+    }  # fmt: skip
+    workspace.write_json(workspace.PREFLIGHT, found)
+    for picture in workspace.PICTURES:
+        picture.write_bytes(b"abc")
+    pages: dict[str, str] = {}
+    monkeypatch.setattr(artifacts, "create_markdown_artifact", lambda text, key, description: pages.update({key: text}))
+    artifacts.curve()
+    text = pages["curve"]
+    assert "{rate: 20\\} has become 5.5." in text
+    assert "the pilot predicts a KL of 20 nats per image and a root mean squared error of 0.1 a pixel." in text
+    assert "begins at a KL weight of 26.5" in text and "KL weight of 1 the loss is the ELBO" in text
+    assert "- close to the edge" in text and "| 1 | 7.9 | 17.1 | 0.09 |" in text
+    assert text.count("](data:image/png;base64,YWJj)") == 2
+
+    workspace.PARAMS.write_text("kl: {max_weight: 0.0}\n")
+    linear = {"predicted_kl": None, "predicted_mse": None, "kl_weight": 0.0, "asked_kl_weight": "0", "pilot": None}
+    workspace.write_json(workspace.PREFLIGHT, found | linear | {"collapse_kl_weight": 0.0})
+    text = artifacts.prediction()
+    assert "an unbounded KL per image." in text and "No KL weight leaves more than 1 nat" in text
+    assert "has become" not in text and text.count("](data:") == 1 and "| row |" not in text
+
+
 def test_a_stage_s_line_is_logged_at_the_level_that_it_begins_with(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     for line in ("warning: a: b", "error: c", "verdict: healthy", "warning", ""):

@@ -90,9 +90,13 @@ def test_a_second_run_finds_every_task_cached(by_flow: ByFlow, served: Workspace
     assert done.code == 0 and "Completed" in done.output.splitlines()[-1], done.output
     assert served.task_states(done.flow_run) == dict.fromkeys(STAGES, "Cached")
     artifacts = served.ask_prefect("artifacts/filter", flow_runs={"id": {"any_": [done.flow_run]}})
-    assert {artifact["key"] for artifact in artifacts} == {"monitor", "reconstructions", "verdict", "mlflow-run"}, (
-        "nothing trained"
-    )
+    assert {artifact["key"] for artifact in artifacts} == {
+        "curve",
+        "monitor",
+        "reconstructions",
+        "verdict",
+        "mlflow-run",
+    }, "nothing trained"
 
 
 # MLflow

@@ -16,7 +16,9 @@ from ruamel.yaml import YAML
 from tasks import evaluate, workspace
 from vae.config import loading
 from vae.config.resolved import changed, resolve
+from vae.inference import grids
 from vae.models import saved
+from vae.pilot import pictures
 from vae.report.facts import Facts
 from vae.training.history import COLUMNS
 
@@ -36,8 +38,9 @@ def make_workspace(
     verdict: str = "healthy",
     path: str = "photos",
     prior: str = "standard",
+    pilot: bool = False,
 ) -> None:
-    """Every file that evaluate reads."""
+    """Every file that evaluate reads. pilot: with the curve of one, and pictures at two points of it."""
     random = np.random.default_rng(0)
     (folder / "data/images").mkdir(parents=True)
     (folder / "reports").mkdir()
@@ -73,12 +76,21 @@ def make_workspace(
         latents.iloc[-1] = math.nan
     latents.insert(0, "epoch", history["epoch"])
     latents.to_csv(folder / "reports/kl_per_latent.csv", index=False)
+    row = np.zeros((1, 8, 12, 3), np.uint8)
+    sheet = pictures.sheet([row, row + 100, row + 200] if pilot else [row])
+    (folder / "reports/pilot.png").write_bytes(grids.png(sheet))
+    learnt = {
+        "thresholds": [0.04, 0.4, 4.0], "rates": [[3.0, 2.0, 1.0, 0.2, 0.0], [1.0, 0.5, 0, 0, 0], [0.0] * 5],
+        "error": [1.0, 3.0, 9.0], "likelihood": "gaussian", "pictures": [{"threshold": 0.05}, {"threshold": 1.0}],
+        "model": p.model.model_dump(include={"architecture", "latent_dim", "widths", "batch_norm"}),
+    }  # fmt: skip
     advice = [] if verdict == "healthy" else ["set kl.max_weight to 0.01"]
     monitor = {"summary": "All of it & more.", "reasons": ["a < b"], "recommendations": advice}
     for name, content in (
         ("monitor", {"verdict": verdict, **monitor}),
-        ("preflight", {"predicted_kl": 3.5, "predicted_active_units": 2, "critical_kl_weight": 32.0,
-                       "collapse_kl_weight": 20.0, "eigenvalues": [3.0, 2.0, 1.0, 0.5, 0.2],
+        ("preflight", {"predicted_by": "the pilot" if pilot else "linear theory", "predicted_kl": 3.5,
+                       "predicted_active_units": 2, "critical_kl_weight": 32.0, "collapse_kl_weight": 20.0,
+                       "pilot": learnt if pilot else None, "eigenvalues": [3.0, 2.0, 1.0, 0.5, 0.2],
                        "eigenvalue_sum": 9.0, "images": 40, "kl_per_latent": [2.5, 1.0, 0, 0, 0],
                        "warnings": ["close to the edge"]}),
         ("validation", {"passed": True, "rules": [

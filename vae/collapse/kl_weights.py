@@ -32,6 +32,13 @@ def critical(p: Parameters, curve: Curve) -> float:
     return curve.critical / threshold(curve, BetaELBO.of(p, 1.0))
 
 
+def of_threshold(p: Parameters, curve: Curve, s: float) -> float:
+    """The KL weight whose threshold β·σ² is s: where σ follows the error, N·σ² = d(s)."""
+    if _follows_the_error(p):
+        return s * curve.pixels / max(float(curve.error(np.array([s]))[0]), 1e-300)
+    return s / threshold(curve, BetaELBO.of(p, 1.0))
+
+
 def of_rate(p: Parameters, curve: Curve, nats: float = COLLAPSED_BELOW_NATS) -> float:
     """The KL weight, below the critical one, at which the predicted KL falls to `nats`: of 1 nat, the collapse weight.
 

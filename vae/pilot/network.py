@@ -63,9 +63,17 @@ class PilotNetwork(nn.Module):
         self._condition: Tensor | None = None
 
     def forward(self, x: Tensor, noise: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self._condition_on(u)
+        return self.vae(x, noise)
+
+    def reconstruct(self, x: Tensor, u: Tensor) -> Tensor:
+        """The decoder's output at z = μ: (B, C, H, W). An autoregressive one generates it, without the image."""
+        self._condition_on(u)
+        return self.vae.decode(self.vae.encode(x)[0])
+
+    def _condition_on(self, u: Tensor) -> None:
         waves = [torch.sin(math.pi * u), torch.cos(math.pi * u), torch.sin(2 * math.pi * u)]
         self._condition = self.embed(torch.stack([u, u * u, *waves], 1))
-        return self.vae(x, noise)
 
     def _modulated(self, features: Tensor, modulation: nn.Linear) -> Tensor:
         """(1 + a)·h + b for features (B, F, …)."""

@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from vae.config.constants import COLLAPSED_BELOW_NATS
+
 SHEET = Path(__file__).parent / "templates/charts.mplstyle"
 STYLE = matplotlib.rc_params_from_file(SHEET, use_default_template=False)
 
@@ -77,9 +79,13 @@ def training_curves(history: pd.DataFrame, ramp_epochs: float, kept_epoch: int) 
 
 @styled()
 def kl_per_latent(
-    kl: NDArray[np.float64], posterior_share: NDArray[np.float64], predicted: Sequence[float] | None, informative: float
+    kl: NDArray[np.float64],
+    posterior_share: NDArray[np.float64],
+    predicted: Sequence[float] | None,
+    informative: float,
+    source: str = "linear theory",
 ) -> Figure:
-    """KL of each latent, largest first, with the prediction of linear theory and the threshold `informative`.
+    """KL of each latent, largest first, with the prediction of `source` and the threshold `informative`.
 
     kl: (Z,), nats per image. posterior_share: (Z,), in [0, 1], plotted below in the same order.
     """
@@ -96,7 +102,7 @@ def kl_per_latent(
     if predicted is not None and len(predicted):
         expected = np.sort(np.asarray(predicted, dtype=np.float64))[::-1]
         steps = np.arange(len(expected) + 1) + 0.5
-        ax.stairs(expected, steps, baseline=None, color=ORANGE, lw=1.6, label="predicted by linear theory")
+        ax.stairs(expected, steps, baseline=None, color=ORANGE, lw=1.6, label=f"predicted by {source}")
     ax.axhline(informative, color=RED, lw=1, ls="--")
     ax.set(ylabel="KL, nats per image", xlim=(0.4, len(order) + 0.6))
     below.set(xlabel="latent, sorted", ylabel="posterior's share\nof variance", ylim=(0, 1))
@@ -137,15 +143,20 @@ def kl_over_time(epochs: pd.DataFrame, kept_epoch: int) -> Figure:
 
 @styled()
 def expected_kl(
-    weights: NDArray[np.float64], kl: NDArray[np.float64], collapse: float | None, weight: float, measured: float | None
+    weights: NDArray[np.float64],
+    kl: NDArray[np.float64],
+    collapse: float | None,
+    weight: float,
+    measured: float | None,
+    source: str = "linear theory",
 ) -> Figure:
-    """Predicted KL over KL weights, with the weight of this run and its measured KL.
+    """Predicted KL over KL weights, by `source`, with the weight of this run and its measured KL.
 
     weights, kl: (K,), kl in nats per image. collapse: collapse is predicted above this weight.
     """
     figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
     ax = figure.subplots()
-    ax.semilogx(weights, kl, color=ORANGE, label="predicted by linear theory")
+    ax.semilogx(weights, kl, color=ORANGE, label=f"predicted by {source}")
     if collapse is not None and collapse < weights[-1]:
         ax.axvspan(max(collapse, weights[0]), weights[-1], color=RED, alpha=0.12, lw=0, label="collapse predicted")
     if weight > 0:
@@ -157,6 +168,60 @@ def expected_kl(
     ax.set_ylim(bottom=0)
     ax.legend()
     return figure
+
+
+@styled()
+def rate_distortion(
+    curves: Sequence[tuple[str, NDArray[np.float64], NDArray[np.float64]]],
+    pictured: Sequence[tuple[float, float]],
+    predicted: tuple[float, float, str] | None,
+    measured: tuple[float, float] | None,
+    tolerance: float,
+    distortion: str,
+) -> Figure:
+    """Distortion over rate in nats per image, on a square-root scale, so that the last nats have room.
+
+    curves: (name, rates, distortions), the main one first. pictured: (rate, distortion) of the numbered points.
+    predicted: of this run, with its label. measured: of the trained model; the predicted rate may be off by
+    `tolerance`, a share of the measured one. distortion: the label of its axis.
+    """
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+    ax = figure.subplots()
+    (name, rates, errors), *others = curves
+    for other, x, y in others:
+        ax.plot(x, y, color=GREY, lw=1, label=other)
+    ax.plot(rates, errors, color=ORANGE, lw=2.4, label=name)
+    ax.axvspan(0, COLLAPSED_BELOW_NATS, color=RED, alpha=0.12, lw=0, label="collapse: less than 1 nat is left")
+    if predicted is not None:
+        ax.plot(*predicted[:2], "D", color=ORANGE, ms=8, mec=INK, mew=1, label=predicted[2], ls="")
+    if measured is not None:
+        label = f"measured, ± {tolerance:.0%} of the KL"
+        ax.errorbar(*measured, xerr=tolerance * measured[0], fmt="o", color=BLUE, ms=7, capsize=4, label=label)
+    for number, point in enumerate(pictured, start=1):
+        ax.plot(*point, "o", color=INK, ms=4)
+        ax.annotate(str(number), point, (4, 4), textcoords="offset points", weight="bold")
+    most = max(
+        float(rates.max()), 1.1, predicted[0] if predicted else 0, measured[0] * (1 + tolerance) if measured else 0
+    )
+    ticks = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+    ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    ax.set_xlim(0, 1.03 * most)
+    ax.set(xlabel="rate, nats per image (square-root scale)", ylabel=distortion)
+    ax.legend()
+    return figure
+
+
+def places(figure: Figure, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where data points lie in a drawn figure, as shares of its width from the left and its height from above: (K, 2).
+
+    Points outside of the axes lie on their edge.
+    """
+    ax = figure.axes[0]
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    inside = np.stack([np.clip(x, left, right), np.clip(y, low, high)], 1)
+    shares = figure.transFigure.inverted().transform(ax.transData.transform(inside))
+    return np.stack([shares[:, 0], 1 - shares[:, 1]], 1)
 
 
 @styled()

@@ -1,7 +1,8 @@
 """The content of a report as plain data: gathered by the stage evaluate, laid out by `vae.report.page`."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
@@ -39,6 +40,58 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Stop:
+    """A point on the rate–distortion curve, in words; x, y: its place in the chart, in per cent from the upper left.
+
+    informative: How many latents are. row: The nearest row of pictures, −1 without any.
+    """
+
+    kl_weight: str
+    effective_beta: str
+    rate: str
+    distortion: str
+    informative: int
+    x: float
+    y: float
+    row: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """Images that the pilot decodes at one point of the curve."""
+
+    kl_weight: str
+    rate: str
+    distortion: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class RateDistortion:
+    """The rate–distortion curve.
+
+    Attributes:
+        start: Index of the stop at this run's weight.
+        distortion: Its name and unit.
+        originals, rows: The pilot's pictures, if there are any.
+        sentences: How far the prediction was off, and why something is missing.
+    """
+
+    picture: Picture
+    stops: Sequence[Stop]
+    start: int
+    distortion: str
+    originals: bytes | None
+    rows: Sequence[Row]
+    sentences: Sequence[str]
+
+    @property
+    def data(self) -> str:
+        """The stops as JSON, for the page's script."""
+        return json.dumps([list(asdict(stop).values()) for stop in self.stops], ensure_ascii=False)
+
+
+@dataclass(frozen=True)
 class Facts:
     """The content of a report.
 
@@ -47,6 +100,7 @@ class Facts:
             shows as a dash.
         manifest: One row per source file.
         pictures: In the order of the report.
+        rate_distortion: None of images that do not vary.
         latent_map: Of the test images.
         classes_read: The linear probe's results by class; empty where there is no probe.
         hashes: SHA-256 of the inputs, by name.
@@ -59,6 +113,7 @@ class Facts:
     validation: Mapping[str, Any]
     manifest: pd.DataFrame
     pictures: Sequence[Picture]
+    rate_distortion: RateDistortion | None
     latent_map: LatentMap
     classes_read: Sequence[ClassRead]
     hashes: Mapping[str, str]

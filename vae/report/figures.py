@@ -182,14 +182,14 @@ def _expected_kl(p: ResolvedParameters, model: Saved, preflight: Mapping[str, An
     return _chart(
         "Predicted and measured",
         "expected_kl",
-        "The KL that linear theory predicts for each KL weight, the weight of this run, and its KL on the test split.",
+        f"The KL that {curve.source} predicts for each KL weight, this run's weight, and its KL on the test split.",
         "Line chart: predicted KL over KL weights, with the weight and KL of this run marked",
-        charts.expected_kl(weights, kl, preflight["collapse_kl_weight"], p.kl.max_weight, measured),
+        charts.expected_kl(weights, kl, preflight["collapse_kl_weight"], p.kl.max_weight, measured, curve.source),
     )
 
 
 def _kl_per_latent(result: Evaluation, preflight: Mapping[str, Any], informative: float) -> Picture:
-    found = result.measurement
+    found, source = result.measurement, preflight["predicted_by"]
     return _chart(
         "Predicted and measured",
         "kl_per_latent",
@@ -197,7 +197,9 @@ def _kl_per_latent(result: Evaluation, preflight: Mapping[str, Any], informative
         "a latent carries almost nothing. Lower panel, in the same order: the posterior's share of each latent's "
         "variance; 1 means independent of the image, 0 means determined by it.",
         "Bar chart: KL of each latent beside the prediction, and the posterior's share of variance",
-        charts.kl_per_latent(found.kl_per_latent, found.posterior_share, preflight.get("kl_per_latent"), informative),
+        charts.kl_per_latent(
+            found.kl_per_latent, found.posterior_share, preflight.get("kl_per_latent"), informative, source
+        ),
     )
 
 

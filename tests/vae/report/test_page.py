@@ -25,7 +25,7 @@ from vae.report.facts import Facts, Origin
 class Page(HTMLParser):
     """What a browser would make of it: tags, where they point, and the text."""
 
-    VOID = frozenset({"meta", "br", "img"})
+    VOID = frozenset({"meta", "br", "img", "input"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def test_the_report_holds_all_and_asks_for_nothing(facts: Facts) -> None:
     html = report.html(facts)
     page = Page(html)
     sources = [value for tag, name, value in page.attributes if name in {"src", "srcset", "data"}]
-    assert len(sources) == 5  # three grids of reconstructions, samples, traversals
+    assert len(sources) == 8  # three grids of reconstructions, samples, traversals, three rows along the curve
     for source in sources:
         assert source and source.startswith("data:image/png;base64,")
         assert base64.b64decode(source.split(",")[1], validate=True).startswith(b"\x89PNG")
@@ -68,7 +68,7 @@ def test_the_report_holds_all_and_asks_for_nothing(facts: Facts) -> None:
     addresses = set(re.findall(r"https?://[^\s\"'<]+", html))
     assert addresses == {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}  # names, not places
     assert not {"link", "iframe", "object", "base", "form"} & set(page.tags)
-    assert page.tags.count("svg") == 5  # curves, heat map, expected KL, KL per latent, and the latent map
+    assert page.tags.count("svg") == 6  # curves, heat map, distortion, expected KL, KL per latent, and the latent map
     assert page.text.index("Healthy") < page.text.index("Key numbers") < page.text.index("kl.max_weight")
     expected = ["All of it & more.", "a < b", "close to the edge", facts.hashes["test images"]]
     expected += ["… and 10 more"]  # of 60 quarantined files, 50 are named

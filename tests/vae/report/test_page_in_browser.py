@@ -144,6 +144,44 @@ def test_pointing_at_a_dot_shows_its_own_image(files: dict[str, Path], opened: A
     assert not it.page.locator(".card").is_visible()
 
 
+def test_the_slider_moves_along_the_curve_and_numbers_and_pictures_follow(files: dict[str, Path], opened: Any) -> None:
+    it = opened(files["healthy"])
+    slider = it.page.get_by_label("Move along the curve, by KL weight")
+    rows = [row.get_attribute("src") for row in it.page.locator(".pilot img").all()]
+
+    def seen() -> tuple[list[str], str, float]:
+        numbers = it.page.locator(".along dd").all_inner_texts()
+        assert f"KL weight {numbers[0]}: {numbers[2]} nats" in slider.get_attribute("aria-valuetext")
+        assert it.page.locator(".nearest img").first.get_attribute("src") == rows[0]
+        return (
+            numbers,
+            it.page.locator(".nearest img").last.get_attribute("src"),
+            it.page.locator(".here").bounding_box()["x"],
+        )
+
+    assert seen()[0][0] == "1"  # the weight of this run
+    slider.press("Home")
+    (weight, _, rate, error, informative), picture, x = seen()
+    slider.press("End")
+    (far_weight, _, far_rate, far_error, far_informative), far_picture, far_x = seen()
+    assert float(weight) < 1 < float(far_weight)
+    assert float(rate) > float(far_rate) and float(error) < float(far_error) and int(informative) > int(far_informative)
+    assert (picture, far_picture) == (rows[1], rows[2]) and rows[1] != rows[2]
+    assert far_x < x  # the rate falls
+    slider.press("ArrowLeft")
+    assert seen()[0] != [far_weight, _, far_rate, far_error, far_informative]
+    assert it.said == []
+
+
+def test_linear_theory_alone_has_a_slider_without_pictures(files: dict[str, Path], opened: Any) -> None:
+    it = opened(files["copy"])
+    numbers = it.page.locator(".along dd")
+    before = numbers.all_inner_texts()
+    it.page.get_by_label("Move along the curve, by KL weight").press("Home")
+    assert numbers.all_inner_texts() != before
+    assert it.page.locator(".strips").count() == 0 and it.said == []
+
+
 def test_a_class_can_be_seen_alone(files: dict[str, Path], opened: Any) -> None:
     it = opened(files["healthy"])
     button = it.page.get_by_role("button", name=NASTY_CLASS)
@@ -178,5 +216,7 @@ def test_without_scripts_all_but_the_pointing_is_there(files: dict[str, Path], b
     page.goto(files["healthy"].as_uri())
     assert page.locator("circle").count() == COUNTS["test"]
     assert page.get_by_role("heading", name="Healthy").is_visible()
+    assert [row.is_visible() for row in page.locator(".pilot li").all()] == [True] * 3
+    assert page.get_by_text("KL weight", exact=False).first.is_visible() and not page.locator(".along").is_visible()
     assert not page.locator(".hint").is_visible() and page.locator(".legend button").first.is_disabled()
     context.close()

@@ -80,3 +80,30 @@ for (const button of legend) {
 stage.tabIndex = 0;
 stage.setAttribute("role", "application");
 map.querySelector(".hint").hidden = false;
+
+// Rate–distortion curve: a slider moves along it; the numbers and the nearest row of pictures follow.
+const curve = document.querySelector(".curve");
+if (curve) {
+  const stops = JSON.parse(curve.dataset.stops);
+  const here = curve.querySelector(".here");
+  const along = curve.querySelector(".along");
+  const slider = along.querySelector("input");
+  const numbers = [...along.querySelectorAll("dd")];
+  const nearestRows = along.querySelector(".nearest");
+  const strips = [...document.querySelectorAll(".pilot li")];
+  const move = () => {
+    const stop = stops[slider.value];
+    numbers.forEach((number, i) => (number.textContent = stop[i]));
+    const [x, y, row] = stop.slice(numbers.length);
+    here.style.left = `${x}%`;
+    here.style.top = `${y}%`;
+    slider.setAttribute("aria-valuetext", `KL weight ${stop[0]}: ${stop[2]} nats, ${stop[3]}`);
+    if (row < 0) return;
+    const chosen = strips[row + 1]; // after the originals
+    strips.forEach((strip) => strip.classList.toggle("on", strip === chosen));
+    nearestRows.replaceChildren(strips[0].cloneNode(true), chosen.cloneNode(true));
+  };
+  slider.addEventListener("input", move);
+  along.hidden = here.hidden = false;
+  move();
+}
