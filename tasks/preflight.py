@@ -66,6 +66,8 @@ def main() -> None:
 
     kl = "an unbounded KL" if result["predicted_kl"] is None else f"a KL of {result['predicted_kl']:.3g} nats"
     asked = weight if p.kl.control == "schedule" else getattr(p.kl, p.kl.control_name)
+    if p.kl.asks_preflight:
+        log.info(f"preflight: kl.max_weight = {written(p.kl.max_weight)} is a weight of {weight:g} by {curve.source}")
     log.info(
         f"preflight: {curve.source} predicts {kl} in "
         f"{result['predicted_active_units']} of {p.model.latent_dim} latents at kl.{p.kl.control_name} = {asked:g} "

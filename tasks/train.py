@@ -147,6 +147,7 @@ def run(job: Job, checkpoints: Path) -> None:
         **{f"compute.{name}": value for name, value in job.compute.describe().items()},
     }
     tags["learning_rate"] = f"{job.p.train.learning_rate:g}"  # where the parameter says auto
+    tags["kl_weight"] = f"{job.p.kl.max_weight:g}"  # where the parameter is a wish
     user = loading.load(workspace.PARAMS)
     if user.train.budget is not None:
         tags[lineage.BUDGET_EPOCHS] = str(job.p.train.epochs)

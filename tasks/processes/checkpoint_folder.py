@@ -79,9 +79,12 @@ def key_of(p: Parameters, stage: str = "train") -> str:
 
 
 def _files(dependency: Path) -> list[Path]:
-    """The file itself, or all files of a folder that DVC counts: those of Python's caches are left out."""
+    """The file itself, or all files of a folder that DVC counts: those of Python's caches are left out.
+
+    None where there is no such file: a stage that is run by hand may do without one.
+    """
     if not dependency.is_dir():
-        return [dependency]
+        return [dependency] if dependency.exists() else []
     return sorted(f for f in dependency.rglob("*") if f.is_file() and "__pycache__" not in f.parts)
 
 
