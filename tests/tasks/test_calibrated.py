@@ -11,10 +11,12 @@ from helpers.stages import LATENTS, write_params
 from helpers.trainings import TRAIN, VALID
 
 from tasks import monitor, preflight, workspace
+from tasks.processes import checkpoint_folder
 from vae.collapse import kl_weights, linear_theory
 from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.resolved import RAMP
+from vae.pilot import training
 
 STEPS_PER_EPOCH = 4  # 70 images in batches of 16
 
@@ -88,4 +90,19 @@ def test_a_budget_becomes_epochs_that_training_reads(folder: Path, monkeypatch: 
     assert (p.train.epochs, p.train.budget, p.kl.annealing_epochs) == (77, None, RAMP * 77)
     write_params({"train.budget": 600.0})
     with pytest.raises(InputError, match=r"preflight\.json is not of train\.budget = 600; run `dvc repro preflight`"):
+        workspace.load_parameters()
+
+
+def test_a_wish_becomes_the_weight_that_the_pilot_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "STEPS", 5)
+    monkeypatch.setattr(checkpoint_folder, "key_of", lambda p, stage: "a")
+    np.save(workspace.images("valid"), VALID)
+    write_params({"kl.max_weight": {"rate": 1.5}, "preflight.pilot": True})
+    preflight.main()
+    found, weight = workspace.read_json(workspace.PREFLIGHT), workspace.load_parameters().kl.max_weight
+    assert found["predicted_by"] == "the pilot" and found["linear_theory"]["predicted_kl"] != found["predicted_kl"]
+    assert found["predicted_kl"] == pytest.approx(1.5, rel=1e-3) and found["kl_weight"] == weight
+    assert not list((workspace.root() / ".checkpoints").glob("pilot-a*"))
+    write_params({"kl.max_weight": {"rate": 2.0}, "preflight.pilot": True})
+    with pytest.raises(InputError, match=r"not of kl\.max_weight = \{rate: 2\}; run `dvc repro preflight`"):
         workspace.load_parameters()
