@@ -97,11 +97,11 @@ def test_a_wish_becomes_the_weight_that_the_pilot_says(folder: Path, monkeypatch
     monkeypatch.setattr(training, "STEPS", 5)
     monkeypatch.setattr(checkpoint_folder, "key_of", lambda p, stage: "a")
     np.save(workspace.images("valid"), VALID)
-    write_params({"kl.max_weight": {"rate": 1.5}, "preflight.pilot": True})
+    write_params({"kl.max_weight": {"rate": 2.5}, "preflight.pilot": True})
     preflight.main()
     found, weight = workspace.read_json(workspace.PREFLIGHT), workspace.load_parameters().kl.max_weight
     assert found["predicted_by"] == "the pilot" and found["linear_theory"]["predicted_kl"] != found["predicted_kl"]
-    assert found["predicted_kl"] == pytest.approx(1.5, rel=1e-3) and found["kl_weight"] == weight
+    assert found["predicted_kl"] == pytest.approx(2.5, rel=1e-3) and found["kl_weight"] == weight
     assert not list((workspace.root() / ".checkpoints").glob("pilot-a*"))
     write_params({"kl.max_weight": {"rate": 2.0}, "preflight.pilot": True})
     with pytest.raises(InputError, match=r"not of kl\.max_weight = \{rate: 2\}; run `dvc repro preflight`"):
