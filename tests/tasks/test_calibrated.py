@@ -100,7 +100,10 @@ def test_a_wish_becomes_the_weight_that_the_pilot_says(folder: Path, monkeypatch
     write_params({"kl.max_weight": {"rate": 2.5}, "preflight.pilot": True})
     preflight.main()
     found, weight = workspace.read_json(workspace.PREFLIGHT), workspace.load_parameters().kl.max_weight
-    assert found["predicted_by"] == "the pilot" and found["linear_theory"]["predicted_kl"] != found["predicted_kl"]
+    assert (
+        found["predicted_by"] == "the pilot"
+        and found["linear_theory"]["collapse_kl_weight"] != found["collapse_kl_weight"]
+    )
     assert found["predicted_kl"] == pytest.approx(2.5, rel=1e-3) and found["kl_weight"] == weight
     assert not list((workspace.root() / ".checkpoints").glob("pilot-a*"))
     write_params({"kl.max_weight": {"rate": 2.0}, "preflight.pilot": True})
