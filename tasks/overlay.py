@@ -177,7 +177,8 @@ def experiment_values(name: str) -> dict[str, Any]:
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """`{"kl": {"max_weight": 1}}` → `{"kl.max_weight": 1}`. A mapping further down is a value: a wish is one."""
     found: dict[str, Any] = {}
-    for section, value in values.items():
+    for key, value in values.items():
+        section = str(key)  # of a harmful file it may be anything
         if isinstance(value, Mapping) and "." not in section:
             found |= {f"{section}.{name}": parameter for name, parameter in value.items()}
         else:
