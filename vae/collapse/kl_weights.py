@@ -14,7 +14,7 @@ from vae.config.parameters import Parameters, Wish
 from vae.config.text import rounded, written
 
 LOWEST = 1e-12  # of the critical weight
-# The effective β for what a model is for: docs/kl-weight.md has what each does on digits and leaves.
+# The effective β for what a model is for.
 PURPOSES = {"calibrated": 1.0, "reconstruct": 0.3, "represent": 1.0, "sample": 2.0}
 
 
