@@ -75,14 +75,11 @@ class PilotCurve:
         """
         if s >= self.thresholds[-1]:
             return np.zeros(self.measured_rates.shape[1])
-        at = np.log(max(s, 1e-300))
-        pilot = np.array([np.interp(at, np.log(self.thresholds), rates) for rates in self.measured_rates.T])
+        at = float(np.log(max(s, 1e-300)))
+        pilot = self._between(at)
         if s >= self._all_alive:
             return pilot
-        alive = np.array(
-            [np.interp(np.log(self._all_alive), np.log(self.thresholds), r) for r in self.measured_rates.T]
-        )
-        extended = alive + 0.5 * (np.log(self._all_alive) - at)
+        extended = self._alive + 0.5 * (np.log(self._all_alive) - at)
         linear = np.zeros(len(pilot))
         if self.model.get("architecture") != "autoregressive":
             linear[: len(self.spectrum.eigenvalues)] = self.spectrum.rates(s)
@@ -92,6 +89,16 @@ class PilotCurve:
     def _all_alive(self) -> float:
         """The smallest of Z eigenvalues, where linear theory has all latents active; not below the pilot's range."""
         return float(np.clip(self.spectrum.eigenvalues[-1], self.thresholds[0], self.thresholds[-1]))
+
+    @cached_property
+    def _alive(self) -> NDArray[np.float64]:
+        """The pilot's rates there: (Z,)."""
+        return self._between(float(np.log(self._all_alive)))
+
+    def _between(self, at: float) -> NDArray[np.float64]:
+        """The pilot's rates at ln s, between its thresholds: (Z,)."""
+        known = np.log(self.thresholds)
+        return np.array([np.interp(at, known, rates) for rates in self.measured_rates.T])
 
     @cached_property
     def _points(self) -> NDArray[np.float64]:
