@@ -1,14 +1,15 @@
 """Compare the predicted KL with trainings over sweeps of KL weights on ten image sets.
 
-`python -m benchmarks.prediction --mnist PATH --leaves PATH` writes `docs/prediction/NAME.csv`, a row as each training
-ends; the same command continues after the last row. In the end it prints the tables and draws `docs/prediction.png`.
-`--only shapes` and so on runs some of the sweeps.
+`python -m benchmarks.prediction --mnist PATH --leaves PATH` adds a row to `docs/prediction/trained/NAME.csv` as each
+training ends, and those of a seed with the predictions of its pilot to `docs/prediction/NAME.csv`; the same command
+continues after the last row. In the end it prints the tables and draws `docs/prediction.png`. `--only shapes` and so on
+runs some of the sweeps, `--trainings-only` no pilots.
 
 The recipe is the default one but for what `SWEEPS` says, on one thread of a CPU in fp32. The rows hold for the code
-that wrote them: remove the files to measure anew.
+that wrote them: remove `NAME.csv` to predict anew, `trained/NAME.csv` to train anew.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from vae.data.images import binarised, prepare
 from vae.pilot import training as pilot
 
 FOLDER, PLOT = Path("docs/prediction"), Path("docs/prediction.png")
+TRAINED = FOLDER / "trained"
 
 WEIGHTS = 8
 VALID = TEST = 0.1  # of the images
@@ -126,6 +128,7 @@ def main(
     leaves: Annotated[
         Path | None, typer.Option(envvar="LEAVES", help="a folder of photos, in folders by class")
     ] = None,
+    trainings_only: Annotated[bool, typer.Option("--trainings-only", help="no pilots and no tables")] = False,
 ) -> None:
     """Measure how good the prediction is on ten image sets."""
     devices.set_up(COMPUTE, deterministic=True)
@@ -136,36 +139,52 @@ def main(
         if chosen.given and path is None:
             print(f"{name}: skipped; give --{chosen.given} PATH", flush=True)
             continue
-        tables[name] = swept(name, chosen, path, seeds)
-    if tables:
+        tables[name] = swept(name, chosen, path, seeds, trainings_only)
+    if tables and not trainings_only:
         print("\n".join(markdown(tables)))
         PLOT.parent.mkdir(exist_ok=True)
         sweep.plot(tables).savefig(PLOT, dpi=100, metadata={"Software": None})
 
 
-def swept(name: str, chosen: Sweep, path: Path | None, seeds: int) -> pd.DataFrame:
-    """A row per seed and weight, in ascending order; those that the file has are not measured again."""
+def swept(name: str, chosen: Sweep, path: Path | None, seeds: int, trainings_only: bool = False) -> pd.DataFrame:
+    """A row per seed and weight, in ascending order; those that the files have are not measured again."""
     user = parameters_of(chosen, path)
     train_images, valid_images = splits(chosen, user)
     p = resolve(user, user.train.steps_per_epoch(len(train_images)))
     spectrum = linear_theory.spectrum_for(p, train_images)
     weights: list[float] = rounded(sweep.weights(p, spectrum, WEIGHTS))  # the same on all machines
-    table = FOLDER / f"{name}.csv"
-    rows: list[dict[Any, Any]] = sweep.read(table).to_dict("records") if table.exists() else []
+    trained = Rows(TRAINED / f"{name}.csv", sweep.MEASURED)
+    compared = Rows(FOLDER / f"{name}.csv", sweep.COMPARED)
     for seed in range(seeds):
-        missing = [w for w in weights if (seed, w) not in {(row["seed"], row["kl_weight"]) for row in rows}]
-        if not missing:
-            continue
-        print(f"{name}, seed {seed}: a pilot, then {len(missing)} of {WEIGHTS} trainings", flush=True)
         seeded: ResolvedParameters = p.model_copy(update={"seed": seed})
+        for w in trained.missing(seed, weights):
+            print(f"{name}, seed {seed}: weight {w:.3g}", flush=True)
+            trained.add(sweep.measured(seeded, w, train_images, valid_images, COMPUTE))
+        missing = compared.missing(seed, weights)
+        if trainings_only or not missing:
+            continue
+        print(f"{name}, seed {seed}: a pilot", flush=True)
         learnt = pilot.learn(seeded, spectrum, train_images, COMPUTE)
         curve = spectrum if learnt is None else learnt.curve
-        for w in missing:
-            rows.append({**sweep.measured(seeded, w, spectrum, curve, train_images, valid_images, COMPUTE)})
-            rows.sort(key=lambda row: (row["seed"], row["kl_weight"]))
-            workspace.write(table, pd.DataFrame(rows).to_csv(index=False))
-    asked = [row for row in rows if row["seed"] < seeds and row["kl_weight"] in weights]
-    return pd.DataFrame(asked)
+        rows = [row for row in trained.rows if row["seed"] == seed and row["kl_weight"] in missing]
+        compared.add(*(sweep.compared(seeded, row, spectrum, curve) for row in rows))
+    asked = trained.rows if trainings_only else compared.rows
+    return pd.DataFrame([row for row in asked if row["seed"] < seeds and row["kl_weight"] in weights])
+
+
+class Rows:
+    """A table in a file, by seed and weight in ascending order."""
+
+    def __init__(self, path: Path, columns: Collection[str]) -> None:
+        self.path = path
+        self.rows: list[dict[Any, Any]] = sweep.read(path, columns).to_dict("records") if path.exists() else []
+
+    def missing(self, seed: int, weights: list[float]) -> list[float]:
+        return [w for w in weights if (seed, w) not in {(row["seed"], row["kl_weight"]) for row in self.rows}]
+
+    def add(self, *rows: dict[str, Any]) -> None:
+        self.rows = sorted([*self.rows, *rows], key=lambda row: (row["seed"], row["kl_weight"]))
+        workspace.write(self.path, pd.DataFrame(self.rows).to_csv(index=False))
 
 
 def parameters_of(chosen: Sweep, path: Path | None) -> Parameters:

@@ -5,10 +5,10 @@
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from vae.collapse.rate_distortion import Curve, predict
 from vae.compute import devices
 from vae.compute.batches import for_measuring, open_images
 from vae.compute.devices import Compute
+from vae.config.beta_elbo import BetaELBO
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters, changed
@@ -78,20 +79,25 @@ def sweep(p: ResolvedParameters, weight: list[float] | None, count: int, seeds: 
     chosen = sorted(weight) if weight else weights(p, spectrum, count)
     compute = devices.choose(p.train, training_flops(p), len(train_images))
 
-    def rows() -> Iterator[dict[str, float]]:
+    def rows() -> Iterator[dict[str, Any]]:
         for seed in range(p.seed, p.seed + seeds):
             seeded = p.model_copy(update={"seed": seed})
             curve = pilot.curve_of(seeded, spectrum, train_images)
             for w in track(chosen, description=f"weights, seed {seed}"):
-                yield measured(seeded, w, spectrum, curve, train_images, valid_images, compute)
+                row = measured(seeded, w, train_images, valid_images, compute)
+                yield compared(seeded, row, spectrum, curve)
 
     return pd.DataFrame(rows())
 
 
-def read(path: Path) -> pd.DataFrame:
-    """An earlier sweep, its numbers as they were. Raises: InputError: a column is missing."""
+MEASURED = {"seed", "kl_weight", "kl", "train_rmse", "sigma"}
+COMPARED = MEASURED | {"predicted_kl", "predicted_rmse", "linear_kl", "linear_collapse_kl_weight"}
+
+
+def read(path: Path, columns: Collection[str] = COMPARED) -> pd.DataFrame:
+    """An earlier sweep, its numbers as they were. Raises: InputError: one of the columns is missing."""
     table = pd.read_csv(path, engine="python")  # whose floats are exact
-    missing = {"seed", "linear_kl", "linear_collapse_kl_weight"} - set(table.columns)
+    missing = set(columns) - set(table.columns)
     if missing:
         raise InputError(f"{path} is of an earlier version, without {', '.join(sorted(missing))}; remove it and rerun")
     return table
@@ -105,44 +111,49 @@ def weights(p: ResolvedParameters, spectrum: Spectrum, count: int) -> list[float
 
 
 def measured(
-    p: ResolvedParameters,
-    weight: float,
-    spectrum: Spectrum,
-    curve: Curve,
-    train_images: np.ndarray,
-    valid_images: np.ndarray,
-    compute: Compute,
+    p: ResolvedParameters, weight: float, train_images: np.ndarray, valid_images: np.ndarray, compute: Compute
 ) -> dict[str, float]:
-    """One training with this KL weight: the predictions, and the kept model measured on whole splits.
+    """One training with this KL weight, the kept model measured on whole splits.
 
-    `kl` is measured on the validation split, `train_kl` on the training split, which the predictions are of.
-    `kl_at_measured_sigma` is the prediction at the σ that training reached, where σ is not fixed.
+    `kl` and `rmse` are of the validation split, `train_kl` and `train_rmse` of the training split, which the
+    predictions are of; z sampled. `sigma` is the decoder's, NaN for a Bernoulli likelihood.
     """
     p = changed(p, {"kl.max_weight": weight, "train.on_collapse": "continue"})
-    predicted = predict(curve, p.elbo)
     trained = loop.train(p, train_images, valid_images, compute)
     valid = measurement.measure(trained.model, valid_images, trained.likelihood, compute, p.seed)
-    pixels = int(np.prod(valid_images.shape[1:]))
-    # Models of different σ compare by the calibrated ELBO.
-    elbo, kl_at_measured_sigma = valid.elbo_at_own_sigma(trained.likelihood.kind, pixels), predicted.kl
-    own_sigma = p.elbo.likelihood == "gaussian" and p.elbo.fixed_sigma is None
-    if own_sigma and trained.likelihood.sigma is not None:
-        fixed = replace(p.elbo, sigma=trained.likelihood.sigma)
-        kl_at_measured_sigma = predict(curve, fixed).kl
-    mean_image = MeanImage.of(for_measuring(train_images, p))
+    kind, pixels = trained.likelihood.kind, int(np.prod(valid_images.shape[1:]))
     return {
         "seed": p.seed,
         "kl_weight": p.kl.max_weight,
-        "predicted_kl": predicted.kl,
-        "linear_kl": predict(spectrum, p.elbo).kl,
         "kl": valid.rate,
         "train_kl": trained.train.rate,
-        "kl_at_measured_sigma": kl_at_measured_sigma,
-        "predicted_active_units": predicted.active_units,
+        "rmse": math.sqrt(valid.mse_sampled),
+        "train_rmse": math.sqrt(trained.train.mse_sampled),
+        "sigma": math.nan if trained.likelihood.sigma is None else trained.likelihood.sigma,
         "informative_units": valid.informative_units(),
         "active_units": valid.active_units(),
-        "elbo": elbo,
-        "mean_image_elbo": mean_image.elbo(valid_images, trained.likelihood.kind),
+        # Models of different σ compare by the calibrated ELBO.
+        "elbo": valid.elbo_at_own_sigma(kind, pixels),
+        "mean_image_elbo": MeanImage.of(for_measuring(train_images, p)).elbo(valid_images, kind),
+    }
+
+
+def compared(p: ResolvedParameters, row: Mapping[str, Any], spectrum: Spectrum, curve: Curve) -> dict[str, Any]:
+    """A row of `measured` and what the pilot and linear theory predict for it.
+
+    `kl_at_measured_sigma` is the prediction at the σ that training reached, where σ is not fixed.
+    """
+    elbo = BetaELBO.of(p, row["kl_weight"])
+    predicted = predict(curve, elbo)
+    follows = elbo.likelihood == "gaussian" and elbo.fixed_sigma is None
+    at_sigma = predict(curve, replace(elbo, sigma=row["sigma"])) if follows else predicted
+    return {
+        **row,
+        "predicted_kl": predicted.kl,
+        "linear_kl": predict(spectrum, elbo).kl,
+        "kl_at_measured_sigma": at_sigma.kl,
+        "predicted_rmse": math.sqrt(predicted.mse),
+        "predicted_active_units": predicted.active_units,
         "tolerance": tolerance(p),
         "collapse_kl_weight": kl_weights.of_rate(p, curve),
         "linear_collapse_kl_weight": kl_weights.of_rate(p, spectrum),

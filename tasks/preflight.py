@@ -81,7 +81,7 @@ def pilot_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Pil
     """None where none is asked for, or there is nothing to learn. An interrupted one resumes."""
     if not pilot.is_asked(p, len(train_images)):
         return None
-    compute = pilot.compute_of(p)
+    compute = pilot.compute_of(p, len(train_images))
     with (
         checkpoint_folder.of_pilot(p, compute.describe()) as checkpoint,
         contention.coped_with(compute),

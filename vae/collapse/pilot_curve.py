@@ -12,10 +12,15 @@ from vae.collapse.linear_theory import Spectrum
 from vae.collapse.rate_distortion import Curve
 from vae.config.parameters import Parameters
 
-INFORMED = 0.25  # nats a latent, from which on the error follows from the rates
+FOLLOWS = 0.25  # nats a latent, from which on the error follows from the rates
+INFORMED = 0.5  # nats a latent, from which on the rates rise with −ln s
+SLOPE = (
+    0.55  # nats of a latent for an e-fold: half a nat of a linear VAE, and a tenth more on the six sweeps of the docs
+)
+DEAD = 0.05  # nats of a latent there, which does not
 LEAST_ERROR = 0.4  # of the pilot's error
 POINTS = 600  # of the curve between the lowest and the highest threshold
-LOWEST = 1e-3  # of the pilot's lowest threshold; further down its rates rise by half a nat an e-fold all the same
+LOWEST = 1e-3  # of the pilot's lowest threshold; further down its rates rise all the same
 
 
 @dataclass(frozen=True)
@@ -68,42 +73,28 @@ class PilotCurve:
         return float(self.error(self._points[:1])[0]) / self.pixels
 
     def rates(self, s: float) -> NDArray[np.float64]:
-        """The pilot's, and no fewer than half a nat more for each e-fold below the s where all latents live.
+        """The pilot's, and below the s where the latents carry `INFORMED` no fewer than `SLOPE` more for each e-fold.
 
-        Below that, where the rate is a matter of the images' covariance and of long training, a linear VAE may have
-        more than the pilot has learnt to have: then its rates count.
+        There a latent of a linear VAE gains ½, and a pilot, which is short, learns less than a whole training does.
         """
-        if s >= self.thresholds[-1]:
+        lowest, start, highest = self.thresholds[[0, self._informed, -1]]
+        if s >= highest:
             return np.zeros(self.measured_rates.shape[1])
-        at = float(np.log(max(s, 1e-300)))
-        pilot = self._between(at)
-        if s >= self._all_alive:
+        if s < lowest:
+            return _grown(self.rates(lowest), float(np.log(lowest / max(s, 1e-300))))
+        pilot = np.array([np.interp(np.log(s), np.log(self.thresholds), rates) for rates in self.measured_rates.T])
+        if s >= start:
             return pilot
-        extended = self._alive + 0.5 * (np.log(self._all_alive) - at)
-        linear = np.zeros(len(pilot))
-        if self.model.get("architecture") != "autoregressive":
-            linear[: len(self.spectrum.eigenvalues)] = self.spectrum.rates(s)
-        return max(pilot, extended, linear, key=lambda rates: float(rates.sum()))
+        return np.maximum(pilot, _grown(self.measured_rates[self._informed], float(np.log(start / s))))
 
     @cached_property
-    def _all_alive(self) -> float:
-        """The smallest of Z eigenvalues, where linear theory has all latents active; not below the pilot's range."""
-        return float(np.clip(self.spectrum.eigenvalues[-1], self.thresholds[0], self.thresholds[-1]))
-
-    @cached_property
-    def _alive(self) -> NDArray[np.float64]:
-        """The pilot's rates there: (Z,)."""
-        return self._between(float(np.log(self._all_alive)))
-
-    def _between(self, at: float) -> NDArray[np.float64]:
-        """The pilot's rates at ln s, between its thresholds: (Z,)."""
-        known = np.log(self.thresholds)
-        return np.array([np.interp(at, known, rates) for rates in self.measured_rates.T])
+    def _informed(self) -> int:
+        """The last threshold at which the latents carry `INFORMED` on average; the first where they never do."""
+        return int(np.flatnonzero(self.measured_rates.mean(1) >= INFORMED)[-1:].sum())
 
     @cached_property
     def _points(self) -> NDArray[np.float64]:
-        low = min(self.thresholds[0], self._all_alive) * LOWEST
-        return np.geomspace(low, self.thresholds[-1], POINTS)
+        return np.geomspace(self.thresholds[0] * LOWEST, self.thresholds[-1], POINTS)
 
     @cached_property
     def rate(self) -> NDArray[np.float64]:
@@ -120,7 +111,7 @@ class PilotCurve:
         measured = np.minimum.accumulate(self.measured_error[::-1])[::-1]
         at = np.log(self._points)
         error = np.interp(at, np.log(self.thresholds), measured)
-        anchor = int(np.flatnonzero(self.rate >= INFORMED * self.measured_rates.shape[1])[-1:].sum())
+        anchor = int(np.flatnonzero(self.rate >= FOLLOWS * self.measured_rates.shape[1])[-1:].sum())
         fall = -np.diff(self.rate[: anchor + 1]) * 2 * np.sqrt(self._points[1 : anchor + 1] * self._points[:anchor])
         below = error[anchor] - np.cumsum(fall[::-1])[::-1]
         below = np.maximum(below, LEAST_ERROR * error[:anchor])
@@ -147,6 +138,11 @@ class PilotCurve:
             "model": dict(self.model),
         }
         return {**self.spectrum.facts(), "pilot": pilot}
+
+
+def _grown(rates: NDArray[np.float64], e_folds: float) -> NDArray[np.float64]:
+    """The rates of living latents so many e-folds below: (Z,) → (Z,)."""
+    return np.where(rates > DEAD, rates + SLOPE * e_folds, rates)
 
 
 def curve_of(report: Mapping[str, Any], pixels: int) -> Curve:

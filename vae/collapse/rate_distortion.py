@@ -16,6 +16,8 @@ from vae.config.beta_elbo import BetaELBO
 from vae.config.constants import SMALLEST_SIGMA
 from vae.config.parameters import KL, Parameters
 
+ACTIVE_NATS = -0.5 * math.log1p(-0.01)  # of a latent whose posterior mean varies by 0.01 (Burda 2016)
+
 BISECTIONS = 64  # of a logarithmic interval: finer than float64 resolves
 TRIED = 200  # variances between the smallest and the images' own, to find the first root
 
@@ -76,7 +78,8 @@ class Prediction:
 
     @property
     def active_units(self) -> int:
-        return int((self.kl_per_latent > 0).sum())
+        """Those of more than −½ ln(1 − 0.01) nats: so much has a linear one whose mean has a variance of 0.01."""
+        return int((self.kl_per_latent > ACTIVE_NATS).sum())
 
 
 def predict(curve: Curve, elbo: BetaELBO) -> Prediction:

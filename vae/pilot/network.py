@@ -2,12 +2,16 @@
 
 So one network is a VAE for each s (compare Bae 2023, "Multi-rate VAE: train once, get the full rate–distortion curve").
 A modulation scales and shifts the features of a layer (FiLM, Perez 2018), after its batch norm where it has one.
+
+Where it would cost too much, the pilot sees averages of k×k pixels, and the layers that would have halved the images
+fall away: what is finer than that costs most of the time and is worth few latents.
 """
 
 import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vae.config.parameters import Parameters
 from vae.models.networks import GatedLinear
@@ -16,25 +20,47 @@ from vae.models.vae import VAE, build
 CONDITION = 16  # features of s
 NARROWEST, SHARE = 16, 4  # a pilot's width: a quarter, since the width changes the rate by little and the cost by much
 FEATURES_PER_LATENT = 4  # at every layer, so that none is narrower than the latents
+SMALLEST, FEWEST_LAYERS = 8, 2  # pixels of the shorter side, and convolutions, that averaging leaves
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def narrow(p: Parameters) -> Parameters:
-    """The parameters of the pilot's network.
+def averaged(x: Tensor, k: int) -> Tensor:
+    """(B, C, H, W) → (B, C, H//k, W//k)."""
+    return functional.avg_pool2d(x, k) if k > 1 else x
+
+
+def can_average(p: Parameters, k: int) -> bool:
+    """Whether enough is left of images and network where the pilot sees squares of k×k pixels as one.
+
+    Not where the pixels' own distribution counts (Bernoulli), or their neighbours (an autoregressive decoder).
+    """
+    if p.objective.likelihood == "bernoulli" or p.model.architecture == "autoregressive":
+        return k == 1
+    return min(p.data.image_size) // k >= SMALLEST and len(_kept(p, k)) >= FEWEST_LAYERS
+
+
+def _kept(p: Parameters, k: int) -> list[int]:
+    """The widths without those of the convolutions that would have halved the images log₂ k times."""
+    return p.model.widths if "mlp" in p.model.architecture else p.model.widths[k.bit_length() - 1 :]
+
+
+def narrow(p: Parameters, k: int = 1) -> Parameters:
+    """The parameters of the pilot's network, of images of k×k pixels averaged; k is a power of two.
 
     A standard prior, and nothing that keeps a rate up whatever the weight, which `with_enforced_rate` adds.
     """
-    model, (height, width) = p.model, p.data.image_size
+    model, (height, width) = p.model, (side // k for side in p.data.image_size)
     widths = []
-    for level, wide in enumerate(model.widths, start=1):
+    for level, wide in enumerate(_kept(p, k), start=1):
         places = 1 if "mlp" in model.architecture else max((height >> level) * (width >> level), 1)
         needed = math.ceil(FEATURES_PER_LATENT * model.latent_dim / places)
         widths.append(min(wide, max(NARROWEST, wide // SHARE, needed)))
     changes = {"widths": widths, "prior": "standard", "mean_batch_norm": None, "logvar_max": 10.0}
     objective = p.objective.model_copy(update={"sigma": "optimal"})  # no σ to learn: s has it
-    return p.model_copy(update={"model": model.model_copy(update=changes), "objective": objective})
+    data = p.data.model_copy(update={"image_size": (height, width)})
+    return p.model_copy(update={"data": data, "model": model.model_copy(update=changes), "objective": objective})
 
 
 class PilotNetwork(nn.Module):
@@ -43,11 +69,12 @@ class PilotNetwork(nn.Module):
 
     Attributes:
         vae: whose layers the modulations are attached to.
+        k: the images are averages of k×k pixels (`averaged`).
     """
 
-    def __init__(self, p: Parameters) -> None:
+    def __init__(self, p: Parameters, k: int = 1) -> None:
         super().__init__()
-        self.vae = build(narrow(p))
+        self.k, self.vae = k, build(narrow(p, k))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(p.seed)
             self.embed = nn.Sequential(

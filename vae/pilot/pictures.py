@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn import functional
 
 from vae.collapse.pilot_curve import PilotCurve
 from vae.collapse.rate_distortion import first
@@ -13,6 +14,8 @@ from vae.compute.batches import to_pixels
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import Parameters
 from vae.inference import grids
+from vae.models.likelihood import Likelihood
+from vae.pilot.network import averaged
 from vae.pilot.training import Pilot
 
 ROWS = 5
@@ -50,16 +53,16 @@ def thresholds(curve: PilotCurve) -> NDArray[np.float64]:
 
 @torch.no_grad()
 def decoded(p: Parameters, pilot: Pilot, images: NDArray[np.uint8], at: NDArray[np.float64]) -> list[NDArray[np.uint8]]:
-    """The mean of p(x|z = μ) at each threshold: uint8 (N, H, W, C) → R of the same shape."""
+    """The mean of p(x|z = μ) at each threshold: uint8 (N, H, W, C) → R of the same shape, from averages smooth ones."""
     network = pilot.network.eval()
     device = next(network.parameters()).device
     low, high = np.log(pilot.curve.thresholds[[0, -1]])
     u = torch.tensor(2 * (np.log(at) - low) / (high - low) - 1, dtype=torch.float32, device=device)
-    x = to_pixels(images, device)
+    x = averaged(to_pixels(images, device), network.k)
     output = network.reconstruct(x.repeat(len(at), 1, 1, 1), u.repeat_interleave(len(x)))
-    if p.objective.likelihood == "bernoulli":
-        output = output.sigmoid()
-    return np.split(grids.as_bytes(output.permute(0, 2, 3, 1).cpu().numpy()), len(at))
+    mean = Likelihood(p.objective.likelihood).mean(output)
+    mean = functional.interpolate(mean, size=images.shape[1:3], mode="bilinear")
+    return np.split(grids.as_bytes(mean.permute(0, 2, 3, 1).cpu().numpy()), len(at))
 
 
 def sheet(rows: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:

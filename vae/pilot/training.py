@@ -21,21 +21,23 @@ from vae.collapse.linear_theory import Spectrum
 from vae.collapse.pilot_curve import PilotCurve
 from vae.collapse.rate_distortion import Curve, optimal_variance
 from vae.compute import devices
-from vae.compute.batches import gather, in_order, resident, to_pixels
+from vae.compute.batches import gather, in_order, resident
 from vae.compute.devices import Compute
 from vae.compute.random import generator
 from vae.config.parameters import Parameters
 from vae.config.resolved import LEARNING_RATE, ResolvedTrain
 from vae.losses.elbo import kl_per_latent
+from vae.metrics.moments import pixel_moments
 from vae.models.flops import training_flops
 from vae.models.likelihood import bernoulli_log_prob, squared_error
 from vae.models.vae import to_device
-from vae.pilot.network import PilotNetwork, narrow
+from vae.pilot.network import PilotNetwork, averaged, can_average, narrow
 from vae.schedules.learning_rate import learning_rate
 from vae.training import checkpoint
 from vae.training.optimiser import Optimiser
+from vae.training.step import draw
 
-STEPS = 400
+STEPS = 500
 BATCHES = 2  # of the training in one of the pilot, whose images share it between all thresholds
 FEWEST, MOST = 64, 256  # images in a batch
 TRAIN = ResolvedTrain(epochs=1, learning_rate=2 * LEARNING_RATE["muon"])  # one cycle; noisy steps do it no harm
@@ -49,7 +51,7 @@ MEASURED = 512  # training images
 
 CHECKPOINT_STEPS = 50
 MOST_SHARE, SMALL_FLOPS = 0.1, 1e12  # of the training's operations; and what takes some ten seconds on a core
-SLOWNESS = 4  # of an operation in narrow layers, which wait for memory: 16 against 73 GFLOP/s of photos of 64×64 pixels
+SLOWNESS = 3  # of an operation in narrow layers, which wait for memory: 21 against 64 GFLOP/s of photos of 64×64 pixels
 
 
 @dataclass(frozen=True)
@@ -67,20 +69,33 @@ def is_asked(p: Parameters, images: int) -> bool:
     """
     if p.preflight.pilot != "auto":
         return p.preflight.pilot
+    return _is_cheap(p, images, averaging(p, images))
+
+
+def averaging(p: Parameters, images: int) -> int:
+    """k, a power of two: the side of the squares of pixels whose average the pilot sees, so that it is cheap."""
+    k = 1
+    while not _is_cheap(p, images, k) and can_average(p, 2 * k):
+        k *= 2
+    return k
+
+
+def _is_cheap(p: Parameters, images: int, k: int) -> bool:
     training = training_flops(p) * p.train.epochs * p.train.steps_per_epoch(images) * p.train.batch_size
-    own = SLOWNESS * training_flops(narrow(p)) * STEPS * batch_size(p)
+    own = SLOWNESS * training_flops(narrow(p, k)) * STEPS * batch_size(p)
     return own <= max(MOST_SHARE * training, SMALL_FLOPS)
 
 
-def compute_of(p: Parameters) -> Compute:
+def compute_of(p: Parameters, images: int) -> Compute:
     """In fp32: the network is too small for more to pay off."""
-    flops_per_image = training_flops(narrow(p)) * batch_size(p) / p.train.batch_size
+    flops_per_image = training_flops(narrow(p, averaging(p, images))) * batch_size(p) / p.train.batch_size
     return replace(devices.choose(p.train, flops_per_image), precision="fp32", compiled=False)
 
 
 def curve_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Curve:
     """The pilot's, where one is asked for, else that of linear theory."""
-    learnt = learn(p, spectrum, train_images, compute_of(p)) if is_asked(p, len(train_images)) else None
+    images = len(train_images)
+    learnt = learn(p, spectrum, train_images, compute_of(p, images)) if is_asked(p, images) else None
     return spectrum if learnt is None else learnt.curve
 
 
@@ -113,7 +128,7 @@ def learn(
     if points is None:
         return None
     devices.set_up(compute, p.train.deterministic)
-    network = PilotNetwork(p)
+    network = PilotNetwork(p, averaging(p, len(train_images)))
     to_device(network.vae, compute.device)
     network.to(compute.device)
     stored = resident(train_images, compute.device)
@@ -159,15 +174,8 @@ def _loss(
     device, count = compute.device, batch_size(p)
     random = generator(p.seed, "pilot", step)
     chosen = torch.randint(len(stored), (count,), generator=random)
-    x = to_pixels(gather(stored, chosen, device), device)
-    if p.data.augment == "flip":
-        coin = (torch.rand(count, generator=random) < 0.5).to(device)
-        x = torch.where(coin[:, None, None, None], x.flip(3), x)
-    if p.data.binarise == "dynamic":
-        x = torch.bernoulli(x, generator=generator(p.seed, "pilot binarise", step, device))
-    noise = torch.randn(
-        count, network.vae.latent_dim, generator=generator(p.seed, "pilot noise", step, device), device=device
-    )
+    x, noise = draw(p, gather(stored, chosen, device), step, device, "pilot ")
+    x = averaged(x, network.k)
     # One threshold in each of as many equal parts of the range.
     part = torch.randperm(count, generator=random) + torch.rand(count, generator=random)
     share = part / count * min(1.0, 0.1 + 0.9 * step / (RISE * STEPS))
@@ -176,15 +184,15 @@ def _loss(
     place = share * (POINTS - 1)
     below = place.floor().clamp(max=POINTS - 2).long()
     weight = torch.lerp(log_weights[below], log_weights[below + 1], place - below).exp().to(device)
-    output, mu, logvar = network(x, noise, (2 * share - 1).to(device))
-    return (weight * (distortion(p, x, output) / s + kl_per_latent(mu, logvar).sum(1))).mean()
+    output, mu, logvar = network(x, noise[0], (2 * share - 1).to(device))
+    return (weight * (distortion(p, x, output, network.k) / s + kl_per_latent(mu, logvar).sum(1))).mean()
 
 
-def distortion(p: Parameters, x: Tensor, output: Tensor) -> Tensor:
-    """−ln p(x|z) at σ = 1, without its constants: (B, C, H, W) → (B,)."""
+def distortion(p: Parameters, x: Tensor, output: Tensor, k: int = 1) -> Tensor:
+    """−ln p(x|z) at σ = 1, without its constants, of averages of k×k pixels: (B, C, H, W) → (B,)."""
     if p.objective.likelihood == "bernoulli":
         return -bernoulli_log_prob(x, output)
-    return 0.5 * squared_error(x, output)
+    return 0.5 * k**2 * squared_error(x, output)
 
 
 @torch.no_grad()
@@ -201,18 +209,21 @@ def measured(
     The rates are those of standardised latents, ½ (ln s_j² − E ln σ_j²), as a trained model is saved.
     """
     network.eval()
-    sample, device = images[:: math.ceil(len(images) / MEASURED)], compute.device
+    sample, device, k = images[:: math.ceil(len(images) / MEASURED)], compute.device, network.k
+    seen = torch.cat([averaged(x, k) for x in in_order(sample, 64, device)])
+    # What is finer than the averages nobody decodes: an error that is always there.
+    finer = float(pixel_moments(sample)[1].sum() - k**2 * seen.double().var(0, correction=0).sum()) if k > 1 else 0.0
     rates, errors = [], []
     for index, u in enumerate(np.linspace(-1, 1, POINTS)):
         random = generator(p.seed, "pilot measure", index, device)
-        mus, logvars, error = [], [], 0.0
-        for x in in_order(sample, 256, device):
+        mus, logvars, error = [], [], finer
+        for x in seen.split(256):
             if p.data.binarise == "dynamic":
                 x = torch.bernoulli(x, generator=random)
             noise = torch.randn(len(x), network.vae.latent_dim, generator=random, device=device)
             output, mu, logvar = network(x, noise, torch.full((len(x),), float(u), device=device))
             scale = 1.0 if p.objective.likelihood == "bernoulli" else 2.0
-            error += scale * float(distortion(p, x, output).double().sum()) / len(sample)
+            error += scale * float(distortion(p, x, output, k).double().sum()) / len(sample)
             mus.append(mu.double())
             logvars.append(logvar.double())
         mu, logvar = torch.cat(mus), torch.cat(logvars)

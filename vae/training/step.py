@@ -12,7 +12,7 @@ from vae.compute.batches import gather, to_pixels
 from vae.compute.devices import Compute
 from vae.compute.random import generator
 from vae.config.errors import InputError
-from vae.config.parameters import Train
+from vae.config.parameters import Parameters, Train
 from vae.config.resolved import ResolvedParameters
 from vae.losses.elbo import ELBOLoss, Logs
 from vae.losses.importance_weighted import ImportanceWeightedLoss
@@ -70,9 +70,7 @@ class Step:
             return self._descend(x, noise, beta, steer=False)["loss"]
 
 
-def draw(
-    p: ResolvedParameters, images: Tensor, number: int, device: torch.device, purpose: str = ""
-) -> tuple[Tensor, Tensor]:
+def draw(p: Parameters, images: Tensor, number: int, device: torch.device, purpose: str = "") -> tuple[Tensor, Tensor]:
     """Pixels (B, C, H, W), augmented and binarised as the parameters say, and a step's noise (k, B, Z).
 
     images: uint8 (B, H, W, C). purpose: keeps the random draws apart from those of the step itself.
