@@ -3,7 +3,8 @@
 `python -m benchmarks.prediction --mnist PATH --leaves PATH` adds a row to `docs/prediction/trained/NAME.csv` as each
 training ends, and those of a seed with the predictions of its pilot to `docs/prediction/NAME.csv`; the same command
 continues after the last row. In the end it prints the tables and draws `docs/prediction.png`. `--only shapes` and so on
-runs some of the sweeps, `--trainings-only` no pilots.
+runs some of the sweeps, `--trainings-only` no pilots. `--wishes` asks instead for rates and errors by `kl.max_weight`,
+trains once with the weight that the pilot finds, and writes `docs/prediction/wishes.csv`.
 
 The recipe is the default one but for what `SWEEPS` says, on one thread of a CPU in fp32. The rows hold for the code
 that wrote them: remove `NAME.csv` to predict anew, `trained/NAME.csv` to train anew.
@@ -25,11 +26,11 @@ from benchmarks import case_images, prediction_images, sweep
 from benchmarks.speed import known
 from tasks import workspace
 from tasks.processes import entry
-from vae.collapse import linear_theory
+from vae.collapse import kl_weights, linear_theory
 from vae.compute import devices
 from vae.compute.devices import Compute
 from vae.config import loading
-from vae.config.parameters import Parameters
+from vae.config.parameters import Parameters, Wish
 from vae.config.preprocessing import Preprocessing
 from vae.config.resolved import ResolvedParameters, resolve
 from vae.config.text import rounded
@@ -38,13 +39,20 @@ from vae.data.images import binarised, prepare
 from vae.pilot import training as pilot
 
 FOLDER, PLOT = Path("docs/prediction"), Path("docs/prediction.png")
-TRAINED = FOLDER / "trained"
+TRAINED, WISHES_TABLE = FOLDER / "trained", FOLDER / "wishes.csv"
 
 WEIGHTS = 8
 VALID = TEST = 0.1  # of the images
 COMPUTE = Compute(torch.device("cpu"), "fp32", threads=1)
 
 Images = NDArray[np.uint8]
+
+# From close to collapse to a calibrated weight: rates in nats, root mean squared errors of a pixel in [0, 1].
+WISHES: dict[str, dict[str, list[float]]] = {
+    "digits-optimal": {"rate": [3, 8, 15, 30, 45], "rmse": [0.18, 0.13, 0.09, 0.06, 0.055]},
+    "leaves-optimal": {"rate": [5, 15, 40, 90, 150], "rmse": [0.14, 0.12, 0.1, 0.08, 0.065]},
+}
+WISHED = {"rate": "kl", "rmse": "rmse"}
 
 
 @dataclass(frozen=True)
@@ -129,9 +137,18 @@ def main(
         Path | None, typer.Option(envvar="LEAVES", help="a folder of photos, in folders by class")
     ] = None,
     trainings_only: Annotated[bool, typer.Option("--trainings-only", help="no pilots and no tables")] = False,
+    wishes: Annotated[bool, typer.Option("--wishes", help="no sweeps: rates and errors that are asked for")] = False,
 ) -> None:
     """Measure how good the prediction is on ten image sets."""
     devices.set_up(COMPUTE, deterministic=True)
+    if wishes:
+        rows: list[dict[Any, Any]] = []
+        if WISHES_TABLE.exists():
+            rows = pd.read_csv(WISHES_TABLE, engine="python").to_dict("records")
+        for name in WISHES if leaves else ["digits-optimal"]:
+            rows = asked(name, leaves, rows)
+        print("\n".join(wishes_markdown(rows)))
+        return
     paths, tables = {"mnist": mnist, "leaves": leaves}, {}
     for name in only or SWEEPS:
         chosen: Sweep = known(name, SWEEPS)
@@ -217,6 +234,40 @@ def stored(p: Parameters, most: int | None) -> Images:
     """The first images of `data.source`, but for those of a validation or test split of its own."""
     items = [item for item in sources.find(p.data) if item.split in (None, "train")][:most]
     return np.stack([prepare(item.load(), Preprocessing.of(p)).pixels for item in items])
+
+
+def asked(name: str, leaves: Path | None, rows: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
+    """These rows and those of one image set that they lack."""
+    done = {(row["images"], row["asked"], row["wish"]) for row in rows}
+    missing = [(by, w) for by, ws in WISHES[name].items() for w in ws if (name, by, w) not in done]
+    if not missing:
+        return rows
+    chosen = SWEEPS[name]
+    user = parameters_of(chosen, leaves if chosen.given else None)
+    train_images, valid_images = splits(chosen, user)
+    spectrum = linear_theory.spectrum_for(user, train_images)
+    learnt = pilot.learn(user, spectrum, train_images, COMPUTE)
+    assert learnt is not None
+    for by, value in missing:
+        wished = user.model_copy(update={"kl": user.kl.model_copy(update={"max_weight": Wish(**{by: value})})})
+        weight = kl_weights.resolved(wished, learnt.curve)
+        p = resolve(wished, user.train.steps_per_epoch(len(train_images)), weight)
+        row = sweep.measured(p, weight, train_images, valid_images, COMPUTE)
+        rows = [*rows, {"images": name, "asked": by, "wish": value, **row}]
+        workspace.write(WISHES_TABLE, pd.DataFrame(rows).to_csv(index=False))
+    return rows
+
+
+def wishes_markdown(rows: list[dict[Any, Any]]) -> list[str]:
+    lines = ["| images | asked | KL weight | measured | off | on the training split |", "|" + " --- |" * 6]
+    for row in rows:
+        column = WISHED[row["asked"]]
+        measured, train = row[column], row[f"train_{column}"]
+        lines.append(
+            f"| {row['images']} | {row['asked']} {row['wish']:g} | {row['kl_weight']:.3g} | {measured:.3g} "
+            f"| {measured / row['wish'] - 1:+.0%} | {train:.3g} ({train / row['wish'] - 1:+.0%}) |"
+        )
+    return lines
 
 
 def markdown(tables: dict[str, pd.DataFrame]) -> list[str]:

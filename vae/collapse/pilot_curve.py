@@ -13,10 +13,8 @@ from vae.collapse.rate_distortion import Curve
 from vae.config.parameters import Parameters
 
 FOLLOWS = 0.25  # nats a latent, from which on the error follows from the rates
-INFORMED = 0.5  # nats a latent, from which on the rates rise with −ln s
-SLOPE = (
-    0.55  # nats of a latent for an e-fold: half a nat of a linear VAE, and a tenth more on the six sweeps of the docs
-)
+INFORMED = 0.7  # nats a latent, from which on the rates rise with −ln s
+SLOPE = 0.6  # nats of a latent for an e-fold: ½ of a linear VAE, and what a deep one learnt on the docs' six sweeps
 DEAD = 0.05  # nats of a latent there, which does not
 LEAST_ERROR = 0.4  # of the pilot's error
 POINTS = 600  # of the curve between the lowest and the highest threshold
@@ -60,11 +58,6 @@ class PilotCurve:
         return min(self.spectrum.total, float(self.measured_error[-1]))
 
     @property
-    def is_like_a_linear_one(self) -> bool:
-        """Whether a linear VAE bounds it: autoregressive decoders may do without latents, Bernoulli has other units."""
-        return self.model.get("architecture") != "autoregressive" and self.likelihood == "gaussian"
-
-    @property
     def critical(self) -> float:
         return float(self.thresholds[-1])
 
@@ -105,8 +98,7 @@ class PilotCurve:
     def _error(self) -> NDArray[np.float64]:
         """d at `_points`: measured where few latents live, and below that by R, since dR/dd = −1/2s at its best.
 
-        The rate that a pilot has learnt is closer to that of a long training than the error that it still makes. Nor
-        does a long training end with a larger error than a linear VAE has.
+        The rate that a pilot has learnt is closer to that of a long training than the error that it still makes.
         """
         measured = np.minimum.accumulate(self.measured_error[::-1])[::-1]
         at = np.log(self._points)
@@ -114,10 +106,7 @@ class PilotCurve:
         anchor = int(np.flatnonzero(self.rate >= FOLLOWS * self.measured_rates.shape[1])[-1:].sum())
         fall = -np.diff(self.rate[: anchor + 1]) * 2 * np.sqrt(self._points[1 : anchor + 1] * self._points[:anchor])
         below = error[anchor] - np.cumsum(fall[::-1])[::-1]
-        below = np.maximum(below, LEAST_ERROR * error[:anchor])
-        if self.is_like_a_linear_one:
-            below = np.minimum(below, self.spectrum.error(self._points[:anchor]))
-        error[:anchor] = np.minimum(error[:anchor], below)
+        error[:anchor] = np.minimum(error[:anchor], np.maximum(below, LEAST_ERROR * error[:anchor]))
         return np.minimum.accumulate(error[::-1])[::-1]
 
     def error(self, s: NDArray[np.float64]) -> NDArray[np.float64]:
