@@ -63,13 +63,15 @@ def prediction() -> str:
     if points:
         lines += [
             *_picture(
-                workspace.PILOT_SHEET, "validation images, and what the pilot decodes at five points of the curve"
+                workspace.PILOT_SHEET,
+                "validation images, what the pilot decodes at five points of the curve, and samples to the right",
             ),
-            "| row | KL weight | nats per image | distortion |",
-            "| --- | --- | --- | --- |",
-            "| 0 | originals | | |",
+            "| row | KL weight | nats per image | distortion | density of samples | coverage |",
+            "|" + " --- |" * 6,
+            "| 0 | originals | | | | |",
             *[
-                f"| {row} | {number(at['kl_weight'])} | {number(at['rate'])} | {number(at['distortion'])} |"
+                f"| {row} | {number(at['kl_weight'])} | {number(at['rate'])} | {number(at['distortion'])} "
+                f"| {number(at['sample_density'])} | {number(at['sample_coverage'])} |"
                 for row, at in enumerate(points, start=1)
             ],
         ]

@@ -85,7 +85,7 @@ def gather(
     epochs, latent_epochs = (workspace.read(path, pd.read_csv) for path in (workspace.HISTORY, workspace.KL_PER_LATENT))
     drawn = figures.generated(p, model, compute, images["test"], test, monitor["verdict"])
     charted = figures.charted(p, model, test, labels["test"], epochs, latent_epochs, preflight)
-    pictured = [point["threshold"] for point in (foreseen.get("pilot") or {}).get("pictures", [])]
+    pictured = (foreseen.get("pilot") or {}).get("pictures", [])
     sheet = workspace.read(workspace.PILOT_SHEET, Path.read_bytes)
     curve = rate_distortion.draw(p, preflight, pictured, sheet, test.metrics)
     read = classes_read(labels["test"], test.guesses, labels["train"])

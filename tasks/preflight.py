@@ -52,13 +52,16 @@ def main() -> None:
         "epochs": epochs,
         "budget": p.train.budget,
     }
-    thresholds, sheet = pictures.draw(p, learnt, valid_images)
-    pictured = [at_threshold(p, curve, float(s)) for s in thresholds]
+    sheet = pictures.draw(p, learnt, valid_images)
+    pictured = [at_threshold(p, curve, float(s)) for s in sheet.thresholds]
     if learnt is not None:
-        result["pilot"]["pictures"] = list(map(asdict, pictured))
+        result["pilot"]["pictures"] = [
+            {**asdict(at), "sample_density": density, "sample_coverage": coverage}
+            for at, density, coverage in zip(pictured, sheet.density, sheet.coverage, strict=True)
+        ]
     workspace.write_json(workspace.PREFLIGHT, rounded(result))
     with written_aside(workspace.PILOT_SHEET) as aside:
-        aside.write_bytes(sheet)
+        aside.write_bytes(sheet.png)
     with written_aside(workspace.PREFLIGHT_PLOT) as aside:
         plot.draw(p, weight, spectrum, curve, pictured).savefig(
             aside, format="png", dpi=110, metadata={"Software": None}

@@ -98,7 +98,8 @@ class PilotCurve:
     def _error(self) -> NDArray[np.float64]:
         """d at `_points`: measured where few latents live, and below that by R, since dR/dd = −1/2s at its best.
 
-        The rate that a pilot has learnt is closer to that of a long training than the error that it still makes.
+        The rate that a pilot has learnt is closer to that of a long training than the error that it still makes. Such a
+        training ends about half-way, in ln d, to the error of a linear VAE where that is smaller (the docs' six sweeps).
         """
         measured = np.minimum.accumulate(self.measured_error[::-1])[::-1]
         at = np.log(self._points)
@@ -107,6 +108,9 @@ class PilotCurve:
         fall = -np.diff(self.rate[: anchor + 1]) * 2 * np.sqrt(self._points[1 : anchor + 1] * self._points[:anchor])
         below = error[anchor] - np.cumsum(fall[::-1])[::-1]
         error[:anchor] = np.minimum(error[:anchor], np.maximum(below, LEAST_ERROR * error[:anchor]))
+        if self.likelihood == "gaussian" and self.model.get("architecture") != "autoregressive":
+            linear = self.spectrum.error(self._points[:anchor])
+            error[:anchor] = np.minimum(error[:anchor], np.sqrt(linear * error[:anchor]))
         return np.minimum.accumulate(error[::-1])[::-1]
 
     def error(self, s: NDArray[np.float64]) -> NDArray[np.float64]:

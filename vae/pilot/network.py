@@ -93,10 +93,19 @@ class PilotNetwork(nn.Module):
         self._condition_on(u)
         return self.vae(x, noise)
 
-    def reconstruct(self, x: Tensor, u: Tensor) -> Tensor:
-        """The decoder's output at z = μ: (B, C, H, W). An autoregressive one generates it, without the image."""
+    def encode(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """μ and ln σ² of q(z|x): (B, Z) each."""
         self._condition_on(u)
-        return self.vae.decode(self.vae.encode(x)[0])
+        return self.vae.encode(x)
+
+    def decode(self, z: Tensor, u: Tensor) -> Tensor:
+        """The decoder's output: (B, C, H, W). An autoregressive one generates it, without an image."""
+        self._condition_on(u)
+        return self.vae.decode(z)
+
+    def reconstruct(self, x: Tensor, u: Tensor) -> Tensor:
+        """The decoder's output at z = μ."""
+        return self.decode(self.encode(x, u)[0], u)
 
     def _condition_on(self, u: Tensor) -> None:
         waves = [torch.sin(math.pi * u), torch.cos(math.pi * u), torch.sin(2 * math.pi * u)]

@@ -1,43 +1,78 @@
 """What a pilot decodes along its curve, on one sheet for people."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional
 
 from vae.collapse.pilot_curve import PilotCurve
 from vae.collapse.rate_distortion import first
 from vae.compute.batches import to_pixels
+from vae.compute.random import generator
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import Parameters
 from vae.inference import grids
 from vae.models.likelihood import Likelihood
 from vae.pilot.network import averaged
 from vae.pilot.training import Pilot
+from vae.samples.features import pixel_features
+from vae.samples.manifolds import COVERAGE_NEIGHBOURS
+from vae.samples.quality import RealImages, SampleQuality
 
 ROWS = 5
-IMAGES, FEW = 8, 4  # FEW of an autoregressive decoder, which draws pixel by pixel
+IMAGES, SAMPLES = 6, 6
+FEW = 4  # IMAGES of an autoregressive decoder, which draws pixel by pixel, and no samples
 MOST_PIXELS = 64 * 64  # of such a picture; larger ones would take minutes
+COMPARED = 500  # images of the validation split, and as many samples
 TILE = 64  # pixels of the longer side, at most
 
 
-def draw(p: Parameters, pilot: Pilot | None, images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], bytes]:
-    """The thresholds that are shown, (R,), and the sheet as a PNG: originals, then one row for each threshold.
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures at R thresholds.
 
-    Some of the images (N, H, W, C) are shown. No thresholds, and a sheet of originals, without a pilot or where an
-    autoregressive one would take minutes.
+    Attributes:
+        png: a row of originals, then one for each threshold: the same images decoded and, to the right, samples.
+        thresholds: (R,); empty without a pilot, or where an autoregressive one would take minutes.
+        density, coverage: of samples, compared with validation images (`SampleQuality`); R numbers, None of too few
+            images, or of an autoregressive decoder.
     """
+
+    png: bytes
+    thresholds: NDArray[np.float64]
+    density: list[float | None]
+    coverage: list[float | None]
+
+
+def draw(p: Parameters, pilot: Pilot | None, images: NDArray[np.uint8]) -> Sheet:
+    """images: of the validation split, (N, H, W, C)."""
     is_autoregressive = p.model.architecture == "autoregressive"
     count = min(FEW if is_autoregressive else IMAGES, len(images))
     originals = np.array(images[np.linspace(0, len(images) - 1, count).astype(int)])
-    rows, shown = [originals], np.empty(0)
-    if pilot is not None and not (is_autoregressive and math.prod(p.data.image_size) > MOST_PIXELS):
-        shown = thresholds(pilot.curve)
-        rows += decoded(p, pilot, originals, shown)
-    return shown, grids.png(sheet(rows))
+    if pilot is None or (is_autoregressive and math.prod(p.data.image_size) > MOST_PIXELS):
+        return Sheet(grids.png(sheet([originals])), np.empty(0), [], [])
+    at = thresholds(pilot.curve)
+    rows = decoded(p, pilot, originals, at)
+    if is_autoregressive:
+        return Sheet(grids.png(sheet([originals, *rows])), at, [None] * len(at), [None] * len(at))
+    compared = images[:: math.ceil(len(images) / COMPARED)]
+    drawn = [samples(p, pilot, compared, float(s), max(len(compared), SAMPLES)) for s in at]
+    qualities = quality(p, pilot, compared, drawn)
+    white = np.full_like(originals[:1], 255).repeat(SAMPLES, 0)
+    rows = [originals, *rows]
+    for index, beside in enumerate([white, *drawn]):
+        rows[index] = np.concatenate([rows[index], white[:1], beside[:SAMPLES]])
+    return Sheet(
+        grids.png(sheet(rows)),
+        at,
+        [found.density.value if found else None for found in qualities],
+        [found.coverage.value if found else None for found in qualities],
+    )
 
 
 def thresholds(curve: PilotCurve) -> NDArray[np.float64]:
@@ -54,15 +89,60 @@ def thresholds(curve: PilotCurve) -> NDArray[np.float64]:
 @torch.no_grad()
 def decoded(p: Parameters, pilot: Pilot, images: NDArray[np.uint8], at: NDArray[np.float64]) -> list[NDArray[np.uint8]]:
     """The mean of p(x|z = μ) at each threshold: uint8 (N, H, W, C) → R of the same shape, from averages smooth ones."""
-    network = pilot.network.eval()
-    device = next(network.parameters()).device
-    low, high = np.log(pilot.curve.thresholds[[0, -1]])
-    u = torch.tensor(2 * (np.log(at) - low) / (high - low) - 1, dtype=torch.float32, device=device)
+    network, device = pilot.network.eval(), next(pilot.network.parameters()).device
     x = averaged(to_pixels(images, device), network.k)
+    u = _places(pilot, at).to(device)
     output = network.reconstruct(x.repeat(len(at), 1, 1, 1), u.repeat_interleave(len(x)))
+    return np.split(_pictures(p, output), len(at))
+
+
+@torch.no_grad()
+def samples(p: Parameters, pilot: Pilot, images: NDArray[np.uint8], s: float, count: int) -> NDArray[np.uint8]:
+    """The mean of p(x|z) of so many z ~ N(0, I), the same for all s: uint8 (count, H, W, C).
+
+    images: whose posteriors give the latents the mean and variance that a trained model's are standardised by.
+    """
+    network, device = pilot.network.eval(), next(pilot.network.parameters()).device
+    place = _places(pilot, np.array([s])).to(device)
+    mu, logvar = network.encode(averaged(to_pixels(images, device), network.k), place.expand(len(images)))
+    deviation = (mu.var(0, correction=0) + logvar.exp().mean(0)).sqrt()
+    noise = torch.randn(
+        count, p.model.latent_dim, generator=generator(p.seed, "pilot samples", 0, device), device=device
+    )
+    return _pictures(p, network.decode(mu.mean(0) + deviation * noise, place.expand(count)))
+
+
+def quality(
+    p: Parameters, pilot: Pilot, images: NDArray[np.uint8], drawn: list[NDArray[np.uint8]]
+) -> list[SampleQuality | None]:
+    """How well each set of samples stands for the images, as smooth as the pilot sees them."""
+    smooth = as_smooth(p, pilot, images)
+    if len(smooth) <= COVERAGE_NEIGHBOURS:
+        return [None] * len(drawn)
+    features = pixel_features(smooth, p.seed)
+    real = RealImages.of(features.of(smooth), p.seed)
+    return [real.compare(features.of(pictures)) if real else None for pictures in drawn]
+
+
+def as_smooth(p: Parameters, pilot: Pilot, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The images after averaging: uint8 (N, H, W, C) → the same shape."""
+    x = averaged(to_pixels(images, torch.device("cpu")), pilot.network.k)
+    return grids.as_bytes(_enlarged(p, x).permute(0, 2, 3, 1).numpy())
+
+
+def _places(pilot: Pilot, at: NDArray[np.float64]) -> Tensor:
+    """Thresholds → u of `PilotNetwork`, (R,)."""
+    low, high = np.log(pilot.curve.thresholds[[0, -1]])
+    return torch.tensor(2 * (np.log(at) - low) / (high - low) - 1, dtype=torch.float32)
+
+
+def _pictures(p: Parameters, output: Tensor) -> NDArray[np.uint8]:
     mean = Likelihood(p.objective.likelihood).mean(output)
-    mean = functional.interpolate(mean, size=images.shape[1:3], mode="bilinear")
-    return np.split(grids.as_bytes(mean.permute(0, 2, 3, 1).cpu().numpy()), len(at))
+    return grids.as_bytes(_enlarged(p, mean).permute(0, 2, 3, 1).cpu().numpy())
+
+
+def _enlarged(p: Parameters, x: Tensor) -> Tensor:
+    return functional.interpolate(x, size=tuple(p.data.image_size), mode="bilinear")
 
 
 def sheet(rows: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:

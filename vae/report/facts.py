@@ -58,11 +58,15 @@ class Stop:
 
 @dataclass(frozen=True)
 class Row:
-    """Images that the pilot decodes at one point of the curve."""
+    """Images that the pilot decodes at one point of the curve, and samples.
+
+    samples: their density and coverage; "" where they were not compared.
+    """
 
     kl_weight: str
     rate: str
     distortion: str
+    samples: str
     png: bytes
 
 

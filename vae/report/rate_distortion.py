@@ -30,7 +30,7 @@ DRAWN = 200  # points of a line
 def draw(
     p: ResolvedParameters,
     preflight: Mapping[str, Any],
-    thresholds: Sequence[float],
+    pictures: Sequence[Mapping[str, Any]],
     sheet: bytes,
     test: Mapping[str, float | None],
 ) -> RateDistortion | None:
@@ -38,7 +38,8 @@ def draw(
 
     Args:
         preflight: `reports/preflight.json`, as it would be for these parameters.
-        thresholds: of the rows on the pilot's sheet, (R,). sheet: a PNG of R + 1 rows of one height, originals first.
+        pictures: the R points that the pilot drew, as in `reports/preflight.json`. sheet: a PNG of R + 1 rows of one
+            height, originals first.
         test: the metrics of the test split.
     """
     if preflight["eigenvalue_sum"] <= 0:
@@ -46,7 +47,9 @@ def draw(
     known = curve_of(preflight, math.prod(p.data.image_shape))
     curve = known.of(p)
     here = _of_this_run(p, curve, preflight)
-    pictured = [at_threshold(p, curve, s) for s in thresholds] if isinstance(curve, PilotCurve) else []
+    pictured = (
+        [at_threshold(p, curve, drawn["threshold"]) for drawn in pictures] if isinstance(curve, PilotCurve) else []
+    )
     points = _points(p, curve, here, pictured)
     unit = (
         "root mean squared error of a pixel" if p.objective.likelihood == "gaussian" else "distortion, nats per image"
@@ -68,8 +71,8 @@ def draw(
         distortion=unit,
         originals=pngs[0] if pngs else None,
         rows=[
-            Row(_short(at.kl_weight), _short(at.rate), _short(at.distortion), png)
-            for at, png in zip(pictured, pngs[1:], strict=True)
+            Row(_short(at.kl_weight), _short(at.rate), _short(at.distortion), _samples(drawn), png)
+            for at, drawn, png in zip(pictured, pictures, pngs[1:], strict=False)
         ],
         sentences=[*_error_of(p, preflight["predicted_kl"], test["kl"]), *_without_pilot(p, known, curve, pictured)],
     )
@@ -209,6 +212,11 @@ def _without_pilot(p: ResolvedParameters, known: Curve, curve: Curve, pictured: 
         "There was no pilot, which would add its curve and pictures: it would have cost more than a tenth of the "
         "training, or the images hold next to nothing to encode. Set preflight.pilot to true to have one at any cost."
     ]
+
+
+def _samples(drawn: Mapping[str, Any]) -> str:
+    density, coverage = drawn.get("sample_density"), drawn.get("sample_coverage")
+    return "" if density is None or coverage is None else f"density {density:.2f}, coverage {coverage:.2f}"
 
 
 def rows_of(sheet: bytes, count: int) -> list[bytes]:

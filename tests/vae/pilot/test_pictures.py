@@ -12,6 +12,7 @@ from PIL import Image
 
 from vae.collapse.linear_theory import Spectrum, spectrum_for
 from vae.collapse.pilot_curve import PilotCurve
+from vae.compute.random import generator
 from vae.config.parameters import Parameters
 from vae.inference import grids
 from vae.pilot import pictures, training
@@ -49,18 +50,50 @@ def test_the_points_halve_the_rate_again_and_again_down_to_one_nat() -> None:
 def test_the_sheet_has_the_originals_and_a_row_for_each_point_and_repeats_to_the_bit(likelihood: str) -> None:
     p = parse({**TINY, "objective.likelihood": likelihood})
     pilot = learnt(p)
-    shown, png = pictures.draw(p, pilot, VALID)
-    assert len(shown) == pictures.ROWS and np.all(np.diff(shown) >= 0)
-    rows = np.split(opened(png), pictures.ROWS + 1)
+    found = pictures.draw(p, pilot, VALID)
+    assert len(found.thresholds) == pictures.ROWS and np.all(np.diff(found.thresholds) >= 0)
+    rows = np.split(opened(found.png), pictures.ROWS + 1)
     chosen = VALID[np.linspace(0, len(VALID) - 1, pictures.IMAGES).astype(int)]
-    np.testing.assert_array_equal(rows[0], pictures.sheet([chosen]))
+    white = np.full((1 + pictures.SAMPLES, *chosen.shape[1:]), 255, np.uint8)
+    np.testing.assert_array_equal(rows[0], pictures.sheet([np.concatenate([chosen, white])]))
     with torch.no_grad():
         x = torch.from_numpy(chosen).permute(0, 3, 1, 2) / 255
         output = pilot.network(x, torch.zeros(len(x), 3), torch.full((len(x),), -1.0))[0]
     lowest = pictures.decoded(p, pilot, chosen, pilot.curve.thresholds[:1])[0]
     mean = output.sigmoid() if likelihood == "bernoulli" else output
     np.testing.assert_allclose(lowest, grids.as_bytes(mean.permute(0, 2, 3, 1).numpy()), atol=1)
-    assert pictures.draw(p, learnt(p), VALID)[1] == png
+    again = pictures.draw(p, learnt(p), VALID)
+    assert again.png == found.png and again.density == found.density and again.coverage == found.coverage
+    assert len(found.density) == len(found.coverage) == pictures.ROWS
+    assert all(share is not None and 0 <= share <= 1 for share in found.coverage)
+
+
+def test_samples_have_standardised_latents_and_the_same_noise_at_each_threshold() -> None:
+    p = parse(TINY)
+    pilot = learnt(p)
+    vae = pilot.network.vae
+    with torch.no_grad():
+        vae.posterior.weight.zero_()
+        vae.posterior.bias.copy_(torch.tensor([5.0, 5.0, 5.0, 2.0, 2.0, 2.0]))  # q(z|x) = N(5, e²) for all images
+        for modulation in pilot.network.modulations:
+            modulation.weight.zero_()
+            modulation.bias.zero_()
+    low, high = (float(s) for s in pilot.curve.thresholds[[0, -1]])
+    drawn = pictures.samples(p, pilot, VALID, low, 7)
+    np.testing.assert_array_equal(drawn, pictures.samples(p, pilot, VALID, high, 7))
+    with torch.no_grad():
+        noise = torch.randn(7, 3, generator=generator(p.seed, "pilot samples", 0, torch.device("cpu")))
+        mean = vae.decode(5 + np.e * noise).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(drawn, grids.as_bytes(mean), atol=1)
+
+
+def test_samples_that_are_the_images_themselves_cover_them() -> None:
+    p = parse(TINY)
+    noise = np.random.default_rng(0).integers(0, 256, VALID.shape, np.uint8)
+    good, bad = pictures.quality(p, learnt(p), VALID, [VALID, noise])
+    assert good is not None and good.coverage.value == 1.0
+    assert bad is not None and bad.coverage.value < 0.5
+    assert pictures.quality(p, learnt(p), VALID[:5], [VALID]) == [None]
 
 
 def test_an_autoregressive_pilot_generates_and_does_not_copy() -> None:
@@ -73,17 +106,18 @@ def test_an_autoregressive_pilot_generates_and_does_not_copy() -> None:
         mu = vae.encode(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)[0]
         generated = grids.as_bytes(vae.decode(mu).permute(0, 2, 3, 1).numpy())
     np.testing.assert_allclose(drawn, generated, atol=1)
-    shown, png = pictures.draw(p, pilot, VALID)
-    assert len(shown) == pictures.ROWS and len(opened(png)) % (pictures.ROWS + 1) == 0
+    sheet = pictures.draw(p, pilot, VALID)
+    assert len(sheet.thresholds) == pictures.ROWS and len(opened(sheet.png)) % (pictures.ROWS + 1) == 0
+    assert sheet.density == sheet.coverage == [None] * pictures.ROWS
 
 
 @pytest.mark.parametrize("why", ["no pilot", "too large to generate"])
 def test_without_pictures_there_are_the_originals(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     p = parse({**TINY, "model.architecture": "conv" if why == "no pilot" else "autoregressive"})
     monkeypatch.setattr(pictures, "MOST_PIXELS", 63)
-    shown, png = pictures.draw(p, None if why == "no pilot" else learnt(p), VALID[:3])
-    assert len(shown) == 0
-    np.testing.assert_array_equal(opened(png), pictures.sheet([VALID[:3]]))
+    found = pictures.draw(p, None if why == "no pilot" else learnt(p), VALID[:3])
+    assert len(found.thresholds) == 0 and found.density == found.coverage == []
+    np.testing.assert_array_equal(opened(found.png), pictures.sheet([VALID[:3]]))
 
 
 def test_a_tile_of_a_large_photo_is_small() -> None:
