@@ -66,12 +66,12 @@ def prediction() -> str:
                 workspace.PILOT_SHEET,
                 "validation images, what the pilot decodes at five points of the curve, and samples to the right",
             ),
-            "| row | KL weight | nats per image | distortion | density of samples | coverage |",
+            "| row | KL weight | nats per image | distortion | recall of samples | Fréchet distance |",
             "|" + " --- |" * 6,
             "| 0 | originals | | | | |",
             *[
                 f"| {row} | {number(at['kl_weight'])} | {number(at['rate'])} | {number(at['distortion'])} "
-                f"| {number(at['sample_density'])} | {number(at['sample_coverage'])} |"
+                f"| {number(at['sample_recall'])} | {number(at['sample_frechet'])} |"
                 for row, at in enumerate(points, start=1)
             ],
         ]

@@ -56,8 +56,8 @@ def main() -> None:
     pictured = [at_threshold(p, curve, float(s)) for s in sheet.thresholds]
     if learnt is not None:
         result["pilot"]["pictures"] = [
-            {**asdict(at), "sample_density": density, "sample_coverage": coverage}
-            for at, density, coverage in zip(pictured, sheet.density, sheet.coverage, strict=True)
+            {**asdict(at), "sample_recall": recall, "sample_frechet": distance}
+            for at, recall, distance in zip(pictured, sheet.recall, sheet.frechet, strict=True)
         ]
     workspace.write_json(workspace.PREFLIGHT, rounded(result))
     with written_aside(workspace.PILOT_SHEET) as aside:

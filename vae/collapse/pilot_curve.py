@@ -13,8 +13,8 @@ from vae.collapse.rate_distortion import Curve
 from vae.config.parameters import Parameters
 
 FOLLOWS = 0.25  # nats a latent, from which on the error follows from the rates
-INFORMED = 0.7  # nats a latent, from which on the rates rise with −ln s
-SLOPE = 0.6  # nats of a latent for an e-fold: ½ of a linear VAE, and what a deep one learnt on the docs' six sweeps
+INFORMED = 0.6  # nats a latent, from which on the rates rise with −ln s
+SLOPE = 0.55  # nats of a latent for an e-fold: ½ of a linear VAE, and what deep ones learnt in the docs' six sweeps
 DEAD = 0.05  # nats of a latent there, which does not
 LEAST_ERROR = 0.4  # of the pilot's error
 POINTS = 600  # of the curve between the lowest and the highest threshold
@@ -98,8 +98,8 @@ class PilotCurve:
     def _error(self) -> NDArray[np.float64]:
         """d at `_points`: measured where few latents live, and below that by R, since dR/dd = −1/2s at its best.
 
-        The rate that a pilot has learnt is closer to that of a long training than the error that it still makes. Such a
-        training ends about half-way, in ln d, to the error of a linear VAE where that is smaller (the docs' six sweeps).
+        The rate that a pilot has learnt is closer to that of a long training than the error that it still makes. Such
+        a training ends about half-way, in ln d, to the error of a linear VAE where that is smaller (the docs' sweeps).
         """
         measured = np.minimum.accumulate(self.measured_error[::-1])[::-1]
         at = np.log(self._points)

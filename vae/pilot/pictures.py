@@ -21,8 +21,8 @@ from vae.models.likelihood import Likelihood
 from vae.pilot.network import averaged
 from vae.pilot.training import Pilot
 from vae.samples.features import pixel_features
-from vae.samples.manifolds import COVERAGE_NEIGHBOURS
-from vae.samples.quality import RealImages, SampleQuality
+from vae.samples.frechet import frechet
+from vae.samples.manifolds import COVERAGE_NEIGHBOURS, Radii, overlap
 
 ROWS = 5
 IMAGES, SAMPLES = 6, 6
@@ -39,14 +39,14 @@ class Sheet:
     Attributes:
         png: a row of originals, then one for each threshold: the same images decoded and, to the right, samples.
         thresholds: (R,); empty without a pilot, or where an autoregressive one would take minutes.
-        density, coverage: of samples, compared with validation images (`SampleQuality`); R numbers, None of too few
+        recall, frechet: of samples, compared with validation images (`SampleQuality`); R numbers, None of too few
             images, or of an autoregressive decoder.
     """
 
     png: bytes
     thresholds: NDArray[np.float64]
-    density: list[float | None]
-    coverage: list[float | None]
+    recall: list[float | None]
+    frechet: list[float | None]
 
 
 def draw(p: Parameters, pilot: Pilot | None, images: NDArray[np.uint8]) -> Sheet:
@@ -62,17 +62,12 @@ def draw(p: Parameters, pilot: Pilot | None, images: NDArray[np.uint8]) -> Sheet
         return Sheet(grids.png(sheet([originals, *rows])), at, [None] * len(at), [None] * len(at))
     compared = images[:: math.ceil(len(images) / COMPARED)]
     drawn = [samples(p, pilot, compared, float(s), max(len(compared), SAMPLES)) for s in at]
-    qualities = quality(p, pilot, compared, drawn)
+    recalls, distances = quality(p, pilot, compared, drawn)
     white = np.full_like(originals[:1], 255).repeat(SAMPLES, 0)
     rows = [originals, *rows]
     for index, beside in enumerate([white, *drawn]):
         rows[index] = np.concatenate([rows[index], white[:1], beside[:SAMPLES]])
-    return Sheet(
-        grids.png(sheet(rows)),
-        at,
-        [found.density.value if found else None for found in qualities],
-        [found.coverage.value if found else None for found in qualities],
-    )
+    return Sheet(grids.png(sheet(rows)), at, recalls, distances)
 
 
 def thresholds(curve: PilotCurve) -> NDArray[np.float64]:
@@ -114,14 +109,19 @@ def samples(p: Parameters, pilot: Pilot, images: NDArray[np.uint8], s: float, co
 
 def quality(
     p: Parameters, pilot: Pilot, images: NDArray[np.uint8], drawn: list[NDArray[np.uint8]]
-) -> list[SampleQuality | None]:
-    """How well each set of samples stands for the images, as smooth as the pilot sees them."""
+) -> tuple[list[float | None], list[float | None]]:
+    """Recall and Fréchet distance of each set of samples to the images, as smooth as the pilot sees them.
+
+    Not precision, density or coverage, which blurred samples close to the mean image have more of than real ones.
+    """
     smooth = as_smooth(p, pilot, images)
     if len(smooth) <= COVERAGE_NEIGHBOURS:
-        return [None] * len(drawn)
+        return [None] * len(drawn), [None] * len(drawn)
     features = pixel_features(smooth, p.seed)
-    real = RealImages.of(features.of(smooth), p.seed)
-    return [real.compare(features.of(pictures)) if real else None for pictures in drawn]
+    real = features.of(smooth)
+    radii, generated = Radii.of(real), [features.of(pictures) for pictures in drawn]
+    recalls: list[float | None] = [float(overlap(real, radii, points).recall.mean()) for points in generated]
+    return recalls, [frechet(real, points)[0] for points in generated]
 
 
 def as_smooth(p: Parameters, pilot: Pilot, images: NDArray[np.uint8]) -> NDArray[np.uint8]:

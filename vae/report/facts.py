@@ -60,7 +60,7 @@ class Stop:
 class Row:
     """Images that the pilot decodes at one point of the curve, and samples.
 
-    samples: their density and coverage; "" where they were not compared.
+    samples: their recall and Fréchet distance; "" where they were not compared.
     """
 
     kl_weight: str

@@ -215,8 +215,8 @@ def _without_pilot(p: ResolvedParameters, known: Curve, curve: Curve, pictured: 
 
 
 def _samples(drawn: Mapping[str, Any]) -> str:
-    density, coverage = drawn.get("sample_density"), drawn.get("sample_coverage")
-    return "" if density is None or coverage is None else f"density {density:.2f}, coverage {coverage:.2f}"
+    recall, distance = drawn.get("sample_recall"), drawn.get("sample_frechet")
+    return "" if recall is None or distance is None else f"recall {recall:.2f}, Fréchet {_short(distance)}"
 
 
 def rows_of(sheet: bytes, count: int) -> list[bytes]:

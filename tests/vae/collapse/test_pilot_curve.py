@@ -27,7 +27,7 @@ def rate(curve: PilotCurve, s: float) -> float:
 def test_it_is_the_measured_one_at_the_thresholds_of_lower_rates() -> None:
     curve = pilot(1.3)
     for index in (22, 26, 30):
-        assert curve.measured_rates[index].mean() < 0.7
+        assert curve.measured_rates[index].mean() < 0.6
         np.testing.assert_allclose(curve.rates(THRESHOLDS[index]), curve.measured_rates[index])
     between = np.sqrt(THRESHOLDS[22] * THRESHOLDS[23])
     assert rate(curve, THRESHOLDS[23]) < rate(curve, between) < rate(curve, THRESHOLDS[22])
@@ -36,12 +36,12 @@ def test_it_is_the_measured_one_at_the_thresholds_of_lower_rates() -> None:
 
 def test_below_a_rate_each_latent_that_lives_has_no_less_than_the_slope_more_for_each_e_fold() -> None:
     short = pilot(1.3)
-    start = int(np.flatnonzero(short.measured_rates.mean(1) >= 0.7)[-1])
+    start = int(np.flatnonzero(short.measured_rates.mean(1) >= 0.6)[-1])
     short.measured_rates[:start] = short.measured_rates[start]  # it learns no more than that
     alive = short.measured_rates[start]
     assert (alive > 0).tolist() == [True, True, False]
     for e_folds in (1.0, 5.0):
-        gained = 0.6 * e_folds * np.array([1, 1, 0])
+        gained = 0.55 * e_folds * np.array([1, 1, 0])
         np.testing.assert_allclose(short.rates(THRESHOLDS[start] / np.exp(e_folds)), alive + gained)
 
 
@@ -52,13 +52,13 @@ def test_a_pilot_that_learns_more_than_the_slope_counts() -> None:
     np.testing.assert_allclose(learnt.rates(THRESHOLDS[0]), long[0])
 
 
-def test_of_a_linear_network_it_is_linear_theory_with_up_to_a_fifth_more_in_each_latent_that_lives() -> None:
+def test_of_a_linear_network_it_is_linear_theory_with_up_to_a_tenth_more_in_each_latent_that_lives() -> None:
     curve = pilot()
     for s in np.geomspace(0.001, 7, 40):
         linear = SPECTRUM.rates(s).sum()
-        assert linear - 0.03 <= rate(curve, s) <= 1.2 * linear + 0.03
+        assert linear - 0.03 <= rate(curve, s) <= 1.1 * linear + 0.03
         at = np.array([s])
-        assert 0.8 * SPECTRUM.error(at)[0] <= curve.error(at)[0] <= 1.03 * SPECTRUM.error(at)[0]
+        assert 0.85 * SPECTRUM.error(at)[0] <= curve.error(at)[0] <= 1.03 * SPECTRUM.error(at)[0]
 
 
 def test_the_error_falls_as_the_rate_rises_and_never_below_a_share_of_the_measured_one() -> None:

@@ -63,9 +63,9 @@ def test_the_sheet_has_the_originals_and_a_row_for_each_point_and_repeats_to_the
     mean = output.sigmoid() if likelihood == "bernoulli" else output
     np.testing.assert_allclose(lowest, grids.as_bytes(mean.permute(0, 2, 3, 1).numpy()), atol=1)
     again = pictures.draw(p, learnt(p), VALID)
-    assert again.png == found.png and again.density == found.density and again.coverage == found.coverage
-    assert len(found.density) == len(found.coverage) == pictures.ROWS
-    assert all(share is not None and 0 <= share <= 1 for share in found.coverage)
+    assert again.png == found.png and again.recall == found.recall and again.frechet == found.frechet
+    assert len(found.recall) == len(found.frechet) == pictures.ROWS
+    assert all(share is not None and 0 <= share <= 1 for share in found.recall)
 
 
 def test_samples_have_standardised_latents_and_the_same_noise_at_each_threshold() -> None:
@@ -87,13 +87,14 @@ def test_samples_have_standardised_latents_and_the_same_noise_at_each_threshold(
     np.testing.assert_allclose(drawn, grids.as_bytes(mean), atol=1)
 
 
-def test_samples_that_are_the_images_themselves_cover_them() -> None:
+def test_samples_that_are_the_images_themselves_are_the_best() -> None:
     p = parse(TINY)
     noise = np.random.default_rng(0).integers(0, 256, VALID.shape, np.uint8)
-    good, bad = pictures.quality(p, learnt(p), VALID, [VALID, noise])
-    assert good is not None and good.coverage.value == 1.0
-    assert bad is not None and bad.coverage.value < 0.5
-    assert pictures.quality(p, learnt(p), VALID[:5], [VALID]) == [None]
+    mean = np.repeat(VALID.mean(0, keepdims=True).astype(np.uint8), len(VALID), axis=0)
+    (same, noisy, collapsed), (near, far, flat) = pictures.quality(p, learnt(p), VALID, [VALID, noise, mean])
+    assert same == 1.0 and noisy is not None and noisy < 0.9 and collapsed is not None and collapsed < 0.1
+    assert near == pytest.approx(0, abs=1e-6) and far is not None and flat is not None and min(far, flat) > 0.1
+    assert pictures.quality(p, learnt(p), VALID[:5], [VALID]) == ([None], [None])
 
 
 def test_an_autoregressive_pilot_generates_and_does_not_copy() -> None:
@@ -108,7 +109,7 @@ def test_an_autoregressive_pilot_generates_and_does_not_copy() -> None:
     np.testing.assert_allclose(drawn, generated, atol=1)
     sheet = pictures.draw(p, pilot, VALID)
     assert len(sheet.thresholds) == pictures.ROWS and len(opened(sheet.png)) % (pictures.ROWS + 1) == 0
-    assert sheet.density == sheet.coverage == [None] * pictures.ROWS
+    assert sheet.recall == sheet.frechet == [None] * pictures.ROWS
 
 
 @pytest.mark.parametrize("why", ["no pilot", "too large to generate"])
@@ -116,7 +117,7 @@ def test_without_pictures_there_are_the_originals(why: str, monkeypatch: pytest.
     p = parse({**TINY, "model.architecture": "conv" if why == "no pilot" else "autoregressive"})
     monkeypatch.setattr(pictures, "MOST_PIXELS", 63)
     found = pictures.draw(p, None if why == "no pilot" else learnt(p), VALID[:3])
-    assert len(found.thresholds) == 0 and found.density == found.coverage == []
+    assert len(found.thresholds) == 0 and found.recall == found.frechet == []
     np.testing.assert_array_equal(opened(found.png), pictures.sheet([VALID[:3]]))
 
 
