@@ -88,7 +88,7 @@ def _is_cheap(p: Parameters, images: int, k: int) -> bool:
 
 def compute_of(p: Parameters, images: int) -> Compute:
     """In fp32: the network is too small for more to pay off."""
-    flops_per_image = training_flops(narrow(p, averaging(p, images))) * batch_size(p) / p.train.batch_size
+    flops_per_image = SLOWNESS * training_flops(narrow(p, averaging(p, images))) * batch_size(p) / p.train.batch_size
     return replace(devices.choose(p.train, flops_per_image), precision="fp32", compiled=False)
 
 
