@@ -70,20 +70,25 @@ class PilotCurve:
 
         There a latent of a linear VAE gains ½, and a pilot, which is short, learns less than a whole training does.
         """
-        lowest, start, highest = self.thresholds[[0, self._informed, -1]]
+        lowest, highest = self.thresholds[[0, -1]]
         if s >= highest:
             return np.zeros(self.measured_rates.shape[1])
         if s < lowest:
             return _grown(self.rates(lowest), float(np.log(lowest / max(s, 1e-300))))
-        pilot = np.array([np.interp(np.log(s), np.log(self.thresholds), rates) for rates in self.measured_rates.T])
-        if s >= start:
-            return pilot
-        return np.maximum(pilot, _grown(self.measured_rates[self._informed], float(np.log(start / s))))
+        pilot = self._learnt(float(np.log(s)))
+        start, there = self._informed
+        return pilot if np.log(s) >= start else np.maximum(pilot, _grown(there, start - float(np.log(s))))
 
     @cached_property
-    def _informed(self) -> int:
-        """The last threshold at which the latents carry `INFORMED` on average; the first where they never do."""
-        return int(np.flatnonzero(self.measured_rates.mean(1) >= INFORMED)[-1:].sum())
+    def _informed(self) -> tuple[float, NDArray[np.float64]]:
+        """The highest ln s at which the latents carry `INFORMED` on average, or the lowest; their rates there."""
+        mean = np.maximum.accumulate(self.measured_rates.mean(1)[::-1])
+        start = float(np.interp(INFORMED, mean, np.log(self.thresholds)[::-1]))
+        return start, self._learnt(start)
+
+    def _learnt(self, at: float) -> NDArray[np.float64]:
+        """The pilot's rates at ln s: (Z,)."""
+        return np.array([np.interp(at, np.log(self.thresholds), rates) for rates in self.measured_rates.T])
 
     @cached_property
     def _points(self) -> NDArray[np.float64]:

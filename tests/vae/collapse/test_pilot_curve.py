@@ -38,11 +38,12 @@ def test_below_a_rate_each_latent_that_lives_has_no_less_than_the_slope_more_for
     short = pilot(1.3)
     start = int(np.flatnonzero(short.measured_rates.mean(1) >= 0.6)[-1])
     short.measured_rates[:start] = short.measured_rates[start]  # it learns no more than that
-    alive = short.measured_rates[start]
-    assert (alive > 0).tolist() == [True, True, False]
-    for e_folds in (1.0, 5.0):
-        gained = 0.55 * e_folds * np.array([1, 1, 0])
-        np.testing.assert_allclose(short.rates(THRESHOLDS[start] / np.exp(e_folds)), alive + gained)
+    assert (short.measured_rates[start] > 0).tolist() == [True, True, False]
+    one, five = (short.rates(THRESHOLDS[start] / np.e**e_folds) for e_folds in (1, 5))
+    np.testing.assert_allclose(five - one, 4 * 0.55 * np.array([1, 1, 0]))
+    # The growth begins where they carry 0.6 nats on average, between two thresholds.
+    grown = short.rates(THRESHOLDS[start]) - short.rates(THRESHOLDS[start + 1])
+    assert (grown[:2] > 0).all() and short.rates(THRESHOLDS[start]).mean() >= 0.6
 
 
 def test_a_pilot_that_learns_more_than_the_slope_counts() -> None:
