@@ -7,7 +7,7 @@ import torch
 from helpers.trainings import TRAIN, unresolved
 
 from vae.compute.batches import to_pixels
-from vae.pilot.network import PilotNetwork, narrow
+from vae.pilot.network import PilotNetwork, averaged, can_average, narrow
 
 ARCHITECTURES: list[dict[str, Any]] = [
     {},
@@ -71,3 +71,35 @@ def test_nothing_in_it_keeps_a_rate_up() -> None:
     network = PilotNetwork(p)
     assert network.vae.mean_norm is None and network.vae.log_sigma is None and p.model.logvar_max == 10
     assert PilotNetwork(unresolved({"model.prior": "mixture"})).vae.prior is None
+
+
+PHOTOS: dict[str, Any] = {
+    "data.source": "folder", "data.path": "photos", "data.image_size": [64, 32], "data.channels": 3,
+    "model.widths": [32, 64, 128, 256],
+}  # fmt: skip
+
+
+def test_averages_come_with_the_layers_that_would_have_halved_the_images_left_out() -> None:
+    p = narrow(unresolved(PHOTOS), 4)
+    assert tuple(p.data.image_size) == (16, 8) and p.model.widths == [32, 64]
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    assert averaged(x, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5] and averaged(x, 1) is x
+    network = PilotNetwork(unresolved(PHOTOS), 2)
+    output, mu, _ = network(torch.rand(2, 3, 32, 16), torch.zeros(2, 3), torch.zeros(2))
+    assert output.shape == (2, 3, 32, 16) and mu.shape == (2, 3) and network.k == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({}, 4),  # 16×8 pixels and two convolutions
+        ({"model.architecture": "mlp"}, 4),
+        ({"model.widths": [32, 64]}, 1),
+        ({"data.image_size": 16}, 2),
+        ({"model.architecture": "autoregressive"}, 1),
+        ({"objective.likelihood": "bernoulli"}, 1),
+    ],
+)
+def test_averages_leave_enough_of_images_and_network(changes: dict[str, Any], most: int) -> None:
+    p = unresolved(PHOTOS | changes)
+    assert [k for k in (1, 2, 4, 8, 16) if k == 1 or can_average(p, k)] == [k for k in (1, 2, 4) if k <= most]

@@ -1,10 +1,12 @@
 """A pilot finds the curve of images whose curve is known, the same bits each time, for every kind of training."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers.trainings import CPU, TRAIN, Interrupted, unresolved
 
 from benchmarks.case_images import factors
@@ -110,6 +112,38 @@ def test_it_is_asked_for_where_it_is_cheap_beside_the_training(monkeypatch: pyte
     assert not training.is_asked(unresolved({"preflight.pilot": False}), 1000)
     monkeypatch.setattr(training, "SMALL_FLOPS", 0)
     assert training.is_asked(unresolved({"train.epochs": 1, "preflight.pilot": True}), 1000)
+
+
+def test_it_sees_averages_where_it_would_cost_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"data.image_size": 64, "model.widths": [32, 64, 128, 256], "preflight.pilot": "auto"}
+    long, short = (unresolved(changes | {"train.epochs": epochs}) for epochs in (100_000, 1))
+    assert training.averaging(long, 1000) == 1 and training.is_asked(long, 1000)
+    assert training.averaging(short, 1000) == 4 and training.is_asked(short, 1000)  # a matter of seconds
+    monkeypatch.setattr(training, "SMALL_FLOPS", 0)
+    assert training.averaging(short, 1000) == 4 and not training.is_asked(short, 1000)
+
+
+class Constant(torch.nn.Module):
+    """Decodes grey, whatever the image; its latents are those of N(0, 1)."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k, self.vae = k, SimpleNamespace(latent_dim=2)
+
+    def forward(self, x: torch.Tensor, noise: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.full_like(x, 0.5), torch.zeros_like(noise), torch.zeros_like(noise)
+
+
+def test_what_is_finer_than_the_averages_is_an_error_that_stays() -> None:
+    """An error of averages counts for all their pixels, so that both add up to that of the mean image."""
+    random = np.random.default_rng(0)
+    coarse, fine = random.uniform(0.2, 0.8, (400, 4, 4, 1)), random.uniform(-0.2, 0.2, (400, 8, 8, 1))
+    images = np.rint(255 * (coarse.repeat(2, 1).repeat(2, 2) + fine)).astype(np.uint8)
+    p = unresolved()
+    spectrum = linear_theory.spectrum_for(p, images)
+    for k in (1, 2):
+        found = training.measured(p, Constant(k), spectrum, np.array([0.1, 1.0]), images, CPU)  # type: ignore[arg-type]
+        np.testing.assert_allclose(found.measured_error, spectrum.total, rtol=0.02)
 
 
 def test_all_that_is_asked_for_is_a_curve() -> None:
