@@ -51,7 +51,8 @@ def test_a_killed_run_goes_on_to_the_same_table(monkeypatch: pytest.MonkeyPatch)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(sweep, "measured", killed_at_the_last_but_one)
         prediction.swept("killed", SMALL, None, 2)
-    assert len(sweep.read(prediction.FOLDER / "killed.csv")) == 2 * prediction.WEIGHTS - 2
+    assert len(sweep.read(prediction.TRAINED / "killed.csv", sweep.MEASURED)) == 2 * prediction.WEIGHTS - 2
+    assert len(sweep.read(prediction.FOLDER / "killed.csv")) == prediction.WEIGHTS
 
     learn = pilot.learn
 
@@ -65,6 +66,8 @@ def test_a_killed_run_goes_on_to_the_same_table(monkeypatch: pytest.MonkeyPatch)
     pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
     whole_file, resumed_file = ((prediction.FOLDER / f"{name}.csv").read_bytes() for name in ("whole", "killed"))
     assert resumed_file == whole_file
+    trained = [(prediction.TRAINED / f"{name}.csv").read_bytes() for name in ("whole", "killed")]
+    assert trained[0] == trained[1]
     assert pilots == [1]  # seed 0 was complete
     assert whole["seed"].tolist() == [0] * prediction.WEIGHTS + [1] * prediction.WEIGHTS
     first, second = (whole[whole["seed"] == seed].reset_index(drop=True) for seed in (0, 1))
@@ -78,6 +81,28 @@ def test_more_seeds_continue_a_file_and_fewer_read_a_part_of_it() -> None:
     assert both["seed"].max() == 1
     assert prediction.swept("small", SMALL, None, 1)["seed"].max() == 0
     assert len(sweep.read(prediction.FOLDER / "small.csv")) == len(both)
+
+
+def test_predictions_are_made_anew_without_the_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = prediction.swept("anew", SMALL, None, 1, trainings_only=True)
+    assert "predicted_kl" not in trained and not (prediction.FOLDER / "anew.csv").exists()
+    monkeypatch.setattr(sweep, "measured", None)
+    found = prediction.swept("anew", SMALL, None, 1)
+    pd.testing.assert_frame_equal(found[trained.columns], trained, check_exact=True)
+    (prediction.FOLDER / "anew.csv").unlink()
+    pd.testing.assert_frame_equal(prediction.swept("anew", SMALL, None, 1), found, check_exact=True)
+
+
+def test_wishes_are_asked_for_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(SWEEPS, "digits-optimal", SMALL)
+    monkeypatch.setattr(prediction, "WISHES", {"digits-optimal": {"rate": [0.5], "rmse": [0.2]}})
+    weights = iter([3.0, 2.0])
+    monkeypatch.setattr(prediction.kl_weights, "resolved", lambda p, curve: next(weights))
+    prediction.main(wishes=True)
+    first = capsys.readouterr().out
+    assert "| digits-optimal | rate 0.5 | 3 |" in first and "| digits-optimal | rmse 0.2 | 2 |" in first
+    prediction.main(wishes=True)  # weights has no more
+    assert capsys.readouterr().out == first
 
 
 def test_a_table_of_an_earlier_version_is_refused() -> None:
