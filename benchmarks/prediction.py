@@ -144,7 +144,7 @@ def main(
     if wishes:
         rows: list[dict[Any, Any]] = []
         if WISHES_TABLE.exists():
-            rows = pd.read_csv(WISHES_TABLE, engine="python").to_dict("records")
+            rows = sweep.read(WISHES_TABLE, sweep.MEASURED).to_dict("records")
         for name in WISHES if leaves else ["digits-optimal"]:
             rows = asked(name, leaves, rows)
         print("\n".join(wishes_markdown(rows)))

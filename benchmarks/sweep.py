@@ -145,7 +145,7 @@ def compared(p: ResolvedParameters, row: Mapping[str, Any], spectrum: Spectrum, 
     """
     elbo = BetaELBO.of(p, row["kl_weight"])
     predicted = predict(curve, elbo)
-    follows = elbo.likelihood == "gaussian" and elbo.fixed_sigma is None
+    follows = kl_weights.follows_the_error(p)
     at_sigma = predict(curve, replace(elbo, sigma=row["sigma"])) if follows else predicted
     return {
         **row,

@@ -27,14 +27,14 @@ def of_interest(critical: float, weight: float) -> NDArray[np.float64]:
 
 def critical(p: Parameters, curve: Curve) -> float:
     """The KL weight at which the last latent becomes inactive. At a fixed σ, s is proportional to it."""
-    if _follows_the_error(p):
+    if follows_the_error(p):
         return curve.pixels * curve.critical / max(curve.total, 1e-300)
     return curve.critical / threshold(curve, BetaELBO.of(p, 1.0))
 
 
 def of_threshold(p: Parameters, curve: Curve, s: float) -> float:
     """The KL weight whose threshold β·σ² is s: where σ follows the error, N·σ² = d(s)."""
-    if _follows_the_error(p):
+    if follows_the_error(p):
         return s * curve.pixels / max(float(curve.error(np.array([s]))[0]), 1e-300)
     return s / threshold(curve, BetaELBO.of(p, 1.0))
 
@@ -71,13 +71,13 @@ def _largest(p: Parameters, curve: Curve, is_too_low: Callable[[float], bool]) -
 
 def of_beta(p: Parameters, curve: Curve, beta: float = 1.0) -> float:
     """The KL weight that amounts to this β at the best σ, whatever the reduction; of 1, the loss is the ELBO."""
-    if _follows_the_error(p):
+    if follows_the_error(p):
         return beta
     best = 1.0 if p.objective.likelihood == "bernoulli" else optimal_variance(curve, beta)
     return beta * best / threshold(curve, BetaELBO.of(p, 1.0))
 
 
-def _follows_the_error(p: Parameters) -> bool:
+def follows_the_error(p: Parameters) -> bool:
     """Whether σ is optimal or learned, so that it follows the network's error."""
     elbo = BetaELBO.of(p, 1.0)
     return elbo.likelihood == "gaussian" and elbo.fixed_sigma is None

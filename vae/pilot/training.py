@@ -69,21 +69,24 @@ def is_asked(p: Parameters, images: int) -> bool:
     """
     if p.preflight.pilot != "auto":
         return p.preflight.pilot
-    return _is_cheap(p, images, averaging(p, images))
+    return _cost(p, averaging(p, images)) <= _affordable(p, images)
 
 
 def averaging(p: Parameters, images: int) -> int:
     """k, a power of two: the side of the squares of pixels whose average the pilot sees, so that it is cheap."""
-    k = 1
-    while not _is_cheap(p, images, k) and can_average(p, 2 * k):
+    k, affordable = 1, _affordable(p, images)
+    while _cost(p, k) > affordable and can_average(p, 2 * k):
         k *= 2
     return k
 
 
-def _is_cheap(p: Parameters, images: int, k: int) -> bool:
+def _cost(p: Parameters, k: int) -> float:
+    return SLOWNESS * training_flops(narrow(p, k)) * STEPS * batch_size(p)
+
+
+def _affordable(p: Parameters, images: int) -> float:
     training = training_flops(p) * p.train.epochs * p.train.steps_per_epoch(images) * p.train.batch_size
-    own = SLOWNESS * training_flops(narrow(p, k)) * STEPS * batch_size(p)
-    return own <= max(MOST_SHARE * training, SMALL_FLOPS)
+    return max(MOST_SHARE * training, SMALL_FLOPS)
 
 
 def compute_of(p: Parameters, images: int) -> Compute:
