@@ -50,6 +50,7 @@ def prediction() -> str:
         if collapse
         else "No KL weight leaves more than 1 nat: expect posterior collapse.",
         f"At a KL weight of {number(found['calibrated_kl_weight'])} the loss is the ELBO at the best σ.",
+        *([f"How many latents: {found['latent_dims']['advice']}."] if "latent_dims" in found else []),
         *found["warnings"],
     ]
     if found["asked_kl_weight"] != written(weight):

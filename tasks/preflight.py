@@ -24,7 +24,7 @@ from vae.config.parameters import Parameters
 from vae.config.resolved import resolve
 from vae.config.text import rounded, written
 from vae.models.flops import training_flops
-from vae.pilot import pictures, plot
+from vae.pilot import latents, pictures, plot
 from vae.pilot import training as pilot
 from vae.pilot.training import Pilot
 from vae.training.budget import epochs_within
@@ -59,6 +59,12 @@ def main() -> None:
             {**asdict(at), "sample_recall": recall, "sample_frechet": distance}
             for at, recall, distance in zip(pictured, sheet.recall, sheet.frechet, strict=True)
         ]
+    if p.preflight.latent_dims and (compared := latents.compared(p, weight, latent_curves(p, train_images))):
+        result["latent_dims"] = {
+            "recommended": latents.recommended(compared).latent_dim,
+            "advice": latents.advice(p.model.latent_dim, compared),
+            "compared": [asdict(row) for row in compared],
+        }
     workspace.write_json(workspace.PREFLIGHT, rounded(result))
     with written_aside(workspace.PILOT_SHEET) as aside:
         aside.write_bytes(sheet.png)
@@ -76,6 +82,8 @@ def main() -> None:
         f"{result['predicted_active_units']} of {p.model.latent_dim} latents at kl.{p.kl.control_name} = {asked:g} "
         f"(collapse from {result['collapse_kl_weight']:.3g}, calibrated {result['calibrated_kl_weight']:.3g})"
     )
+    if "latent_dims" in result:
+        log.info(f"preflight: {result['latent_dims']['advice']}")
     for warning in result["warnings"]:
         log.warning(warning)
 
@@ -91,6 +99,17 @@ def pilot_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Pil
         progress.bar("pilot", pilot.STEPS, unit="steps") as advance,
     ):
         return pilot.learn(p, spectrum, train_images, compute, checkpoint, advance)
+
+
+def latent_curves(p: Parameters, train_images: np.ndarray) -> dict[int, Curve]:
+    """The curve of each number of latents, by a pilot of its own."""
+    compute = pilot.compute_of(p, len(train_images))
+    with (
+        checkpoint_folder.of_pilot(p, compute.describe(), "latents") as checkpoint,
+        contention.coped_with(compute),
+        progress.bar("latents", pilot.STEPS, unit="steps") as advance,
+    ):
+        return latents.learn(p, train_images, compute, checkpoint, advance)
 
 
 def affordable(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray, seconds: float) -> int:

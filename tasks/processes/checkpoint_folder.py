@@ -51,10 +51,10 @@ def held(p: ResolvedParameters, conditions: Mapping[str, str]) -> Iterator[Path]
 
 
 @contextmanager
-def of_pilot(p: Parameters, conditions: Mapping[str, str]) -> Iterator[Path]:
+def of_pilot(p: Parameters, conditions: Mapping[str, str], name: str = "pilot") -> Iterator[Path]:
     """The checkpoint of a pilot, for this process alone, removed once the pilot has ended."""
     digest = hashlib.sha256(f"{key_of(p, 'preflight')} {json.dumps(conditions, sort_keys=True)}".encode())
-    path = root() / f"pilot-{digest.hexdigest()[:16]}.pt"
+    path = root() / f"{name}-{digest.hexdigest()[:16]}.pt"
     with hold(workspace.root() / ".run" / f"{path.stem}.lock", "the same pilot", seconds=WAIT):
         yield path
         for written in root().glob(f"{path.name}*"):

@@ -73,7 +73,8 @@ def of_remedied(
     """`reports/preflight.json` as it would be for the changed parameters p."""
     if not changes:
         return dict(report)
-    return {**report, **expectations(p, p.kl.max_weight, curve_of(report, pixels))}
+    kept = {name: value for name, value in report.items() if name != "latent_dims"}  # of the parameters before
+    return {**kept, **expectations(p, p.kl.max_weight, curve_of(report, pixels))}
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,7 @@ class KL(_Section):
 
 class Preflight(_Section):
     pilot: Literal["auto"] | bool = "auto"
+    latent_dims: bool = False
 
 
 class Train(_Section):

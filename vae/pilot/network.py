@@ -72,13 +72,15 @@ class PilotNetwork(nn.Module):
         k: the images are averages of k×k pixels (`averaged`).
     """
 
+    conditions = 5
+
     def __init__(self, p: Parameters, k: int = 1) -> None:
         super().__init__()
         self.k, self.vae = k, build(narrow(p, k))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(p.seed)
             self.embed = nn.Sequential(
-                nn.Linear(5, CONDITION), nn.SiLU(), nn.Linear(CONDITION, CONDITION), nn.SiLU()
+                nn.Linear(self.conditions, CONDITION), nn.SiLU(), nn.Linear(CONDITION, CONDITION), nn.SiLU()
             )  # fmt: skip
             modulated = modulated_layers(self.vae)
             modulations = [nn.Linear(CONDITION, 2 * features_of(layer)) for layer in modulated]
@@ -107,15 +109,46 @@ class PilotNetwork(nn.Module):
         """The decoder's output at z = μ."""
         return self.decode(self.encode(x, u)[0], u)
 
-    def _condition_on(self, u: Tensor) -> None:
+    def _condition_on(self, u: Tensor, *others: Tensor) -> None:
         waves = [torch.sin(math.pi * u), torch.cos(math.pi * u), torch.sin(2 * math.pi * u)]
-        self._condition = self.embed(torch.stack([u, u * u, *waves], 1))
+        self._condition = self.embed(torch.stack([u, u * u, *waves, *others], 1))
 
     def _modulated(self, features: Tensor, modulation: nn.Linear) -> Tensor:
         """(1 + a)·h + b for features (B, F, …)."""
         assert self._condition is not None
         scale, shift = modulation(self._condition).view(len(features), 2, -1, *[1] * (features.dim() - 2)).unbind(1)
         return features * (1 + scale) + shift
+
+
+class NestedNetwork(PilotNetwork):
+    """A pilot with any number of its latents, the first ones, for each image: the others are dropped (nested dropout,
+    Rippel 2014, "Learning ordered representations with nested dropout").
+
+    The posterior of a dropped latent is the prior, so that it costs nothing.
+
+    Attributes:
+        latents: how many are left; None: from 1 to Z, evenly in their logarithm over a batch, as it is trained.
+    """
+
+    conditions = 8
+
+    def __init__(self, p: Parameters, k: int = 1) -> None:
+        super().__init__(p, k)
+        self.latents: int | None = None
+
+    def forward(self, x: Tensor, noise: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        most = self.vae.latent_dim
+        if self.latents is None:
+            share = (torch.arange(len(x), device=x.device) + 0.5) / len(x)
+            left = ((most + 1) ** share).long()
+        else:
+            left = torch.full((len(x),), self.latents, device=x.device)
+        v = 2 * left.log() / math.log(most) - 1
+        self._condition_on(u, v, v * v, u * v)
+        mu, logvar = self.vae.encode(x)
+        kept = torch.arange(most, device=x.device) < left[:, None]
+        z = (mu + torch.exp(0.5 * logvar) * noise) * kept
+        return self.vae.decode(z, x), mu * kept, logvar * kept
 
 
 def modulated_layers(model: VAE) -> list[nn.Module]:

@@ -132,6 +132,20 @@ def learn(
         return None
     devices.set_up(compute, p.train.deterministic)
     network = PilotNetwork(p, averaging(p, len(train_images)))
+    train(p, network, spectrum, points, train_images, compute, checkpoint_path, on_step)
+    return Pilot(network, measured(p, network, spectrum, points, train_images, compute))
+
+
+def train(
+    p: Parameters,
+    network: PilotNetwork,
+    spectrum: Spectrum,
+    points: NDArray[np.float64],
+    train_images: np.ndarray,
+    compute: Compute,
+    checkpoint_path: Path | None,
+    on_step: Callable[[int], None],
+) -> None:
     to_device(network.vae, compute.device)
     network.to(compute.device)
     stored = resident(train_images, compute.device)
@@ -156,7 +170,6 @@ def learn(
         if checkpoint_path is not None and (step + 1) % CHECKPOINT_STEPS == 0:
             _save(network, optimisers, checkpoint_path, step + 1)
         on_step(step + 1)
-    return Pilot(network, measured(p, network, spectrum, points, train_images, compute))
 
 
 def gain(spectrum: Spectrum, points: NDArray[np.float64]) -> NDArray[np.float64]:

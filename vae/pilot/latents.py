@@ -1,0 +1,137 @@
+"""How many latents: a second pilot, of fewer and more latents than the model has (`NestedNetwork`)."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from vae.collapse.expectations import distortion
+from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE, spectrum_for
+from vae.collapse.rate_distortion import Curve, predict, steered, steered_beta
+from vae.compute import devices
+from vae.compute.devices import Compute
+from vae.config.beta_elbo import BetaELBO
+from vae.config.constants import SMALLEST_SIGMA
+from vae.config.parameters import Parameters
+from vae.models.flops import training_flops
+from vae.pilot.network import NestedNetwork
+from vae.pilot.training import averaging, measured, thresholds, train
+
+TRIED = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4)  # of model.latent_dim
+ENOUGH = 0.95  # of what the largest number gains over the mean image: a pilot knows it no better than that
+
+
+@dataclass(frozen=True)
+class LatentDim:
+    """What is expected of a training with this number of latents, all else as it is.
+
+    Attributes:
+        rate: in nats per image.
+        distortion: `vae.collapse.expectations.distortion`.
+        gain: nats per image by which the objective, D + β·R, is better than that of the mean image.
+        operations: of a training step, relative to those of `model.latent_dim`.
+    """
+
+    latent_dim: int
+    rate: float
+    distortion: float
+    gain: float
+    operations: float
+
+
+def tried(p: Parameters, images: int) -> list[int]:
+    """Numbers of latents, ascending: as many as the images can tell apart (`MOST_LATENTS_PER_IMAGE`), and p's own."""
+    now, k = p.model.latent_dim, averaging(p, images)
+    pixels = math.prod(side // k for side in p.data.image_size) * p.data.channels
+    most = min(pixels, int(images * MOST_LATENTS_PER_IMAGE))
+    return sorted({now, *(int(share * now) for share in TRIED if 1 <= share * now <= most)})
+
+
+def learn(
+    p: Parameters,
+    train_images: np.ndarray,
+    compute: Compute,
+    checkpoint_path: Path | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> dict[int, Curve]:
+    """The curve of each number of latents; empty where there is nothing to learn. As `vae.pilot.training.learn`."""
+    numbers = tried(p, len(train_images))
+    wide = with_latents(p, max(numbers))
+    spectrum = spectrum_for(wide, train_images)
+    points = thresholds(spectrum, p.objective.likelihood == "bernoulli")
+    if points is None or max(numbers) == 1:
+        return {}
+    devices.set_up(compute, p.train.deterministic)
+    network = NestedNetwork(wide, averaging(p, len(train_images)))
+    train(wide, network, spectrum, points, train_images, compute, checkpoint_path, on_step)
+    curves: dict[int, Curve] = {}
+    for number in numbers:
+        network.latents = number
+        curve = measured(wide, network, spectrum, points, train_images, compute)
+        curves[number] = replace(
+            curve, spectrum=spectrum.of(with_latents(p, number)), measured_rates=curve.measured_rates[:, :number]
+        )
+    return curves
+
+
+def with_latents(p: Parameters, number: int) -> Parameters:
+    return p.model_copy(update={"model": p.model.model_copy(update={"latent_dim": number})})
+
+
+def compared(p: Parameters, weight: float, curves: Mapping[int, Curve]) -> list[LatentDim]:
+    """The numbers of latents at this KL weight, or with the control, in ascending order.
+
+    None does worse than a smaller one: latents of no use would die.
+    """
+    is_steered = p.kl.control != "schedule"
+    elbo = BetaELBO.of(p, 1.0 if is_steered else weight)
+    found = {n: steered(curve, p, weight) if is_steered else predict(curve, elbo) for n, curve in curves.items()}
+    if is_steered:
+        elbo = replace(elbo, sigma="optimal", beta=steered_beta(found[p.model.latent_dim], elbo))
+    rows: list[LatentDim] = []
+    for n, curve in curves.items():
+        s, operations = found[n].threshold, training_flops(with_latents(p, n)) / training_flops(p)
+        gain = loss(elbo, curve.total, 0.0) - loss(elbo, _error(curve, s), found[n].kl)
+        row = LatentDim(n, found[n].kl, distortion(p, curve, s), gain, operations)
+        if rows and gain < rows[-1].gain:
+            row = replace(rows[-1], latent_dim=n, operations=operations)
+        rows.append(row)
+    return rows
+
+
+def recommended(rows: Sequence[LatentDim]) -> LatentDim:
+    """The fewest latents with `ENOUGH` of the highest gain. rows: `compared`."""
+    return next(row for row in rows if row.gain >= ENOUGH * rows[-1].gain)
+
+
+def _error(curve: Curve, s: float) -> float:
+    return float(curve.error(np.array([s]))[0])
+
+
+def loss(elbo: BetaELBO, error: float, rate: float) -> float:
+    """D + β·R in nats per image. error: of an image, summed over pixels of [0, 1]; of Bernoulli pixels, −ln p(x|z)."""
+    if elbo.likelihood == "bernoulli":
+        return error + elbo.beta * rate
+    mse = max(error / elbo.pixels, SMALLEST_SIGMA**2)
+    variance = mse if elbo.fixed_sigma is None else elbo.fixed_sigma**2
+    return elbo.pixels / 2 * (math.log(2 * math.pi * variance) + mse / variance) + elbo.beta * rate
+
+
+def advice(latent_dim: int, rows: Sequence[LatentDim]) -> str:
+    """What to make of them, in a sentence, for those that there are."""
+    best, now = recommended(rows), next(row for row in rows if row.latent_dim == latent_dim)
+    more = best.gain - now.gain
+    if best.latent_dim == latent_dim:
+        return f"model.latent_dim = {latent_dim} is recommended by the pilot: more latents gain next to nothing"
+    if best.latent_dim < latent_dim:
+        return (
+            f"model.latent_dim = {best.latent_dim} would do in place of {latent_dim}: by the pilot it costs "
+            f"{-more:.2g} nats of {now.gain:.3g}"
+        )
+    end = " or more" if best is rows[-1] else ""
+    return (
+        f"model.latent_dim = {best.latent_dim}{end} in place of {latent_dim} would gain {more:.3g} nats by the pilot, "
+        f"for {best.operations:.3g} times the operations"
+    )
