@@ -4,7 +4,8 @@
 training ends, and those of a seed with the predictions of its pilot to `docs/prediction/NAME.csv`; the same command
 continues after the last row. In the end it prints the tables and draws `docs/prediction.png`. `--only shapes` and so on
 runs some of the sweeps, `--trainings-only` no pilots. `--wishes` asks instead for rates and errors by `kl.max_weight`,
-trains once with the weight that the pilot finds, and writes `docs/prediction/wishes.csv`.
+trains once with the weight that the pilot finds, and writes `docs/prediction/wishes.csv`; `--latents` trains with
+each number of latents that a second pilot compares, and writes `docs/prediction/latents.csv`.
 
 The recipe is the default one but for what `SWEEPS` says, on one thread of a CPU in fp32. The rows hold for the code
 that wrote them: remove `NAME.csv` to predict anew, `trained/NAME.csv` to train anew.
@@ -36,10 +37,11 @@ from vae.config.resolved import ResolvedParameters, resolve
 from vae.config.text import rounded
 from vae.data import sources
 from vae.data.images import binarised, prepare
+from vae.pilot import latents
 from vae.pilot import training as pilot
 
 FOLDER, PLOT = Path("docs/prediction"), Path("docs/prediction.png")
-TRAINED, WISHES_TABLE = FOLDER / "trained", FOLDER / "wishes.csv"
+TRAINED, WISHES_TABLE, LATENTS_TABLE = FOLDER / "trained", FOLDER / "wishes.csv", FOLDER / "latents.csv"
 
 WEIGHTS = 8
 VALID = TEST = 0.1  # of the images
@@ -53,6 +55,7 @@ WISHES: dict[str, dict[str, list[float]]] = {
     "leaves-optimal": {"rate": [5, 15, 40, 90, 150], "rmse": [0.14, 0.12, 0.1, 0.08, 0.075]},
 }
 WISHED = {"rate": "kl", "rmse": "rmse"}
+LATENTS = ("digits-optimal", "mnist-bernoulli", "leaves-optimal")
 
 
 @dataclass(frozen=True)
@@ -138,18 +141,21 @@ def main(
     ] = None,
     trainings_only: Annotated[bool, typer.Option("--trainings-only", help="no pilots and no tables")] = False,
     wishes: Annotated[bool, typer.Option("--wishes", help="no sweeps: rates and errors that are asked for")] = False,
+    latent_dims: Annotated[bool, typer.Option("--latents", help="no sweeps: numbers of latents")] = False,
 ) -> None:
     """Measure how good the prediction is on ten image sets."""
     devices.set_up(COMPUTE, deterministic=True)
-    if wishes:
-        rows: list[dict[Any, Any]] = []
-        if WISHES_TABLE.exists():
-            rows = sweep.read(WISHES_TABLE, sweep.MEASURED).to_dict("records")
-        for name in WISHES if leaves else ["digits-optimal"]:
-            rows = asked(name, leaves, rows)
-        print("\n".join(wishes_markdown(rows)))
+    paths = {"mnist": mnist, "leaves": leaves}
+    if wishes or latent_dims:
+        table, names, measure = (WISHES_TABLE, WISHES, asked) if wishes else (LATENTS_TABLE, LATENTS, numbered)
+        rows = sweep.read(table, sweep.MEASURED).to_dict("records") if table.exists() else []
+        for name in names:
+            path = paths[given] if (given := SWEEPS[name].given) else None
+            if path or not given:
+                rows = measure(name, path, rows)
+        print("\n".join(wishes_markdown(rows) if wishes else latents_markdown(rows)))
         return
-    paths, tables = {"mnist": mnist, "leaves": leaves}, {}
+    tables = {}
     for name in only or SWEEPS:
         chosen: Sweep = known(name, SWEEPS)
         path = paths[chosen.given] if chosen.given else None
@@ -165,8 +171,7 @@ def main(
 
 def swept(name: str, chosen: Sweep, path: Path | None, seeds: int, trainings_only: bool = False) -> pd.DataFrame:
     """A row per seed and weight, in ascending order; those that the files have are not measured again."""
-    user = parameters_of(chosen, path)
-    train_images, valid_images = splits(chosen, user)
+    user, train_images, valid_images = loaded(chosen, path)
     p = resolve(user, user.train.steps_per_epoch(len(train_images)))
     spectrum = linear_theory.spectrum_for(p, train_images)
     weights: list[float] = rounded(sweep.weights(p, spectrum, WEIGHTS))  # the same on all machines
@@ -214,6 +219,11 @@ def parameters_of(chosen: Sweep, path: Path | None) -> Parameters:
     return loading.parse(values, "the sweep's parameters")
 
 
+def loaded(chosen: Sweep, path: Path | None) -> tuple[Parameters, Images, Images]:
+    user = parameters_of(chosen, path)
+    return user, *splits(chosen, user)
+
+
 def splits(chosen: Sweep, p: Parameters) -> tuple[Images, Images]:
     """Training and validation images, by a fixed permutation of the blocks; the test split is not needed."""
     images = chosen.make() if chosen.make else stored(p, chosen.most)
@@ -236,15 +246,13 @@ def stored(p: Parameters, most: int | None) -> Images:
     return np.stack([prepare(item.load(), Preprocessing.of(p)).pixels for item in items])
 
 
-def asked(name: str, leaves: Path | None, rows: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
-    """These rows and those of one image set that they lack."""
+def asked(name: str, path: Path | None, rows: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
+    """These rows and the wishes of one image set that they lack."""
     done = {(row["images"], row["asked"], row["wish"]) for row in rows}
     missing = [(by, w) for by, ws in WISHES[name].items() for w in ws if (name, by, w) not in done]
     if not missing:
         return rows
-    chosen = SWEEPS[name]
-    user = parameters_of(chosen, leaves if chosen.given else None)
-    train_images, valid_images = splits(chosen, user)
+    user, train_images, valid_images = loaded(SWEEPS[name], path)
     spectrum = linear_theory.spectrum_for(user, train_images)
     learnt = pilot.learn(user, spectrum, train_images, COMPUTE)
     assert learnt is not None
@@ -267,6 +275,37 @@ def wishes_markdown(rows: list[dict[Any, Any]]) -> list[str]:
             f"| {row['images']} | {row['asked']} {row['wish']:g} | {row['kl_weight']:.3g} | {measured:.3g} "
             f"| {measured / row['wish'] - 1:+.0%} | {train:.3g} ({train / row['wish'] - 1:+.0%}) |"
         )
+    return lines
+
+
+def numbered(name: str, path: Path | None, rows: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
+    """These rows and the numbers of latents of one image set that they lack, by the ELBO (a KL weight of 1)."""
+    user, train_images, valid_images = loaded(SWEEPS[name], path)
+    done = {row["latent_dim"] for row in rows if row["images"] == name}
+    if done >= set(latents.tried(user, len(train_images))):
+        return rows
+    for predicted in latents.compared(user, 1.0, latents.learn(user, train_images, COMPUTE)):
+        if (number := predicted.latent_dim) in done:
+            continue
+        print(f"{name}: {number} latents", flush=True)
+        p = resolve(latents.with_latents(user, number), user.train.steps_per_epoch(len(train_images)), 1.0)
+        row = sweep.measured(p, 1.0, train_images, valid_images, COMPUTE)
+        told = {"images": name, "latent_dim": number, "predicted_kl": predicted.rate, "predicted_gain": predicted.gain}
+        rows = [*rows, {**told, **row}]
+        workspace.write(LATENTS_TABLE, pd.DataFrame(rows).to_csv(index=False))
+    return rows
+
+
+def latents_markdown(rows: list[dict[Any, Any]]) -> list[str]:
+    """Gains in nats of the ELBO over that of `model.latent_dim`."""
+    lines = ["| images | latents | predicted KL | measured KL | predicted gain | measured gain |", "|" + " --- |" * 6]
+    for name, of_set in pd.DataFrame(rows).groupby("images", sort=False):
+        own = of_set[of_set["latent_dim"] == parameters_of(SWEEPS[str(name)], Path("x")).model.latent_dim].iloc[0]
+        lines += [
+            f"| {name} | {row.latent_dim} | {row.predicted_kl:.3g} | {row.kl:.3g} "
+            f"| {row.predicted_gain - own['predicted_gain']:+.0f} | {row.elbo - own['elbo']:+.0f} |"
+            for row in of_set.itertuples()
+        ]
     return lines
 
 

@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def pilot_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Pilot | None:
-    """None where none is asked for, or there is nothing to learn. An interrupted one resumes."""
+    """None where none is asked for, or it has nothing to learn, or learnt nothing. An interrupted one resumes."""
     if not pilot.is_asked(p, len(train_images)):
         return None
     compute = pilot.compute_of(p, len(train_images))
@@ -98,7 +98,11 @@ def pilot_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Pil
         contention.coped_with(compute),
         progress.bar("pilot", pilot.STEPS, unit="steps") as advance,
     ):
-        return pilot.learn(p, spectrum, train_images, compute, checkpoint, advance)
+        learnt = pilot.learn(p, spectrum, train_images, compute, checkpoint, advance)
+    if learnt is not None and pilot.has_died(p, learnt.curve):
+        log.warning("preflight: the pilot learnt nothing, so linear theory predicts; another seed may do better")
+        return None
+    return learnt
 
 
 def latent_curves(p: Parameters, train_images: np.ndarray) -> dict[int, Curve]:

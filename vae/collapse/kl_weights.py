@@ -109,6 +109,6 @@ def resolved(p: Parameters, curve: Curve) -> float:
     if weight == 0:
         raise InputError(
             f"{name}: {curve.source} expects an error of at least {least:.3g} of {p.model.latent_dim} latents; "
-            "ask for more, or raise model.latent_dim"
+            "ask for more, raise model.latent_dim, or set a low weight as a number: a long training may end below"
         )
     return rounded(weight)

@@ -13,7 +13,7 @@ from vae.collapse.rate_distortion import Curve, predict, steered, steered_beta
 from vae.compute import devices
 from vae.compute.devices import Compute
 from vae.config.beta_elbo import BetaELBO
-from vae.config.constants import SMALLEST_SIGMA
+from vae.config.constants import COLLAPSED_BELOW_NATS, SMALLEST_SIGMA
 from vae.config.parameters import Parameters
 from vae.models.flops import training_flops
 from vae.pilot.network import NestedNetwork
@@ -30,7 +30,7 @@ class LatentDim:
     Attributes:
         rate: in nats per image.
         distortion: `vae.collapse.expectations.distortion`.
-        gain: nats per image by which the objective, D + β·R, is better than that of the mean image.
+        gain: nats per image by which the objective, D + β·R, is better than that of the mean image; at least 0.
         operations: of a training step, relative to those of `model.latent_dim`.
     """
 
@@ -94,7 +94,7 @@ def compared(p: Parameters, weight: float, curves: Mapping[int, Curve]) -> list[
     for n, curve in curves.items():
         s, operations = found[n].threshold, training_flops(with_latents(p, n)) / training_flops(p)
         gain = loss(elbo, curve.total, 0.0) - loss(elbo, _error(curve, s), found[n].kl)
-        row = LatentDim(n, found[n].kl, distortion(p, curve, s), gain, operations)
+        row = LatentDim(n, found[n].kl, distortion(p, curve, s), max(gain, 0.0), operations)
         if rows and gain < rows[-1].gain:
             row = replace(rows[-1], latent_dim=n, operations=operations)
         rows.append(row)
@@ -122,16 +122,17 @@ def loss(elbo: BetaELBO, error: float, rate: float) -> float:
 def advice(latent_dim: int, rows: Sequence[LatentDim]) -> str:
     """What to make of them, in a sentence, for those that there are."""
     best, now = recommended(rows), next(row for row in rows if row.latent_dim == latent_dim)
-    more = best.gain - now.gain
+    if rows[-1].gain < COLLAPSED_BELOW_NATS:
+        return f"model.latent_dim = {latent_dim}: by the pilot no number of latents gains a nat at this KL weight"
     if best.latent_dim == latent_dim:
         return f"model.latent_dim = {latent_dim} is recommended by the pilot: more latents gain next to nothing"
     if best.latent_dim < latent_dim:
         return (
             f"model.latent_dim = {best.latent_dim} would do in place of {latent_dim}: by the pilot it costs "
-            f"{-more:.2g} nats of {now.gain:.3g}"
+            f"{now.gain - best.gain:.2g} nats of {now.gain:.3g}"
         )
     end = " or more" if best is rows[-1] else ""
     return (
-        f"model.latent_dim = {best.latent_dim}{end} in place of {latent_dim} would gain {more:.3g} nats by the pilot, "
-        f"for {best.operations:.3g} times the operations"
+        f"model.latent_dim = {best.latent_dim}{end} in place of {latent_dim} would gain "
+        f"{best.gain - now.gain:.3g} nats by the pilot, for {best.operations:.3g} times the operations"
     )

@@ -24,6 +24,7 @@ from vae.compute import devices
 from vae.compute.batches import gather, in_order, resident
 from vae.compute.devices import Compute
 from vae.compute.random import generator
+from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import Parameters
 from vae.config.resolved import LEARNING_RATE, ResolvedTrain
 from vae.losses.elbo import kl_per_latent
@@ -99,7 +100,17 @@ def curve_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Cur
     """The pilot's, where one is asked for, else that of linear theory."""
     images = len(train_images)
     learnt = learn(p, spectrum, train_images, compute_of(p, images)) if is_asked(p, images) else None
-    return spectrum if learnt is None else learnt.curve
+    return spectrum if learnt is None or has_died(p, learnt.curve) else learnt.curve
+
+
+def has_died(p: Parameters, curve: PilotCurve) -> bool:
+    """Whether the pilot carries next to nothing where linear theory carries something: then it is no prediction.
+
+    An autoregressive decoder may need no latents.
+    """
+    linear = curve.spectrum.rates(curve.thresholds[0]).sum()
+    learnt = curve.measured_rates[0].sum()
+    return bool(p.model.architecture != "autoregressive" and learnt < COLLAPSED_BELOW_NATS < linear)
 
 
 def batch_size(p: Parameters) -> int:

@@ -207,10 +207,11 @@ def _without_pilot(p: ResolvedParameters, known: Curve, curve: Curve, pictured: 
     if p.preflight.pilot is False:
         return ["There was no pilot, which would add its curve and pictures: preflight.pilot is false."]
     if p.preflight.pilot is True:
-        return ["There was no pilot: these images hold next to nothing that latents could encode."]
+        return ["There is no curve of a pilot: it learnt nothing, or the images hold next to nothing to encode."]
     return [
         "There was no pilot, which would add its curve and pictures: it would have cost more than a tenth of the "
-        "training, or the images hold next to nothing to encode. Set preflight.pilot to true to have one at any cost."
+        "training, or it learnt nothing, or the images hold next to nothing to encode. Set preflight.pilot to true to "
+        "have one at any cost."
     ]
 
 
