@@ -14,10 +14,12 @@ from tasks.processes import checkpoint_folder, contention, entry, progress
 from vae.collapse import kl_weights, linear_theory
 from vae.collapse.expectations import at_threshold, expectations
 from vae.collapse.linear_theory import Spectrum
+from vae.collapse.pilot_curve import PilotCurve
 from vae.collapse.rate_distortion import Curve
 from vae.collapse.warnings import schedule_above, warnings
 from vae.compute import devices
 from vae.compute.batches import open_images
+from vae.compute.devices import Compute
 from vae.config import loading
 from vae.config.files import written_aside
 from vae.config.parameters import Parameters
@@ -47,7 +49,6 @@ def main() -> None:
     weight = kl_weights.resolved(p, curve)
     result = {
         **predicted(p, weight, curve),
-        "linear_theory": beside(p, weight, spectrum),
         "asked_kl_weight": written(p.kl.max_weight),
         "epochs": epochs,
         "budget": p.train.budget,
@@ -59,12 +60,15 @@ def main() -> None:
             {**asdict(at), "sample_recall": recall, "sample_frechet": distance}
             for at, recall, distance in zip(pictured, sheet.recall, sheet.frechet, strict=True)
         ]
-    if p.preflight.latent_dims and (compared := latents.compared(p, weight, latent_curves(p, train_images))):
-        result["latent_dims"] = {
-            "recommended": latents.recommended(compared).latent_dim,
-            "advice": latents.advice(p.model.latent_dim, compared),
-            "compared": [asdict(row) for row in compared],
-        }
+    if p.preflight.latent_dims and result["predicted_kl"] is not None:
+        if compared := latents.compared(p, weight, latent_curves(p, train_images)):
+            result["latent_dims"] = {
+                "recommended": latents.recommended(compared).latent_dim,
+                "advice": latents.advice(p, weight, compared),
+                "compared": [asdict(row) for row in compared],
+            }
+    elif p.preflight.latent_dims:
+        log.warning("preflight: numbers of latents are not compared, since the predicted KL has no bound")
     workspace.write_json(workspace.PREFLIGHT, rounded(result))
     with written_aside(workspace.PILOT_SHEET) as aside:
         aside.write_bytes(sheet.png)
@@ -94,7 +98,7 @@ def pilot_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Pil
         return None
     compute = pilot.compute_of(p, len(train_images))
     with (
-        checkpoint_folder.of_pilot(p, compute.describe()) as checkpoint,
+        checkpoint_folder.of_pilot(p, _conditions(p, compute, train_images)) as checkpoint,
         contention.coped_with(compute),
         progress.bar("pilot", pilot.STEPS, unit="steps") as advance,
     ):
@@ -105,15 +109,20 @@ def pilot_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Pil
     return learnt
 
 
-def latent_curves(p: Parameters, train_images: np.ndarray) -> dict[int, Curve]:
+def latent_curves(p: Parameters, train_images: np.ndarray) -> dict[int, PilotCurve]:
     """The curve of each number of latents, by a pilot of its own."""
     compute = pilot.compute_of(p, len(train_images))
     with (
-        checkpoint_folder.of_pilot(p, compute.describe(), "latents") as checkpoint,
+        checkpoint_folder.of_pilot(p, _conditions(p, compute, train_images), "latents") as checkpoint,
         contention.coped_with(compute),
         progress.bar("latents", pilot.STEPS, unit="steps") as advance,
     ):
         return latents.learn(p, train_images, compute, checkpoint, advance)
+
+
+def _conditions(p: Parameters, compute: Compute, train_images: np.ndarray) -> dict[str, str]:
+    """Of the bits of a pilot, besides its parameters but for the epochs."""
+    return {**compute.describe(), "averaging": str(pilot.averaging(p, len(train_images)))}
 
 
 def affordable(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray, seconds: float) -> int:
@@ -127,13 +136,6 @@ def affordable(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray
         return 1
     log.info(f"preflight: {epochs} epochs, in place of train.epochs, fit into train.budget = {seconds:g} seconds here")
     return epochs
-
-
-def beside(p: Parameters, weight: float, spectrum: Spectrum) -> dict[str, Any]:
-    """What linear theory alone predicts."""
-    expected = expectations(p, weight, spectrum)
-    names = ("predicted_kl", "predicted_active_units", "predicted_mse", "critical_kl_weight", "collapse_kl_weight")
-    return {name: expected[name] for name in (*names, "calibrated_kl_weight")}
 
 
 def predicted(p: Parameters, weight: float, curve: Curve) -> dict[str, Any]:

@@ -52,7 +52,11 @@ def held(p: ResolvedParameters, conditions: Mapping[str, str]) -> Iterator[Path]
 
 @contextmanager
 def of_pilot(p: Parameters, conditions: Mapping[str, str], name: str = "pilot") -> Iterator[Path]:
-    """The checkpoint of a pilot, for this process alone, removed once the pilot has ended."""
+    """The checkpoint of a pilot, for this process alone, removed once the pilot has ended.
+
+    The epochs do not change a pilot, and those of `train.budget` are measured anew after an interruption.
+    """
+    p = p.model_copy(update={"train": p.train.model_copy(update={"epochs": 0})})
     digest = hashlib.sha256(f"{key_of(p, 'preflight')} {json.dumps(conditions, sort_keys=True)}".encode())
     path = root() / f"{name}-{digest.hexdigest()[:16]}.pt"
     with hold(workspace.root() / ".run" / f"{path.stem}.lock", "the same pilot", seconds=WAIT):

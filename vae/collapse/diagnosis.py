@@ -18,6 +18,7 @@ from vae.collapse.evidence import (
     reached_share,
     settled,
     source,
+    supported_rate,
 )
 from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE
 from vae.collapse.sample_rules import about_samples, prior_mismatch, samples_in_numbers
@@ -129,7 +130,8 @@ def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
 
     collapse_weight = e.predicted["collapse_kl_weight"]
     steps = steps_at_final_weight(e.history, p)
-    if collapse_weight == 0:
+    is_autoregressive = p.model.architecture == "autoregressive"
+    if collapse_weight == 0 and not is_autoregressive:
         reasons.append(f"{source(e)} expects less than 1 nat for these images at any KL weight")
         advice = ["use other images in data.path: these are all alike"]
         return Verdict("collapsed", summary, reasons, advice=advice)
@@ -137,20 +139,20 @@ def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     if p.kl.control != "schedule" and asked < COLLAPSED_BELOW_NATS:
         reasons.append(f"the control (kl.{p.kl.control_name}) was asked for a rate of {asked:.2g} nats")
         return Verdict("collapsed", summary, reasons, remedies.without_target(p, e.predicted))
-    if p.kl.control == "schedule" and p.kl.max_weight >= collapse_weight:
+    if p.kl.control == "schedule" and p.kl.max_weight >= collapse_weight > 0:
         reasons.append(
             f"kl.max_weight = {p.kl.max_weight:g} is at or above {collapse_weight:.3g}; "
             f"there, {source(e)} expects less than 1 nat for these images"
         )
         return Verdict("collapsed", summary, reasons, remedies.elbo(p, e.predicted) | remedies.normalised(p))
     to_elbo = remedies.elbo(p, e.predicted)
-    if p.kl.control == "schedule" and NEAR_COLLAPSE * p.kl.max_weight > collapse_weight and to_elbo:
+    if p.kl.control == "schedule" and NEAR_COLLAPSE * p.kl.max_weight > collapse_weight > 0 and to_elbo:
         reasons.append(
             f"kl.max_weight = {p.kl.max_weight:g} is close to {collapse_weight:.3g}, where {source(e)} expects less "
             f"than 1 nat; here it expected {expected_rate(e):.3g}"
         )
         return Verdict("collapsed", summary, reasons, to_elbo | remedies.normalised(p))
-    if p.model.architecture == "autoregressive":
+    if is_autoregressive:
         reasons.append("an autoregressive decoder can ignore the latents: it sees the preceding pixels")
         return Verdict("collapsed", summary, reasons, remedies.of_autoregressive(p, e.predicted))
     if steps < ALARM_STEPS:
@@ -229,7 +231,7 @@ def _bypassed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
 
 
 def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
-    expected = expected_rate(e)
+    expected, by = supported_rate(e)
     if not math.isfinite(expected) or p.model.architecture == "autoregressive":
         return None  # no KL term to fall short of, or a decoder whose curve is too uncertain
     past_ramp = e.kept_epoch - first_final_epoch(p.kl, p.train.epochs)
@@ -243,7 +245,7 @@ def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         return None
     reason = (
         f"KL of {rate:.3g} nats, under {PARTLY_COLLAPSED_SHARE:g} × the {expected:.3g} that "
-        f"{source(e)} expects, {past_ramp:.0f} epochs past the ramp and with a flat {flat}"
+        f"{by} expects, {past_ramp:.0f} epochs past the ramp and with a flat {flat}"
     )
     images = int(e.train["images"])
     doubt = (

@@ -99,6 +99,13 @@ def expected_rate(e: Evidence) -> float:
     return math.inf if expected is None else expected
 
 
+def supported_rate(e: Evidence) -> tuple[float, str]:
+    """The KL that these images support, and who says so: what a network is too narrow for, its pilot cannot tell."""
+    expected = expected_rate(e)
+    linear = e.predicted.get("linear_theory", {}).get("predicted_kl") or 0.0
+    return (linear, "linear theory") if linear > expected else (expected, source(e))
+
+
 def source(e: Evidence) -> str:
     """Who expects it: the pilot or linear theory."""
     return str(e.predicted.get("predicted_by", "linear theory"))

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from vae.collapse import kl_weights
 from vae.collapse.pilot_curve import PilotCurve, curve_of
 from vae.collapse.rate_distortion import (
     Curve,
+    error_at,
     is_error_reachable,
     predict,
     steered,
@@ -25,6 +24,15 @@ from vae.config.resolved import ResolvedParameters
 # which feeds a small error back, and for Bernoulli, where the theory is first-order.
 FIXED_SIGMA_TOLERANCE, TOLERANCE = 0.25, 0.4
 
+BESIDE = (  # of linear theory
+    "predicted_kl",
+    "predicted_active_units",
+    "predicted_mse",
+    "critical_kl_weight",
+    "collapse_kl_weight",
+    "calibrated_kl_weight",
+)
+
 
 def expectations(p: Parameters, weight: float, curve: Curve) -> dict[str, Any]:
     """The predictions for a training with these parameters.
@@ -32,12 +40,22 @@ def expectations(p: Parameters, weight: float, curve: Curve) -> dict[str, Any]:
     KL in nats per image; `predicted_kl` is None where it is unbounded: without a KL term, or where GECO asks for an
     error out of reach. `calibrated_kl` and `calibrated_mse` are those of the calibrated weight, whatever the weight or
     the control. `target_kl_weight` is the weight that leaves the rate a control asks for, None without one.
+    `linear_theory` has what it says by itself, beside a pilot.
 
     Args:
         weight: `kl.max_weight` as a number.
         curve: of at least as many latents as the parameters have.
     """
     curve = curve.of(p)
+    linear = _by(curve.spectrum if isinstance(curve, PilotCurve) else curve, p, weight)
+    return {
+        **_by(curve, p, weight),
+        "linear_theory": {name: linear[name] for name in BESIDE},
+        **curve.facts(),
+    }
+
+
+def _by(curve: Curve, p: Parameters, weight: float) -> dict[str, Any]:
     is_steered = p.kl.control != "schedule"
     elbo = BetaELBO.of(p, 1.0 if is_steered else weight)
     bounded = is_error_reachable(curve, p.kl) if is_steered else weight > 0
@@ -63,7 +81,6 @@ def expectations(p: Parameters, weight: float, curve: Curve) -> dict[str, Any]:
         "equivalent_sigma": prediction.sigma,
         "effective_beta": beta,
         "kl_per_latent": prediction.kl_per_latent.tolist(),
-        **curve.facts(),
     }
 
 
@@ -103,7 +120,7 @@ def at_threshold(p: Parameters, curve: Curve, s: float) -> OperatingPoint:
 
 
 def _at(p: Parameters, curve: Curve, s: float, weight: float) -> OperatingPoint:
-    mse = float(curve.error(np.array([s]))[0]) / curve.pixels
+    mse = error_at(curve, s) / curve.pixels
     beta = BetaELBO.of(p, weight).effective_beta(mse)
     return OperatingPoint(s, weight, beta, float(curve.rates(s).sum()), distortion(p, curve, s))
 
@@ -114,7 +131,7 @@ def distortion(p: Parameters, curve: Curve, s: float) -> float:
     Linear theory knows the latter up to a constant: to second order in the logits it is half of the error of the
     whitened pixels more than that.
     """
-    error = float(curve.error(np.array([s]))[0])
+    error = error_at(curve, s)
     if p.objective.likelihood == "gaussian":
         return math.sqrt(error / curve.pixels)
     return error if isinstance(curve, PilotCurve) else error / 2

@@ -6,7 +6,15 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from vae.collapse.rate_distortion import Curve, bisected, optimal_variance, predict, threshold
+from vae.collapse.rate_distortion import (
+    Curve,
+    bisected,
+    error_at,
+    optimal_variance,
+    predict,
+    threshold,
+    with_enforced_rate,
+)
 from vae.config.beta_elbo import BetaELBO
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.errors import InputError
@@ -14,6 +22,7 @@ from vae.config.parameters import Parameters, Wish
 from vae.config.text import rounded, written
 
 LOWEST = 1e-12  # of the critical weight
+MET = 0.1  # of a rate, by which a wish may be exceeded
 # The effective β for what a model is for.
 PURPOSES = {"calibrated": 1.0, "reconstruct": 0.3, "represent": 1.0, "sample": 2.0}
 
@@ -35,7 +44,7 @@ def critical(p: Parameters, curve: Curve) -> float:
 def of_threshold(p: Parameters, curve: Curve, s: float) -> float:
     """The KL weight whose threshold β·σ² is s: where σ follows the error, N·σ² = d(s)."""
     if follows_the_error(p):
-        return s * curve.pixels / max(float(curve.error(np.array([s]))[0]), 1e-300)
+        return s * curve.pixels / max(error_at(curve, s), 1e-300)
     return s / threshold(curve, BetaELBO.of(p, 1.0))
 
 
@@ -100,6 +109,12 @@ def resolved(p: Parameters, curve: Curve) -> float:
         most = predict(curve, BetaELBO.of(p, LOWEST * critical(p, curve))).kl
         if weight == 0:
             raise InputError(f"{name}: {curve.source} expects at most {most:.3g} nats; ask for less")
+        there = with_enforced_rate(predict(curve, BetaELBO.of(p, weight)), curve, p).kl
+        if there > (1 + MET) * wish.rate:
+            raise InputError(
+                f"{name}: {curve.source} expects at least {there:.3g} nats; ask for more, or lower what keeps a rate "
+                "up (kl.free_bits, model.mean_batch_norm, model.logvar_max)"
+            )
         return rounded(weight)
     assert wish.rmse is not None
     least, most = math.sqrt(curve.smallest_mse), math.sqrt(curve.total / curve.pixels)

@@ -19,6 +19,7 @@ from vae.metrics.moments import pixel_moments
 EXACT_UP_TO = 2048  # pixels; beyond that only the leading eigenvalues, by subspace iteration
 MOST_IMAGES = 20_000  # evenly taken from a larger set: enough for its leading eigenvalues
 EXTRA, ITERATIONS = 16, 6  # of the subspace iteration: vectors beyond those asked for, passes over the data
+ROUNDING = 1e-12  # of the variance of a pixel
 MOST_LATENTS_PER_IMAGE = 0.25  # of training images; beyond it the prediction is too high
 
 
@@ -88,6 +89,8 @@ def spectrum(images: np.ndarray, latents: int, bernoulli: bool, drawn: bool = Fa
     scale = (p * (1 - p)).rsqrt() if bernoulli else torch.ones_like(mean)
     drawing = (mean - mean.square() - variance).clamp_min(0) * scale.square() if drawn else None
     total = float((variance * scale.square()).sum()) + (0.0 if drawing is None else float(drawing.sum()))
+    if total < ROUNDING * pixels:  # images that are all the same
+        return Spectrum(np.zeros(min(latents, pixels)), 0.0, pixels, len(images))
 
     def covariance_times(vectors: Tensor) -> Tensor:
         product = torch.zeros_like(vectors)

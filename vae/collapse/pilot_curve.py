@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae.collapse.linear_theory import Spectrum
-from vae.collapse.rate_distortion import Curve
+from vae.collapse.rate_distortion import ACTIVE_NATS, Curve
 from vae.config.parameters import Parameters
 
 FOLLOWS = 0.25  # nats a latent, from which on the error follows from the rates
@@ -55,11 +55,14 @@ class PilotCurve:
     @property
     def total(self) -> float:
         """Of an autoregressive decoder, which knows the preceding pixels, less than the images' variance."""
-        return min(self.spectrum.total, float(self.measured_error[-1]))
+        highest = float(self.measured_error[-1])
+        return highest if self.likelihood == "bernoulli" else min(self.spectrum.total, highest)
 
     @property
     def critical(self) -> float:
-        return float(self.thresholds[-1])
+        """The lowest from which on all latents together carry less than one that is active."""
+        active = np.flatnonzero(self.measured_rates.sum(1) > ACTIVE_NATS)
+        return float(self.thresholds[min(active[-1] + 1, len(self.thresholds) - 1) if len(active) else 0])
 
     @property
     def smallest_mse(self) -> float:

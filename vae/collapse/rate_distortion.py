@@ -154,7 +154,12 @@ def first(curve: Curve, holds: Callable[[Prediction], bool]) -> Prediction:
 
 
 def _at_threshold(curve: Curve, s: float) -> Prediction:
-    return Prediction(curve.rates(s), float(curve.error(np.array([s]))[0]) / curve.pixels, None, s)
+    return Prediction(curve.rates(s), error_at(curve, s) / curve.pixels, None, s)
+
+
+def error_at(curve: Curve, s: float) -> float:
+    """d(s)."""
+    return float(curve.error(np.array([s]))[0])
 
 
 def bisected(low: float, high: float, is_too_low: Callable[[float], bool]) -> float:

@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
-from vae.collapse import remedies
+from vae.collapse import kl_weights, remedies
 from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE
+from vae.collapse.pilot_curve import PilotCurve
 from vae.collapse.rate_distortion import Curve, enforced_rate, is_error_reachable
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import KL, Parameters
@@ -12,6 +13,7 @@ from vae.config.resolved import ramp_epochs
 from vae.schedules.kl import ramp_time, time_above
 
 MOST_ABOVE = 0.5  # of a cycle, at weights where collapse is expected
+MOST_ABOVE_LINEAR = 1.5  # times linear theory's collapse weight; up to there the pilot has been right
 SMALLEST_BETA = 0.05  # below it the KL term hardly counts
 
 
@@ -32,7 +34,7 @@ def warnings(p: Parameters, expected: dict[str, Any], curve: Curve) -> list[str]
     if p.model.architecture == "autoregressive":
         found.append(
             "model.architecture = autoregressive: the decoder predicts pixels from those before them, so the latents "
-            "may die at a far lower kl.max_weight than linear theory says"
+            f"may die at a far lower kl.max_weight than {curve.source} says"
         )
     if p.model.prior != "standard":
         found.append(
@@ -82,13 +84,15 @@ def _collapse_ahead(p: Parameters, expected: dict[str, Any], curve: Curve) -> li
             f"{kl:.2g} nats; ask for more than {COLLAPSED_BELOW_NATS:g}"
         ]
     if weight < collapse:
-        return []
+        return _collapse_in_doubt(p, weight, collapse, curve)
     if kl >= COLLAPSED_BELOW_NATS:
         return [
             f"at kl.max_weight = {weight:g} {by} expects no more than the {kl:.2g} nats that "
             f"{_enforcing(p)} keeps, which need not describe the images; stay below {collapse:.3g}, for example at "
             f"{expected['calibrated_kl_weight']:.2g}"
         ]
+    if collapse == 0:
+        return [f"POSTERIOR COLLAPSE AHEAD: {by} expects a KL of less than 1 nat at any KL weight"]
     found = [
         f"POSTERIOR COLLAPSE AHEAD: at kl.max_weight = {weight:g} {by} expects a KL of only "
         f"{kl:.2g} nats; stay below {collapse:.3g}, for example at {expected['calibrated_kl_weight']:.2g}"
@@ -97,6 +101,17 @@ def _collapse_ahead(p: Parameters, expected: dict[str, Any], curve: Curve) -> li
     if p.kl.schedule == "cyclical" and time_above(p.kl, collapse / weight) > MOST_ABOVE:
         found.append(_too_long_above(p.kl, weight, collapse, by))
     return found
+
+
+def _collapse_in_doubt(p: Parameters, weight: float, collapse: float, curve: Curve) -> list[str]:
+    """Of images that form clusters a pilot may carry on where a training of one KL weight does not get started."""
+    linear = kl_weights.of_rate(p, curve.spectrum) if isinstance(curve, PilotCurve) else math.inf
+    if weight <= MOST_ABOVE_LINEAR * linear:
+        return []
+    return [
+        f"kl.max_weight = {weight:g} lies between the collapse weights of linear theory, {linear:.3g}, and of the "
+        f"pilot, {collapse:.3g}: where images form clusters, a training may collapse all the same"
+    ]
 
 
 def _when(p: Parameters, weight: float, collapse: float) -> str:

@@ -112,7 +112,7 @@ class Wish(_Section):
 
     @model_serializer
     def _as_written(self) -> dict[str, float]:
-        return {"rmse": self.rmse} if self.rate is None and self.rmse else {"rate": self.rate or 0.0}
+        return {name: value for name, value in self if value is not None}
 
 
 Purpose = Literal["calibrated", "reconstruct", "represent", "sample"]

@@ -9,7 +9,8 @@ import numpy as np
 
 from vae.collapse.expectations import distortion
 from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE, spectrum_for
-from vae.collapse.rate_distortion import Curve, predict, steered, steered_beta
+from vae.collapse.pilot_curve import PilotCurve
+from vae.collapse.rate_distortion import Curve, error_at, predict, steered, steered_beta, with_enforced_rate
 from vae.compute import devices
 from vae.compute.devices import Compute
 from vae.config.beta_elbo import BetaELBO
@@ -17,7 +18,7 @@ from vae.config.constants import COLLAPSED_BELOW_NATS, SMALLEST_SIGMA
 from vae.config.parameters import Parameters
 from vae.models.flops import training_flops
 from vae.pilot.network import NestedNetwork
-from vae.pilot.training import averaging, measured, thresholds, train
+from vae.pilot.training import averaging, has_died, measured, thresholds, train
 
 TRIED = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4)  # of model.latent_dim
 ENOUGH = 0.95  # of what the largest number gains over the mean image: a pilot knows it no better than that
@@ -55,8 +56,11 @@ def learn(
     compute: Compute,
     checkpoint_path: Path | None = None,
     on_step: Callable[[int], None] = lambda step: None,
-) -> dict[int, Curve]:
-    """The curve of each number of latents; empty where there is nothing to learn. As `vae.pilot.training.learn`."""
+) -> dict[int, PilotCurve]:
+    """The curve of each number of latents, by a pilot as of `vae.pilot.training.learn`.
+
+    Empty where there is nothing to learn, or nothing was learnt.
+    """
     numbers = tried(p, len(train_images))
     wide = with_latents(p, max(numbers))
     spectrum = spectrum_for(wide, train_images)
@@ -66,14 +70,14 @@ def learn(
     devices.set_up(compute, p.train.deterministic)
     network = NestedNetwork(wide, averaging(p, len(train_images)))
     train(wide, network, spectrum, points, train_images, compute, checkpoint_path, on_step)
-    curves: dict[int, Curve] = {}
+    curves: dict[int, PilotCurve] = {}
     for number in numbers:
         network.latents = number
         curve = measured(wide, network, spectrum, points, train_images, compute)
         curves[number] = replace(
             curve, spectrum=spectrum.of(with_latents(p, number)), measured_rates=curve.measured_rates[:, :number]
         )
-    return curves
+    return {} if has_died(p, curves[p.model.latent_dim]) else curves
 
 
 def with_latents(p: Parameters, number: int) -> Parameters:
@@ -92,9 +96,11 @@ def compared(p: Parameters, weight: float, curves: Mapping[int, Curve]) -> list[
         elbo = replace(elbo, sigma="optimal", beta=steered_beta(found[p.model.latent_dim], elbo))
     rows: list[LatentDim] = []
     for n, curve in curves.items():
-        s, operations = found[n].threshold, training_flops(with_latents(p, n)) / training_flops(p)
-        gain = loss(elbo, curve.total, 0.0) - loss(elbo, _error(curve, s), found[n].kl)
-        row = LatentDim(n, found[n].kl, distortion(p, curve, s), max(gain, 0.0), operations)
+        changed = with_latents(p, n)
+        s, rate = found[n].threshold, with_enforced_rate(found[n], curve, changed).kl
+        gain = objective(elbo, curve.total, 0.0) - objective(elbo, error_at(curve, s), rate)
+        operations = training_flops(changed) / training_flops(p)
+        row = LatentDim(n, rate, distortion(p, curve, s), max(gain, 0.0), operations)
         if rows and gain < rows[-1].gain:
             row = replace(rows[-1], latent_dim=n, operations=operations)
         rows.append(row)
@@ -106,11 +112,7 @@ def recommended(rows: Sequence[LatentDim]) -> LatentDim:
     return next(row for row in rows if row.gain >= ENOUGH * rows[-1].gain)
 
 
-def _error(curve: Curve, s: float) -> float:
-    return float(curve.error(np.array([s]))[0])
-
-
-def loss(elbo: BetaELBO, error: float, rate: float) -> float:
+def objective(elbo: BetaELBO, error: float, rate: float) -> float:
     """D + β·R in nats per image. error: of an image, summed over pixels of [0, 1]; of Bernoulli pixels, −ln p(x|z)."""
     if elbo.likelihood == "bernoulli":
         return error + elbo.beta * rate
@@ -119,20 +121,24 @@ def loss(elbo: BetaELBO, error: float, rate: float) -> float:
     return elbo.pixels / 2 * (math.log(2 * math.pi * variance) + mse / variance) + elbo.beta * rate
 
 
-def advice(latent_dim: int, rows: Sequence[LatentDim]) -> str:
-    """What to make of them, in a sentence, for those that there are."""
-    best, now = recommended(rows), next(row for row in rows if row.latent_dim == latent_dim)
+def advice(p: Parameters, weight: float, rows: Sequence[LatentDim]) -> str:
+    """What to make of them, in a sentence, at this KL weight."""
+    number = p.model.latent_dim
+    best, now = recommended(rows), next(row for row in rows if row.latent_dim == number)
     if rows[-1].gain < COLLAPSED_BELOW_NATS:
-        return f"model.latent_dim = {latent_dim}: by the pilot no number of latents gains a nat at this KL weight"
-    if best.latent_dim == latent_dim:
-        return f"model.latent_dim = {latent_dim} is recommended by the pilot: more latents gain next to nothing"
-    if best.latent_dim < latent_dim:
-        return (
-            f"model.latent_dim = {best.latent_dim} would do in place of {latent_dim}: by the pilot it costs "
-            f"{now.gain - best.gain:.2g} nats of {now.gain:.3g}"
-        )
+        return f"model.latent_dim = {number}: by the pilot no number of latents gains a nat at this KL weight"
+    if best is now:
+        return f"model.latent_dim = {number} is recommended by the pilot: more latents gain next to nothing"
     end = " or more" if best is rows[-1] else ""
+    asked = f"model.latent_dim = {best.latent_dim}{end}"
+    if p.objective.reduction == "mean" and p.kl.control == "schedule":  # the weight is per latent
+        asked += f" (and kl.max_weight = {weight * best.latent_dim / number:.3g})"
+    if best.latent_dim < number:
+        return (
+            f"{asked} would do in place of {number}: "
+            f"by the pilot it costs {now.gain - best.gain:.2g} nats of {now.gain:.3g}"
+        )
     return (
-        f"model.latent_dim = {best.latent_dim}{end} in place of {latent_dim} would gain "
-        f"{best.gain - now.gain:.3g} nats by the pilot, for {best.operations:.3g} times the operations"
+        f"{asked} in place of {number} would gain {best.gain - now.gain:.3g} nats by the pilot, "
+        f"for {best.operations:.3g} times the operations"
     )

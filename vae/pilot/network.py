@@ -38,6 +38,8 @@ def can_average(p: Parameters, k: int) -> bool:
     """
     if p.objective.likelihood == "bernoulli" or p.model.architecture == "autoregressive":
         return k == 1
+    if any(side % k for side in p.data.image_size):
+        return False
     return min(p.data.image_size) // k >= SMALLEST and len(_kept(p, k)) >= FEWEST_LAYERS
 
 
@@ -137,18 +139,28 @@ class NestedNetwork(PilotNetwork):
         self.latents: int | None = None
 
     def forward(self, x: Tensor, noise: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        most = self.vae.latent_dim
-        if self.latents is None:
-            share = (torch.arange(len(x), device=x.device) + 0.5) / len(x)
-            left = ((most + 1) ** share).long()
-        else:
-            left = torch.full((len(x),), self.latents, device=x.device)
-        v = 2 * left.log() / math.log(most) - 1
-        self._condition_on(u, v, v * v, u * v)
-        mu, logvar = self.vae.encode(x)
-        kept = torch.arange(most, device=x.device) < left[:, None]
-        z = (mu + torch.exp(0.5 * logvar) * noise) * kept
-        return self.vae.decode(z, x), mu * kept, logvar * kept
+        mu, logvar = self.encode(x, u)
+        z = (mu + torch.exp(0.5 * logvar) * noise) * self._kept(len(x), x.device)
+        return self.vae.decode(z, x), mu, logvar
+
+    def encode(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        mu, logvar = super().encode(x, u)
+        kept = self._kept(len(x), x.device)
+        return mu * kept, logvar * kept
+
+    def _condition_on(self, u: Tensor, *others: Tensor) -> None:
+        v = 2 * self._left(len(u), u.device).log() / math.log(self.vae.latent_dim) - 1
+        super()._condition_on(u, v, v * v, u * v)
+
+    def _kept(self, count: int, device: torch.device) -> Tensor:
+        return torch.arange(self.vae.latent_dim, device=device) < self._left(count, device)[:, None]
+
+    def _left(self, count: int, device: torch.device) -> Tensor:
+        """The number of latents of each image: (count,)."""
+        if self.latents is not None:
+            return torch.full((count,), self.latents, device=device)
+        share = (torch.arange(count, device=device) + 0.5) / count
+        return ((self.vae.latent_dim + 1) ** share).long()
 
 
 def modulated_layers(model: VAE) -> list[nn.Module]:

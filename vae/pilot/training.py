@@ -6,6 +6,7 @@ Each image of a batch has a threshold s of its own, which modulates the network 
 w(s) make what there is to gain comparable for all s, by linear theory.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ from vae.training.step import draw
 
 STEPS = 500
 BATCHES = 2  # of the training in one of the pilot, whose images share it between all thresholds
-FEWEST, MOST = 64, 256  # images in a batch
+FEWEST_IMAGES, MOST_IMAGES = 64, 256  # images in a batch
 TRAIN = ResolvedTrain(epochs=1, learning_rate=2 * LEARNING_RATE["muon"])  # one cycle; noisy steps do it no harm
 MODULATION_RATE = 2e-2
 RISE = 0.25  # of the steps, over which the highest threshold rises: latents that are worth little come after the others
@@ -53,6 +54,9 @@ MEASURED = 512  # training images
 CHECKPOINT_STEPS = 50
 MOST_SHARE, SMALL_FLOPS = 0.1, 1e12  # of the training's operations; and what takes some ten seconds on a core
 SLOWNESS = 3  # of an operation in narrow layers, which wait for memory: 21 against 64 GFLOP/s of photos of 64×64 pixels
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,11 +114,15 @@ def has_died(p: Parameters, curve: PilotCurve) -> bool:
     """
     linear = curve.spectrum.rates(curve.thresholds[0]).sum()
     learnt = curve.measured_rates[0].sum()
-    return bool(p.model.architecture != "autoregressive" and learnt < COLLAPSED_BELOW_NATS < linear)
+    return bool(
+        p.model.architecture != "autoregressive"
+        and not learnt >= COLLAPSED_BELOW_NATS
+        and linear > COLLAPSED_BELOW_NATS
+    )
 
 
 def batch_size(p: Parameters) -> int:
-    return min(max(BATCHES * p.train.batch_size, FEWEST), MOST)
+    return min(max(BATCHES * p.train.batch_size, FEWEST_IMAGES), MOST_IMAGES)
 
 
 def thresholds(spectrum: Spectrum, bernoulli: bool) -> NDArray[np.float64] | None:
@@ -263,7 +271,10 @@ def measured(
 
 def _save(network: PilotNetwork, optimisers: Any, path: Path, step: int) -> None:
     states = [optimiser.state_dict() for optimiser in optimisers]
-    checkpoint.save(path, {"step": step, "network": network.state_dict(), "optimisers": states})
+    try:
+        checkpoint.save(path, {"step": step, "network": network.state_dict(), "optimisers": states})
+    except OSError as error:
+        log.warning("no checkpoint of the pilot: %s; an interruption would lose it", error.strerror or error)
 
 
 def _resumed(network: PilotNetwork, optimisers: Any, path: Path | None, compute: Compute) -> int:

@@ -200,8 +200,9 @@ def _error_of(p: ResolvedParameters, predicted: float | None, kl: float | None) 
 def _without_pilot(p: ResolvedParameters, known: Curve, curve: Curve, pictured: Sequence[OperatingPoint]) -> list[str]:
     """Why there is no pilot's curve, or why it has no pictures."""
     if isinstance(curve, PilotCurve):
-        large = "No pictures: an autoregressive decoder would take minutes to draw images of this size."
-        return [] if pictured else [large]
+        if pictured or p.model.architecture != "autoregressive":
+            return []
+        return ["No pictures: an autoregressive decoder would take minutes to draw images of this size."]
     if isinstance(known, PilotCurve):
         return ["The pilot learnt the curve of another network than that of the remedies: this is linear theory's."]
     if p.preflight.pilot is False:

@@ -81,6 +81,9 @@ def test_it_runs_for_every_kind_of_training_and_repeats_after_an_interruption(
     monkeypatch.setattr(training, "STEPS", 6)
     monkeypatch.setattr(training, "CHECKPOINT_STEPS", 2)
     p = unresolved(changes)
+    if p.model.architecture != "autoregressive":
+        assert latents.learn(p, TRAIN, CPU) == {}  # nothing was learnt in six steps
+    monkeypatch.setattr(latents, "has_died", lambda p, curve: False)
     rows = latents.compared(p, 1.0, latents.learn(p, TRAIN, CPU))
     assert [row.latent_dim for row in rows] == [1, 2, 3, 4, 6, 9, 12]
     assert all(math.isfinite(row.gain) for row in rows)
@@ -117,14 +120,14 @@ def test_more_latents_never_do_worse() -> None:
 
 def test_the_objective_is_the_elbo_with_a_weighted_rate() -> None:
     at_sigma = BetaELBO("gaussian", 0.3, 2.0, 1.0, 16)
-    assert latents.loss(at_sigma, 1.7, 5.0) == pytest.approx(
+    assert latents.objective(at_sigma, 1.7, 5.0) == pytest.approx(
         10 - float(gaussian_log_prob(torch.tensor(1.7, dtype=torch.float64), 16, 0.3**2))
     )
     optimal = BetaELBO("gaussian", "optimal", 2.0, 1.0, 16)
-    assert latents.loss(optimal, 1.7, 5.0) == pytest.approx(
+    assert latents.objective(optimal, 1.7, 5.0) == pytest.approx(
         10 - float(gaussian_log_prob(torch.tensor(1.7, dtype=torch.float64), 16, 1.7 / 16))
     )
-    assert latents.loss(BetaELBO("bernoulli", "optimal", 2.0, 1.0, 16), 30.0, 5.0) == 40
+    assert latents.objective(BetaELBO("bernoulli", "optimal", 2.0, 1.0, 16), 30.0, 5.0) == 40
 
 
 @pytest.mark.parametrize(
@@ -140,4 +143,10 @@ def test_the_objective_is_the_elbo_with_a_weighted_rate() -> None:
 def test_the_advice_in_words(gains: tuple[float, ...], now: int, said: str) -> None:
     numbers, operations = (2, 4, 8, 16), (0.9, 1.0, 1.5, 2.0)
     rows = [LatentDim(n, 1.0, 0.1, gain, ops) for n, gain, ops in zip(numbers, gains, operations, strict=True)]
-    assert latents.advice(now, rows) == f"model.latent_dim = {said}"
+    assert latents.advice(unresolved({"model.latent_dim": now}), 1.0, rows) == f"model.latent_dim = {said}"
+
+
+def test_of_a_mean_loss_the_weight_grows_with_the_latents() -> None:
+    rows = [LatentDim(n, 1.0, 0.1, gain, 1.0) for n, gain in ((4, 50.0), (8, 100.0), (16, 101.0))]
+    p = unresolved({"model.latent_dim": 4, "objective.reduction": "mean"})
+    assert "model.latent_dim = 8 (and kl.max_weight = 0.02) in place of 4" in latents.advice(p, 0.01, rows)
