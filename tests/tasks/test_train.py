@@ -104,6 +104,18 @@ def test_checkpoints_are_named_by_all_that_dvc_yaml_names(stage: Path) -> None:
     assert checkpoint_folder.key_of(p.model_copy(update={"kl": ramp})) != checkpoint_folder.key_of(p)
 
 
+def test_a_pilot_resumes_whatever_the_epochs_of_a_budget(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_folder, "key_of", lambda p, stage: p.train.model_dump_json())
+    p = loading.load(workspace.PARAMS)
+    paths = []
+    for changes in ({"epochs": 20}, {"epochs": 21}, {"batch_size": 77}):
+        changed = p.model_copy(update={"train": p.train.model_copy(update=changes)})
+        for conditions in ({"averaging": "1"}, {"averaging": "2"}):
+            with checkpoint_folder.of_pilot(changed, conditions) as path:
+                paths.append(path)
+    assert paths[:2] == paths[2:4] and len(set(paths)) == 4
+
+
 @pytest.mark.parametrize(
     ("optimizer", "learning_rate", "warned"),
     [

@@ -471,3 +471,20 @@ def test_where_images_are_few_the_expectation_itself_is_doubted(images: int, dou
     got = judged(**WRONG["partly_collapsed"], train=train)
     assert got.verdict == "partly_collapsed"
     assert any("too few images" in reason for reason in got.reasons) is doubted
+
+
+def test_a_network_too_narrow_for_its_images_is_partly_collapsed_though_its_pilot_expects_no_more() -> None:
+    low = {"valid": measurement(kl=5.0), "predicted": predicted(kl=6.0) | {"predicted_by": "the pilot"}}
+    assert judged(**low).verdict == "healthy"
+    low["predicted"] |= {"linear_theory": {"predicted_kl": 22.0}}
+    got = judged(**low)
+    assert got.verdict == "partly_collapsed" and "the 22 that linear theory expects" in got.reasons[0]
+    low["predicted"] |= {"linear_theory": {"predicted_kl": None}}  # GECO: an error that linear theory cannot reach
+    assert judged(**low).verdict == "healthy"
+
+
+def test_an_autoregressive_decoder_that_needs_no_latents_is_at_fault_not_the_images() -> None:
+    none = predicted(kl=0.0, collapse=0.0)
+    got = judged({"model.architecture": "autoregressive"}, **WRONG["collapsed"], predicted=none)
+    assert "sees the preceding pixels" in got.reasons[1] and got.remedy
+    assert "all alike" in judged(**WRONG["collapsed"], predicted=none).recommendations[0]

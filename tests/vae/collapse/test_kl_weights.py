@@ -72,3 +72,12 @@ def test_what_no_weight_gives_is_refused(wish: dict[str, float], words: str) -> 
     with pytest.raises(InputError) as refused:
         kl_weights.resolved(unresolved({"kl.max_weight": wish}), SPECTRUM)
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("kept", [{"kl.free_bits": 1.0}, {"model.mean_batch_norm": 1.5}, {"kl.free_bits_total": 3.0}])
+def test_a_rate_below_what_no_weight_takes_away_is_refused(kept: dict[str, Any]) -> None:
+    p = unresolved({**kept, "kl.max_weight": {"rate": 2.0}})
+    with pytest.raises(InputError, match=r"\{rate: 2\}: linear theory expects at least 3.* nats; ask for more"):
+        kl_weights.resolved(p, SPECTRUM)
+    more = unresolved({**kept, "kl.max_weight": {"rate": 5.0}})
+    assert kl_weights.resolved(more, SPECTRUM) > 0

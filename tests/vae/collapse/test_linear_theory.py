@@ -327,3 +327,9 @@ def test_a_curve_over_weights_spans_collapse_and_this_run(critical: float, weigh
     assert np.all(np.diff(weights) > 0)
     for value in (critical, weight):
         assert value == 0 or weights[0] < value < weights[-1]
+
+
+@pytest.mark.parametrize("value", [0, 77, 255])
+def test_images_that_are_all_the_same_have_no_variance_not_a_rounding_error(value: int) -> None:
+    found = linear_theory.spectrum(np.full((300, 6, 5, 1), value, np.uint8), 4, bernoulli=False)
+    assert found.total == 0 and found.eigenvalues.tolist() == [0] * 4

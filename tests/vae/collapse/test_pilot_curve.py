@@ -84,3 +84,16 @@ def test_of_a_changed_network_linear_theory_speaks() -> None:
     assert curve.of(params({"kl.max_weight": 9.0, "objective.sigma": 0.1, "train.epochs": 3})) is curve
     for change in ({"model.latent_dim": 2}, {"model.widths": [4]}, {"model.batch_norm": False}):
         assert curve.of(params(change)).source == "linear theory"
+
+
+def test_the_critical_threshold_is_where_all_latents_die() -> None:
+    curve = pilot(0.5)
+    assert 4.0 < curve.critical < 4.0 * THRESHOLDS[1] / THRESHOLDS[0]
+    alive = PilotCurve(SPECTRUM, THRESHOLDS, curve.measured_rates + 1.0, curve.measured_error, model=MODEL)
+    assert alive.critical == THRESHOLDS[-1]
+
+
+def test_of_a_bernoulli_likelihood_the_total_is_the_cross_entropy_of_the_mean_image() -> None:
+    nats = np.linspace(20.0, 27.0, len(THRESHOLDS))
+    assert PilotCurve(SPECTRUM, THRESHOLDS, pilot().measured_rates, nats, "bernoulli", MODEL).total == 27
+    assert pilot().total == min(SPECTRUM.total, float(SPECTRUM.error(THRESHOLDS[-1:])[0]))

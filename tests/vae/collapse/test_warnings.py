@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.parameters import Changes
 from helpers.trainings import TRAIN, params, unresolved
@@ -10,6 +11,7 @@ from helpers.trainings import TRAIN, params, unresolved
 from vae.collapse.expectations import expectations
 from vae.collapse.kl_weights import of_rate as collapse_weight
 from vae.collapse.linear_theory import spectrum
+from vae.collapse.pilot_curve import PilotCurve
 from vae.collapse.rate_distortion import predict
 from vae.collapse.warnings import schedule_above, warnings
 from vae.config.resolved import RAMP
@@ -161,3 +163,27 @@ def test_a_rate_below_the_one_that_the_network_keeps() -> None:
 def test_sigma_does_not_matter_to_a_controller() -> None:
     assert "the KL term hardly counts" in warned({"objective.sigma": 0.001})
     assert warned({"kl.target_kl": 5.0, "kl.max_weight": 1e6, "objective.sigma": 0.001}) == ""
+
+
+def test_a_weight_above_linear_theorys_collapse_and_below_the_pilots_is_in_doubt() -> None:
+    """As of images that form clusters: a pilot carries on where a training of one weight does not get started."""
+    s = np.geomspace(0.05, 1.3 * SPECTRUM.critical, 33)
+    optimist = np.array([6 * SPECTRUM.rates(at) + 0.5 for at in s])
+    curve = PilotCurve(SPECTRUM, s, optimist, SPECTRUM.error(s))
+
+    def found(weight: float) -> str:
+        p = unresolved({"kl.max_weight": weight})
+        return "\n".join(warnings(p, expectations(p, weight, curve), curve))
+
+    assert found(1.4 * COLLAPSE) == ""
+    assert f"between the collapse weights of linear theory, {COLLAPSE:.3g}" in found(1.6 * COLLAPSE)
+    assert "AHEAD" not in found(1.6 * COLLAPSE)
+
+
+def test_no_weight_to_stay_below_is_told_where_there_is_none() -> None:
+    s = np.geomspace(0.05, 1.3 * SPECTRUM.critical, 33)
+    dead = PilotCurve(SPECTRUM, s, np.zeros((33, 3)), SPECTRUM.error(s))
+    p = unresolved({"model.architecture": "autoregressive"})
+    ahead, depends = warnings(p, expectations(p, 1.0, dead), dead)
+    assert ahead == "POSTERIOR COLLAPSE AHEAD: the pilot expects a KL of less than 1 nat at any KL weight"
+    assert "at a far lower kl.max_weight than the pilot says" in depends

@@ -96,6 +96,7 @@ def test_averages_come_with_the_layers_that_would_have_halved_the_images_left_ou
         ({"model.architecture": "mlp"}, 4),
         ({"model.widths": [32, 64]}, 1),
         ({"data.image_size": 16}, 2),
+        ({"data.image_size": [66, 34]}, 2),  # of 4×4 pixels a row and a column would be cut off
         ({"model.architecture": "autoregressive"}, 1),
         ({"objective.likelihood": "bernoulli"}, 1),
     ],

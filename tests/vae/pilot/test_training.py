@@ -85,6 +85,13 @@ def test_every_kind_of_training_has_one_and_it_has_the_same_bits_after_an_interr
 
 
 @pytest.mark.usefixtures("_short")
+def test_a_checkpoint_that_cannot_be_written_is_no_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    assert_same(learnt(unresolved(), checkpoint_path=tmp_path / "file" / "pilot.pt"), learnt(unresolved()))
+    assert "no checkpoint of the pilot" in caplog.text
+
+
+@pytest.mark.usefixtures("_short")
 def test_another_seed_is_another_pilot() -> None:
     assert (learnt(unresolved()).measured_rates != learnt(unresolved({"seed": 1})).measured_rates).any()
 
