@@ -12,6 +12,7 @@ from benchmarks import case_images, prediction, prediction_images, sweep
 from benchmarks.prediction import SWEEPS, Sweep
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters
+from vae.pilot import latents
 from vae.pilot import training as pilot
 
 SMALL = Sweep(
@@ -103,6 +104,27 @@ def test_wishes_are_asked_for_once(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "| digits-optimal | rate 0.5 | 3 |" in first and "| digits-optimal | rmse 0.2 | 2 |" in first
     prediction.main(wishes=True)  # weights has no more
     assert capsys.readouterr().out == first
+
+
+def test_numbers_of_latents_are_trained_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SWEEPS, "digits-optimal", SMALL)
+    monkeypatch.setattr(latents, "has_died", lambda p, curve: False)  # of two steps
+    prediction.main(latent_dims=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[1] for line in lines if line.startswith("| digits-optimal")] == [
+        "1",
+        "2",
+        "3",
+        "4",
+        "6",
+        "8",
+    ]
+    assert any(line.startswith("| digits-optimal | 2 |") and line.endswith("| +0 | +0 |") for line in lines)
+    monkeypatch.setattr(sweep, "measured", None)
+    prediction.main(latent_dims=True)
+    assert capsys.readouterr().out.splitlines() == [line for line in lines if line.startswith("|")]
 
 
 def test_a_table_of_an_earlier_version_is_refused() -> None:

@@ -13,6 +13,7 @@ from vae.collapse.evidence import (
     expected_in_words,
     expected_rate,
     grows_no_more,
+    least_collapse_weight,
     no_better_than_mean,
     rate_in_training,
     reached_share,
@@ -128,31 +129,30 @@ def _collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     else:
         return None
 
-    collapse_weight = e.predicted["collapse_kl_weight"]
+    collapse_weight, by = least_collapse_weight(e)
     steps = steps_at_final_weight(e.history, p)
-    is_autoregressive = p.model.architecture == "autoregressive"
-    if collapse_weight == 0 and not is_autoregressive:
-        reasons.append(f"{source(e)} expects less than 1 nat for these images at any KL weight")
+    if collapse_weight == 0:
+        reasons.append(f"{by} expects less than 1 nat for these images at any KL weight")
         advice = ["use other images in data.path: these are all alike"]
         return Verdict("collapsed", summary, reasons, advice=advice)
     asked = expected_rate(e) if p.kl.target_rate is None else p.kl.target_rate
     if p.kl.control != "schedule" and asked < COLLAPSED_BELOW_NATS:
         reasons.append(f"the control (kl.{p.kl.control_name}) was asked for a rate of {asked:.2g} nats")
         return Verdict("collapsed", summary, reasons, remedies.without_target(p, e.predicted))
-    if p.kl.control == "schedule" and p.kl.max_weight >= collapse_weight > 0:
+    if p.kl.control == "schedule" and p.kl.max_weight >= collapse_weight:
         reasons.append(
             f"kl.max_weight = {p.kl.max_weight:g} is at or above {collapse_weight:.3g}; "
-            f"there, {source(e)} expects less than 1 nat for these images"
+            f"there, {by} expects less than 1 nat for these images"
         )
         return Verdict("collapsed", summary, reasons, remedies.elbo(p, e.predicted) | remedies.normalised(p))
     to_elbo = remedies.elbo(p, e.predicted)
-    if p.kl.control == "schedule" and NEAR_COLLAPSE * p.kl.max_weight > collapse_weight > 0 and to_elbo:
+    if p.kl.control == "schedule" and NEAR_COLLAPSE * p.kl.max_weight > collapse_weight and to_elbo:
         reasons.append(
-            f"kl.max_weight = {p.kl.max_weight:g} is close to {collapse_weight:.3g}, where {source(e)} expects less "
-            f"than 1 nat; here it expected {expected_rate(e):.3g}"
+            f"kl.max_weight = {p.kl.max_weight:g} is close to {collapse_weight:.3g}, where {by} expects less "
+            f"than 1 nat; here {source(e)} expected {expected_rate(e):.3g}"
         )
         return Verdict("collapsed", summary, reasons, to_elbo | remedies.normalised(p))
-    if is_autoregressive:
+    if p.model.architecture == "autoregressive":
         reasons.append("an autoregressive decoder can ignore the latents: it sees the preceding pixels")
         return Verdict("collapsed", summary, reasons, remedies.of_autoregressive(p, e.predicted))
     if steps < ALARM_STEPS:

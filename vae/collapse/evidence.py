@@ -106,6 +106,17 @@ def supported_rate(e: Evidence) -> tuple[float, str]:
     return (linear, "linear theory") if linear > expected else (expected, source(e))
 
 
+def least_collapse_weight(e: Evidence) -> tuple[float, str]:
+    """The lowest from which on less than 1 nat is expected, and who says so; 0 where no weight leaves more.
+
+    A training that collapsed proves the lower one right: a pilot may have too high a one for images that form clusters,
+    and that of an autoregressive decoder may need no latents at all.
+    """
+    own = float(e.predicted["collapse_kl_weight"])
+    linear = e.predicted.get("linear_theory", {}).get("collapse_kl_weight") or 0.0
+    return (linear, "linear theory") if 0 < linear < (own or math.inf) else (own, source(e))
+
+
 def source(e: Evidence) -> str:
     """Who expects it: the pilot or linear theory."""
     return str(e.predicted.get("predicted_by", "linear theory"))

@@ -485,6 +485,14 @@ def test_a_network_too_narrow_for_its_images_is_partly_collapsed_though_its_pilo
 
 def test_an_autoregressive_decoder_that_needs_no_latents_is_at_fault_not_the_images() -> None:
     none = predicted(kl=0.0, collapse=0.0)
+    assert "all alike" in judged(**WRONG["collapsed"], predicted=none).recommendations[0]
+    none |= {"linear_theory": {"predicted_kl": 22.0, "collapse_kl_weight": 30.0}}
     got = judged({"model.architecture": "autoregressive"}, **WRONG["collapsed"], predicted=none)
     assert "sees the preceding pixels" in got.reasons[1] and got.remedy
-    assert "all alike" in judged(**WRONG["collapsed"], predicted=none).recommendations[0]
+
+
+def test_a_collapse_below_the_pilots_weight_and_above_linear_theorys_is_answered_by_a_lower_weight() -> None:
+    late = predicted(kl=23.0, collapse=41.0) | {"linear_theory": {"predicted_kl": 0.0, "collapse_kl_weight": 6.7}}
+    got = judged({"kl.max_weight": 12.0}, **WRONG["collapsed"], predicted=late)
+    assert "at or above 6.7; there, linear theory expects less than 1 nat" in got.reasons[1]
+    assert got.remedy["kl.max_weight"] == 1
