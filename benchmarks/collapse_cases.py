@@ -259,7 +259,9 @@ def markdown(table: pd.DataFrame) -> str:
     for row in table.to_dict("records"):
         predicted, kl, skill = (_short(row[name]) for name in ("predicted_kl", "kl", "skill"))
         mark = "" if row["right"] else " (wrong)"
-        how = {"yes": row["remedies"], "no": f"not rescued: {row['remedies'] or 'advice only'}"}.get(row["rescued"], "–")
+        how = {"yes": row["remedies"], "no": f"not rescued: {row['remedies'] or 'advice only'}"}.get(
+            row["rescued"], "–"
+        )
         lines.append(
             f"| {row['case']} | {predicted} | {kl} | {row['verdict']}{mark} | {row['expected']} | {how} | {skill} |"
         )

@@ -102,7 +102,7 @@ def test_the_prediction_is_shown_with_its_curve_and_the_weight_of_a_wish(
     found = {
         "predicted_by": "the pilot", "predicted_kl": 20.0, "predicted_mse": 0.01, "kl_weight": 5.5,
         "asked_kl_weight": "{rate: 20}", "collapse_kl_weight": 26.5, "calibrated_kl_weight": 1.0,
-        "warnings": ["close to the edge"],
+        "warnings": ["close to the edge"], "latent_dims": {"advice": "12 would do"},
         "pilot": {"pictures": [
             {"kl_weight": 7.9, "rate": 17.1, "distortion": 0.09, "sample_recall": 0.31, "sample_frechet": None},
         ]},
@@ -117,7 +117,10 @@ def test_the_prediction_is_shown_with_its_curve_and_the_weight_of_a_wish(
     assert "{rate: 20\\} has become 5.5." in text
     assert "the pilot predicts a KL of 20 nats per image and a root mean squared error of 0.1 a pixel." in text
     assert "begins at a KL weight of 26.5" in text and "KL weight of 1 the loss is the ELBO" in text
-    assert "- close to the edge" in text and "| 1 | 7.9 | 17.1 | 0.09 | 0.31 | – |" in text
+    assert (
+        "- How many latents: 12 would do.\n- close to the edge" in text
+        and "| 1 | 7.9 | 17.1 | 0.09 | 0.31 | – |" in text
+    )
     assert text.count("](data:image/png;base64,YWJj)") == 2
 
     workspace.PARAMS.write_text("kl: {max_weight: 0.0}\n")

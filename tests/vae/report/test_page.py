@@ -182,3 +182,15 @@ def test_only_the_copy_of_a_run_shows_its_origin(facts: Facts) -> None:
     assert address not in plain.text
     alone = Page(report.html(facts, Origin([])))
     assert "There is no other champion to compare with." in alone.text
+
+
+def test_numbers_of_latents_are_compared_with_those_that_there_are(facts: Facts) -> None:
+    assert "How many latents" not in Page(report.html(facts)).text
+    rows = [
+        {"latent_dim": n, "rate": 1.5 * n, "distortion": 0.5 / n, "gain": gain, "operations": n / LATENTS}
+        for n, gain in ((LATENTS - 1, 30.25), (LATENTS, 40.0), (2 * LATENTS, 52.5))
+    ]
+    dims = {"recommended": 2 * LATENTS, "advice": "more <b>", "compared": rows}
+    text = " ".join(Page(report.html(replace(facts, preflight={**facts.preflight, "latent_dims": dims}))).text.split())
+    assert "How many latents: more <b>." in text and f"nats gained over {LATENTS}" in text
+    assert f"{2 * LATENTS} (recommended)" in text and "12.5" in text and "−9.75" in text
