@@ -94,10 +94,11 @@ def test_a_budget_becomes_epochs_that_training_reads(folder: Path, monkeypatch: 
 
 
 def test_a_wish_becomes_the_weight_that_the_pilot_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "STEPS", 150)
+    monkeypatch.setattr(training, "STEPS", 200)
     monkeypatch.setattr(checkpoint_folder, "key_of", lambda p, stage: "a")
     np.save(workspace.images("valid"), VALID)
-    write_params({"kl.max_weight": {"rate": 2.5}, "preflight.pilot": True})
+    network = {"model.architecture": "conv", "model.widths": [6, 8], "model.batch_norm": True}  # that learns at once
+    write_params({**network, "kl.max_weight": {"rate": 2.5}, "preflight.pilot": True})
     preflight.main()
     found, weight = workspace.read_json(workspace.PREFLIGHT), workspace.load_parameters().kl.max_weight
     assert (
