@@ -22,7 +22,7 @@ from vae.config.parameters import Parameters, Wish
 from vae.config.text import rounded, written
 
 LOWEST = 1e-12  # of the critical weight
-MET = 0.1  # of a rate, by which a wish may be exceeded
+MET = 0.1  # of a wish, by which the prediction at its weight may differ: more is a jump of the curve
 # The effective β for what a model is for.
 PURPOSES = {"calibrated": 1.0, "reconstruct": 0.3, "represent": 1.0, "sample": 2.0}
 
@@ -109,13 +109,15 @@ def resolved(p: Parameters, curve: Curve) -> float:
         most = predict(curve, BetaELBO.of(p, LOWEST * critical(p, curve))).kl
         if weight == 0:
             raise InputError(f"{name}: {curve.source} expects at most {most:.3g} nats; ask for less")
-        there = with_enforced_rate(predict(curve, BetaELBO.of(p, weight)), curve, p).kl
-        if there > (1 + MET) * wish.rate:
+        nearest: float = rounded(weight)
+        there = with_enforced_rate(predict(curve, BetaELBO.of(p, nearest)), curve, p).kl
+        if abs(there - wish.rate) > MET * wish.rate:  # where the curve jumps, or something keeps a rate up
             raise InputError(
-                f"{name}: {curve.source} expects at least {there:.3g} nats; ask for more, or lower what keeps a rate "
-                "up (kl.free_bits, model.mean_batch_norm, model.logvar_max)"
+                f"{name}: no weight is expected to meet it; the nearest, {nearest:.4g}, gives {there:.3g} nats by "
+                f"{curve.source}. Ask for another rate, use kl.target_kl, or lower what keeps a rate up (kl.free_bits, "
+                "model.mean_batch_norm, model.logvar_max)"
             )
-        return rounded(weight)
+        return nearest
     assert wish.rmse is not None
     least, most = math.sqrt(curve.smallest_mse), math.sqrt(curve.total / curve.pixels)
     if wish.rmse >= most:
@@ -126,4 +128,11 @@ def resolved(p: Parameters, curve: Curve) -> float:
             f"{name}: {curve.source} expects an error of at least {least:.3g} of {p.model.latent_dim} latents; "
             "ask for more, raise model.latent_dim, or set a low weight as a number: a long training may end below"
         )
-    return rounded(weight)
+    nearest = rounded(weight)
+    error = math.sqrt(predict(curve, BetaELBO.of(p, nearest)).mse)
+    if abs(error - wish.rmse) > MET * wish.rmse:
+        raise InputError(
+            f"{name}: no weight is expected to meet it; the nearest, {nearest:.4g}, gives an error of {error:.3g} by "
+            f"{curve.source}. Ask for another error, or use kl.reconstruction_target"
+        )
+    return nearest

@@ -32,6 +32,11 @@ def number(value: Any) -> str:
     return text.replace("-", "−") if text.startswith("-") else text
 
 
+def three_digits(value: float) -> str:
+    """`number` of a value that is known no better."""
+    return number(float(f"{value:.3g}"))
+
+
 def printable(text: Any) -> str:
     """On one line, without characters that would reorder or hide the text around it."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))

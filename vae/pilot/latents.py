@@ -16,6 +16,7 @@ from vae.compute.devices import Compute
 from vae.config.beta_elbo import BetaELBO
 from vae.config.constants import COLLAPSED_BELOW_NATS, SMALLEST_SIGMA
 from vae.config.parameters import Parameters
+from vae.config.text import three_digits
 from vae.models.flops import training_flops
 from vae.pilot.network import NestedNetwork
 from vae.pilot.training import averaging, has_died, measured, thresholds, train
@@ -123,22 +124,22 @@ def objective(elbo: BetaELBO, error: float, rate: float) -> float:
 
 def advice(p: Parameters, weight: float, rows: Sequence[LatentDim]) -> str:
     """What to make of them, in a sentence, at this KL weight."""
-    number = p.model.latent_dim
-    best, now = recommended(rows), next(row for row in rows if row.latent_dim == number)
+    present = p.model.latent_dim
+    best, now = recommended(rows), next(row for row in rows if row.latent_dim == present)
     if rows[-1].gain < COLLAPSED_BELOW_NATS:
-        return f"model.latent_dim = {number}: by the pilot no number of latents gains a nat at this KL weight"
+        return f"model.latent_dim = {present}: by the latents' pilot no number of them gains a nat at this KL weight"
     if best is now:
-        return f"model.latent_dim = {number} is recommended by the pilot: more latents gain next to nothing"
+        return f"model.latent_dim = {present} is recommended by the latents' pilot: more gain next to nothing"
     end = " or more" if best is rows[-1] else ""
     asked = f"model.latent_dim = {best.latent_dim}{end}"
     if p.objective.reduction == "mean" and p.kl.control == "schedule":  # the weight is per latent
-        asked += f" (and kl.max_weight = {weight * best.latent_dim / number:.3g})"
-    if best.latent_dim < number:
+        asked += f" (and kl.max_weight = {weight * best.latent_dim / present:.3g})"
+    if best.latent_dim < present:
         return (
-            f"{asked} would do in place of {number}: "
-            f"by the pilot it costs {now.gain - best.gain:.2g} nats of {now.gain:.3g}"
+            f"{asked} would do in place of {present}: "
+            f"by the latents' pilot it costs {three_digits(now.gain - best.gain)} nats of {three_digits(now.gain)}"
         )
     return (
-        f"{asked} in place of {number} would gain {best.gain - now.gain:.3g} nats by the pilot, "
-        f"for {best.operations:.3g} times the operations"
+        f"{asked} in place of {present} would gain {three_digits(best.gain - now.gain)} nats of the objective by the "
+        f"latents' pilot, for {best.operations:.3g} times the operations"
     )

@@ -18,7 +18,7 @@ from vae.collapse.pilot_curve import PilotCurve, curve_of
 from vae.collapse.rate_distortion import Curve, steered
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.resolved import ResolvedParameters
-from vae.config.text import number
+from vae.config.text import three_digits
 from vae.inference import grids
 from vae.report import charts
 from vae.report.facts import Picture, RateDistortion, Row, Stop
@@ -71,7 +71,7 @@ def draw(
         distortion=unit,
         originals=pngs[0] if pngs else None,
         rows=[
-            Row(_short(at.kl_weight), _short(at.rate), _short(at.distortion), _samples(drawn), png)
+            Row(three_digits(at.kl_weight), three_digits(at.rate), three_digits(at.distortion), _samples(drawn), png)
             for at, drawn, png in zip(pictured, pictures, pngs[1:], strict=False)
         ],
         sentences=[*_error_of(p, preflight["predicted_kl"], test["kl"]), *_without_pilot(p, known, curve, pictured)],
@@ -117,10 +117,10 @@ def _stops(
     logs = np.log([at.threshold for at in pictured])
     return [
         Stop(
-            kl_weight=_short(at.kl_weight),
-            effective_beta=_short(at.effective_beta),
-            rate=_short(at.rate),
-            distortion=_short(height),
+            kl_weight=three_digits(at.kl_weight),
+            effective_beta=three_digits(at.effective_beta),
+            rate=three_digits(at.rate),
+            distortion=three_digits(height),
             informative=int((curve.rates(at.threshold) > p.monitor.informative_unit_nats).sum()),
             x=round(float(100 * left), 2),
             y=round(float(100 * top), 2),
@@ -185,7 +185,7 @@ def _error_of(p: ResolvedParameters, predicted: float | None, kl: float | None) 
     """How far the prediction was off, in a sentence."""
     if predicted is None or kl is None:
         return []
-    told = f"Predicted: {_short(predicted)} nats per image. Measured on the test split: {_short(kl)}."
+    told = f"Predicted: {three_digits(predicted)} nats per image. Measured on the test split: {three_digits(kl)}."
     if max(predicted, kl) <= COLLAPSED_BELOW_NATS:
         return [f"{told} Both are less than {COLLAPSED_BELOW_NATS:g} nat: collapse, as predicted."]
     off, allowed = abs(predicted - kl), tolerance(p)
@@ -218,14 +218,10 @@ def _without_pilot(p: ResolvedParameters, known: Curve, curve: Curve, pictured: 
 
 def _samples(drawn: Mapping[str, Any]) -> str:
     recall, distance = drawn.get("sample_recall"), drawn.get("sample_frechet")
-    return "" if recall is None or distance is None else f"recall {recall:.2f}, Fréchet {_short(distance)}"
+    return "" if recall is None or distance is None else f"recall {recall:.2f}, Fréchet {three_digits(distance)}"
 
 
 def rows_of(sheet: bytes, count: int) -> list[bytes]:
     """The rows of a sheet as PNGs."""
     picture = np.asarray(Image.open(io.BytesIO(sheet)).convert("RGB"))
     return [grids.png(row) for row in np.split(picture, count)]
-
-
-def _short(value: float) -> str:
-    return number(float(f"{value:.3g}"))

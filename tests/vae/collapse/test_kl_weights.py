@@ -77,7 +77,18 @@ def test_what_no_weight_gives_is_refused(wish: dict[str, float], words: str) -> 
 @pytest.mark.parametrize("kept", [{"kl.free_bits": 1.0}, {"model.mean_batch_norm": 1.5}, {"kl.free_bits_total": 3.0}])
 def test_a_rate_below_what_no_weight_takes_away_is_refused(kept: dict[str, Any]) -> None:
     p = unresolved({**kept, "kl.max_weight": {"rate": 2.0}})
-    with pytest.raises(InputError, match=r"\{rate: 2\}: linear theory expects at least 3.* nats; ask for more"):
+    with pytest.raises(
+        InputError, match=r"\{rate: 2\}: no weight is expected to meet it; .* gives 3.* nats by linear theory"
+    ):
         kl_weights.resolved(p, SPECTRUM)
     more = unresolved({**kept, "kl.max_weight": {"rate": 5.0}})
     assert kl_weights.resolved(more, SPECTRUM) > 0
+
+
+def test_a_wish_in_a_jump_of_the_curve_is_refused() -> None:
+    """As of images that form clusters: a pilot that still carries 6 nats at its highest threshold."""
+    rates = np.array([[3.0 + s, 2.0, 1.0] for s in np.linspace(2, 0, 33)])
+    jump = PilotCurve(SPECTRUM, THRESHOLDS, rates, np.geomspace(1.0, 5.0, 33))
+    p = unresolved({"objective.sigma": 0.2, "kl.max_weight": {"rate": 2.0}})
+    with pytest.raises(InputError, match="no weight is expected to meet it; the nearest"):
+        kl_weights.resolved(p, jump)

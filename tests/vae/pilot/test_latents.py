@@ -133,11 +133,13 @@ def test_the_objective_is_the_elbo_with_a_weighted_rate() -> None:
 @pytest.mark.parametrize(
     ("gains", "now", "said"),
     [
-        ((0, 0, 0, 0), 4, "4: by the pilot no number of latents gains a nat at this KL weight"),
-        ((10, 94, 99.5, 100), 8, "8 is recommended by the pilot: more latents gain next to nothing"),
-        ((10, 99.5, 99.9, 100), 8, "4 would do in place of 8: by the pilot it costs 0.4 nats of 99.9"),
-        ((10, 80, 99.5, 100), 4, "8 in place of 4 would gain 19.5 nats by the pilot, for 1.5 times the operations"),
-        ((10, 50, 70, 100), 4, "16 or more in place of 4 would gain 50 nats by the pilot, for 2 times the operations"),
+        ((0, 0, 0, 0), 4, "4: by the latents' pilot no number of them gains a nat at this KL weight"),
+        ((10, 94, 99.5, 100), 8, "8 is recommended by the latents' pilot: more gain next to nothing"),
+        ((10, 99.5, 99.9, 100), 8, "4 would do in place of 8: by the latents' pilot it costs 0.4 nats of 99.9"),
+        ((10, 80, 99.5, 100), 4, "8 in place of 4 would gain 19.5 nats of the objective by the "
+         "latents' pilot, for 1.5 times the operations"),
+        ((10, 50, 70, 100), 4, "16 or more in place of 4 would gain 50 nats of the objective by the "
+         "latents' pilot, for 2 times the operations"),
     ],
 )  # fmt: skip
 def test_the_advice_in_words(gains: tuple[float, ...], now: int, said: str) -> None:
