@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import config
-from helpers.trainings import RECIPE, STEPS, TRAIN, VALID, Interrupted, assert_same_bits, params
+from helpers.trainings import RECIPE, STEPS, TRAIN, VALID, Interrupted, assert_same_bits, params, unresolved
 
+from vae.collapse.linear_theory import spectrum_for
 from vae.compute import batches, devices
 from vae.compute.devices import Compute
 from vae.evaluation.evaluate import evaluate
 from vae.inference import generate, scoring
 from vae.models import saved
 from vae.models.saved import Saved
+from vae.pilot import latents, pictures
+from vae.pilot import training as pilot
 from vae.training import loop
 from vae.training.loop import Trained
 
@@ -136,3 +139,30 @@ def test_pictures_and_scores_are_the_same_on_gpu_and_cpu(on_both: dict[str, Save
 
     for gpu, cpu in zip(made("cuda", CUDA), made("cpu", CPU), strict=True):
         np.testing.assert_allclose(gpu, cpu, atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["plain", "binarise", "autoregressive", "gated MLP"])
+def test_a_pilot_and_that_of_the_latents_repeat_to_the_bit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pilot, "STEPS", 6)
+    monkeypatch.setattr(pilot, "CHECKPOINT_STEPS", 2)
+    monkeypatch.setattr(latents, "has_died", lambda p, curve: False)  # of six steps
+    p = unresolved({"train.device": "cuda", **CASES[name]})
+    spectrum = spectrum_for(p, TRAIN)
+
+    def stop(step: int) -> None:
+        if step == 5:
+            raise Interrupted
+
+    whole = pilot.learn(p, spectrum, TRAIN, CUDA)
+    with pytest.raises(Interrupted):
+        pilot.learn(p, spectrum, TRAIN, CUDA, tmp_path / "pilot.pt", stop)
+    resumed = pilot.learn(p, spectrum, TRAIN, CUDA, tmp_path / "pilot.pt")
+    assert whole is not None and resumed is not None
+    np.testing.assert_array_equal(resumed.curve.measured_rates, whole.curve.measured_rates)
+    np.testing.assert_array_equal(resumed.curve.measured_error, whole.curve.measured_error)
+    assert pictures.draw(p, resumed, VALID).png == pictures.draw(p, whole, VALID).png
+    assert latents.compared(p, 1.0, latents.learn(p, TRAIN, CUDA)) == latents.compared(
+        p, 1.0, latents.learn(p, TRAIN, CUDA)
+    )
