@@ -67,6 +67,8 @@ def main() -> None:
                 "advice": latents.advice(p, weight, compared),
                 "compared": [asdict(row) for row in compared],
             }
+        else:
+            log.warning("preflight: numbers of latents are not compared: their pilot learnt nothing")
     elif p.preflight.latent_dims:
         log.warning("preflight: numbers of latents are not compared, since the predicted KL has no bound")
     workspace.write_json(workspace.PREFLIGHT, rounded(result))

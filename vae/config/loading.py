@@ -101,7 +101,13 @@ def _describe(error: Any) -> str:
             return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
     message = error["msg"][0].lower() + error["msg"][1:]
     quotes = "; put quotes around it in YAML" if error["type"] == "string_type" and error["input"] is not None else ""
-    return f"{name} = {_shown(error['input'])}: {message.replace('input ', '').replace('Input ', '')}{quotes}"
+    return f"{name} = {_shown(error['input'])}: {_without(message, 'input ', 'Input ', 'Value error, ')}{quotes}"
+
+
+def _without(message: str, *words: str) -> str:
+    for word in words:
+        message = message.replace(word, "")
+    return message
 
 
 def _shown(value: Any) -> str:

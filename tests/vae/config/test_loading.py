@@ -84,3 +84,9 @@ def test_any_values_are_parameters_or_an_input_error_of_one_line_for_each_thing_
         assert isinstance(loading.parse(values), Parameters)
     except InputError as error:
         assert all(line.startswith("params.yaml: ") for line in str(error).split("\n"))
+
+
+@pytest.mark.parametrize("wish", [{"rat": 20}, {"rate": 1, "rmse": 2}, {}])
+def test_a_wish_that_is_none_is_told_in_our_words(wish: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=r"; or: a wish is either \{rate: nats per image\} or \{rmse: an error"):
+        loading.parse({"kl": {"max_weight": wish}})
