@@ -4,7 +4,10 @@ Numbers that the parameters leave to it are found here: the KL weight that meets
 """
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,6 @@ from tasks.processes import checkpoint_folder, contention, entry, progress
 from vae.collapse import kl_weights, linear_theory
 from vae.collapse.expectations import at_threshold, expectations
 from vae.collapse.linear_theory import Spectrum
-from vae.collapse.pilot_curve import PilotCurve
 from vae.collapse.rate_distortion import Curve
 from vae.collapse.warnings import schedule_above, warnings
 from vae.compute import devices
@@ -60,17 +62,8 @@ def main() -> None:
             {**asdict(at), "sample_recall": recall, "sample_frechet": distance}
             for at, recall, distance in zip(pictured, sheet.recall, sheet.frechet, strict=True)
         ]
-    if p.preflight.latent_dims and result["predicted_kl"] is not None:
-        if compared := latents.compared(p, weight, latent_curves(p, train_images)):
-            result["latent_dims"] = {
-                "recommended": latents.recommended(compared).latent_dim,
-                "advice": latents.advice(p, weight, compared),
-                "compared": [asdict(row) for row in compared],
-            }
-        else:
-            log.warning("preflight: numbers of latents are not compared: their pilot learnt nothing")
-    elif p.preflight.latent_dims:
-        log.warning("preflight: numbers of latents are not compared, since the predicted KL has no bound")
+    if p.preflight.latent_dims:
+        result |= numbers_of_latents(p, weight, result["predicted_kl"], train_images)
     workspace.write_json(workspace.PREFLIGHT, rounded(result))
     with written_aside(workspace.PILOT_SHEET) as aside:
         aside.write_bytes(sheet.png)
@@ -100,12 +93,7 @@ def pilot_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Pil
         if p.preflight.pilot == "auto":
             log.info("preflight: no pilot, which would cost too much of so short a training (preflight.pilot)")
         return None
-    compute = pilot.compute_of(p, len(train_images))
-    with (
-        checkpoint_folder.of_pilot(p, _conditions(p, compute, train_images)) as checkpoint,
-        contention.coped_with(compute),
-        progress.bar("pilot", pilot.STEPS, unit="steps") as advance,
-    ):
+    with _resumable(p, train_images, "pilot") as (compute, checkpoint, advance):
         learnt = pilot.learn(p, spectrum, train_images, compute, checkpoint, advance)
     if learnt is not None and pilot.has_died(p, learnt.curve):
         log.warning("preflight: the pilot learnt nothing, so linear theory predicts; another seed may do better")
@@ -113,20 +101,39 @@ def pilot_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Pil
     return learnt
 
 
-def latent_curves(p: Parameters, train_images: np.ndarray) -> dict[int, PilotCurve]:
-    """The curve of each number of latents, by a pilot of its own."""
+def numbers_of_latents(p: Parameters, weight: float, kl: float | None, train_images: np.ndarray) -> dict[str, Any]:
+    """`latent_dims` of `reports/preflight.json`; nothing where they cannot be compared. kl: predicted."""
+    if kl is None:
+        log.warning("preflight: numbers of latents are not compared, since the predicted KL has no bound")
+        return {}
+    with _resumable(p, train_images, "latents") as (compute, checkpoint, advance):
+        curves = latents.learn(p, train_images, compute, checkpoint, advance)
+    if not curves:
+        log.warning("preflight: numbers of latents are not compared: their pilot learnt nothing")
+        return {}
+    compared = latents.compared(p, weight, curves)
+    return {
+        "latent_dims": {
+            "recommended": latents.recommended(compared).latent_dim,
+            "advice": latents.advice(p, weight, compared),
+            "compared": [asdict(row) for row in compared],
+        }
+    }
+
+
+@contextmanager
+def _resumable(
+    p: Parameters, train_images: np.ndarray, name: str
+) -> Iterator[tuple[Compute, Path, Callable[[int], None]]]:
+    """Where a pilot of this name is trained, its checkpoint, and what is told of each step."""
     compute = pilot.compute_of(p, len(train_images))
+    conditions = {**compute.describe(), "averaging": str(pilot.averaging(p, len(train_images)))}
     with (
-        checkpoint_folder.of_pilot(p, _conditions(p, compute, train_images), "latents") as checkpoint,
+        checkpoint_folder.of_pilot(p, conditions, name) as checkpoint,
         contention.coped_with(compute),
-        progress.bar("latents", pilot.STEPS, unit="steps") as advance,
+        progress.bar(name, pilot.STEPS, unit="steps") as advance,
     ):
-        return latents.learn(p, train_images, compute, checkpoint, advance)
-
-
-def _conditions(p: Parameters, compute: Compute, train_images: np.ndarray) -> dict[str, str]:
-    """Of the bits of a pilot, besides its parameters but for the epochs."""
-    return {**compute.describe(), "averaging": str(pilot.averaging(p, len(train_images)))}
+        yield compute, checkpoint, advance
 
 
 def affordable(p: Parameters, train_images: np.ndarray, valid_images: np.ndarray, seconds: float) -> int:

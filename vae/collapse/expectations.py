@@ -47,9 +47,10 @@ def expectations(p: Parameters, weight: float, curve: Curve) -> dict[str, Any]:
         curve: of at least as many latents as the parameters have.
     """
     curve = curve.of(p)
-    linear = _by(curve.spectrum if isinstance(curve, PilotCurve) else curve, p, weight)
+    found = _by(curve, p, weight)
+    linear = _by(curve.spectrum, p, weight) if isinstance(curve, PilotCurve) else found
     return {
-        **_by(curve, p, weight),
+        **found,
         "linear_theory": {name: linear[name] for name in BESIDE},
         **curve.facts(),
     }

@@ -106,8 +106,8 @@ def resolved(p: Parameters, curve: Curve) -> float:
     name = f"kl.max_weight = {written(wish)}"
     if wish.rate is not None:
         weight = of_rate(p, curve, wish.rate)
-        most = predict(curve, BetaELBO.of(p, LOWEST * critical(p, curve))).kl
         if weight == 0:
+            most = predict(curve, BetaELBO.of(p, LOWEST * critical(p, curve))).kl
             raise InputError(f"{name}: {curve.source} expects at most {most:.3g} nats; ask for less")
         nearest: float = rounded(weight)
         there = with_enforced_rate(predict(curve, BetaELBO.of(p, nearest)), curve, p).kl

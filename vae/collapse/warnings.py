@@ -3,9 +3,8 @@
 import math
 from typing import Any
 
-from vae.collapse import kl_weights, remedies
+from vae.collapse import remedies
 from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE
-from vae.collapse.pilot_curve import PilotCurve
 from vae.collapse.rate_distortion import Curve, enforced_rate, is_error_reachable
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import KL, Parameters
@@ -84,7 +83,7 @@ def _collapse_ahead(p: Parameters, expected: dict[str, Any], curve: Curve) -> li
             f"{kl:.2g} nats; ask for more than {COLLAPSED_BELOW_NATS:g}"
         ]
     if weight < collapse:
-        return _collapse_in_doubt(p, weight, collapse, curve)
+        return _collapse_in_doubt(weight, collapse, expected["linear_theory"]["collapse_kl_weight"])
     if kl >= COLLAPSED_BELOW_NATS:
         return [
             f"at kl.max_weight = {weight:g} {by} expects no more than the {kl:.2g} nats that "
@@ -103,9 +102,8 @@ def _collapse_ahead(p: Parameters, expected: dict[str, Any], curve: Curve) -> li
     return found
 
 
-def _collapse_in_doubt(p: Parameters, weight: float, collapse: float, curve: Curve) -> list[str]:
+def _collapse_in_doubt(weight: float, collapse: float, linear: float) -> list[str]:
     """Of images that form clusters a pilot may carry on where a training of one KL weight does not get started."""
-    linear = kl_weights.of_rate(p, curve.spectrum) if isinstance(curve, PilotCurve) else math.inf
     if weight <= MOST_ABOVE_LINEAR * linear:
         return []
     return [

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from vae.collapse.expectations import distortion
 from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE, spectrum_for
@@ -14,10 +15,11 @@ from vae.collapse.rate_distortion import Curve, error_at, predict, steered, stee
 from vae.compute import devices
 from vae.compute.devices import Compute
 from vae.config.beta_elbo import BetaELBO
-from vae.config.constants import COLLAPSED_BELOW_NATS, SMALLEST_SIGMA
+from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import Parameters
 from vae.config.text import three_digits
 from vae.models.flops import training_flops
+from vae.models.likelihood import gaussian_log_prob, optimal_sigma
 from vae.pilot.network import NestedNetwork
 from vae.pilot.training import averaging, has_died, measured, thresholds, train
 
@@ -117,9 +119,9 @@ def objective(elbo: BetaELBO, error: float, rate: float) -> float:
     """D + β·R in nats per image. error: of an image, summed over pixels of [0, 1]; of Bernoulli pixels, −ln p(x|z)."""
     if elbo.likelihood == "bernoulli":
         return error + elbo.beta * rate
-    mse = max(error / elbo.pixels, SMALLEST_SIGMA**2)
-    variance = mse if elbo.fixed_sigma is None else elbo.fixed_sigma**2
-    return elbo.pixels / 2 * (math.log(2 * math.pi * variance) + mse / variance) + elbo.beta * rate
+    sigma = elbo.fixed_sigma or optimal_sigma(error / elbo.pixels)
+    log_prob = gaussian_log_prob(torch.tensor(error, dtype=torch.float64), elbo.pixels, sigma**2)
+    return elbo.beta * rate - float(log_prob)
 
 
 def advice(p: Parameters, weight: float, rows: Sequence[LatentDim]) -> str:

@@ -140,19 +140,19 @@ class NestedNetwork(PilotNetwork):
 
     def forward(self, x: Tensor, noise: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mu, logvar = self.encode(x, u)
-        z = (mu + torch.exp(0.5 * logvar) * noise) * self._kept(len(x), x.device)
+        z = (mu + torch.exp(0.5 * logvar) * noise) * self._is_left(len(x), x.device)
         return self.vae.decode(z, x), mu, logvar
 
     def encode(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         mu, logvar = super().encode(x, u)
-        kept = self._kept(len(x), x.device)
+        kept = self._is_left(len(x), x.device)
         return mu * kept, logvar * kept
 
     def _condition_on(self, u: Tensor, *others: Tensor) -> None:
         v = 2 * self._left(len(u), u.device).log() / math.log(self.vae.latent_dim) - 1
         super()._condition_on(u, v, v * v, u * v)
 
-    def _kept(self, count: int, device: torch.device) -> Tensor:
+    def _is_left(self, count: int, device: torch.device) -> Tensor:
         return torch.arange(self.vae.latent_dim, device=device) < self._left(count, device)[:, None]
 
     def _left(self, count: int, device: torch.device) -> Tensor:

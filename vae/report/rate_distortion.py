@@ -47,9 +47,9 @@ def draw(
     known = curve_of(preflight, math.prod(p.data.image_shape))
     curve = known.of(p)
     here = _of_this_run(p, curve, preflight)
-    pictured = (
-        [at_threshold(p, curve, drawn["threshold"]) for drawn in pictures] if isinstance(curve, PilotCurve) else []
-    )
+    if not isinstance(curve, PilotCurve):  # a remedy has changed the network that drew them
+        pictures = []
+    pictured = [at_threshold(p, curve, drawn["threshold"]) for drawn in pictures]
     points = _points(p, curve, here, pictured)
     unit = (
         "root mean squared error of a pixel" if p.objective.likelihood == "gaussian" else "distortion, nats per image"
@@ -72,7 +72,7 @@ def draw(
         originals=pngs[0] if pngs else None,
         rows=[
             Row(three_digits(at.kl_weight), three_digits(at.rate), three_digits(at.distortion), _samples(drawn), png)
-            for at, drawn, png in zip(pictured, pictures, pngs[1:], strict=False)
+            for at, drawn, png in zip(pictured, pictures, pngs[1:], strict=True)
         ],
         sentences=[*_error_of(p, preflight["predicted_kl"], test["kl"]), *_without_pilot(p, known, curve, pictured)],
     )
