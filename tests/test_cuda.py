@@ -42,6 +42,8 @@ CASES: dict[str, dict[str, Any]] = {
     "free bits": {"kl.free_bits": 0.1},
     "gated MLP": RECIPE | {"model.architecture": "gated_mlp"},
     "autoregressive": RECIPE | {"model.architecture": "autoregressive"},
+    "residual": RECIPE | {"model.architecture": "residual", "model.blocks": 2, "model.attention": True},
+    "group norm": RECIPE | {"model.architecture": "residual", "model.batch_norm": False},
     "mean batch norm": {"model.mean_batch_norm": 0.5},
 }
 AGGRESSIVE = RECIPE | {"train.aggressive_encoder": True, "train.epochs": 6}

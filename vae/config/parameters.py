@@ -77,10 +77,12 @@ class Data(_Section):
 
 
 class Model(_Section):
-    architecture: Literal["conv", "mlp", "gated_mlp", "autoregressive"] = "conv"
+    architecture: Literal["conv", "residual", "mlp", "gated_mlp", "autoregressive"] = "conv"
     latent_dim: int = Field(ge=1, le=4096, default=16)
     widths: list[Annotated[int, Field(ge=1, le=8192)]] = Field(min_length=1, max_length=8, default=[32, 64])
     batch_norm: bool = True
+    blocks: int = Field(ge=1, le=16, default=1)
+    attention: bool = False
     mean_batch_norm: Annotated[float, Field(gt=0, le=10)] | None = None
     logvar_max: float = Field(ge=-10, le=10, default=10.0)
     prior: Literal["standard", "mixture", "vamp", "flow"] = "standard"
@@ -199,6 +201,7 @@ class Train(_Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Annotated[str, AfterValidator(device_name)] = "auto"
     compile: Literal["auto"] | bool = "auto"
+    gradient_checkpointing: bool = False
     deterministic: bool = True
     patience: Annotated[int, Field(ge=1)] | None = None
     select: Literal["best", "last"] = "best"
@@ -242,10 +245,18 @@ class Parameters(_Section):
     def _network_fits_the_images(self) -> "Parameters":
         height, width = self.data.image_size
         depth = len(self.model.widths)
-        if self.model.architecture in ("conv", "autoregressive") and min(height, width) < 2**depth:
+        if self.model.architecture in ("conv", "residual", "autoregressive") and min(height, width) < 2**depth:
             raise ValueError(
                 f"model.widths = {self.model.widths} halves the image {depth} times, too often for "
                 f"data.image_size = {height}×{width}; give at most {min(height, width).bit_length() - 1} widths"
+            )
+        if self.model.architecture != "residual" and (self.model.blocks > 1 or self.model.attention):
+            name = "attention = true" if self.model.attention else f"blocks = {self.model.blocks}"
+            raise ValueError(f"model.{name} needs model.architecture = residual; it is {self.model.architecture}")
+        if self.train.gradient_checkpointing and (self.model.architecture != "residual" or self.model.batch_norm):
+            raise ValueError(
+                "train.gradient_checkpointing = true needs model.architecture = residual with model.batch_norm = false "
+                "(group norm): batch norm would count every batch twice"
             )
         if self.data.binarise != "none" and self.data.channels != 1:
             raise ValueError(f"data.binarise = {self.data.binarise} needs data.channels = 1")

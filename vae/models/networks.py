@@ -16,10 +16,8 @@ def convolutional(
     image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], batch_norm: bool, decoded: int | None = None
 ) -> tuple[nn.Module, int, nn.Module]:
     """decoded: the decoder's output channels, where its output is not an image."""
-    channels, height, width = image_shape
-    sizes = [(height, width)]  # a 4×4 convolution of stride 2, padding 1, halves and rounds down
-    for _ in widths:
-        sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+    channels, *_ = image_shape
+    sizes = halved_sizes(image_shape, len(widths))
     filters, mirrored = [channels, *widths], [decoded or channels, *widths]
     features = widths[-1] * math.prod(sizes[-1])
 
@@ -30,26 +28,32 @@ def convolutional(
     for before, after in itertools.pairwise(filters):
         down += [nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not batch_norm), *normalised_silu(after)]
     up: list[nn.Module] = [
-        _shiftable(nn.Linear(latent_dim, features, bias=not batch_norm)),
-        _Unflatten(1, (widths[-1], *sizes[-1])),
+        shiftable(nn.Linear(latent_dim, features, bias=not batch_norm)),
+        Unflatten(1, (widths[-1], *sizes[-1])),
         *normalised_silu(widths[-1]),
     ]
     for level in range(len(widths), 0, -1):
         last = level == 1
-        odd = (sizes[level - 1][0] % 2, sizes[level - 1][1] % 2)  # a row or column lost in halving
-        up.append(
-            nn.ConvTranspose2d(
-                mirrored[level], mirrored[level - 1], 4, stride=2, padding=1, output_padding=odd,
-                bias=last or not batch_norm,
-            )
-        )  # fmt: skip
+        up.append(doubling(mirrored[level], mirrored[level - 1], sizes[level - 1], bias=last or not batch_norm))
         if not last:
             up += normalised_silu(mirrored[level - 1])
     *down, silu = down  # moved behind the change of memory order, so that its gradient has the order of its input
     return nn.Sequential(*down, nn.Flatten(), silu), features, nn.Sequential(*up)
 
 
-def _shiftable(first: nn.Linear) -> nn.Linear:
+def halved_sizes(image_shape: tuple[int, int, int], times: int) -> list[tuple[int, int]]:
+    """Height and width of an image and after each halving: a 4×4 convolution of stride 2, padding 1, rounds down."""
+    _, height, width = image_shape
+    return [(height >> level, width >> level) for level in range(times + 1)]
+
+
+def doubling(before: int, after: int, size: tuple[int, int], bias: bool = True) -> nn.ConvTranspose2d:
+    """Undoes a halving; size: (height, width) of its output, whose odd row or column the halving lost."""
+    odd = (size[0] % 2, size[1] % 2)
+    return nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, output_padding=odd, bias=bias)
+
+
+def shiftable(first: nn.Linear) -> nn.Linear:
     """The decoder's first layer with a bias: 0 in training where batch norm follows, for `standardise` afterwards."""
     if first.bias is None:
         first.bias = nn.Parameter(torch.zeros(first.out_features), requires_grad=False)
@@ -63,7 +67,7 @@ def _bias_of_older_models(first: nn.Module, weights: dict[str, Tensor], prefix: 
     weights.setdefault(f"{prefix}bias", torch.zeros_like(first.bias))
 
 
-class _Unflatten(nn.Unflatten):
+class Unflatten(nn.Unflatten):
     """Unflatten into channels-last memory, the order of the convolutions that follow (mixed orders are slow)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +94,7 @@ def fully_connected(
         *hidden([latent_dim, *reversed(widths)]), nn.Linear(widths[0], pixels), nn.Unflatten(1, image_shape)
     )
     if isinstance(decoder[0], nn.Linear):
-        _shiftable(decoder[0])
+        shiftable(decoder[0])
     return encoder, widths[-1], decoder
 
 

@@ -234,7 +234,7 @@ def _check_size(config: ModelConfig, weights: dict[str, Tensor]) -> None:
     channels, height, width = config.image_shape
     widths = config.model.widths
     first, last = channels * height * width, widths[-1]
-    if config.model.architecture in ("conv", "autoregressive"):
+    if config.model.architecture in ("conv", "residual", "autoregressive"):
         first, last = channels, last * (height >> len(widths)) * (width >> len(widths))
     fewest = 2 * last * config.model.latent_dim
     fewest += sum(before * after for before, after in itertools.pairwise((first, *widths)))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vae.config.parameters import Parameters
 from vae.models.networks import convolutional, fully_connected
 from vae.models.pixelcnn import MaskedConv2d, PixelCNN
+from vae.models.residual import ResidualBlock, SelfAttention, residual
 from vae.priors.learned import Density, Learned, LearnedFlow, LearnedMixture, VampPrior
 from vae.priors.standard import STANDARD, Prior, StandardNormal
 
@@ -25,11 +26,14 @@ class VAE(nn.Module):
     Args:
         image_shape: (C, H, W).
         architecture: `conv`: a stride-2 4×4 convolution for each width and its mirror; `mlp`: a hidden
-            layer for each width and its mirror; `gated_mlp`: the same of gated linear layers; `autoregressive`:
-            the encoder of `conv`, and a PixelCNN that its mirror conditions (vae.models.pixelcnn).
+            layer for each width and its mirror; `gated_mlp`: the same of gated linear layers; `residual`: `conv`
+            with residual blocks at each scale (vae.models.residual); `autoregressive`: the encoder of `conv`, and a
+            PixelCNN that its mirror conditions (vae.models.pixelcnn).
         latent_dim: Z, the number of latents.
         widths: filters or hidden units of each layer.
-        batch_norm: after each convolution or hidden layer.
+        batch_norm: after each convolution or hidden layer; before each convolution of a residual block, which
+            otherwise has group norm.
+        blocks, attention: of `residual`: residual blocks of each scale; self-attention at the lowest one.
         mean_batch_norm: γ of a batch norm on the posterior means, fixed; it keeps the rate above Z·γ²/2
             (Zhu 2020, section 3.2).
         logvar_max: c, the ceiling of the posterior's ln σ². Below 0 no latent can become the prior: each costs at
@@ -44,10 +48,12 @@ class VAE(nn.Module):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        architecture: Literal["conv", "mlp", "gated_mlp", "autoregressive"],
+        architecture: Literal["conv", "residual", "mlp", "gated_mlp", "autoregressive"],
         latent_dim: int,
         widths: list[int],
         batch_norm: bool,
+        blocks: int = 1,
+        attention: bool = False,
         mean_batch_norm: float | None = None,
         logvar_max: float = 10.0,  # the value of models saved before it could be set
         prior: Literal["standard", "mixture", "vamp", "flow"] = "standard",
@@ -63,6 +69,10 @@ class VAE(nn.Module):
             )
             self.decoder: nn.Module = PixelCNN(
                 conditions, widths[0], image_shape[0], bernoulli=likelihood == "bernoulli"
+            )
+        elif architecture == "residual":
+            self.encoder, features, self.decoder = residual(
+                image_shape, latent_dim, widths, batch_norm, blocks, attention
             )
         elif architecture == "conv":
             self.encoder, features, self.decoder = convolutional(image_shape, latent_dim, widths, batch_norm)
@@ -160,6 +170,9 @@ class VAE(nn.Module):
                     nn.init.zeros_(module.bias)
         if isinstance(self.decoder, PixelCNN):
             self.decoder.shrink_branches()
+        for module in self.modules():
+            if isinstance(module, ResidualBlock | SelfAttention):
+                nn.init.zeros_(module.last.weight)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ FEATURES_PER_LATENT = 4  # at every layer, so that none is narrower than the lat
 SMALLEST, FEWEST_LAYERS = 8, 2  # pixels of the shorter side, and convolutions, that averaging leaves
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
 
 
 def averaged(x: Tensor, k: int) -> Tensor:
@@ -179,7 +179,9 @@ def modulated_layers(model: VAE) -> list[nn.Module]:
 
 
 def features_of(layer: nn.Module) -> int:
-    if isinstance(layer, NORMS):
+    if isinstance(layer, nn.GroupNorm):
+        return layer.num_channels
+    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
         return layer.num_features
     if isinstance(layer, GatedLinear):
         return layer.linear.out_features // 2

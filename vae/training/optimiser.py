@@ -3,9 +3,11 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from vae.config.resolved import ResolvedTrain
 from vae.models.networks import GatedLinear
+from vae.models.residual import SelfAttention
 from vae.models.vae import VAE
 from vae.training.muon import Muon
 
@@ -19,13 +21,15 @@ class Optimiser:
         layers, others = (
             [w for w in weights if (w.dim() > 1 and id(w) not in prior) == layer] for layer in (True, False)
         )
-        # Two maps of one input: μ and ln σ²; value and gate.
-        double = [model.posterior, *(module.linear for module in model.modules() if isinstance(module, GatedLinear))]
-        doubles = {id(module.weight) for module in double}
+        # Several maps of one input: μ and ln σ²; value and gate; queries, keys and values.
+        several: list[tuple[nn.Linear | nn.Conv2d, int]] = [(model.posterior, 2)]
+        several += [(module.linear, 2) for module in model.modules() if isinstance(module, GatedLinear)]
+        several += [(module.projection, 3) for module in model.modules() if isinstance(module, SelfAttention)]
+        maps = {id(module.weight): number for module, number in several}
         rate, decay = train.learning_rate, train.weight_decay
         muon = [
-            {"params": [weight for weight in layers if id(weight) not in doubles], "maps": 1},
-            {"params": [weight for weight in layers if id(weight) in doubles], "maps": 2},
+            {"params": [weight for weight in layers if maps.get(id(weight), 1) == number], "maps": number}
+            for number in sorted({1, *maps.values()})
         ]
         adamw: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
         self.parts: list[torch.optim.Optimizer] = []

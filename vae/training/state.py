@@ -15,6 +15,7 @@ from vae.config.resolved import ResolvedParameters
 from vae.losses.kl_control import KLControl
 from vae.metrics.mean_image import MeanImage
 from vae.models.likelihood import optimal_sigma
+from vae.models.residual import ResidualBlock
 from vae.models.vae import VAE, build, to_device
 from vae.priors.learned import VampPrior
 from vae.training.aggressive import Phase
@@ -40,6 +41,9 @@ class TrainState:
     ) -> None:
         self.p = p
         self.model = to_device(build(p), device)
+        for module in self.model.modules():
+            if isinstance(module, ResidualBlock):
+                module.checkpointing = p.train.gradient_checkpointing
         if initial_weights is not None:
             load_weights(self.model, initial_weights, "train.initial_weights")
         elif self.model.log_sigma is not None:

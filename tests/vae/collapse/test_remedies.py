@@ -187,7 +187,7 @@ def test_numbers_are_as_a_person_would_write_them() -> None:
 
 
 CHOICES: dict[str, list[Any]] = {
-    "model.architecture": ["conv", "mlp", "gated_mlp", "autoregressive"],
+    "model.architecture": ["conv", "residual", "mlp", "gated_mlp", "autoregressive"],
     "model.latent_dim": [1, 4],
     "model.widths": [[1, 1], [2, 16], [16, 32]],
     "model.batch_norm": [True, False],

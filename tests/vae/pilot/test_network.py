@@ -12,6 +12,8 @@ from vae.pilot.network import PilotNetwork, averaged, can_average, narrow
 ARCHITECTURES: list[dict[str, Any]] = [
     {},
     {"model.batch_norm": False},
+    {"model.architecture": "residual", "model.blocks": 2, "model.attention": True},
+    {"model.architecture": "residual", "model.batch_norm": False},
     {"model.architecture": "mlp"},
     {"model.architecture": "gated_mlp", "model.batch_norm": False},
     {"model.architecture": "gated_mlp"},

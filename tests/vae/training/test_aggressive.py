@@ -55,7 +55,7 @@ def test_the_phase_lasts_while_mutual_information_climbs() -> None:
     assert not Phase(False, 0.0).after(MutualInformation(0.2, 0.1, None)).on
 
 
-@pytest.mark.parametrize("architecture", ["conv", "mlp", "gated_mlp", "autoregressive"])
+@pytest.mark.parametrize("architecture", ["conv", "residual", "mlp", "gated_mlp", "autoregressive"])
 def test_every_trained_parameter_is_in_one_half(architecture: str) -> None:
     changes = {"model.mean_batch_norm": 0.5, "objective.sigma": "learned"}
     model = build(params({**changes, "model.architecture": architecture}))

@@ -35,6 +35,7 @@ ENCODER_FIRST = {"train.aggressive_encoder": True, "kl.schedule": "constant", "k
         {},
         RECIPE | {"model.mean_batch_norm": 0.5},
         RECIPE | {"model.architecture": "autoregressive", "train.ema": 0.9},
+        RECIPE | {"model.architecture": "residual", "model.batch_norm": False, "train.gradient_checkpointing": True},
         # the encoder's phase is on in the first epochs, off in the last
         ENCODER_FIRST | {"data.augment": "flip"},
         RECIPE | ENCODER_FIRST,

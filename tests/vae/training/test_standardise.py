@@ -19,6 +19,8 @@ LATENTS, NOISE = 3, Likelihood("gaussian", 0.2)
 KINDS: list[dict[str, Any]] = [
     {"model.architecture": "conv", "model.batch_norm": True},
     {"model.architecture": "conv", "model.batch_norm": False},
+    {"model.architecture": "residual", "model.batch_norm": True, "model.attention": True},
+    {"model.architecture": "residual", "model.batch_norm": False},
     {"model.architecture": "mlp", "model.batch_norm": True},
     {"model.architecture": "mlp", "model.batch_norm": False},
     {"model.architecture": "gated_mlp", "model.batch_norm": True},
@@ -119,7 +121,7 @@ def test_the_shift_of_the_first_layer_has_no_part_in_training(
     """Where batch norm follows it stays 0 and untrained: the bits of the trained weights are those without it."""
     p = params({**changes, "train.epochs": 1})
     first = first_layer(build(p))
-    shifted = p.model.batch_norm and p.model.architecture != "gated_mlp"
+    shifted = p.model.batch_norm and p.model.architecture not in ("gated_mlp", "residual")
     assert first.bias.requires_grad is not shifted and not first.bias.any()
     kept: list[VAE] = []
     monkeypatch.setattr(loop, "standardise", lambda model, train: bool(kept.append(model)))
