@@ -253,7 +253,8 @@ def write_history(history: list[Row], kl_per_latent: list[list[float]], append: 
     kl_per_latent: of the validation split in nats per image, Z numbers for each row of the history.
     """
     whole = ("epoch", "step", "valid/active_units", "valid/informative_units")
-    frame = pd.DataFrame(history, columns=list(COLUMNS)).astype(dict.fromkeys(whole, int))
+    more = [name for name in history[0] if name not in COLUMNS] if history else []  # of losses on features
+    frame = pd.DataFrame(history, columns=[*COLUMNS, *more]).astype(dict.fromkeys(whole, int))
     latents = pd.DataFrame(kl_per_latent).add_prefix("z")
     latents.insert(0, "epoch", frame["epoch"])
     _write(workspace.HISTORY, frame, append)

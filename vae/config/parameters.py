@@ -94,6 +94,13 @@ class Objective(_Section):
     sigma: Literal["optimal", "learned"] | Annotated[float, Field(gt=0, le=10)] = "optimal"
     reduction: Literal["sum", "mean"] = "sum"
     importance_samples_train: int = Field(ge=1, le=100, default=1)
+    align: float = Field(ge=0, le=1e9, default=0.0)
+    perceptual: float = Field(ge=0, le=1e9, default=0.0)
+    features: PathText = "efficientnet_lite0"
+
+    @property
+    def uses_features(self) -> bool:
+        return self.align > 0 or self.perceptual > 0
 
 
 class Wish(_Section):
@@ -322,6 +329,20 @@ class Parameters(_Section):
                 f"train.aggressive_encoder = true with kl.{target} = {getattr(self.kl, target):g}: the encoder cannot "
                 f"converge on an objective that a controller moves; set kl.{target} to null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _features_fit_the_rest(self) -> "Parameters":
+        if not self.objective.uses_features:
+            return self
+        name = "align" if self.objective.align else "perceptual"
+        asked = f"objective.{name} = {getattr(self.objective, name):g}"
+        if self.objective.importance_samples_train > 1:
+            raise ValueError(f"{asked} needs objective.importance_samples_train = 1")
+        if self.train.aggressive_encoder:
+            raise ValueError(f"{asked} and train.aggressive_encoder = true cannot be combined; set one to its default")
+        if self.objective.perceptual and self.model.architecture == "autoregressive":
+            raise ValueError(f"{asked}: an autoregressive decoder gives no whole picture in training; set it to 0")
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ where there are more samples of z. `vae.config.beta_elbo` says what β the param
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from vae.models.vae import VAE
 from vae.priors.learned import Density
 
 Logs = dict[str, Tensor]  # of a batch, detached, in nats per image: loss, reconstruction (the distortion), kl
+Beside = Callable[..., tuple[Tensor, Logs]]  # of `picture` and `mu`: a loss beside the negative ELBO, with its logs
 
 
 class Terms(NamedTuple):
@@ -32,6 +34,8 @@ class Terms(NamedTuple):
     rate: Tensor
     penalised_rate: Tensor
     mse: Tensor  # of a pixel
+    output: Tensor  # of the decoder, (B, C, H, W)
+    mu: Tensor  # (B, Z)
 
 
 class ELBOLoss:
@@ -41,15 +45,23 @@ class ELBOLoss:
         self.elbo, self.control = elbo, control
         self.terms = torch.compile(elbo_terms) if compiled else elbo_terms
 
-    def __call__(self, model: VAE, x: Tensor, noise: Tensor, beta: float, steer: bool = True) -> tuple[Tensor, Logs]:
-        """steer: let the control see this batch; else it stays as it stands."""
-        distortion, rate, penalised_rate, mse = self.terms(self.elbo, model, x, noise[0], model.density())
+    def __call__(
+        self, model: VAE, x: Tensor, noise: Tensor, beta: float, steer: bool = True, beside: Beside | None = None
+    ) -> tuple[Tensor, Logs]:
+        """steer: let the control see this batch; else it stays as it stands. beside: what else is minimised."""
+        terms = self.terms(self.elbo, model, x, noise[0], model.density())
         if steer:
-            self.control.update(rate, mse)
-        loss = self.control.loss(distortion, penalised_rate, mse, beta)
+            self.control.update(terms.rate, terms.mse)
+        loss = self.control.loss(terms.distortion, terms.penalised_rate, terms.mse, beta)
         if self.control.kl.control == "geco" and model.log_sigma is not None:
-            loss = loss + sigma_fit(self.elbo, mse, model.log_sigma)
-        return loss, {"loss": loss.detach(), "reconstruction": distortion.detach(), "kl": rate.detach()}
+            loss = loss + sigma_fit(self.elbo, terms.mse, model.log_sigma)
+        logs: Logs = {}
+        if beside is not None:
+            more, logs = beside(picture=picture(self.elbo, terms.output), mu=terms.mu)
+            loss = loss + more
+        return loss, {
+            "loss": loss.detach(), "reconstruction": terms.distortion.detach(), "kl": terms.rate.detach(), **logs
+        }  # fmt: skip
 
 
 def elbo_terms(elbo: BetaELBO, model: VAE, x: Tensor, noise: Tensor, prior: Density | None) -> Terms:
@@ -62,7 +74,14 @@ def elbo_terms(elbo: BetaELBO, model: VAE, x: Tensor, noise: Tensor, prior: Dens
         rate=rates.sum(1).mean(),
         penalised_rate=penalised_rate(elbo, rates),
         mse=error / elbo.pixels,
+        output=output,
+        mu=mu,
     )
+
+
+def picture(elbo: BetaELBO, output: Tensor) -> Tensor:
+    """E[x|z] from the decoder's output: (B, C, H, W)."""
+    return output.sigmoid() if elbo.likelihood == "bernoulli" else output
 
 
 def kl_per_latent(mu: Tensor, logvar: Tensor) -> Tensor:

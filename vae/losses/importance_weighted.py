@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vae.config.beta_elbo import BetaELBO
-from vae.losses.elbo import Logs, kl_per_latent, sampled_rate, variance
+from vae.losses.elbo import Beside, Logs, kl_per_latent, sampled_rate, variance
 from vae.models.likelihood import bernoulli_log_prob, gaussian_log_prob, squared_error
 from vae.models.vae import VAE
 from vae.priors.learned import Density
@@ -22,7 +22,11 @@ class ImportanceWeightedLoss:
         self.elbo = elbo
         self.terms = torch.compile(importance_weighted_terms) if compiled else importance_weighted_terms
 
-    def __call__(self, model: VAE, x: Tensor, noise: Tensor, beta: float, steer: bool = True) -> tuple[Tensor, Logs]:
+    def __call__(
+        self, model: VAE, x: Tensor, noise: Tensor, beta: float, steer: bool = True, beside: Beside | None = None
+    ) -> tuple[Tensor, Logs]:
+        """steer, beside: only `ELBOLoss` has any."""
+        assert beside is None
         # A tensor, since a compiled function would be compiled anew for each number.
         weight = torch.full((), beta, device=x.device)
         loss, distortion, rate = self.terms(self.elbo, model, x, noise, weight, model.density())

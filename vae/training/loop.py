@@ -20,6 +20,7 @@ from vae.compute.devices import Compute
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters
 from vae.config.resolved import ResolvedParameters
+from vae.losses.elbo import Logs
 from vae.metrics.measurement import Measurement, encode, measure
 from vae.metrics.mutual_information import mutual_information
 from vae.models.likelihood import Likelihood
@@ -105,17 +106,18 @@ def train(
         # Train for an epoch of full batches.
         epoch, started = len(state.history), time.perf_counter()
         order = epoch_order(p.seed, epoch, len(train_images))
-        sums = torch.zeros(3, dtype=torch.float64, device=compute.device)
+        sums = torch.zeros(1, dtype=torch.float64, device=compute.device)
+        logs: Logs = {}
         state.model.train()
-        for batch, images in enumerate(full_batches(stored, order, p.train.batch_size, compute.device)):
+        for batch, (chosen, images) in enumerate(full_batches(stored, order, p.train.batch_size, compute.device)):
             number = epoch * steps + batch
             progress = number / steps
             share = ramp(p.kl, progress, p.train.epochs)
             state.optimiser.set_learning_rate(learning_rate(p.train, (number + 0.5) / steps))
-            logs = step(images, number, beta=p.elbo.beta * share)
-            sums += torch.stack([logs["loss"], logs["reconstruction"], logs["kl"]])
+            logs = step(chosen, images, number, beta=p.elbo.beta * share)
+            sums = sums + torch.stack(list(logs.values()))
             on_step(number + 1)
-        loss, distortion, rate = (sums / steps).tolist()
+        averages = dict(zip(logs, (sums / steps).tolist(), strict=True))
         trained = time.perf_counter()
 
         # Judge it on the whole validation split, and keep it if it is the best so far.
@@ -124,9 +126,7 @@ def train(
             "epoch": epoch + 1,
             "step": (epoch + 1) * steps,
             "kl_weight": state.control.effective_weight(p.kl.max_weight * share, valid.likelihood.sigma),
-            "train/loss": loss,
-            "train/reconstruction": distortion,
-            "train/kl": rate,
+            **{f"train/{name}": average for name, average in averages.items()},
             **valid.row(p),
         }
         state.record(row, valid.measured.kl_per_latent.tolist())

@@ -15,8 +15,10 @@ from vae.training.muon import Muon
 class Optimiser:
     """One optimiser or two, as one, with one learning rate. Biases, norms, a learned σ and prior do not decay."""
 
-    def __init__(self, model: VAE, train: ResolvedTrain) -> None:
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
+    def __init__(self, model: VAE, train: ResolvedTrain, head: nn.Linear | None = None) -> None:
+        """head: of an alignment, a layer that is trained beside the model."""
+        parts = [model] if head is None else [model, head]
+        weights = [weight for part in parts for weight in part.parameters() if weight.requires_grad]
         prior = {id(weight) for weight in model.prior.parameters()} if model.prior is not None else set()
         layers, others = (
             [w for w in weights if (w.dim() > 1 and id(w) not in prior) == layer] for layer in (True, False)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters
+from vae.features.network import load
+from vae.losses.features import FeatureLoss
 from vae.losses.kl_control import KLControl
 from vae.metrics.mean_image import MeanImage
 from vae.models.likelihood import optimal_sigma
@@ -27,6 +29,8 @@ class TrainState:
     """Model, optimiser, moving average, control, aggressive phase, history, and the best weights so far.
 
     Attributes:
+        features: the losses on features of a frozen network; None without `objective.align` and `objective.perceptual`.
+        trained: the weights of the model and of that loss.
         average: the exponential moving average of the weights; None without `train.ema`.
         kl_per_latent: of the validation split, Z numbers for each row of the history.
         kept_epoch: the epoch whose weights are kept, counted from 1; 0 before any.
@@ -52,7 +56,10 @@ class TrainState:
             self.model.log_sigma.data.fill_(math.log(optimal_sigma(error)))
         if initial_weights is None and isinstance(self.model.prior, VampPrior):
             self.model.prior.start(train_images, p.seed)
-        self.optimiser = Optimiser(self.model, p.train)
+        self.features = feature_loss(p, train_images, device) if p.objective.uses_features else None
+        head = None if self.features is None else self.features.head
+        self.optimiser = Optimiser(self.model, p.train, head)
+        self.trained = [*self.model.parameters(), *([] if head is None else head.parameters())]
         self.average = None if p.train.ema is None else copy.deepcopy(self.model)
         self.control = KLControl(p.kl, math.prod(p.data.image_shape), device)
         self.phase = Phase(p.train.aggressive_encoder)
@@ -100,6 +107,7 @@ class TrainState:
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
+            "head": None if self.features is None else self.features.head_state(),
             "control": self.control.state,
             "phase": dataclasses.asdict(self.phase),
             "history": self.history,
@@ -113,10 +121,23 @@ class TrainState:
         self.optimiser.load_state_dict(state["optimiser"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        if self.features is not None:
+            self.features.load_head_state(state["head"])
         self.control.state.copy_(state["control"])
         self.phase = Phase(**state["phase"])
         self.history, self.kl_per_latent = state["history"], state["kl_per_latent"]
         self.kept_epoch, self.kept_weights = state["kept_epoch"], state["kept_weights"]
+
+
+def feature_loss(p: ResolvedParameters, train_images: np.ndarray, device: torch.device) -> FeatureLoss:
+    """Its head drawn from the seed. Raises: InputError: there is no such network."""
+    network, objective = load(p.objective.features), p.objective
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(p.seed)
+        return FeatureLoss(
+            network, objective.align, objective.perceptual, p.model.latent_dim, train_images,
+            p.data.augment != "none", device,
+        )  # fmt: skip
 
 
 def load_weights(model: VAE, weights: Mapping[str, Tensor], name: str) -> None:

