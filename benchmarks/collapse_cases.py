@@ -35,7 +35,7 @@ from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters, changed, resolve
 from vae.metrics.mean_image import MeanImage
-from vae.models.likelihood import gaussian_log_prob, optimal_sigma
+from vae.models.likelihood import Likelihood, gaussian_log_prob, optimal_sigma
 from vae.pilot import training as pilot
 from vae.training import loop
 
@@ -215,7 +215,7 @@ def mean_image_elbo(p: ResolvedParameters, train_images: np.ndarray, valid_image
     """The ELBO of predicting the training mean image for every validation image, with σ at its optimum, in nats."""
     mean_image = MeanImage.of(for_measuring(train_images, p))
     if p.objective.likelihood == "bernoulli":
-        return mean_image.elbo(valid_images, "bernoulli")
+        return mean_image.elbo(valid_images, Likelihood("bernoulli"))
     pixels = int(np.prod(p.data.image_shape))
     mse = mean_image.mse(valid_images)
     error = torch.tensor(mse * pixels, dtype=torch.float64)

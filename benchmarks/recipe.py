@@ -72,7 +72,7 @@ def trained(
     return {
         "recipe": recipe,
         "epochs": epochs,
-        "elbo": valid.elbo_at_own_sigma(result.likelihood.kind, int(np.prod(valid_images.shape[1:]))),
+        "elbo": valid.elbo_at_own_sigma(result.likelihood, int(np.prod(valid_images.shape[1:]))),
         "kl": valid.rate,
         "mse": valid.mse,
         "active_units": valid.active_units(),

@@ -264,9 +264,10 @@ def peak_megabytes() -> float:
 def skill(p: ResolvedParameters, model: VAE, images: np.ndarray) -> float:
     """The calibrated ELBO on held-out images minus that of the mean image, in nats per image."""
     compute = Compute(next(model.parameters()).device, "fp32")
-    measured = measure(model.eval(), images, Likelihood("gaussian", 1.0), compute, p.seed)
-    calibrated = measured.elbo_at_own_sigma("gaussian", int(np.prod(images.shape[1:])))
-    return calibrated - MeanImage.of(images).elbo(images, "gaussian")
+    gaussian = Likelihood("gaussian", 1.0)
+    measured = measure(model.eval(), images, gaussian, compute, p.seed)
+    calibrated = measured.elbo_at_own_sigma(gaussian, int(np.prod(images.shape[1:])))
+    return calibrated - MeanImage.of(images).elbo(images, gaussian)
 
 
 def images_of(case: Case) -> int:

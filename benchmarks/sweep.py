@@ -116,12 +116,12 @@ def measured(
     """One training with this KL weight, the kept model measured on whole splits.
 
     `kl` and `rmse` are of the validation split, `train_kl` and `train_rmse` of the training split, which the
-    predictions are of; z sampled. `sigma` is the decoder's, NaN for a Bernoulli likelihood.
+    predictions are of; z sampled. `sigma` is the decoder's, NaN unless it has one.
     """
     p = changed(p, {"kl.max_weight": weight, "train.on_collapse": "continue"})
     trained = loop.train(p, train_images, valid_images, compute)
     valid = measurement.measure(trained.model, valid_images, trained.likelihood, compute, p.seed)
-    kind, pixels = trained.likelihood.kind, int(np.prod(valid_images.shape[1:]))
+    sigma, pixels = trained.likelihood.sigma, int(np.prod(valid_images.shape[1:]))
     return {
         "seed": p.seed,
         "kl_weight": p.kl.max_weight,
@@ -129,12 +129,12 @@ def measured(
         "train_kl": trained.train.rate,
         "rmse": math.sqrt(valid.mse_sampled),
         "train_rmse": math.sqrt(trained.train.mse_sampled),
-        "sigma": math.nan if trained.likelihood.sigma is None else trained.likelihood.sigma,
+        "sigma": sigma if isinstance(sigma, float) else math.nan,
         "informative_units": valid.informative_units(),
         "active_units": valid.active_units(),
         # Models of different σ compare by the calibrated ELBO.
-        "elbo": valid.elbo_at_own_sigma(kind, pixels),
-        "mean_image_elbo": MeanImage.of(for_measuring(train_images, p)).elbo(valid_images, kind),
+        "elbo": valid.elbo_at_own_sigma(trained.likelihood, pixels),
+        "mean_image_elbo": MeanImage.of(for_measuring(train_images, p)).elbo(valid_images, trained.likelihood),
     }
 
 
@@ -145,7 +145,7 @@ def compared(p: ResolvedParameters, row: Mapping[str, Any], spectrum: Spectrum, 
     """
     elbo = BetaELBO.of(p, row["kl_weight"])
     predicted = predict(curve, elbo)
-    follows = kl_weights.follows_the_error(p)
+    follows = kl_weights.follows_the_error(p) and math.isfinite(row["sigma"])
     at_sigma = predict(curve, replace(elbo, sigma=row["sigma"])) if follows else predicted
     return {
         **row,

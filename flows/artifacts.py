@@ -13,7 +13,7 @@ from tasks import overlay, workspace
 from tasks.tracking.markdown import link, plain
 from vae.config import loading
 from vae.config.text import number, written
-from vae.report.numbers import KEY_NUMBERS
+from vae.report.numbers import KEY_NUMBERS, key_numbers
 
 MOST_ROWS = 200  # of a table artifact; the file has all of them
 MOST_BYTES = 1_000_000  # of an image in Prefect's database; the file and MLflow have it in any case
@@ -118,7 +118,7 @@ def summary(links: Links) -> str:
         *_picture(RECONSTRUCTIONS, "test images above their reconstructions"),
         "| test split | |",
         "| --- | --- |",
-        *[f"| {n.label} | {number(test.get(n.key))} |" for n in KEY_NUMBERS],
+        *[f"| {n.label} | {number(test.get(n.key))} |" for n in key_numbers(test)],
         "",
         *[f"- {plain(line)}" for line in monitor["reasons"] + monitor["recommendations"]],
         "",

@@ -29,7 +29,7 @@ from vae.models import saved
 from vae.models.saved import Saved
 from vae.report import figures, latent_map, page, rate_distortion
 from vae.report.facts import Facts
-from vae.report.numbers import KEY_NUMBERS
+from vae.report.numbers import key_numbers
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,8 @@ def write(facts: Facts, latents: pd.DataFrame) -> None:
 
 def summary(facts: Facts) -> dict[str, str | float | None]:
     """The verdict and the key numbers of the test split, for `dvc metrics diff` and `dvc exp show`."""
-    return {"verdict": facts.monitor["verdict"], **{n.key: facts.metrics["test"].get(n.key) for n in KEY_NUMBERS}}
+    test = facts.metrics["test"]
+    return {"verdict": facts.monitor["verdict"], **{n.key: test.get(n.key) for n in key_numbers(test)}}
 
 
 def latent_table(result: Evaluation) -> pd.DataFrame:

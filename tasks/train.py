@@ -280,7 +280,7 @@ def write_model(job: Job, trained: Trained, prior: Fitted, kept: Attempt | None,
         "kl": measured.rate,
         "mse": measured.mse,
         "mse_sampled": measured.mse_sampled,
-        "mean_image_elbo": mean_image.elbo(train_images, trained.likelihood.kind),
+        "mean_image_elbo": mean_image.elbo(train_images, trained.likelihood),
         "mean_image_mse": mean_image.mse(train_images),
     }
     percentiles = scoring.percentiles(trained.model, job.valid_images, trained.likelihood, job.compute)

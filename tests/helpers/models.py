@@ -34,4 +34,4 @@ def config(image_shape: tuple[int, int, int], model: Model, **more: Any) -> Mode
 
 def network(made: ModelConfig, seed: int = 0, **more: Any) -> VAE:
     torch.manual_seed(seed)
-    return VAE(made.image_shape, likelihood=made.likelihood.kind, **made.model.model_dump(), **more)
+    return VAE(made.image_shape, likelihood=made.likelihood, **made.model.model_dump(), **more)

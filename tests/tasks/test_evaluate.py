@@ -8,14 +8,15 @@ from helpers.reports import LATENTS, facts_of, gathered, make_workspace
 
 from tasks import evaluate
 from vae.config.errors import InputError
-from vae.report.numbers import KEY_NUMBERS
+from vae.report.numbers import key_numbers
 
 
 def test_the_summary_is_the_verdict_and_few_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_workspace(tmp_path, labelled=False)
     facts, latents = gathered(tmp_path, monkeypatch)
     summary, test = evaluate.summary(facts), facts.metrics["test"]
-    assert summary == {"verdict": "healthy"} | {n.key: test[n.key] for n in KEY_NUMBERS}
+    assert summary == {"verdict": "healthy"} | {n.key: test[n.key] for n in key_numbers(test)}
+    assert "bits_per_dim" not in summary
     assert summary["probe_accuracy"] is None
 
     assert sorted(latents["latent"]) == list(range(LATENTS))

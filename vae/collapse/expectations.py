@@ -133,7 +133,7 @@ def distortion(p: Parameters, curve: Curve, s: float) -> float:
     whitened pixels more than that.
     """
     error = error_at(curve, s)
-    if p.objective.likelihood == "gaussian":
+    if p.objective.likelihood != "bernoulli":
         return math.sqrt(error / curve.pixels)
     return error if isinstance(curve, PilotCurve) else error / 2
 

@@ -89,7 +89,7 @@ def of_beta(p: Parameters, curve: Curve, beta: float = 1.0) -> float:
 def follows_the_error(p: Parameters) -> bool:
     """Whether σ is optimal or learned, so that it follows the network's error."""
     elbo = BetaELBO.of(p, 1.0)
-    return elbo.likelihood == "gaussian" and elbo.fixed_sigma is None
+    return elbo.likelihood != "bernoulli" and elbo.fixed_sigma is None
 
 
 def resolved(p: Parameters, curve: Curve) -> float:

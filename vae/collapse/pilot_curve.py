@@ -116,7 +116,7 @@ class PilotCurve:
         fall = -np.diff(self.rate[: anchor + 1]) * 2 * np.sqrt(self._points[1 : anchor + 1] * self._points[:anchor])
         below = error[anchor] - np.cumsum(fall[::-1])[::-1]
         error[:anchor] = np.minimum(error[:anchor], np.maximum(below, LEAST_ERROR * error[:anchor]))
-        if self.likelihood == "gaussian" and self.model.get("architecture") != "autoregressive":
+        if self.likelihood != "bernoulli" and self.model.get("architecture") != "autoregressive":
             linear = self.spectrum.error(self._points[:anchor])
             error[:anchor] = np.minimum(error[:anchor], np.sqrt(linear * error[:anchor]))
         return np.minimum.accumulate(error[::-1])[::-1]

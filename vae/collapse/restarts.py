@@ -132,7 +132,7 @@ def evidence_of(
             "images": trained.train.images,
             "elbo": trained.train.elbo,
             "mse_sampled": trained.train.mse_sampled,
-            "mean_image_elbo": mean_image.elbo(measured, trained.likelihood.kind),
+            "mean_image_elbo": mean_image.elbo(measured, trained.likelihood),
         },
         kept_epoch=trained.kept_epoch,
         samples=sample_evidence(
@@ -147,4 +147,4 @@ def evidence_of(
 def calibrated_elbo(attempt: Attempt) -> float:
     """The ELBO at the σ of the validation split's own error."""
     pixels = math.prod(attempt.parameters.data.image_shape)
-    return attempt.evidence.valid.elbo_at_own_sigma(attempt.trained.likelihood.kind, pixels)
+    return attempt.evidence.valid.elbo_at_own_sigma(attempt.trained.likelihood, pixels)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vae.config.constants import SMALLEST_SIGMA
-from vae.config.parameters import Parameters
+from vae.config.parameters import LikelihoodKind, Parameters
 
 
 @dataclass(frozen=True)
@@ -20,23 +20,25 @@ class BetaELBO:
     """The objective of a training at one KL weight.
 
     Attributes:
-        likelihood: `gaussian` or `bernoulli`.
-        sigma: of the Gaussian, in pixels of [0, 1]: `optimal` (Rybkin 2021), `learned`, or a number. Without meaning
-            for `bernoulli`.
+        likelihood: of a pixel (`vae.models.likelihood`).
+        sigma: its standard deviation, in pixels of [0, 1]: `optimal` (Rybkin 2021), `learned`, of each `channel` or
+            `pixel`, or a number. Without meaning for `bernoulli` and `logistic_mixture`.
         beta: the weight of the rate against the distortion, in nats.
         scale: from nats to the loss as `reduction` writes it; the optimum is the same, the gradient smaller.
         pixels: N.
         free_bits: nats that each latent may cost, averaged over a batch, before the loss sees its rate (Kingma 2016,
             equation 14). free_bits_total: the same for all latents together.
+        components: of a mixture; None of other likelihoods.
     """
 
-    likelihood: Literal["gaussian", "bernoulli"]
-    sigma: Literal["optimal", "learned"] | float
+    likelihood: LikelihoodKind
+    sigma: Literal["optimal", "learned", "channel", "pixel"] | float
     beta: float
     scale: float
     pixels: int
     free_bits: float = 0.0
     free_bits_total: float = 0.0
+    components: int | None = None
 
     @classmethod
     def of(cls, p: Parameters, weight: float) -> "BetaELBO":
@@ -48,12 +50,17 @@ class BetaELBO:
             beta, scale = weight * pixels / latents, 1 / pixels
         elif p.objective.reduction == "mean":
             sigma, beta, scale = math.sqrt(weight * pixels / (2 * latents)), 1.0, weight / latents
-        return cls(likelihood, sigma, beta, scale, pixels, p.kl.free_bits, p.kl.free_bits_total)
+        components = p.objective.mixture_components if likelihood == "logistic_mixture" else None
+        return cls(likelihood, sigma, beta, scale, pixels, p.kl.free_bits, p.kl.free_bits_total, components)
+
+    @property
+    def has_sigma(self) -> bool:
+        return self.likelihood not in ("bernoulli", "logistic_mixture")
 
     @property
     def fixed_sigma(self) -> float | None:
         """σ, where it is a number from the start."""
-        return None if self.likelihood == "bernoulli" or isinstance(self.sigma, str) else self.sigma
+        return None if isinstance(self.sigma, str) or not self.has_sigma else self.sigma
 
     def effective_beta(self, mse_sampled: float) -> float:
         """The β of a VAE with optimal σ that is equivalent at this error: β·σ²/MSE where σ is fixed."""

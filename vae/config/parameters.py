@@ -89,9 +89,13 @@ class Model(_Section):
     prior_components: int = Field(ge=1, le=10_000, default=100)
 
 
+LikelihoodKind = Literal["gaussian", "bernoulli", "discretised_gaussian", "discretised_logistic", "logistic_mixture"]
+
+
 class Objective(_Section):
-    likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
-    sigma: Literal["optimal", "learned"] | Annotated[float, Field(gt=0, le=10)] = "optimal"
+    likelihood: LikelihoodKind = "gaussian"
+    mixture_components: int = Field(ge=1, le=100, default=10)
+    sigma: Literal["optimal", "learned", "channel", "pixel"] | Annotated[float, Field(gt=0, le=10)] = "optimal"
     reduction: Literal["sum", "mean"] = "sum"
     importance_samples_train: int = Field(ge=1, le=100, default=1)
     align: float = Field(ge=0, le=1e9, default=0.0)
@@ -101,6 +105,16 @@ class Objective(_Section):
     @property
     def uses_features(self) -> bool:
         return self.align > 0 or self.perceptual > 0
+
+    @property
+    def is_discretised(self) -> bool:
+        """Whether pixels are 8-bit levels with a probability each."""
+        return self.likelihood not in ("gaussian", "bernoulli")
+
+    @property
+    def has_sigma(self) -> bool:
+        """Whether `sigma` has a meaning."""
+        return self.likelihood not in ("bernoulli", "logistic_mixture")
 
 
 class Wish(_Section):
@@ -275,6 +289,8 @@ class Parameters(_Section):
         sigma = f"objective.sigma = {objective.sigma}"
         if objective.sigma != "optimal" and objective.likelihood == "bernoulli":
             raise ValueError(f"{sigma}: a Bernoulli likelihood has no sigma; leave it at optimal")
+        if objective.sigma != "optimal" and objective.likelihood == "logistic_mixture":
+            raise ValueError(f"{sigma}: the decoder gives the scales of a logistic_mixture; leave it at optimal")
         if objective.sigma != "optimal" and objective.reduction == "mean":
             raise ValueError(f"{sigma}: with objective.reduction = mean, kl.max_weight sets it; leave it at optimal")
         if isinstance(self.kl.max_weight, Wish) and self.kl.max_weight.rmse and objective.likelihood == "bernoulli":
@@ -283,6 +299,20 @@ class Parameters(_Section):
             )
         if objective.reduction == "mean" and self.kl.max_weight == 0 and objective.likelihood == "gaussian":
             raise ValueError("kl.max_weight = 0 with objective.reduction = mean means σ = 0; give, for example, 0.001")
+        return self
+
+    @model_validator(mode="after")
+    def _levels_have_probabilities(self) -> "Parameters":
+        likelihood = f"objective.likelihood = {self.objective.likelihood}"
+        if not self.objective.is_discretised:
+            return self
+        if self.data.binarise != "none":
+            raise ValueError(
+                f"{likelihood} is one of 256 grey levels, of which data.binarise = {self.data.binarise} leaves two; "
+                "set data.binarise to none, or the likelihood to bernoulli"
+            )
+        if self.objective.reduction == "mean":
+            raise ValueError(f"{likelihood} is in nats: objective.reduction = mean has no such loss; set it to sum")
         return self
 
     @model_validator(mode="after")
@@ -318,10 +348,11 @@ class Parameters(_Section):
                 "kl.capacity, kl.target_kl and kl.reconstruction_target are in nats per image: "
                 "they need objective.reduction = sum"
             )
-        if self.kl.control == "geco" and (objective.likelihood != "gaussian" or objective.sigma == "optimal"):
+        has_one_sigma = objective.sigma == "learned" or not isinstance(objective.sigma, str)
+        if self.kl.control == "geco" and not (objective.has_sigma and has_one_sigma):
             raise ValueError(
-                f"kl.reconstruction_target = {self.kl.reconstruction_target:g} (GECO) needs a Gaussian likelihood "
-                f"whose objective.sigma is learned or a number; it is {objective.likelihood}, {objective.sigma}"
+                f"kl.reconstruction_target = {self.kl.reconstruction_target:g} (GECO) needs a likelihood with one "
+                f"objective.sigma, learned or a number; it is {objective.likelihood}, {objective.sigma}"
             )
         if self.train.aggressive_encoder and self.kl.control in ("pi", "geco"):
             target = "target_kl" if self.kl.control == "pi" else "reconstruction_target"
@@ -351,8 +382,8 @@ class Parameters(_Section):
         if samples == 1:
             return self
         name = f"objective.importance_samples_train = {samples}"
-        if self.objective.sigma == "optimal" and self.objective.likelihood == "gaussian":
-            raise ValueError(f"{name} needs an objective.sigma that is learned or a number, or a Bernoulli likelihood")
+        if self.objective.sigma == "optimal" and self.objective.has_sigma:
+            raise ValueError(f"{name} needs an objective.sigma other than optimal, or a likelihood without a sigma")
         if self.kl.control != "schedule" or self.kl.free_bits or self.kl.free_bits_total:
             raise ValueError(f"{name} needs a schedule alone: its bound has no rate for a control or free bits")
         if self.train.aggressive_encoder:

@@ -23,7 +23,7 @@ from vae.metrics.free_running import free_running
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import Measurement, encode, measure
 from vae.metrics.mutual_information import MutualInformation, mutual_information
-from vae.models.likelihood import Likelihood, optimal_sigma
+from vae.models.likelihood import Likelihood, bits_per_dim, optimal_sigma
 from vae.models.saved import Saved
 from vae.priors import aggregate
 from vae.priors.standard import Prior
@@ -71,8 +71,8 @@ def evaluate(saved: Saved, images: Images, labels: Labels, p: Parameters, comput
     chosen = _sample(len(train), PROBE_IMAGES, p.seed)
     mu, _ = encode(saved.model, np.asarray(train[chosen]), compute)
     calibrated = None
-    if saved.likelihood.kind == "gaussian" and math.isfinite(measured["valid"].mse_sampled):
-        calibrated = Likelihood("gaussian", optimal_sigma(measured["valid"].mse_sampled))
+    if isinstance(saved.likelihood.sigma, float) and math.isfinite(measured["valid"].mse_sampled):
+        calibrated = Likelihood(saved.likelihood.kind, optimal_sigma(measured["valid"].mse_sampled))
     references = _References(train, MeanImage.of(train), Probe.fit(mu, labels["train"][chosen], p.seed), calibrated)
     return {
         split: _evaluate_split(saved, images[split], labels[split], found, references, p, compute, split == "test")
@@ -84,7 +84,7 @@ def evaluate(saved: Saved, images: Images, labels: Labels, p: Parameters, comput
 class _References:
     """What a split is compared with.
 
-    calibrated: the Gaussian whose σ² is the validation split's error, for comparing models of different σ.
+    calibrated: the likelihood whose σ² is the validation split's error, for comparing models of different σ.
     """
 
     train: NDArray[np.uint8]
@@ -111,11 +111,13 @@ def _evaluate_split(
     information = mutual_information(mu, logvar, p.seed) if finite else MutualInformation(None, None, None)
     drawn = free_running(saved.model, images, mean_image, likelihood, compute, p.seed)
     accuracy, majority = (probe and probe.score(mu, labels)) or (None, None)
+    nll = _nll(saved, images, p, compute, measurement if prune else None)
     metrics = {
         "images": len(images),
         "elbo": measurement.elbo,
         "elbo_se": measurement.elbo_se,
-        **_nll(saved, images, p, compute, measurement if prune else None),
+        **nll,
+        **(_bits(measurement.elbo, nll, saved.pixels) if likelihood.is_discretised else {}),
         "reconstruction": measurement.distortion,
         "kl": measurement.rate,
         "mse": measurement.mse,
@@ -132,8 +134,8 @@ def _evaluate_split(
         **(_with_fitted_prior(saved.prior, mu, logvar, measurement, p.seed) if finite else {}),
         "prior_gap": measurement.prior_gap,
         "prior_gap_full": measurement.prior_gap_full,
-        "elbo_calibrated": measurement.with_likelihood(calibrated, saved.pixels) if calibrated else None,
-        "mean_image_elbo": mean_image.elbo(images, likelihood.kind),
+        "elbo_calibrated": _calibrated(saved, images, calibrated, measurement, p, compute),
+        "mean_image_elbo": mean_image.elbo(images, likelihood),
         "mean_image_mse": mean_image.mse(images),
         **(sample_metrics(saved, references.train, images, compute, p.seed) if prune else {}),
         "probe_accuracy": accuracy,
@@ -141,6 +143,22 @@ def _evaluate_split(
     }
     guesses = probe.guess(mu) if probe else None
     return Evaluation(rounded(metrics), measurement, mu, errors, guesses)
+
+
+def _calibrated(
+    saved: Saved,
+    images: NDArray[np.uint8],
+    calibrated: Likelihood | None,
+    measurement: Measurement,
+    p: Parameters,
+    compute: Compute,
+) -> float | None:
+    """The ELBO at the calibrated σ: of a Gaussian it follows from the error, else it takes another pass."""
+    if calibrated is None:
+        return None
+    if calibrated.kind == "gaussian":
+        return measurement.with_likelihood(calibrated, saved.pixels)
+    return measure(saved.model, images, calibrated, compute, p.seed, DRAWS).elbo
 
 
 def _with_fitted_prior(
@@ -174,6 +192,13 @@ def _nll(
     if pruned_by is not None and not (active := pruned_by.active(p.monitor.active_unit_threshold)).all():
         metrics["nll_pruned"] = None if pruned_by.learned_prior else nll(active)
     return metrics
+
+
+def _bits(elbo: float, nll: Metrics, pixels: int) -> Metrics:
+    """The ELBO and the nll in bits per dimension, of a likelihood of 8-bit levels."""
+    bound = nll["nll"]
+    found = {"bits_per_dim": bits_per_dim(elbo, pixels)}
+    return found | {"nll_bits_per_dim": None if bound is None else bits_per_dim(-bound, pixels)}
 
 
 def _sample(count: int, most: int, seed: int) -> NDArray[np.int64]:

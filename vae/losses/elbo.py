@@ -19,7 +19,7 @@ from torch import Tensor
 from vae.config.beta_elbo import BetaELBO
 from vae.config.constants import SMALLEST_SIGMA
 from vae.losses.kl_control import KLControl
-from vae.models.likelihood import bernoulli_log_prob, gaussian_log_prob, squared_error
+from vae.models.likelihood import form, gaussian_log_prob, smallest_sigma, squared_error
 from vae.models.vae import VAE
 from vae.priors.learned import Density
 
@@ -34,7 +34,7 @@ class Terms(NamedTuple):
     rate: Tensor
     penalised_rate: Tensor
     mse: Tensor  # of a pixel
-    output: Tensor  # of the decoder, (B, C, H, W)
+    picture: Tensor  # E[x|z], (B, C, H, W)
     mu: Tensor  # (B, Z)
 
 
@@ -57,7 +57,7 @@ class ELBOLoss:
             loss = loss + sigma_fit(self.elbo, terms.mse, model.log_sigma)
         logs: Logs = {}
         if beside is not None:
-            more, logs = beside(picture=picture(self.elbo, terms.output), mu=terms.mu)
+            more, logs = beside(picture=terms.picture, mu=terms.mu)
             loss = loss + more
         return loss, {
             "loss": loss.detach(), "reconstruction": terms.distortion.detach(), "kl": terms.rate.detach(), **logs
@@ -68,20 +68,16 @@ def elbo_terms(elbo: BetaELBO, model: VAE, x: Tensor, noise: Tensor, prior: Dens
     """prior: None is N(0, I)."""
     output, mu, logvar = model(x, noise)
     rates = kl_per_latent(mu, logvar) if prior is None else sampled_rate(prior, mu, logvar, noise)[:, None]
-    error = squared_error(x, output).mean()
+    picture = form(elbo).mean(output)
+    error = squared_error(x, picture).mean()
     return Terms(
         distortion=-_log_prob(elbo, x, output, error, model.log_sigma),
         rate=rates.sum(1).mean(),
         penalised_rate=penalised_rate(elbo, rates),
         mse=error / elbo.pixels,
-        output=output,
+        picture=picture,
         mu=mu,
     )
-
-
-def picture(elbo: BetaELBO, output: Tensor) -> Tensor:
-    """E[x|z] from the decoder's output: (B, C, H, W)."""
-    return output.sigmoid() if elbo.likelihood == "bernoulli" else output
 
 
 def kl_per_latent(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -107,11 +103,10 @@ def penalised_rate(elbo: BetaELBO, rates: Tensor) -> Tensor:
 
 def _log_prob(elbo: BetaELBO, x: Tensor, output: Tensor, error: Tensor, log_sigma: Tensor | None) -> Tensor:
     """ln p(x|z), averaged over the batch; error: its mean squared error, summed over pixels."""
-    if elbo.likelihood == "bernoulli":
-        return bernoulli_log_prob(x, output).mean()
-    if elbo.sigma == "optimal":  # its gradient is that of −(N/2)·ln MSE (Rybkin 2021, equation 5)
-        return gaussian_log_prob(error, elbo.pixels, (error / elbo.pixels).clamp_min(SMALLEST_SIGMA**2))
-    return gaussian_log_prob(error, elbo.pixels, variance(elbo, log_sigma))
+    noise = variance(elbo, log_sigma, error / elbo.pixels)
+    if elbo.likelihood == "gaussian" and noise is not None and elbo.sigma != "channel":
+        return gaussian_log_prob(error, elbo.pixels, noise)
+    return form(elbo).log_prob(x, output, noise).mean()
 
 
 def sigma_fit(elbo: BetaELBO, mse: Tensor, log_sigma: Tensor) -> Tensor:
@@ -119,12 +114,24 @@ def sigma_fit(elbo: BetaELBO, mse: Tensor, log_sigma: Tensor) -> Tensor:
 
     Its minimum over σ is at σ² = MSE; the networks' gradient stays GECO's.
     """
-    return -gaussian_log_prob(mse.detach() * elbo.pixels, elbo.pixels, variance(elbo, log_sigma))
+    noise = variance(elbo, log_sigma)
+    assert noise is not None, "GECO has one sigma"
+    return -gaussian_log_prob(mse.detach() * elbo.pixels, elbo.pixels, noise)
 
 
-def variance(elbo: BetaELBO, log_sigma: Tensor | None) -> Tensor | float:
-    """σ², fixed or learned; log_sigma: of the model."""
+def variance(elbo: BetaELBO, log_sigma: Tensor | None, mse: Tensor | None = None) -> Tensor | float | None:
+    """σ²: fixed, learned as (), or as (C, 1, 1) of each channel; None where it is an output of the decoder, or none.
+
+    log_sigma: of the model. mse: of the batch, which is the optimal σ²: the gradient of a Gaussian's ln p is then that
+    of −(N/2)·ln MSE (Rybkin 2021, equation 5).
+    """
+    if not elbo.has_sigma or elbo.sigma == "pixel":
+        return None
     if elbo.fixed_sigma is not None:
         return elbo.fixed_sigma**2
+    if elbo.sigma == "optimal":
+        assert mse is not None, "an optimal sigma is that of an error"
+        return mse.clamp_min(SMALLEST_SIGMA**2)
     assert log_sigma is not None, "a learned sigma lives in the model"
-    return (2 * log_sigma).exp().clamp_min(SMALLEST_SIGMA**2)
+    learned = (2 * log_sigma).exp().clamp_min(smallest_sigma(elbo.likelihood) ** 2)
+    return learned.view(-1, 1, 1) if elbo.sigma == "channel" else learned

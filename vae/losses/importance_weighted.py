@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vae.config.beta_elbo import BetaELBO
 from vae.losses.elbo import Beside, Logs, kl_per_latent, sampled_rate, variance
-from vae.models.likelihood import bernoulli_log_prob, gaussian_log_prob, squared_error
+from vae.models.likelihood import form
 from vae.models.vae import VAE
 from vae.priors.learned import Density
 
@@ -40,13 +40,14 @@ def importance_weighted_terms(
 
     ln w = ln p(x|z) + β·(ln p(z) − ln q(z|x)); with z = μ + σ·ε the bracket is ½ Σ (ε² + ln σ² − z²) for N(0, I).
 
-    prior: None is N(0, I).
+    An optimal σ is of a batch, not of an image: the parameters refuse it. prior: None is N(0, I).
     """
     mu, logvar = model.encode(x)
     z = mu + torch.exp(0.5 * logvar) * noise
     repeated = x.repeat(len(noise), 1, 1, 1)
     output = model.decode(z.flatten(0, 1), repeated)
-    log_likelihood = _log_likelihood(elbo, repeated, output, model.log_sigma).view(len(noise), len(x))
+    log_likelihood = form(elbo).log_prob(repeated, output, variance(elbo, model.log_sigma))
+    log_likelihood = log_likelihood.view(len(noise), len(x))
     if prior is None:
         log_ratio, rate = 0.5 * (noise.square() + logvar - z.square()).sum(2), kl_per_latent(mu, logvar).sum(1)
     else:
@@ -54,10 +55,3 @@ def importance_weighted_terms(
         rate = -log_ratio
     bound = torch.logsumexp(log_likelihood + beta * log_ratio, 0) - math.log(len(noise))
     return -bound.mean(), -log_likelihood.mean(), rate.mean()
-
-
-def _log_likelihood(elbo: BetaELBO, x: Tensor, output: Tensor, log_sigma: Tensor | None) -> Tensor:
-    """ln p(x|z) of each image, (B,). An optimal σ is of a batch, not of an image: the parameters refuse it."""
-    if elbo.likelihood == "bernoulli":
-        return bernoulli_log_prob(x, output)
-    return gaussian_log_prob(squared_error(x, output), elbo.pixels, variance(elbo, log_sigma))

@@ -65,7 +65,7 @@ class KLControl:
                 return rate + self.state[1].exp().float() * self.pixels * missed
         return distortion + beta * rate
 
-    def effective_weight(self, scheduled: float, sigma: float | None) -> float:
+    def effective_weight(self, scheduled: float, sigma: float | tuple[float, ...] | None) -> float:
         """The KL weight equivalent to a step's loss, for the history. GECO: 1/(2σ²λ), with the likelihood's σ."""
         match self.kl.control:
             case "capacity":
@@ -73,7 +73,7 @@ class KLControl:
             case "pi":
                 return float(self.state[1])
             case "geco":
-                assert sigma is not None
+                assert isinstance(sigma, float), "GECO has one sigma"
                 return 1 / (2 * sigma**2 * float(self.state[1].exp()))
         return scheduled
 

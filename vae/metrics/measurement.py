@@ -11,6 +11,7 @@ from torch import Tensor
 from vae.compute.batches import in_order
 from vae.compute.devices import Compute
 from vae.compute.random import generator
+from vae.config.parameters import LikelihoodKind
 from vae.losses.elbo import kl_per_latent, sampled_rate
 from vae.models.likelihood import Likelihood, gaussian_log_prob, optimal_sigma, squared_error
 from vae.models.vae import VAE
@@ -105,16 +106,20 @@ class Measurement:
             log_determinant = np.linalg.slogdet(s).logabsdet
         return float(0.5 * (np.trace(s) + m @ m - len(m) - log_determinant))
 
-    def elbo_at_own_sigma(self, kind: str, pixels: int) -> float:
-        """The ELBO at the σ of this split's own error, to compare models of different σ; Bernoulli: the ELBO."""
-        if kind == "bernoulli":
+    def elbo_at_own_sigma(self, likelihood: Likelihood, pixels: int) -> float:
+        """The ELBO at the σ of this split's own error, to compare models of different σ.
+
+        Of a likelihood other than a Gaussian of one σ, whose ELBO does not follow from the error, the ELBO itself.
+        """
+        if likelihood.kind != "gaussian" or not isinstance(likelihood.sigma, float):
             return self.elbo
         return self.with_likelihood(Likelihood("gaussian", optimal_sigma(self.mse_sampled)), pixels)
 
     def with_likelihood(self, likelihood: Likelihood, pixels: int) -> float:
         """The ELBO at another Gaussian σ, from the same pass."""
+        assert isinstance(likelihood.sigma, float), "one sigma of all pixels"
         error = torch.tensor(self.mse_sampled * pixels, dtype=torch.float64)
-        return float(gaussian_log_prob(error, pixels, likelihood.variance)) - self.rate
+        return float(gaussian_log_prob(error, pixels, likelihood.sigma**2)) - self.rate
 
 
 @torch.no_grad()
@@ -192,19 +197,21 @@ def measure(
 
 
 @torch.no_grad()
-def fitted_sigma(model: VAE, images: np.ndarray | Tensor, compute: Compute, seed: int) -> float:
+def fitted_sigma(
+    model: VAE, images: np.ndarray | Tensor, compute: Compute, seed: int, kind: LikelihoodKind = "gaussian"
+) -> float:
     """The optimal σ: from the mean squared error over these images, z sampled (Rybkin 2021).
 
     Call it with images of the training split, never with those that are then measured with this σ.
     """
-    error = torch.zeros((), dtype=torch.float64, device=compute.device)
+    likelihood, error = Likelihood(kind, 1.0), torch.zeros((), dtype=torch.float64, device=compute.device)
     for index, x in enumerate(evaluation_batches(model, images, compute.device)):
         noise = torch.randn(
             len(x), model.latent_dim, generator=generator(seed, "sigma", index, compute.device), device=compute.device
         )
         with compute.autocast():
             output, _, _ = model(x, noise)
-        error += squared_error(x, output).double().sum()
+        error += squared_error(x, likelihood.mean(output)).double().sum()
     return optimal_sigma(float(error) / (len(images) * math.prod(images.shape[1:])))
 
 

@@ -1,6 +1,6 @@
 """Encoders and decoders of each architecture: (encoder, features, decoder).
 
-The encoder maps (B, C, H, W) to (B, features), the decoder (B, Z) to (B, C, H, W).
+The encoder maps (B, C, H, W) to (B, features), the decoder (B, Z) to (B, decoded, H, W).
 """
 
 import itertools
@@ -13,12 +13,12 @@ from torch.nn import functional
 
 
 def convolutional(
-    image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], batch_norm: bool, decoded: int | None = None
+    image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], batch_norm: bool, decoded: int
 ) -> tuple[nn.Module, int, nn.Module]:
-    """decoded: the decoder's output channels, where its output is not an image."""
+    """decoded: the decoder's output channels."""
     channels, *_ = image_shape
     sizes = halved_sizes(image_shape, len(widths))
-    filters, mirrored = [channels, *widths], [decoded or channels, *widths]
+    filters, mirrored = [channels, *widths], [decoded, *widths]
     features = widths[-1] * math.prod(sizes[-1])
 
     def normalised_silu(width: int) -> list[nn.Module]:
@@ -75,9 +75,9 @@ class Unflatten(nn.Unflatten):
 
 
 def fully_connected(
-    image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], batch_norm: bool, gated: bool
+    image_shape: tuple[int, int, int], latent_dim: int, widths: list[int], batch_norm: bool, decoded: int, gated: bool
 ) -> tuple[nn.Module, int, nn.Module]:
-    """gated: hidden layers are `GatedLinear` instead of linear with a SiLU."""
+    """decoded: the decoder's output channels. gated: hidden layers are `GatedLinear` instead of linear with a SiLU."""
 
     def layer(before: int, after: int) -> list[nn.Module]:
         norm: list[nn.Module] = [nn.BatchNorm1d(after)] if batch_norm else []
@@ -88,10 +88,10 @@ def fully_connected(
     def hidden(units: list[int]) -> list[nn.Module]:
         return [module for before, after in itertools.pairwise(units) for module in layer(before, after)]
 
-    pixels = math.prod(image_shape)
-    encoder = nn.Sequential(nn.Flatten(), *hidden([pixels, *widths]))
+    output = (decoded, *image_shape[1:])
+    encoder = nn.Sequential(nn.Flatten(), *hidden([math.prod(image_shape), *widths]))
     decoder = nn.Sequential(
-        *hidden([latent_dim, *reversed(widths)]), nn.Linear(widths[0], pixels), nn.Unflatten(1, image_shape)
+        *hidden([latent_dim, *reversed(widths)]), nn.Linear(widths[0], math.prod(output)), nn.Unflatten(1, output)
     )
     if isinstance(decoder[0], nn.Linear):
         shiftable(decoder[0])

@@ -2,7 +2,8 @@
 
 A PixelCNN (van den Oord 2016a, "Pixel recurrent neural networks", section 3.3) conditioned at every pixel on a map
 decoded from z (van den Oord 2016b, "Conditional image generation with PixelCNN decoders", equation 5; Gulrajani
-2017, "PixelVAE"). The channels of a pixel are independent of one another, given the pixels before it.
+2017, "PixelVAE"). The channels of a pixel are independent of one another, given the pixels before it, unless the
+likelihood couples them.
 
 Such a decoder can do without the latents, which makes it the strongest cause of posterior collapse.
 """
@@ -13,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from vae.models.likelihood import Likelihood
 
 FIRST, HIDDEN = 7, 3  # sides of the kernels: of the layer that sees the image, and of those after it
 LAYERS = 4  # after the first one
@@ -51,17 +54,17 @@ class PixelCNN(nn.Module):
     Args:
         conditions: z (B, Z) → a map (B, F, H, W).
         filters: F. channels: of the image.
-        bernoulli: the output is logits, so that what is generated is their sigmoid.
+        likelihood: which makes pixels of the output.
     """
 
-    def __init__(self, conditions: nn.Module, filters: int, channels: int, bernoulli: bool) -> None:
+    def __init__(self, conditions: nn.Module, filters: int, channels: int, likelihood: Likelihood) -> None:
         super().__init__()
-        self.channels, self.bernoulli = channels, bernoulli
+        self.channels, self.likelihood = channels, likelihood
         self.conditions = conditions
         self.first = MaskedConv2d("A", channels, filters, FIRST)
         self.hidden = nn.ModuleList(MaskedConv2d("B", filters, filters, HIDDEN) for _ in range(LAYERS))
         self.condition = nn.ModuleList(nn.Conv2d(filters, filters, 1) for _ in range(LAYERS + 1))
-        self.output = nn.Conv2d(filters, channels, 1)
+        self.output = nn.Conv2d(filters, likelihood.outputs(channels), 1)
 
     @torch.no_grad()
     def shrink_branches(self) -> None:
@@ -71,7 +74,7 @@ class PixelCNN(nn.Module):
             layer.weight.div_(math.sqrt(LAYERS + len(self.condition)))
 
     def forward(self, z: Tensor, x: Tensor | None) -> Tensor:
-        """z: (B, Z); x: (B, C, H, W), pixels in [0, 1] → (B, C, H, W): each pixel given z and those before it."""
+        """z: (B, Z); x: (B, C, H, W), pixels in [0, 1] → (B, outputs, H, W): each pixel given z and those before it."""
         conditions = self.conditions(z)
         return self.predict(self.generate(conditions) if x is None else x, conditions)
 
@@ -95,5 +98,5 @@ class PixelCNN(nn.Module):
                 window = (..., slice(top, row + 1), slice(left, column + REACH + 1))
                 output = self.predict(x[window], conditions[window])[..., row - top, column - left].float()
                 # It was trained on pixels in [0, 1] only.
-                x[..., row, column] = torch.sigmoid(output) if self.bernoulli else output.clamp(0, 1)
+                x[..., row, column] = self.likelihood.mean(output).clamp(0, 1)
         return x

@@ -21,14 +21,14 @@ def residual(
     latent_dim: int,
     widths: list[int],
     batch_norm: bool,
+    decoded: int,
     blocks: int,
     attention: bool,
-    decoded: int | None = None,
 ) -> tuple[nn.Module, int, nn.Module]:
     """Encoder, features and decoder, as in `vae.models.networks`.
 
-    batch_norm: instead of group norm. blocks: of each scale. attention: after the blocks of the lowest scale.
-    decoded: the decoder's output channels.
+    batch_norm: instead of group norm. decoded: the decoder's output channels. blocks: of each scale. attention: after
+    the blocks of the lowest scale.
     """
     sizes = halved_sizes(image_shape, len(widths))
     features = widths[-1] * math.prod(sizes[-1])
@@ -40,7 +40,7 @@ def residual(
 
     down: list[nn.Module] = []
     up: list[nn.Module] = []
-    above, restored = image_shape[0], decoded or image_shape[0]
+    above, restored = image_shape[0], decoded
     for level, width in enumerate(widths):
         down += [nn.Conv2d(above, width, 4, stride=2, padding=1), *scale(level)]
         activation = [] if level else _activation(width, batch_norm)

@@ -6,12 +6,12 @@ Both are checked before a model is built: a `config.json` from elsewhere may ask
 import itertools
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
@@ -104,14 +104,18 @@ class ModelConfig(_Checked):
     changes: dict[str, Any] = {}
     remedies: list[Attempted] = []
 
+    @field_serializer("likelihood")
+    def _as_older_models_have_it(self, likelihood: Likelihood) -> dict[str, Any]:
+        values = asdict(likelihood)
+        return values if likelihood.components is not None else {name: values[name] for name in ("kind", "sigma")}
+
     @model_validator(mode="after")
     def _parts_fit(self) -> "ModelConfig":
         """Refuses what would otherwise give wrong numbers instead of an error."""
         made = self.preprocessing
         if (made.channels, made.height, made.width) != self.image_shape:
             raise ValueError(f"preprocessing does not give images of image_shape = {list(self.image_shape)}")
-        sigma = self.likelihood.sigma
-        if (sigma is None) != (self.likelihood.kind == "bernoulli") or (sigma is not None and sigma <= 0):
+        if not self.likelihood.fits(made.channels):
             raise ValueError(f"unsupported likelihood: {self.likelihood}")
         if not all(name.startswith(_REMEDIED) and name not in _FIXED for name in self.changes):
             raise ValueError(f"changes = {self.changes!r}: a remedy cannot change these")
@@ -177,7 +181,7 @@ def load(folder: Path, device: torch.device | None = None) -> Saved:
         model = VAE(
             config.image_shape,
             learned_sigma="log_sigma" in weights,
-            likelihood=config.likelihood.kind,
+            likelihood=config.likelihood,
             **config.model.model_dump(),
         )
         model.load_state_dict(weights)
@@ -239,6 +243,8 @@ def _check_size(config: ModelConfig, weights: dict[str, Tensor]) -> None:
     fewest = 2 * last * config.model.latent_dim
     fewest += sum(before * after for before, after in itertools.pairwise((first, *widths)))
     model = config.model
+    outputs = config.likelihood.outputs(channels) * (height * width if "mlp" in model.architecture else 1)
+    fewest += widths[0] * outputs
     fewest += fewest_weights(model.prior, model.prior_components, model.latent_dim, channels * height * width)
     if fewest > sum(tensor.numel() for tensor in weights.values()):
         raise ValueError(f"{WEIGHTS_FILE} holds fewer weights than such a model needs (at least {fewest:,})")

@@ -9,7 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vae.config.beta_elbo import BetaELBO
 from vae.config.parameters import Parameters
+from vae.models.likelihood import GAUSSIAN, Likelihood, form
 from vae.models.networks import convolutional, fully_connected
 from vae.models.pixelcnn import MaskedConv2d, PixelCNN
 from vae.models.residual import ResidualBlock, SelfAttention, residual
@@ -40,9 +42,9 @@ class VAE(nn.Module):
             least ½(exp(c) − 1 − c) nats, a committed rate (compare the δ-VAE of Razavi 2019).
         prior: p(z): `standard`, N(0, I); or one that is trained with the model (vae.priors.learned).
         prior_components: K, of `mixture` and `vamp`.
-        learned_sigma: the Gaussian noise of p(x|z) is a parameter of the model, `log_sigma`.
-        likelihood: `gaussian`, or `bernoulli`: the decoder's output is then logits. An autoregressive decoder,
-            which feeds on its own output, has to know.
+        learned_sigma: the noise of p(x|z) is a parameter of the model, `log_sigma`: (), or (C,) where the likelihood
+            has a σ of each channel.
+        likelihood: what the decoder's output means, whatever the value of σ.
     """
 
     def __init__(
@@ -59,33 +61,35 @@ class VAE(nn.Module):
         prior: Literal["standard", "mixture", "vamp", "flow"] = "standard",
         prior_components: int = 100,
         learned_sigma: bool = False,
-        likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
+        likelihood: Likelihood = GAUSSIAN,
     ) -> None:
         super().__init__()
         self.latent_dim, self.logvar_max = latent_dim, logvar_max
+        decoded = likelihood.outputs(image_shape[0])
         if architecture == "autoregressive":
             self.encoder, features, conditions = convolutional(
                 image_shape, latent_dim, widths, batch_norm, decoded=widths[0]
             )
-            self.decoder: nn.Module = PixelCNN(
-                conditions, widths[0], image_shape[0], bernoulli=likelihood == "bernoulli"
-            )
+            self.decoder: nn.Module = PixelCNN(conditions, widths[0], image_shape[0], likelihood)
         elif architecture == "residual":
             self.encoder, features, self.decoder = residual(
-                image_shape, latent_dim, widths, batch_norm, blocks, attention
+                image_shape, latent_dim, widths, batch_norm, decoded, blocks, attention
             )
         elif architecture == "conv":
-            self.encoder, features, self.decoder = convolutional(image_shape, latent_dim, widths, batch_norm)
+            self.encoder, features, self.decoder = convolutional(image_shape, latent_dim, widths, batch_norm, decoded)
         else:
             self.encoder, features, self.decoder = fully_connected(
-                image_shape, latent_dim, widths, batch_norm, gated=architecture == "gated_mlp"
+                image_shape, latent_dim, widths, batch_norm, decoded, gated=architecture == "gated_mlp"
             )
         self.posterior = nn.Linear(features, 2 * latent_dim)  # mu and logvar
         self.mean_norm = None
         if mean_batch_norm is not None:
             self.mean_norm = nn.BatchNorm1d(latent_dim)
             self.mean_norm.weight.requires_grad_(False).fill_(mean_batch_norm)
-        self.log_sigma = nn.Parameter(torch.zeros(())) if learned_sigma else None
+        self.log_sigma: nn.Parameter | None = None
+        if learned_sigma:
+            shape = (len(likelihood.sigma),) if isinstance(likelihood.sigma, tuple) else ()
+            self.log_sigma = nn.Parameter(torch.zeros(shape))
         self._initialise()
         # Last, so that the networks of one seed start alike with every prior.
         self.prior: Learned | None = None
@@ -133,7 +137,7 @@ class VAE(nn.Module):
         return mu, logvar.clamp(LOGVAR_MIN, self.logvar_max)
 
     def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
-        """z: (B, Z) → (B, C, H, W), float32: the mean of a Gaussian p(x|z), the logits of a Bernoulli one.
+        """z: (B, Z) → (B, outputs, H, W), float32, what `Likelihood` makes p(x|z) of.
 
         x: (B, C, H, W), the images that are scored. An autoregressive decoder predicts each pixel from z and the
             pixels of x before it; without x it draws a picture of its own, pixel by pixel. Others do not look at x.
@@ -150,10 +154,23 @@ class VAE(nn.Module):
         mu, logvar = self.encode(x)
         return self.decode(mu + torch.exp(0.5 * logvar) * noise, x), mu, logvar
 
+    @property
+    def output_layer(self) -> nn.Linear | nn.Conv2d | nn.ConvTranspose2d:
+        """The decoder's last."""
+        layers = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
+        return [m for m in self.decoder.modules() if isinstance(m, layers)][-1]
+
+    @torch.no_grad()
+    def start_output(self, values: Tensor) -> None:
+        """Adds to the decoder's output: (outputs,)."""
+        bias = self.output_layer.bias
+        assert bias is not None
+        bias.add_(values.to(bias).repeat_interleave(len(bias) // len(values)))
+
     def _initialise(self) -> None:
         """He for layers before an activation (He 2015), Glorot for those without (Glorot & Bengio 2010)."""
         layers = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
-        output = [m for m in self.decoder.modules() if isinstance(m, layers)][-1]
+        output = self.output_layer
         for module in self.modules():
             if isinstance(module, layers):
                 if module in (self.posterior, output):
@@ -201,8 +218,8 @@ def build(p: Parameters) -> VAE:
         torch.manual_seed(p.seed)
         return VAE(
             p.data.image_shape,
-            learned_sigma=p.objective.sigma == "learned",
-            likelihood=p.objective.likelihood,
+            learned_sigma=p.objective.sigma in ("learned", "channel"),
+            likelihood=form(BetaELBO.of(p, 1.0), p.data.channels),
             **p.model.model_dump(),
         )
 

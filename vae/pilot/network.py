@@ -60,7 +60,8 @@ def narrow(p: Parameters, k: int = 1) -> Parameters:
         needed = math.ceil(FEATURES_PER_LATENT * model.latent_dim / places)
         widths.append(min(wide, max(NARROWEST, wide // SHARE, needed)))
     changes = {"widths": widths, "prior": "standard", "mean_batch_norm": None, "logvar_max": 10.0}
-    objective = p.objective.model_copy(update={"sigma": "optimal"})  # no σ to learn: s has it
+    kind = "bernoulli" if p.objective.likelihood == "bernoulli" else "gaussian"
+    objective = p.objective.model_copy(update={"sigma": "optimal", "likelihood": kind})  # no σ to learn: s has it
     data = p.data.model_copy(update={"image_size": (height, width)})
     return p.model_copy(update={"data": data, "model": model.model_copy(update=changes), "objective": objective})
 

@@ -17,7 +17,6 @@ from vae.compute.random import generator
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import Parameters
 from vae.inference import grids
-from vae.models.likelihood import Likelihood
 from vae.pilot.network import averaged
 from vae.pilot.training import Pilot
 from vae.samples.features import pixel_features
@@ -137,7 +136,7 @@ def _places(pilot: Pilot, at: NDArray[np.float64]) -> Tensor:
 
 
 def _pictures(p: Parameters, output: Tensor) -> NDArray[np.uint8]:
-    mean = Likelihood(p.objective.likelihood).mean(output)
+    mean = output.sigmoid() if p.objective.likelihood == "bernoulli" else output
     return grids.as_bytes(_enlarged(p, mean).permute(0, 2, 3, 1).cpu().numpy())
 
 

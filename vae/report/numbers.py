@@ -1,5 +1,6 @@
 """The key numbers of a model: the one list behind summaries, comparisons, model cards and closing lines."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 
@@ -10,18 +11,21 @@ class KeyNumber:
     Attributes:
         better: 1 where higher is better, −1 where lower is, 0 where neither.
         headline: Shown in one-line summaries.
+        optional: Left out where a model has none.
     """
 
     key: str
     label: str
     better: int
     headline: bool = False
+    optional: bool = False
 
 
 KEY_NUMBERS = (
     KeyNumber("elbo", "ELBO, nats per image", 1, headline=True),
     KeyNumber("elbo_calibrated", "calibrated ELBO, nats", 1),
     KeyNumber("nll", "negative log-likelihood, nats", -1),
+    KeyNumber("bits_per_dim", "bits per dimension", -1, optional=True),
     KeyNumber("kl", "KL, nats", 0, headline=True),
     KeyNumber("active_units", "active units", 0, headline=True),
     KeyNumber("informative_units", "informative units", 0),
@@ -32,3 +36,8 @@ KEY_NUMBERS = (
     KeyNumber("fitted_prior_recall", "recall of samples", 1),
     KeyNumber("probe_accuracy", "linear probe", 1),
 )
+
+
+def key_numbers(metrics: Container[str]) -> list[KeyNumber]:
+    """Those of a model with these metrics."""
+    return [number for number in KEY_NUMBERS if not number.optional or number.key in metrics]

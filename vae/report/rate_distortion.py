@@ -52,7 +52,7 @@ def draw(
     pictured = [at_threshold(p, curve, drawn["threshold"]) for drawn in pictures]
     points = _points(p, curve, here, pictured)
     unit = (
-        "root mean squared error of a pixel" if p.objective.likelihood == "gaussian" else "distortion, nats per image"
+        "distortion, nats per image" if p.objective.likelihood == "bernoulli" else "root mean squared error of a pixel"
     )
     figure = _chart(p, preflight, known, points, here, pictured, unit, test)
     picture = Picture(
@@ -156,7 +156,7 @@ def _spectrum_of(known: Curve) -> Curve:
 
 def _lift(p: ResolvedParameters, by: Curve, known: Curve, test: Mapping[str, float | None]) -> float:
     """What linear theory's distortion lacks: of a Bernoulli likelihood, that of the mean image."""
-    if p.objective.likelihood == "gaussian" or isinstance(by, PilotCurve):
+    if p.objective.likelihood != "bernoulli" or isinstance(by, PilotCurve):
         return 0.0
     curve = known.of(p)
     mean_image = curve.total if isinstance(curve, PilotCurve) else -(test.get("mean_image_elbo") or 0.0)

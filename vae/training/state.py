@@ -16,7 +16,7 @@ from vae.features.network import load
 from vae.losses.features import FeatureLoss
 from vae.losses.kl_control import KLControl
 from vae.metrics.mean_image import MeanImage
-from vae.models.likelihood import optimal_sigma
+from vae.models.likelihood import form, optimal_sigma
 from vae.models.residual import ResidualBlock
 from vae.models.vae import VAE, build, to_device
 from vae.priors.learned import VampPrior
@@ -50,10 +50,8 @@ class TrainState:
                 module.checkpointing = p.train.gradient_checkpointing
         if initial_weights is not None:
             load_weights(self.model, initial_weights, "train.initial_weights")
-        elif self.model.log_sigma is not None:
-            # Start at the mean image's error: from σ = 1 the latents would die before σ has fallen.
-            error = MeanImage.of(train_images).mse(train_images)
-            self.model.log_sigma.data.fill_(math.log(optimal_sigma(error)))
+        else:
+            start_sigma(self.model, p, train_images)
         if initial_weights is None and isinstance(self.model.prior, VampPrior):
             self.model.prior.start(train_images, p.seed)
         self.features = feature_loss(p, train_images, device) if p.objective.uses_features else None
@@ -127,6 +125,18 @@ class TrainState:
         self.phase = Phase(**state["phase"])
         self.history, self.kl_per_latent = state["history"], state["kl_per_latent"]
         self.kept_epoch, self.kept_weights = state["kept_epoch"], state["kept_weights"]
+
+
+def start_sigma(model: VAE, p: ResolvedParameters, train_images: np.ndarray) -> None:
+    """A learned σ starts at the mean image's error: from σ = 1 the latents would die before σ has fallen."""
+    likelihood = form(p.elbo)
+    if model.log_sigma is None and likelihood.start(1, 1.0) is None:
+        return
+    sigma = optimal_sigma(MeanImage.of(train_images).mse(train_images))
+    if model.log_sigma is not None:
+        model.log_sigma.data.fill_(math.log(sigma))
+    if (start := likelihood.start(p.data.channels, sigma)) is not None:
+        model.start_output(start)
 
 
 def feature_loss(p: ResolvedParameters, train_images: np.ndarray, device: torch.device) -> FeatureLoss:

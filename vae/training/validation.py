@@ -54,4 +54,7 @@ def validate(
 def likelihood_of(p: ResolvedParameters, model: VAE, train_images: np.ndarray, compute: Compute) -> Likelihood:
     """p(x|z) with its σ: known from the parameters, learned, or fitted to training images."""
     known = known_likelihood(p.elbo, model.log_sigma)
-    return known or Likelihood("gaussian", fitted_sigma(model, train_images, compute, p.seed))
+    if known is not None:
+        return known
+    kind = p.objective.likelihood
+    return Likelihood(kind, fitted_sigma(model, train_images, compute, p.seed, kind))

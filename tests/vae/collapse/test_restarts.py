@@ -16,6 +16,7 @@ from vae.collapse.restarts import Attempt, attempts
 from vae.config.resolved import ResolvedParameters, changed
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import encode, measure
+from vae.models.likelihood import GAUSSIAN, Likelihood
 from vae.priors import fitting
 from vae.priors.aggregate import kl_to_prior
 from vae.priors.fitting import Fitted
@@ -144,7 +145,7 @@ def test_evidence_is_what_monitor_would_find(trained: Trained) -> None:
     mean_image = MeanImage.of(TRAIN)
     assert got.mean_image_mse == mean_image.mse(VALID)
     assert got.train["images"] == len(TRAIN)
-    assert got.train["mean_image_elbo"] == mean_image.elbo(TRAIN, "gaussian")
+    assert got.train["mean_image_elbo"] == mean_image.elbo(TRAIN, GAUSSIAN)
     assert got.predicted == expectations(p, p.kl.max_weight, SPECTRUM)
     assert judge(p, got).verdict
     assert got.prior == "Gaussian"
@@ -169,4 +170,4 @@ def test_the_best_is_healthy_or_else_of_the_highest_elbo_that_is_a_number(traine
     elbo = restarts.calibrated_elbo(poor)
     assert elbo == pytest.approx(-32 * (np.log(2 * np.pi * 0.05) + 1) - 3.0, rel=1e-6)
     bernoulli = poor.evidence.valid
-    assert bernoulli.elbo_at_own_sigma("bernoulli", 64) == bernoulli.elbo
+    assert bernoulli.elbo_at_own_sigma(Likelihood("bernoulli"), 64) == bernoulli.elbo

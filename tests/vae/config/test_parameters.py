@@ -9,6 +9,10 @@ from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters
 
+IWAE, AGGRESSIVE = "objective.importance_samples_train", "train.aggressive_encoder"
+REDUCTION, GECO = "objective.reduction", "kl.reconstruction_target"
+SIGMA, LIKELIHOOD = "objective.sigma", "objective.likelihood"
+
 
 def refusal(changes: Changes) -> str:
     with pytest.raises(InputError) as error:
@@ -40,6 +44,10 @@ def test_a_number_of_pixels_is_a_square() -> None:
         {"data.image_size": [8, 256], "model.widths": [4, 4, 4]},
         {"model.architecture": "mlp", "model.widths": [4] * 8},
         {"data.binarise": "dynamic", "objective.likelihood": "bernoulli"},
+        {SIGMA: "channel"},
+        {LIKELIHOOD: "discretised_logistic", SIGMA: "pixel", IWAE: 2},
+        {LIKELIHOOD: "discretised_gaussian", SIGMA: "learned", GECO: 0.1},
+        {LIKELIHOOD: "logistic_mixture", "objective.mixture_components": 3, IWAE: 2},
     ],
 )
 def test_what_is_allowed_survives_its_own_dump(changes: Changes) -> None:
@@ -130,10 +138,6 @@ def test_a_bad_value_is_refused_with_what_is_allowed(name: str, value: object, a
     assert "is not a parameter" in message or repr(value) in message
 
 
-IWAE, AGGRESSIVE = "objective.importance_samples_train", "train.aggressive_encoder"
-REDUCTION, GECO = "objective.reduction", "kl.reconstruction_target"
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -159,9 +163,18 @@ REDUCTION, GECO = "objective.reduction", "kl.reconstruction_target"
         ({"kl.target_kl": 2.0, "kl.min_weight": 1.0}, ["min_weight = 1 must be below max_weight = 1"]),
         ({"kl.target_kl": 2.0, "kl.max_weight": "calibrated"}, ["target_kl needs a number for max_weight"]),
         ({"kl.free_bits": 0.1, "kl.free_bits_total": 1.0}, ["set one of them to 0"]),
-        ({GECO: 0.1}, ["(GECO) needs a Gaussian likelihood whose objective.sigma"]),
+        ({GECO: 0.1}, ["(GECO) needs a likelihood with one objective.sigma", "gaussian, optimal"]),
+        ({GECO: 0.1, SIGMA: "pixel"}, ["learned or a number", "gaussian, pixel"]),
+        ({GECO: 0.1, LIKELIHOOD: "logistic_mixture"}, ["learned or a number", "logistic_mixture"]),
+        ({LIKELIHOOD: "logistic_mixture", SIGMA: "pixel"}, ["objective.sigma = pixel", "leave it at optimal"]),
+        ({LIKELIHOOD: "bernoulli", SIGMA: "channel"}, ["objective.sigma = channel", "Bernoulli"]),
+        ({REDUCTION: "mean", SIGMA: "pixel"}, ["objective.sigma = pixel", "leave it at optimal"]),
+        ({REDUCTION: "mean", LIKELIHOOD: "discretised_logistic"}, [f"{LIKELIHOOD} = discretised_logistic", "to sum"]),
+        ({LIKELIHOOD: "discretised_gaussian", "data.binarise": "static"}, ["data.binarise = static", "bernoulli"]),
+        ({LIKELIHOOD: "logistic_mixture", "objective.mixture_components": 0}, ["mixture_components = 0"]),
         ({"kl.capacity": 3.0, REDUCTION: "mean"}, ["they need objective.reduction = sum"]),
         ({IWAE: 5}, ["importance_samples_train = 5 needs an objective.sigma"]),
+        ({IWAE: 5, LIKELIHOOD: "discretised_gaussian"}, ["needs an objective.sigma other than optimal"]),
         ({IWAE: 5, "objective.sigma": 0.1, "kl.free_bits": 0.1}, ["needs a schedule alone"]),
         ({IWAE: 5, "objective.sigma": 0.1, AGGRESSIVE: True}, [AGGRESSIVE, f"{IWAE} = 5"]),
         ({"kl.target_kl": 5.0, "kl.max_weight": 2.0, AGGRESSIVE: True}, ["kl.target_kl = 5"]),

@@ -7,6 +7,7 @@ from scipy import stats
 from vae.config.constants import SMALLEST_SIGMA
 from vae.metrics import moments
 from vae.metrics.mean_image import MeanImage
+from vae.models.likelihood import GAUSSIAN, Likelihood
 
 
 @pytest.mark.parametrize("chunk", [3, 1024])
@@ -24,9 +25,9 @@ def test_the_mean_image_by_hand(monkeypatch: pytest.MonkeyPatch, chunk: int) -> 
     sigma = math.sqrt(mse)
     pixels = images.reshape(4, 3) / 255
     expected = stats.norm([0.5, 0.3, 1.0], sigma).logpdf(pixels).sum(1).mean()
-    assert own.elbo(images, "gaussian") == pytest.approx(expected)
+    assert own.elbo(images, GAUSSIAN) == pytest.approx(expected)
     entropy = stats.bernoulli([0.5, 0.3]).entropy().sum()
-    assert own.elbo(images, "bernoulli") == pytest.approx(-entropy, abs=1e-4)
+    assert own.elbo(images, Likelihood("bernoulli")) == pytest.approx(-entropy, abs=1e-4)
 
 
 def test_the_mean_image_of_the_training_split_judges_another() -> None:
@@ -35,12 +36,12 @@ def test_the_mean_image_of_the_training_split_judges_another() -> None:
     mse = (0.4**2 + 0.6**2) / 2
     assert mean_image.mse(other) == pytest.approx(mse)
     expected = stats.norm(0.4, 0.2).logpdf([0.0, 1.0]).mean()
-    assert mean_image.elbo(other, "gaussian") == pytest.approx(expected)
+    assert mean_image.elbo(other, GAUSSIAN) == pytest.approx(expected)
 
 
 def test_the_mean_image_of_equal_images_has_the_smallest_sigma() -> None:
     images = np.full((3, 2, 2, 1), 100, np.uint8)
     expected = -4 / 2 * math.log(2 * math.pi * SMALLEST_SIGMA**2)
     own = MeanImage.of(images)
-    assert own.elbo(images, "gaussian") == pytest.approx(expected)
+    assert own.elbo(images, GAUSSIAN) == pytest.approx(expected)
     assert own.mse(images) == 0

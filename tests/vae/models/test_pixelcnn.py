@@ -14,7 +14,7 @@ from vae.evaluation.importance_weighted import importance_weighted_bound
 from vae.inference import generate, scoring
 from vae.metrics import measurement
 from vae.metrics.mean_image import MeanImage
-from vae.models.likelihood import Likelihood
+from vae.models.likelihood import GAUSSIAN, Likelihood
 from vae.models.pixelcnn import REACH
 from vae.models.vae import VAE, build
 from vae.training.loop import Trained
@@ -64,7 +64,7 @@ def test_every_pixel_sees_z() -> None:
 
 def test_its_likelihood_sums_to_one_over_all_images() -> None:
     """There are 512 of 3×3 pixels: a product of conditional probabilities is a distribution if none looks ahead."""
-    model = vae((1, 3, 3), likelihood="bernoulli").eval()
+    model = vae((1, 3, 3), likelihood=Likelihood("bernoulli")).eval()
     for weight in model.decoder.parameters():
         weight.data.mul_(1.5)  # far from a fair coin
     images = torch.tensor(list(itertools.product((0.0, 1.0), repeat=9))).view(512, 1, 3, 3)
@@ -75,23 +75,32 @@ def test_its_likelihood_sums_to_one_over_all_images() -> None:
     assert log_prob.std() > 0.5
 
 
-@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        GAUSSIAN,
+        Likelihood("bernoulli"),
+        Likelihood("discretised_logistic"),
+        Likelihood("logistic_mixture", components=2),
+    ],
+)
 @pytest.mark.parametrize("shape", [(1, 8, 21), (3, 19, 8)])
-def test_what_it_draws_is_what_it_expects_of_its_own_picture(likelihood: str, shape: Shape) -> None:
+def test_what_it_draws_is_what_it_expects_of_its_own_picture(likelihood: Likelihood, shape: Shape) -> None:
     model = vae(shape, likelihood=likelihood).eval()
     model.decoder.output.weight.data.mul_(0.2)
     model.decoder.output.bias.data.fill_(0.4)
     z, _ = drawn(2, model, shape)
     with torch.no_grad():
         output = model.decode(z)
-        picture = torch.sigmoid(output) if likelihood == "bernoulli" else output.clamp(0, 1)
+        assert output.shape == (2, likelihood.outputs(shape[0]), *shape[1:])
+        picture = likelihood.mean(output).clamp(0, 1)
         torch.testing.assert_close(model.decode(z, picture), output, rtol=1e-4, atol=1e-5)
 
         # and the same pixel by pixel with the whole image, without windows
         slow = torch.zeros(2, *shape)
         for row, column in itertools.product(range(shape[1]), range(shape[2])):
             pixel = model.decode(z, slow)[..., row, column]
-            slow[..., row, column] = pixel.sigmoid() if likelihood == "bernoulli" else pixel.clamp(0, 1)
+            slow[..., row, column] = likelihood.mean(pixel).clamp(0, 1)
     torch.testing.assert_close(picture, slow, rtol=1e-4, atol=1e-5)
     assert picture.std() > 0.01
     assert not torch.allclose(picture[0], picture[1], atol=1e-3)
@@ -113,7 +122,7 @@ def test_it_learns(trained: Trained) -> None:
     first, third, last = (trained.history[epoch] for epoch in (0, 2, -1))
     assert last["valid/mse_sampled"] < 0.6 * first["valid/mse_sampled"]
     assert last["valid/elbo"] > third["valid/elbo"]
-    assert trained.train.elbo > MeanImage.of(TRAIN).elbo(TRAIN, "gaussian") + 20
+    assert trained.train.elbo > MeanImage.of(TRAIN).elbo(TRAIN, GAUSSIAN) + 20
 
 
 def test_scores_see_the_image_and_pictures_do_not(trained: Trained) -> None:

@@ -18,6 +18,7 @@ from vae.losses.elbo import Logs
 from vae.metrics import measurement
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import measure
+from vae.models.likelihood import GAUSSIAN
 from vae.models.vae import build
 from vae.schedules.kl import ramp
 from vae.training import loop
@@ -248,7 +249,7 @@ def test_it_learns_the_spots() -> None:
     assert trained.stopped is None
     assert final["valid/kl"] > 3 and final["valid/active_units"] >= 2
     assert final["valid/mse_sampled"] < 0.4 * MeanImage.of(TRAIN).mse(VALID)
-    assert trained.train.elbo > MeanImage.of(TRAIN).elbo(TRAIN, "gaussian") + 20
+    assert trained.train.elbo > MeanImage.of(TRAIN).elbo(TRAIN, GAUSSIAN) + 20
 
 
 AUTOREGRESSIVE = {"model.architecture": "autoregressive", "train.epochs": 8}
