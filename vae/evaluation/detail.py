@@ -3,6 +3,7 @@
 All of the mean of p(x|z = μ), drawn from z alone, beside the test images themselves.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from vae.inference.grids import as_bytes
 from vae.metrics.measurement import BATCH
 from vae.models.saved import Saved
 
+BANDS = 4  # in an octave
 KEPT = 0.5  # of the power of a scale: less is lost
 
 Extract = Callable[[NDArray[np.uint8]], NDArray[np.floating]]
@@ -27,14 +29,14 @@ Extract = Callable[[NDArray[np.uint8]], NDArray[np.floating]]
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Power of images and of errors by octaves of width: the first is of widths to 2 pixels, the next of 2 to 4, ….
+    """Power of images and of errors by width, in bands of a quarter of an octave: band b is of widths to 2^((b + 1)/4).
 
     The width of a wave is half its period: that of a bright or a dark stripe, or of a spot. Power is the square of the
     two-dimensional cosine transform (DCT-II), without the mean. Unlike Fourier's it takes no image's opposite edges for
     neighbours, which would count as detail (Denis 2002).
 
     Attributes:
-        image, error: (K,), squared pixels, summed over images, pixels and channels. side: the longer one, in pixels.
+        image, error: (4K,), squared pixels, summed over images, pixels and channels. side: the longer one, in pixels.
     """
 
     image: NDArray[np.float64]
@@ -51,29 +53,32 @@ class Spectrum:
 
     @property
     def kept(self) -> NDArray[np.float64]:
-        """1 − error/image of each octave: 1 is exact, 0 as good as leaving it out, below 0 worse; NaN without power."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(self.image > 0, 1 - self.error / self.image, np.nan)
+        """1 − error/image of each octave: 1 is exact, 0 as good as leaving it out, below 0 worse; NaN without power.
+
+        (K,): of widths to 2 pixels, of 2 to 4, ….
+        """
+        return _share(*(power.reshape(-1, BANDS).sum(1) for power in (self.image, self.error)))
 
     @property
     def finest(self) -> float:
-        """The width in pixels down to which at least half of the power is kept, between octaves by their logarithm.
+        """The width in pixels down to which at least half of the power is kept, between bands by their logarithm.
 
-        1 where all octaves keep it, `side` where none does; NaN where no image has any detail or a number is missing.
+        1 where all bands keep it, `side` where none does; NaN where no image has any detail or a number is missing.
+        A Gaussian blur of standard deviation σ keeps half of the power at a width of 2.0 σ.
         """
-        kept, known = self.kept, self.image > 0
-        if not known.any() or not np.isfinite(kept[known]).all():
+        known = np.flatnonzero(_has_power(self.image))
+        kept = _share(self.image, self.error)[known]
+        if len(known) == 0 or not np.isfinite(kept).all():
             return math.nan
-        lost = np.flatnonzero(known & (kept < KEPT))
+        lost = np.flatnonzero(kept < KEPT)
         if len(lost) == 0:
             return 1.0
-        octave = lost[-1]  # the widest
-        wider = np.flatnonzero(known[octave + 1 :])
-        if len(wider) == 0:
+        widest = lost[-1]
+        if widest == len(known) - 1:
             return float(self.side)
-        above = octave + 1 + wider[0]
-        share = (kept[above] - KEPT) / (kept[above] - kept[octave])
-        return float(min(2 ** (above + 0.5 - share * (above - octave)), self.side))
+        share = (KEPT - kept[widest]) / (kept[widest + 1] - kept[widest])
+        band = known[widest] + share * (known[widest + 1] - known[widest])
+        return float(min(2 ** ((band + 0.5) / BANDS), self.side))
 
 
 @dataclass(frozen=True)
@@ -104,16 +109,25 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Detail:
-    """decoded: by the kind of features that the classifier reads, pixels or frozen."""
+    """What is kept.
+
+    Attributes:
+        spectrum: of all channels. colour: of each channel's difference from the pixel's mean; None of grey images.
+        decoded: by the kind of features that the classifier reads, pixels or frozen.
+    """
 
     spectrum: Spectrum
+    colour: Spectrum | None
     distance: Distance | None
     decoded: Mapping[str, Decoded]
 
     def metrics(self) -> Metrics:
         """`detail_width`, `detail_kept_1px` (widths to 2 pixels), `detail_kept_2px` (2 to 4), …; and the rest."""
-        found: Metrics = {"detail_width": self.spectrum.finest}
-        found |= {f"detail_kept_{2**octave}px": float(kept) for octave, kept in enumerate(self.spectrum.kept)}
+        found: Metrics = {}
+        for name, spectrum in (("detail", self.spectrum), ("detail_colour", self.colour)):
+            if spectrum is not None:
+                found[f"{name}_width"] = spectrum.finest
+                found |= {f"{name}_kept_{2**octave}px": float(kept) for octave, kept in enumerate(spectrum.kept)}
         if self.distance:
             found["feature_distance"] = self.distance.decoded
             found["feature_distance_same_class"] = self.distance.same_class
@@ -134,11 +148,14 @@ class Detail:
                         f"{one.originals.accuracy.value:.0%} of the originals."
                     )
                 break
-        if self.spectrum.finest > 1:
-            yield (
-                f"Detail finer than {number(float(f'{self.spectrum.finest:.2g}'))} pixels is lost: reconstructions "
-                "keep less than half of its power."
-            )
+        widths = [spectrum.finest if spectrum else 1.0 for spectrum in (self.spectrum, self.colour)]
+        lost = [
+            f"{what} finer than {number(float(f'{width:.2g}'))} pixels"
+            for what, width in zip(("detail", "differences of colour"), widths, strict=True)
+            if width > 1
+        ]
+        if lost:
+            yield f"Reconstructions keep less than half of the power of {' and of '.join(lost)}."
 
 
 def detail(
@@ -157,21 +174,21 @@ def detail(
     """
     if not np.isfinite(mu).all():
         return None
-    spectrum: Spectrum | None = None
+    spectra: list[tuple[Spectrum, Spectrum]] = []
     parts: dict[str, list[NDArray[np.floating]]] = {kind: [] for kind in extract}
     for start in range(0, len(images), BATCH):
         originals = np.asarray(images[start : start + BATCH])
         z = torch.from_numpy(mu[start : start + BATCH])
-        copies = decoded(saved.model, saved.likelihood, z, compute)
-        found = Spectrum.of(originals.astype(np.float32) / 255, copies)
-        spectrum = found if spectrum is None else spectrum + found
+        copies, pixels = decoded(saved.model, saved.likelihood, z, compute), originals.astype(np.float32) / 255
+        spectra.append((Spectrum.of(pixels, copies), Spectrum.of(_colour(pixels), _colour(copies))))
         for kind, of in extract.items():
             parts[kind].append(of(as_bytes(copies)))
-    assert spectrum is not None, "a split has images"
+    spectrum, colour = (functools.reduce(Spectrum.__add__, found) for found in zip(*spectra, strict=True))
     pairs = {kind: (of(images), np.concatenate(parts[kind])) for kind, of in extract.items()}
     read = {kind: _decoded(probes[kind], *pairs[kind], labels) for kind in pairs if kind in probes}
     return Detail(
         spectrum,
+        colour if images.shape[3] > 1 else None,
         distance(*pairs["frozen"], labels) if "frozen" in pairs else None,
         {kind: one for kind, one in read.items() if one is not None},
     )
@@ -193,25 +210,38 @@ def distance(originals: NDArray[np.floating], copies: NDArray[np.floating], labe
     return Distance(float((1 - (a * b).sum(1)).mean()), between(classes), between([order]))
 
 
-def octaves(height: int, width: int) -> NDArray[np.int64]:
-    """The octave of each coefficient of a cosine transform, (H, W); −1 for the mean.
+def bands(height: int, width: int) -> NDArray[np.int64]:
+    """The band of each coefficient of a cosine transform, (H, W); −1 for the mean.
 
     Coefficient (j, k) has a frequency of √((j/2H)² + (k/2W)²) cycles per pixel, and half a period of width. Widths
-    below 1 pixel, of waves along the diagonal, are of the first octave.
+    below 1 pixel, of waves along the diagonal, are of the first band.
     """
     frequency = np.hypot(np.arange(height)[:, None] / (2 * height), np.arange(width)[None] / (2 * width))
     frequency[0, 0] = 1  # any but 0
-    found = np.maximum(np.ceil(np.log2(0.5 / frequency) - 1e-9) - 1, 0).astype(np.int64)  # but for rounding, 2ᵏ is 2ᵏ
+    found = np.maximum(np.ceil(BANDS * np.log2(0.5 / frequency) - 1e-9) - 1, 0)  # 1e-9: 2ᵏ is of the band that it ends
     found[0, 0] = -1
-    return found
+    return found.astype(np.int64)
 
 
 def _power(pictures: NDArray[np.floating]) -> NDArray[np.float64]:
     from scipy.fft import dctn
 
     transformed = dctn(pictures.astype(np.float64), axes=(1, 2), norm="ortho")
-    power, octave = np.square(transformed).sum((0, 3)), octaves(*pictures.shape[1:3])
-    return np.array([power[octave == k].sum() for k in range(octave.max() + 1)])
+    power, band = np.square(transformed).sum((0, 3)), bands(*pictures.shape[1:3])
+    return np.array([power[band == k].sum() for k in range(-(-(band.max() + 1) // BANDS) * BANDS)])
+
+
+def _share(image: NDArray[np.float64], error: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(_has_power(image), 1 - error / image, np.nan)
+
+
+def _has_power(image: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return image > 1e-12 * image.sum()  # below, it is rounding
+
+
+def _colour(pictures: NDArray[np.floating]) -> NDArray[np.floating]:
+    return pictures - pictures.mean(3, keepdims=True)
 
 
 def _decoded(

@@ -185,7 +185,7 @@ def _detail(found: Detail) -> Picture:
         "How much of the images' power the reconstructions keep (1 − power of the error / power of the image), from "
         "the finest spots and stripes to the widest. Under the dashed line, less than half.",
         "Bar chart: the share of power that reconstructions keep, by width of spots and stripes",
-        charts.detail_kept(found.spectrum.kept, found.spectrum.side, KEPT),
+        charts.detail_kept(found.spectrum.kept, found.colour.kept if found.colour else None, found.spectrum.side, KEPT),
     )
 
 
