@@ -55,11 +55,15 @@ def main() -> None:
         f"{number(test['active_units'])} of {p.model.latent_dim} units active\n"
         f"report: {workspace.REPORT}"
     )
+    for finding in facts.findings:
+        log.info(finding)
     elbos = elbo_per_image(model.model, open_images(workspace.images("test")), model.likelihood, compute)
     with store.away(
         "evaluation and model not recorded; to record them later: dvc repro --force --single-item evaluate"
     ):
-        evaluation_run.log_evaluation(model, facts.metrics, monitor, lambda origin: page.html(facts, origin), p, elbos)
+        evaluation_run.log_evaluation(
+            model, facts.metrics, monitor, lambda origin: page.html(facts, origin), p, elbos, facts.findings
+        )
 
 
 def gather(
@@ -103,6 +107,8 @@ def gather(
         rate_distortion=curve,
         latent_map=latent_map.draw(test.mu, images["test"], labels["test"], descriptions, p.seed),
         classes_read=read,
+        yardstick=test.yardstick,
+        detail=test.detail,
         hashes={
             **{f"{split} images": workspace.sha256(workspace.images(split)) for split in SPLITS},
             "model weights": model.sha256,

@@ -1,7 +1,7 @@
 """An evaluation in MLflow: metrics, plots, report and registered model, in the run that made the weights."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlflow
@@ -29,11 +29,13 @@ def log_evaluation(
     make_report: Callable[[Origin], str],
     p: ResolvedParameters,
     test_elbos: np.ndarray,
+    findings: Sequence[str] = (),
 ) -> str:
     """Metrics, plots, report and model into the run of these weights; returns the model's URI.
 
     make_report: gives the report as HTML, with the links and the champion that only the tracked copy has.
     test_elbos: (N,), the ELBO of each test image in nats, by which `tasks.tracking.promotion` compares models.
+    findings: sentences on latents and reconstructions, for the descriptions of run and version.
     """
     run = store.run_of(saved.sha256)
     client, run_id, name = MlflowClient(), run.info.run_id, p.evaluate.register_as
@@ -52,7 +54,7 @@ def log_evaluation(
         sentence = promotion.consider(client, version, p.promote.mode).sentence
         dry = " (dry run)" if p.promote.mode == "dry_run" else ""
         log.info("promotion%s: version %s %s", dry, version.version, sentence)
-    shown = {"monitor": monitor, "test": test, "promotion": sentence, "uri": model_uri}
+    shown = {"monitor": monitor, "test": test, "promotion": sentence, "uri": model_uri, "findings": findings}
     client.set_tag(run_id, NOTE, pages.render("run", run_id=run_id, **shown))
     card = pages.render("version", name=name, version=version.version, saved=saved, p=p, data=data, **shown)
     client.update_model_version(name, version.version, card)

@@ -5,7 +5,7 @@ Quantities of information are in nats per image; errors are of pixels in [0, 1].
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +14,24 @@ from vae.compute.batches import for_measuring
 from vae.compute.devices import Compute
 from vae.config.parameters import Parameters
 from vae.config.text import rounded
+from vae.evaluation.detail import Detail, Extract, detail
+from vae.evaluation.frozen import FrozenNetwork, frozen_network
 from vae.evaluation.image_quality import central_quality, psnr
 from vae.evaluation.importance_weighted import importance_weighted_bound, is_binary
 from vae.evaluation.mmd import mmd_to_prior
 from vae.evaluation.probe import Probe
 from vae.evaluation.sample_metrics import sample_metrics
+from vae.evaluation.yardstick import IMAGES, PixelComponents, Yardstick
 from vae.metrics.free_running import free_running
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import Measurement, encode, measure
 from vae.metrics.mutual_information import MutualInformation, mutual_information
 from vae.models.likelihood import Likelihood, bits_per_dim, optimal_sigma
+from vae.models.pixelcnn import PixelCNN
 from vae.models.saved import Saved
 from vae.priors import aggregate
 from vae.priors.standard import Prior
+from vae.samples.evidence import DRAWN_PIXEL_BY_PIXEL
 
 DRAWS = 32  # of z for each image, for ELBO, distortion and error; training measures one
 PROBE_IMAGES = 20_000  # enough for a linear classifier on a few latents
@@ -46,6 +51,8 @@ class Evaluation:
         mu: (N, Z), the posterior means.
         errors: (N,), each image's mean squared error with z = μ.
         guesses: (N,), the class that the linear probe predicts from each image's latents; None without a probe.
+        yardstick, detail: of the test split alone, of at most 5,000 images; None also where there are no classes, or
+            latents that are not finite.
     """
 
     metrics: Metrics
@@ -53,6 +60,8 @@ class Evaluation:
     mu: NDArray[np.float32]
     errors: NDArray[np.float64]
     guesses: NDArray[np.object_] | None
+    yardstick: Yardstick | None = None
+    detail: Detail | None = None
 
 
 def evaluate(saved: Saved, images: Images, labels: Labels, p: Parameters, compute: Compute) -> dict[str, Evaluation]:
@@ -73,11 +82,58 @@ def evaluate(saved: Saved, images: Images, labels: Labels, p: Parameters, comput
     calibrated = None
     if isinstance(saved.likelihood.sigma, float) and math.isfinite(measured["valid"].mse_sampled):
         calibrated = Likelihood(saved.likelihood.kind, optimal_sigma(measured["valid"].mse_sampled))
-    references = _References(train, MeanImage.of(train), Probe.fit(mu, labels["train"][chosen], p.seed), calibrated)
-    return {
+    probe, frozen = Probe.fit(mu, labels["train"][chosen], p.seed), frozen_network(compute.device)
+    few = _sample(len(chosen), IMAGES, p.seed)
+    known = _Pictures(np.asarray(train[chosen[few]]), mu[few], labels["train"][chosen[few]])
+    asked = _compared(saved, len(images["test"]), len(train), p.seed)
+    if frozen:  # first, since samples are compared by them too
+        frozen.remember(known.images)
+        frozen.remember(images["test"][asked])
+    references = _References(train, MeanImage.of(train), probe, calibrated, frozen)
+    evaluated = {
         split: _evaluate_split(saved, images[split], labels[split], found, references, p, compute, split == "test")
         for split, found in measured.items()
     }
+    test = evaluated["test"]
+    found = _Pictures(np.asarray(images["test"][asked]), test.mu[asked], labels["test"][asked])
+    return evaluated | {"test": _with_yardstick(test, saved, known, found, frozen, compute, p.seed)}
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Images of a split: uint8 (N, H, W, C), their posterior means (N, Z) and classes (N,)."""
+
+    images: NDArray[np.uint8]
+    mu: NDArray[np.float32]
+    labels: NDArray[np.object_]
+
+
+def _with_yardstick(
+    test: Evaluation,
+    saved: Saved,
+    known: _Pictures,
+    asked: _Pictures,
+    frozen: FrozenNetwork | None,
+    compute: Compute,
+    seed: int,
+) -> Evaluation:
+    """The test split's evaluation with what its latents are worth as features, and the detail of reconstructions.
+
+    known: of the training split. asked: of the test split.
+    """
+    extract: dict[str, Extract] = {}
+    if len({label for label in known.labels if label is not None}) > 1:
+        extract["pixels"] = PixelComponents.fit(known.images, saved.model.latent_dim, seed).of
+    if frozen:
+        extract["frozen"] = frozen.of
+    train, test_features = ({kind: of(part.images) for kind, of in extract.items()} for part in (known, asked))
+    yardstick = Yardstick.of(
+        {"latents": known.mu} | train, known.labels, {"latents": asked.mu} | test_features, asked.labels, seed
+    )
+    probes = yardstick.probes if yardstick else {}
+    kept = detail(saved, asked.images, asked.labels, asked.mu, probes, extract, compute)
+    more = (yardstick.metrics() if yardstick else {}) | (kept.metrics() if kept else {})
+    return replace(test, metrics=test.metrics | rounded(more), yardstick=yardstick, detail=kept)
 
 
 @dataclass(frozen=True)
@@ -91,6 +147,7 @@ class _References:
     mean_image: MeanImage
     probe: Probe | None
     calibrated: Likelihood | None
+    frozen: FrozenNetwork | None
 
 
 def _evaluate_split(
@@ -137,7 +194,7 @@ def _evaluate_split(
         "elbo_calibrated": _calibrated(saved, images, calibrated, measurement, p, compute),
         "mean_image_elbo": mean_image.elbo(images, likelihood),
         "mean_image_mse": mean_image.mse(images),
-        **(sample_metrics(saved, references.train, images, compute, p.seed) if prune else {}),
+        **(sample_metrics(saved, references.train, images, compute, p.seed, references.frozen) if prune else {}),
         "probe_accuracy": accuracy,
         "probe_majority": majority,
     }
@@ -199,6 +256,12 @@ def _bits(elbo: float, nll: Metrics, pixels: int) -> Metrics:
     bound = nll["nll"]
     found = {"bits_per_dim": bits_per_dim(elbo, pixels)}
     return found | {"nll_bits_per_dim": None if bound is None else bits_per_dim(-bound, pixels)}
+
+
+def _compared(saved: Saved, count: int, train: int, seed: int) -> NDArray[np.int64]:
+    """Which of `count` test images are decoded and read by classifiers: those that samples are compared with."""
+    most = min(count, train, DRAWN_PIXEL_BY_PIXEL if isinstance(saved.model.decoder, PixelCNN) else IMAGES)
+    return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 
 
 def _sample(count: int, most: int, seed: int) -> NDArray[np.int64]:

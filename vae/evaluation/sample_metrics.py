@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from vae.compute.devices import Compute
+from vae.evaluation.frozen import FrozenNetwork
 from vae.inference.generate import decoded
 from vae.inference.grids import as_bytes
 from vae.metrics.measurement import encode
@@ -20,7 +21,12 @@ Metrics = dict[str, int | float | None]
 
 
 def sample_metrics(
-    saved: Saved, train: NDArray[np.uint8], test: NDArray[np.uint8], compute: Compute, seed: int
+    saved: Saved,
+    train: NDArray[np.uint8],
+    test: NDArray[np.uint8],
+    compute: Compute,
+    seed: int,
+    frozen: FrozenNetwork | None = None,
 ) -> Metrics:
     """Precision, recall, density, coverage and Fréchet distance to the test images, of as many of each kind:
 
@@ -31,7 +37,7 @@ def sample_metrics(
     For the priors also a classifier two-sample test of their z against q(z) of the test split. Nothing where latents
     are not finite.
 
-    train, test: uint8 (N, H, W, C).
+    train, test: uint8 (N, H, W, C). frozen: has the activations of some of them.
     """
     slow = isinstance(saved.model.decoder, PixelCNN)
     count = min(len(test), len(train), DRAWN_PIXEL_BY_PIXEL if slow else IMAGES)
@@ -49,7 +55,10 @@ def sample_metrics(
         for name, z in {"reconstructions": posterior, **drawn}.items()
     }
     metrics: Metrics = {}
-    for features in (pixel_features(train, seed), network_features(train, seed, compute.device)):
+    for features in (
+        pixel_features(train, seed),
+        network_features(train, seed, compute.device, frozen.of if frozen else None),
+    ):
         if features is not None:
             reference = RealImages.of(features.of(real), seed)
             infix = "" if features.name == "pixels" else f"_{features.name}"

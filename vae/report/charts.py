@@ -212,6 +212,31 @@ def rate_distortion(
     return figure
 
 
+@styled()
+def detail_kept(kept: NDArray[np.float64], colour: NDArray[np.float64] | None, side: int, threshold: float) -> Figure:
+    """The share of the images' power that reconstructions keep, by octave of width; below 0 is drawn as 0.
+
+    kept, colour: (K,), widths to 2, 4, 8, … pixels, of all channels and of differences of colour. side: the widest
+    there is. threshold: below, an octave is lost.
+    """
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    ax = figure.subplots()
+    place = np.arange(len(kept))
+    series = [(kept, BLUE, "of detail")] + (
+        [(colour, ORANGE, "of differences of colour")] if colour is not None else []
+    )
+    width = 0.85 / len(series)
+    for index, (shares, fill, label) in enumerate(series):
+        left = place + (index - (len(series) - 1) / 2) * width
+        ax.bar(left, np.clip(np.nan_to_num(shares), 0, 1), width=width, color=fill, label=label)
+    ax.axhline(threshold, color=RED, lw=1, ls="--")
+    ax.set_xticks(place, [f"{2**k}–{min(2 ** (k + 1), side)}" for k in range(len(kept))])
+    ax.set(xlabel="width of spots and stripes, pixels", ylabel="power kept", ylim=(0, 1))
+    if len(series) > 1:
+        figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
 def places(figure: Figure, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
     """Where data points lie in a drawn figure, as shares of its width from the left and its height from above: (K, 2).
 

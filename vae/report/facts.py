@@ -9,7 +9,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from vae.config.resolved import ResolvedParameters
+from vae.evaluation.detail import Detail
 from vae.evaluation.probe import ClassRead
+from vae.evaluation.yardstick import Yardstick
 from vae.report.latent_map import LatentMap
 
 
@@ -107,6 +109,8 @@ class Facts:
         rate_distortion: None of images that do not vary.
         latent_map: Of the test images.
         classes_read: The linear probe's results by class; empty where there is no probe.
+        yardstick: What the latents are worth as features; None without classes.
+        detail: What reconstructions keep; None of latents that are not finite.
         hashes: SHA-256 of the inputs, by name.
     """
 
@@ -120,7 +124,14 @@ class Facts:
     rate_distortion: RateDistortion | None
     latent_map: LatentMap
     classes_read: Sequence[ClassRead]
+    yardstick: Yardstick | None
+    detail: Detail | None
     hashes: Mapping[str, str]
+
+    @property
+    def findings(self) -> list[str]:
+        """What the latents are worth as features, then what reconstructions lose: one sentence each."""
+        return [sentence for part in (self.yardstick, self.detail) if part for sentence in part.findings()]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from vae.compute.devices import Compute
 from vae.config.beta_elbo import BetaELBO
 from vae.config.resolved import ResolvedParameters
 from vae.config.text import number
+from vae.evaluation.detail import KEPT, Detail
 from vae.evaluation.evaluate import Evaluation
 from vae.inference import generate, grids
 from vae.models.saved import Saved
@@ -147,6 +148,8 @@ def charted(
     """
     ended = f" Training ended early: {model.config.stopped}." if model.config.stopped else ""
     kept = model.config.kept_epoch
+    if result.detail:
+        yield _detail(result.detail)
     yield _chart(
         "Training",
         "training_curves",
@@ -172,6 +175,17 @@ def charted(
         "The posterior means of the test images along their first two principal components.",
         "Scatter plot of the test images, coloured by class",
         charts.png(charts.latent_map(result.mu, labels)),
+    )
+
+
+def _detail(found: Detail) -> Picture:
+    return _chart(
+        "Detail",
+        "detail_kept",
+        "How much of the images' power the reconstructions keep (1 − power of the error / power of the image), from "
+        "the finest spots and stripes to the widest. Under the dashed line, less than half.",
+        "Bar chart: the share of power that reconstructions keep, by width of spots and stripes",
+        charts.detail_kept(found.spectrum.kept, found.colour.kept if found.colour else None, found.spectrum.side, KEPT),
     )
 
 

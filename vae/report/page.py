@@ -18,6 +18,7 @@ from markupsafe import Markup
 from vae.config.constants import SKIPPED, SPLITS
 from vae.config.parameters import Parameters
 from vae.config.text import number, printable, written
+from vae.evaluation.yardstick import METHODS, NAMES
 from vae.inference.grids import embedded
 from vae.report.facts import Facts, Origin
 from vae.report.latent_map import HEIGHT, WIDTH
@@ -53,6 +54,8 @@ def html(facts: Facts, origin: Origin | None = None) -> str:
         sheet=base64.b64encode(facts.latent_map.sheet).decode(),
         compared=list(_compared(facts, origin)),
         measures=MEASURES,
+        methods=METHODS,
+        kinds=NAMES,
         data=_data(facts.manifest),
         rules=[rule for rule in facts.validation.get("rules") or [] if rule.get("count")],
         examples_shown=EXAMPLES_SHOWN,

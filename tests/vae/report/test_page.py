@@ -68,7 +68,8 @@ def test_the_report_holds_all_and_asks_for_nothing(facts: Facts) -> None:
     addresses = set(re.findall(r"https?://[^\s\"'<]+", html))
     assert addresses == {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}  # names, not places
     assert not {"link", "iframe", "object", "base", "form"} & set(page.tags)
-    assert page.tags.count("svg") == 6  # curves, heat map, distortion, expected KL, KL per latent, and the latent map
+    # Detail, curves, heat map, distortion, expected KL, KL per latent, and the latent map.
+    assert page.tags.count("svg") == 7
     assert page.text.index("Healthy") < page.text.index("Key numbers") < page.text.index("kl.max_weight")
     expected = ["All of it & more.", "a < b", "close to the edge", facts.hashes["test images"]]
     expected += ["… and 10 more"]  # of 60 quarantined files, 50 are named
