@@ -17,6 +17,7 @@ from vae.compute.devices import Compute
 from vae.evaluation.evaluate import evaluate
 from vae.inference import generate, scoring
 from vae.models import saved
+from vae.models.likelihood import Likelihood
 from vae.models.saved import Saved
 from vae.pilot import latents, pictures
 from vae.pilot import training as pilot
@@ -44,6 +45,13 @@ CASES: dict[str, dict[str, Any]] = {
     "autoregressive": RECIPE | {"model.architecture": "autoregressive"},
     "residual": RECIPE | {"model.architecture": "residual", "model.blocks": 2, "model.attention": True},
     "group norm": RECIPE | {"model.architecture": "residual", "model.batch_norm": False},
+    "discretised Gaussian": {"objective.likelihood": "discretised_gaussian"},
+    "discretised logistic": {"objective.likelihood": "discretised_logistic", "objective.sigma": 0.1},
+    "sigma of channels": {"objective.likelihood": "discretised_gaussian", "objective.sigma": "channel"},
+    "sigma of pixels": {"objective.likelihood": "discretised_logistic", "objective.sigma": "pixel"},
+    "density of pixels bf16": {"objective.sigma": "pixel", "train.precision": "bf16"},
+    "mixture": {"objective.likelihood": "logistic_mixture", "objective.importance_samples_train": 2},
+    "mixture bf16": {"objective.likelihood": "logistic_mixture", "train.precision": "bf16"},
     "mean batch norm": {"model.mean_batch_norm": 0.5},
 }
 AGGRESSIVE = RECIPE | {"train.aggressive_encoder": True, "train.epochs": 6}
@@ -105,6 +113,31 @@ def test_no_step_waits_for_the_gpu(name: str, read_ahead: bool, monkeypatch: pyt
         torch.cuda.set_sync_debug_mode("error" if step > STEPS and step % STEPS else "default")
 
     train(CASES[name], on_step=on_step)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        Likelihood("discretised_gaussian", 0.02),
+        Likelihood("discretised_gaussian", (0.02, 0.1, 0.5)),
+        Likelihood("discretised_logistic"),
+        Likelihood("gaussian"),
+        Likelihood("logistic_mixture", components=4),
+    ],
+)
+def test_log_probabilities_and_their_gradients_are_those_of_the_cpu(likelihood: Likelihood) -> None:
+    random = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (5, 3, 8, 8), generator=random) / 255
+    output = torch.randn(5, likelihood.outputs(3), 8, 8, generator=random)
+    found = []
+    for device in ("cuda", "cpu"):
+        moved = output.to(device).requires_grad_()
+        with torch.autocast(device, torch.bfloat16):
+            log_prob = likelihood.log_prob(x.to(device), moved)
+        log_prob.sum().backward()
+        assert moved.grad is not None and moved.grad.isfinite().all() and log_prob.dtype == torch.float32
+        found.append((log_prob.cpu(), moved.grad.cpu(), likelihood.mean(moved).cpu()))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from vae.data.item import Item
 from vae.inference import generate, grids, scoring
 from vae.losses.elbo import kl_per_latent
 from vae.metrics import measurement
+from vae.models.likelihood import bits_per_dim
 from vae.models.saved import Saved
 
 
@@ -61,7 +62,10 @@ def kept_threshold(saved: Saved, percentile: float) -> tuple[float | None, str |
 
 
 def score(saved: Saved, source: Reading, threshold: float | None, compute: Compute) -> pd.DataFrame:
-    """path, label, score (nats), percentile (of the validation images' scores), unusual; the most unusual first."""
+    """path, label, score (nats), percentile (of the validation images' scores), unusual; the most unusual first.
+
+    And bits_per_dim, the score of each pixel and channel in bits, where the likelihood is of 8-bit levels.
+    """
     items: list[Item] = []
     parts: list[NDArray[np.float64]] = []
     for batch, pixels in source.batches():
@@ -78,6 +82,8 @@ def score(saved: Saved, source: Reading, threshold: float | None, compute: Compu
             "unusual": None if threshold is None else ~(scores <= threshold),
         }
     )
+    if saved.likelihood.is_discretised:
+        table["bits_per_dim"] = [bits_per_dim(-score, saved.pixels) for score in scores]
     return table.sort_values("score", ascending=False, kind="stable", ignore_index=True, na_position="first")
 
 

@@ -32,7 +32,7 @@ class Contender:
         verdict: of monitor.
         weights: their hash.
         data: one hash over the arrays of the three splits, so the same data are images of the same size.
-        likelihood: `gaussian` or `bernoulli`.
+        likelihood: its kind, such as `gaussian`.
         metrics: of the test split, by name.
         rolled_back: the version that it was rolled back to, where it was the champion.
     """

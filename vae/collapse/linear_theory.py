@@ -2,6 +2,8 @@
 
 With λ_j the eigenvalues of the images' covariance, largest first, latent j is active where λ_j exceeds the threshold
 s = β·σ², and its KL is then ½ ln(λ_j/s). A deep VAE is not linear: a pilot (`vae.pilot`) shows the difference.
+8-bit levels are taken for a Gaussian, their probability being about the density times the width of a level; a σ of each
+channel or pixel, or a mixture, for one σ.
 """
 
 import math

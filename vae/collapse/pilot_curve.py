@@ -31,7 +31,7 @@ class PilotCurve:
         measured_rates: (K, Z), of the latents at each threshold, largest first, in nats.
         measured_error: (K,), of the images, z sampled: the squared error summed over pixels of [0, 1], or the
             cross-entropy of a Bernoulli likelihood in nats.
-        likelihood: `gaussian` or `bernoulli`.
+        likelihood: all but `bernoulli` are taken for a Gaussian.
         model: what the section `model` of the parameters says of its network.
     """
 

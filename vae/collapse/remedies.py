@@ -36,9 +36,9 @@ def elbo(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
     if p.objective.reduction == "mean":
         changes["objective.reduction"] = "sum"
     if not isinstance(p.objective.sigma, str):
-        # The importance-weighted bound cannot use the error of a batch as its σ.
-        many = p.objective.importance_samples_train > 1
-        changes["objective.sigma"] = "learned" if many else "optimal"
+        # A bound of several samples has no error of a batch for its σ; of 8-bit levels that is not the best σ.
+        learned = p.objective.importance_samples_train > 1 or p.objective.is_discretised
+        changes["objective.sigma"] = "learned" if learned else "optimal"
     if p.kl.max_weight != 1:
         changes["kl.max_weight"] = 1.0
     return changes

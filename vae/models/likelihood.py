@@ -42,8 +42,10 @@ class Likelihood:
         if variance is None:
             output, raw = output.chunk(2, 1)
             sigma = discretised.bounded_sigma(raw, smallest_sigma(self.kind))
+        elif isinstance(variance, float):
+            sigma = output.new_full((), math.sqrt(variance))  # filled on the device, which a copy would wait for
         else:
-            sigma = torch.as_tensor(variance, dtype=output.dtype, device=output.device).sqrt()
+            sigma = variance.to(output).sqrt()
         kinds = {"gaussian": pixel_log_density, "discretised_gaussian": discretised.gaussian}
         return kinds.get(self.kind, discretised.logistic)(x, output, sigma).flatten(1).sum(1)
 

@@ -45,3 +45,39 @@ def test_the_mean_image_of_equal_images_has_the_smallest_sigma() -> None:
     own = MeanImage.of(images)
     assert own.elbo(images, GAUSSIAN) == pytest.approx(expected)
     assert own.mse(images) == 0
+
+
+PIXELS = np.array([[[[0]], [[51]]], [[[255]], [[51]]], [[[0]], [[102]]], [[[255]], [[0]]]], np.uint8)  # (4, 2, 1, 1)
+MEANS, VARIANCES = np.array([0.5, 0.2]), np.array([0.25, 0.02])
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "sigmas"),
+    [
+        (Likelihood("gaussian"), np.sqrt(VARIANCES)),
+        (Likelihood("discretised_gaussian", 0.3), np.sqrt(VARIANCES.mean())),
+        (Likelihood("discretised_gaussian", (0.3,)), np.sqrt(VARIANCES.mean())),
+        (Likelihood("discretised_gaussian"), np.sqrt(VARIANCES)),
+        (Likelihood("discretised_logistic"), np.sqrt(VARIANCES)),
+        (Likelihood("logistic_mixture", components=5), np.sqrt(VARIANCES)),
+    ],
+)
+def test_the_mean_image_has_the_sigmas_that_the_likelihood_has(likelihood: Likelihood, sigmas: np.ndarray) -> None:
+    x = PIXELS.reshape(4, 2) / 255
+    scale = 1.0 if "gaussian" in likelihood.kind else math.sqrt(3) / math.pi
+    density = (stats.norm if "gaussian" in likelihood.kind else stats.logistic)(MEANS, scale * sigmas)
+    low = np.where(x == 0, -np.inf, x - 0.5 / 255)
+    high = np.where(x == 1, np.inf, x + 0.5 / 255)
+    by_level = np.log(density.cdf(high) - density.cdf(low))
+    expected = (by_level if likelihood.is_discretised else density.logpdf(x)).sum(1).mean()
+    assert MeanImage.of(PIXELS).elbo(PIXELS, likelihood) == pytest.approx(expected, abs=0.05)
+
+
+def test_of_each_channel_it_has_the_sigma_of_that_channel() -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), dtype=np.uint8)
+    colours[..., 1] //= 4
+    both = [MeanImage.of(colours).elbo(colours, Likelihood("discretised_logistic", s)) for s in (0.1, (0.1, 0.1, 0.1))]
+    each = sum(
+        MeanImage.of(part).elbo(part, Likelihood("discretised_logistic", 0.1)) for part in np.split(colours, 3, axis=3)
+    )
+    assert both[1] == pytest.approx(each, rel=1e-5) and both[1] > both[0] + 10

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, distributions
 
 from vae.config.constants import SMALLEST_SIGMA
+from vae.models.discretised import SMALLEST_DISCRETISED_SIGMA
 from vae.models.likelihood import Likelihood, gaussian_log_prob, known_likelihood, optimal_sigma, squared_error
+
+KIND = "objective.likelihood"
 
 
 def images(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -54,6 +57,15 @@ def test_the_optimal_sigma_is_the_root_of_the_error_down_to_the_rounding_of_grey
         ({"objective.sigma": 0.3}, None, Likelihood("gaussian", 0.3)),
         ({"objective.sigma": "learned"}, math.log(0.2), Likelihood("gaussian", pytest.approx(0.2))),
         ({"objective.sigma": "learned"}, -50.0, Likelihood("gaussian", SMALLEST_SIGMA)),
+        ({"objective.sigma": "pixel"}, None, Likelihood("gaussian")),
+        ({KIND: "logistic_mixture"}, None, Likelihood("logistic_mixture", components=10)),
+        ({KIND: "discretised_gaussian"}, None, None),
+        ({KIND: "discretised_gaussian", "objective.sigma": 0.3}, None, Likelihood("discretised_gaussian", 0.3)),
+        (
+            {KIND: "discretised_gaussian", "objective.sigma": "learned"},
+            -50.0,
+            Likelihood("discretised_gaussian", SMALLEST_DISCRETISED_SIGMA),
+        ),
     ],
 )
 def test_what_is_known_unmeasured(changes: Changes, log_sigma: float | None, known: object) -> None:

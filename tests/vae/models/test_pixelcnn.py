@@ -89,6 +89,8 @@ def test_what_it_draws_is_what_it_expects_of_its_own_picture(likelihood: Likelih
     model = vae(shape, likelihood=likelihood).eval()
     model.decoder.output.weight.data.mul_(0.2)
     model.decoder.output.bias.data.fill_(0.4)
+    if (start := likelihood.start(shape[0], 0.05)) is not None:
+        model.start_output(start)
     z, _ = drawn(2, model, shape)
     with torch.no_grad():
         output = model.decode(z)

@@ -49,7 +49,14 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", ["conv", "mlp", "autoregressive"])
 @pytest.mark.parametrize(
     ("likelihood", "learned"),
-    [(Likelihood("gaussian", 0.123), False), (Likelihood("gaussian", 0.123), True), (Likelihood("bernoulli"), False)],
+    [
+        (Likelihood("gaussian", 0.123), False),
+        (Likelihood("gaussian", 0.123), True),
+        (Likelihood("bernoulli"), False),
+        (Likelihood("gaussian"), False),
+        (Likelihood("discretised_logistic", (0.1, 0.2, 0.3)), True),
+        (Likelihood("logistic_mixture", components=2), False),
+    ],
 )
 def test_a_round_trip_to_the_bit(tmp_path: Path, kind: str, likelihood: Likelihood, learned: bool) -> None:
     changes = {"kl.max_weight": 1.0, "model.widths": [6, 8], "kl.capacity": None}
@@ -77,6 +84,23 @@ def test_a_round_trip_to_the_bit(tmp_path: Path, kind: str, likelihood: Likeliho
             assert torch.equal(one, other)
         assert torch.equal(built.decode(noise), read.model.decode(noise))
     assert read.compute().precision == "fp32" and read.compute().device.type == "cpu"
+
+
+def test_an_old_likelihood_is_written_as_ever_and_a_new_one_with_what_it_needs(tmp_path: Path) -> None:
+    written = {}
+    for name, likelihood in (
+        ("old", Likelihood("gaussian", 0.2)),
+        ("channels", Likelihood("discretised_gaussian", (0.1, 0.2, 0.3))),
+        ("mixture", Likelihood("logistic_mixture", components=2)),
+    ):
+        made = config(SHAPE, Model(**MODEL), likelihood=likelihood)
+        saved.save(tmp_path, trained(made), made)
+        written[name] = json.loads((tmp_path / saved.CONFIG_FILE).read_text())["likelihood"]
+    assert written == {
+        "old": {"kind": "gaussian", "sigma": 0.2},
+        "channels": {"kind": "discretised_gaussian", "sigma": [0.1, 0.2, 0.3]},
+        "mixture": {"kind": "logistic_mixture", "sigma": None, "components": 2},
+    }
 
 
 def test_what_older_models_lack_has_its_default(folder: Path) -> None:
@@ -183,6 +207,14 @@ def test_other_files_for_weights_are_refused_unread(folder: Path, tmp_path: Path
         ("likelihood", {"kind": "gaussian", "sigma": "0.1"}),
         ("likelihood", {"kind": "bernoulli", "sigma": 0.1}),
         ("likelihood", {"kind": "poisson", "sigma": 0.1}),
+        ("likelihood", {"kind": "gaussian", "sigma": [0.1, 0.1]}),
+        ("likelihood", {"kind": "gaussian", "sigma": [0.1, 0.1, -0.1]}),
+        ("likelihood", {"kind": "gaussian", "sigma": 0.1, "components": 2}),
+        ("likelihood", {"kind": "discretised_gaussian", "sigma": None}),
+        ("likelihood", {"kind": "logistic_mixture", "sigma": 0.1, "components": 2}),
+        ("likelihood", {"kind": "logistic_mixture", "sigma": None}),
+        ("likelihood", {"kind": "logistic_mixture", "sigma": None, "components": 2}),
+        ("likelihood", {"kind": "logistic_mixture", "sigma": None, "components": 10**9}),
         ("precision", "fp8"),
         ("format", 2),
         ("valid", []),

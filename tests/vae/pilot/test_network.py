@@ -19,6 +19,7 @@ ARCHITECTURES: list[dict[str, Any]] = [
     {"model.architecture": "gated_mlp"},
     {"model.architecture": "autoregressive"},
 ]
+LEVELS = [{"objective.sigma": "pixel"}, {"objective.likelihood": "logistic_mixture"}]
 X = to_pixels(TRAIN[:6], torch.device("cpu"))
 NOISE = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 
@@ -106,3 +107,11 @@ def test_averages_come_with_the_layers_that_would_have_halved_the_images_left_ou
 def test_averages_leave_enough_of_images_and_network(changes: dict[str, Any], most: int) -> None:
     p = unresolved(PHOTOS | changes)
     assert [k for k in (1, 2, 4, 8, 16) if k == 1 or can_average(p, k)] == [k for k in (1, 2, 4) if k <= most]
+
+
+@pytest.mark.parametrize("changes", LEVELS)
+@pytest.mark.parametrize("architecture", ["conv", "autoregressive"])
+def test_other_likelihoods_are_taken_for_a_gaussian_of_one_sigma(changes: dict[str, Any], architecture: str) -> None:
+    plain, other = ({"model.architecture": architecture, **more} for more in ({}, changes))
+    assert narrow(unresolved(other)) == narrow(unresolved(plain))
+    assert PilotNetwork(unresolved(other)).decode(torch.zeros(2, 3), torch.zeros(2)).shape == (2, 1, 8, 8)
