@@ -175,9 +175,9 @@ class _Reader:
     def _right(self, chosen: Indices) -> NDArray[np.float64]:
         """Whether a linear probe fitted to the chosen training images is right, (N,)."""
         probe = Probe.fit(self.known[chosen], self.labels[chosen], self.seed)
-        guesses = probe and probe.guess(self.found)
+        guesses = probe.guess(self.found) if probe else None
         assert guesses is not None, "two classes and finite features"
-        return (guesses == self.truth).astype(np.float64)
+        return np.equal(guesses, self.truth).astype(np.float64)
 
 
 def _interval(values: NDArray[np.float64], added: NDArray[np.float64], refits: NDArray[np.float64], n: int) -> Estimate:
