@@ -63,7 +63,7 @@ def evaluate(
     p = resolve(Parameters(promote=Promote(mode=promote)), 1)
     metrics = {"valid": {"elbo": 4.0, "nll": None}, "test": test}
     monitor = {"verdict": verdict, "summary": "So it is."}
-    return evaluation_run.log_evaluation(model, metrics, monitor, report, p, elbos)
+    return evaluation_run.log_evaluation(model, metrics, monitor, report, p, elbos, ["Detail is lost."])
 
 
 def register(name: str, elbo: float) -> str:

@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 from vae.compute.devices import Compute
 from vae.config.text import number
 from vae.evaluation.probe import Probe
-from vae.evaluation.yardstick import NAMES, Metrics, Reading
+from vae.evaluation.yardstick import Metrics, Reading
 from vae.inference.generate import decoded
 from vae.inference.grids import as_bytes
 from vae.metrics.measurement import BATCH
 from vae.models.saved import Saved
+from vae.samples.features import COMPONENTS
 
 BANDS = 4  # in an octave
 KEPT = 0.5  # of the power of a scale: less is lost
+
+READ = {"pixels": f"{COMPONENTS} principal components of the pixels", "frozen": "frozen features of EfficientNet-Lite0"}
 
 Extract = Callable[[NDArray[np.uint8]], NDArray[np.floating]]
 
@@ -143,7 +146,7 @@ class Detail:
                 gap = one.originals.above(one.copies)
                 if gap.low > 0:
                     yield (
-                        f"A classifier of the originals, by {NAMES[kind]}, names "
+                        f"A classifier of the originals, by {READ[kind]}, names "
                         f"{one.copies.accuracy.value:.0%} of the reconstructions right, "
                         f"{one.originals.accuracy.value:.0%} of the originals."
                     )
@@ -163,14 +166,14 @@ def detail(
     images: NDArray[np.uint8],
     labels: NDArray[np.object_],
     mu: NDArray[np.float32],
-    probes: Mapping[str, Probe],
+    probes: Mapping[str, Probe | None],
     extract: Mapping[str, Extract],
     compute: Compute,
 ) -> Detail | None:
     """Decodes every image once, in batches. None where μ is not finite.
 
     images: uint8 (N, H, W, C). labels: (N,). mu: (N, Z), their posterior means. extract: from images to features, by
-    kind. probes: linear classifiers of these features, fitted to training images.
+    kind. probes: linear classifiers of these features, fitted to training images; None without classes.
     """
     if not np.isfinite(mu).all():
         return None
@@ -185,7 +188,7 @@ def detail(
             parts[kind].append(of(as_bytes(copies)))
     spectrum, colour = (functools.reduce(Spectrum.__add__, found) for found in zip(*spectra, strict=True))
     pairs = {kind: (of(images), np.concatenate(parts[kind])) for kind, of in extract.items()}
-    read = {kind: _decoded(probes[kind], *pairs[kind], labels) for kind in pairs if kind in probes}
+    read = {kind: _decoded(probe, *pairs[kind], labels) for kind, probe in probes.items() if probe}
     return Detail(
         spectrum,
         colour if images.shape[3] > 1 else None,

@@ -21,7 +21,7 @@ from vae.evaluation.importance_weighted import importance_weighted_bound, is_bin
 from vae.evaluation.mmd import mmd_to_prior
 from vae.evaluation.probe import Probe
 from vae.evaluation.sample_metrics import sample_metrics
-from vae.evaluation.yardstick import IMAGES, PixelComponents, Yardstick
+from vae.evaluation.yardstick import PixelComponents, Yardstick
 from vae.metrics.free_running import free_running
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import Measurement, encode, measure
@@ -32,6 +32,8 @@ from vae.models.saved import Saved
 from vae.priors import aggregate
 from vae.priors.standard import Prior
 from vae.samples.evidence import DRAWN_PIXEL_BY_PIXEL
+from vae.samples.features import COMPONENTS
+from vae.samples.quality import IMAGES
 
 DRAWS = 32  # of z for each image, for ELBO, distortion and error; training measures one
 PROBE_IMAGES = 20_000  # enough for a linear classifier on a few latents
@@ -121,17 +123,18 @@ def _with_yardstick(
 
     known: of the training split. asked: of the test split.
     """
-    extract: dict[str, Extract] = {}
+    network: dict[str, Extract] = {"frozen": frozen.of} if frozen else {}
+    as_many, as_ever = network, network
     if len({label for label in known.labels if label is not None}) > 1:
-        extract["pixels"] = PixelComponents.fit(known.images, saved.model.latent_dim, seed).of
-    if frozen:
-        extract["frozen"] = frozen.of
-    train, test_features = ({kind: of(part.images) for kind, of in extract.items()} for part in (known, asked))
-    yardstick = Yardstick.of(
-        {"latents": known.mu} | train, known.labels, {"latents": asked.mu} | test_features, asked.labels, seed
-    )
-    probes = yardstick.probes if yardstick else {}
-    kept = detail(saved, asked.images, asked.labels, asked.mu, probes, extract, compute)
+        counts = saved.model.latent_dim, COMPONENTS
+        as_many, as_ever = ({"pixels": PixelComponents.fit(known.images, count, seed).of} | network for count in counts)
+    features = [
+        {"latents": part.mu} | {kind: of(part.images) for kind, of in as_many.items()} for part in (known, asked)
+    ]
+    yardstick = Yardstick.of(features[0], known.labels, features[1], asked.labels, seed)
+    # The same classifiers for every model of these images, so that models compare.
+    probes = {kind: Probe.fit(of(known.images), known.labels, seed) for kind, of in as_ever.items()}
+    kept = detail(saved, asked.images, asked.labels, asked.mu, probes, as_ever, compute)
     more = (yardstick.metrics() if yardstick else {}) | (kept.metrics() if kept else {})
     return replace(test, metrics=test.metrics | rounded(more), yardstick=yardstick, detail=kept)
 

@@ -17,7 +17,6 @@ from vae.samples.bootstrap import LEVEL, Estimate
 from vae.samples.features import shrunk_pixels
 from vae.samples.quality import ends
 
-IMAGES = 5_000  # of the training and of the test split, at most
 RESAMPLES = 10  # halves of the training images
 FEW, DRAWS = 5, 10  # labelled images of each class, and how often they are drawn
 
@@ -61,10 +60,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """Each classifier's reading of each kind of features, by (method, kind); the probes by kind."""
+    """Each classifier's reading of each kind of features, by (method, kind)."""
 
     readings: Mapping[tuple[str, str], Reading]
-    probes: Mapping[str, Probe]
     images: int  # test images, of classes that were trained on
 
     @classmethod
@@ -97,15 +95,15 @@ class Yardstick:
         truth, random = test_labels[asked].astype(str), np.random.default_rng(seed)
         halves = [of_each_class(labels, lambda n: -(-n // 2), random) for _ in range(RESAMPLES)]
         few = [of_each_class(labels, lambda n: min(n, FEW), random) for _ in range(DRAWS)]
-        readings, probes = {}, {}
+        readings = {}
         for kind, features in train.items():
             known, found = features[has_class], test[kind][asked]
             if np.isfinite(known).all() and np.isfinite(found).all():
                 read = _Reader(known, labels, found, truth, seed)
-                probes[kind], readings["probe", kind] = read.by_probe(halves)
+                readings["probe", kind] = read.by_probe(halves)
                 readings["knn", kind] = read.by_neighbours(halves)
                 readings["few_label", kind] = read.by_few(few)
-        return cls(readings, probes, int(asked.sum()))
+        return cls(readings, int(asked.sum()))
 
     def metrics(self) -> Metrics:
         """`probe_latents`, `knn_pixels`, `few_label_frozen` and so on, with `_low` and `_high`."""
@@ -161,10 +159,9 @@ class _Reader:
     truth: Classes
     seed: int
 
-    def by_probe(self, halves: Sequence[Indices]) -> tuple[Probe, Reading]:
-        probe = self._fitted(np.arange(len(self.known)))
-        refits = [self._right(self._fitted(half)).mean() for half in halves]
-        return probe, Reading(self._right(probe), np.array(refits))
+    def by_probe(self, halves: Sequence[Indices]) -> Reading:
+        refits = [self._right(half).mean() for half in halves]
+        return Reading(self._right(np.arange(len(self.known))), np.array(refits))
 
     def by_neighbours(self, halves: Sequence[Indices]) -> Reading:
         neighbours = Neighbours.of(self.known, self.labels, self.found)
@@ -172,18 +169,15 @@ class _Reader:
         return Reading((neighbours.guess() == self.truth).astype(np.float64), np.array(refits))
 
     def by_few(self, draws: Sequence[Indices]) -> Reading:
-        right = np.array([self._right(self._fitted(few)) for few in draws])
+        right = np.array([self._right(few) for few in draws])
         return Reading(right.mean(0), right.mean(1), len(draws))
 
-    def _fitted(self, chosen: Indices) -> Probe:
+    def _right(self, chosen: Indices) -> NDArray[np.float64]:
+        """Whether a linear probe fitted to the chosen training images is right, (N,)."""
         probe = Probe.fit(self.known[chosen], self.labels[chosen], self.seed)
-        assert probe is not None, "two classes and finite features"
-        return probe
-
-    def _right(self, probe: Probe) -> NDArray[np.float64]:
-        guesses = probe.guess(self.found)
-        assert guesses is not None, "finite features"
-        return (guesses == self.truth).astype(np.float64)
+        guesses = probe.guess(self.found) if probe else None
+        assert guesses is not None, "two classes and finite features"
+        return np.equal(guesses, self.truth).astype(np.float64)
 
 
 def _interval(values: NDArray[np.float64], added: NDArray[np.float64], refits: NDArray[np.float64], n: int) -> Estimate:

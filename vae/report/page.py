@@ -18,6 +18,7 @@ from markupsafe import Markup
 from vae.config.constants import SKIPPED, SPLITS
 from vae.config.parameters import Parameters
 from vae.config.text import number, printable, written
+from vae.evaluation.detail import READ
 from vae.evaluation.yardstick import METHODS, NAMES
 from vae.inference.grids import embedded
 from vae.report.facts import Facts, Origin
@@ -56,6 +57,7 @@ def html(facts: Facts, origin: Origin | None = None) -> str:
         measures=MEASURES,
         methods=METHODS,
         kinds=NAMES,
+        read_from=READ,
         data=_data(facts.manifest),
         rules=[rule for rule in facts.validation.get("rules") or [] if rule.get("count")],
         examples_shown=EXAMPLES_SHOWN,

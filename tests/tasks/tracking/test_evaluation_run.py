@@ -73,6 +73,7 @@ def test_an_evaluation_goes_into_the_run_of_the_weights(client: MlflowClient, tm
     assert run_id in Path(client.download_artifacts(run_id, "report.html")).read_text()
     version = client.get_model_version("vae", uri.rsplit("/", 1)[1])
     assert str(version.description).startswith("**healthy**") and uri in str(version.description)
+    assert all("Detail is lost." in text for text in (tags[evaluation_run.NOTE], str(version.description)))
 
 
 def test_the_report_names_the_run_and_the_champion(client: MlflowClient) -> None:

@@ -61,6 +61,17 @@ def test_the_card_of_a_model_says_what_it_is_how_to_use_it_and_its_limits(tmp_pa
     assert "It is not healthy" not in html(card(tmp_path, TEST, {**MONITOR, "verdict": "healthy"}))
 
 
+def test_what_was_found_about_latents_and_reconstructions_is_in_both_descriptions(tmp_path: Path) -> None:
+    found = ["Frozen features classify better: 97% against 73% | use them.", "<b> is lost."]
+    shown = {"monitor": MONITOR, "test": TEST, "promotion": None, "uri": "models:/vae/3", "findings": found}
+    p = resolve(Parameters(), 1)
+    names = {"name": "vae", "version": "3", "saved": write_model(tmp_path), "p": p, "data": "cd" * 32}
+    for page in (pages.render("run", run_id="r" * 32, **shown), pages.render("version", **names, **shown)):
+        text = html(page)
+        assert "<li>Frozen features classify better: 97% against 73% | use them.</li>" in text
+        assert "<b>" not in text and "is lost." in text
+
+
 def test_a_card_fits_the_registrys_column(tmp_path: Path) -> None:
     long = card(tmp_path, TEST, MONITOR, path="x" * 4000)
     assert len(long) <= 5000 and long.startswith("**overfitted**")

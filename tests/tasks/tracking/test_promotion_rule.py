@@ -12,7 +12,10 @@ from scipy.stats import t
 from tasks.tracking import promotion_rule
 from tasks.tracking.promotion_rule import Contender, decide
 
-METRICS = {"mse_sampled": 0.010, "probe_accuracy": 0.8, "fitted_prior_coverage": 0.9, "active_units": 16.0}
+METRICS = {
+    "mse_sampled": 0.010, "probe_accuracy": 0.8, "decoded_probe_pixels": 0.7, "decoded_probe_frozen": 0.6,
+    "detail_width": 2.0, "detail_colour_width": 4.0, "fitted_prior_coverage": 0.9, "active_units": 16.0,
+}  # fmt: skip
 CHAMPION = Contender("3", "healthy", "w3", "d", "gaussian", METRICS)
 CANDIDATE = Contender("4", "healthy", "w4", "d", "gaussian", METRICS)
 IMAGES = 200
@@ -30,7 +33,7 @@ def test_better_beyond_the_noise_and_no_worse_in_the_others_passes() -> None:
     decision = decide(CANDIDATE, CHAMPION, BETTER, THEIRS)
     assert decision.passes and decision.champion == "3"
     names = [check.name for check in decision.checks]
-    assert names == ["mse_sampled", "probe_accuracy", "fitted_prior_coverage", "active_units"]
+    assert names == list(METRICS)
     assert decision.gain is not None and decision.gain.images == IMAGES
     assert f"{BETTER.mean():.4g} against {THEIRS.mean():.4g} of champion version 3" in decision.reason
 
@@ -75,6 +78,11 @@ def test_a_worse_one_does_not_pass() -> None:
         ({"mse_sampled": 0.0106}, "mse_sampled 0.0106 against 0.01 (allowed: at most 0.0105)"),
         ({"probe_accuracy": 0.71}, "probe_accuracy 0.71 against 0.8 (allowed: at least"),
         ({"fitted_prior_coverage": 0.83}, "fitted_prior_coverage 0.83 against 0.9 (allowed: at least 0.8386)"),
+        ({"decoded_probe_pixels": 0.59}, "decoded_probe_pixels 0.59 against 0.7 (allowed: at least 0.60"),
+        ({"decoded_probe_pixels": math.nan}, "decoded_probe_pixels none against 0.7"),
+        ({"decoded_probe_frozen": 0.49}, "decoded_probe_frozen 0.49 against 0.6 (allowed: at least 0.50"),
+        ({"detail_width": 2.3}, "detail_width 2.3 against 2 (allowed: at most 2.2)"),
+        ({"detail_colour_width": 4.5}, "detail_colour_width 4.5 against 4 (allowed: at most 4.4)"),
         ({"active_units": 11.0}, "active_units 11 against 16 (allowed: at least 12)"),
         ({"mse_sampled": math.nan}, "mse_sampled none against 0.01"),
         ({"fitted_prior_coverage": math.nan}, "fitted_prior_coverage none"),
@@ -96,6 +104,10 @@ def test_a_better_elbo_does_not_pay_for_what_got_worse(changes: dict[str, float]
         # A perfect probe leaves room for an image or two.
         ({"probe_accuracy": 1 - 2 / IMAGES}, {"probe_accuracy": 1.0}, True),
         ({"probe_accuracy": 1 - 10 / IMAGES}, {"probe_accuracy": 1.0}, False),
+        ({"decoded_probe_frozen": 0.51}, {}, True),
+        ({"detail_width": 2.19, "detail_colour_width": 4.39}, {}, True),
+        # The frozen features are an extra: not installed where the candidate was evaluated, they are no reason.
+        ({"decoded_probe_frozen": math.nan}, {}, True),
         # What the champion has no number for is not held against the candidate.
         ({}, {"probe_accuracy": math.nan}, True),
     ],

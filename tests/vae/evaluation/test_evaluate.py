@@ -13,6 +13,7 @@ from helpers.trainings import CPU
 
 from vae.config.parameters import Evaluate, Model, Parameters
 from vae.evaluation import evaluate
+from vae.evaluation.frozen import FrozenNetwork
 from vae.evaluation.mmd import mmd_to_prior
 from vae.metrics.measurement import encode, measure
 from vae.models.likelihood import Likelihood
@@ -163,3 +164,45 @@ def test_a_diverged_model_gives_nulls_and_no_failure() -> None:
     json.dumps(metrics, allow_nan=False)
     assert metrics["test"]["elbo"] is None and metrics["test"]["probe_accuracy"] is None
     assert metrics["test"]["active_units"] == 0 and metrics["test"]["mmd"] is None
+
+
+def test_the_yardstick_and_the_detail_are_of_the_test_split() -> None:
+    result = evaluated(saved_model(Likelihood("gaussian", 0.3)))
+    valid, test = (result[split].metrics for split in ("valid", "test"))
+    assert test["probe_latents"] == test["probe_accuracy"]
+    assert test["probe_latents_low"] <= test["probe_latents"] <= test["probe_latents_high"]
+    assert test["knn_pixels"] == test["probe_pixels"] == 1, "left and right are told by any pixel"
+    assert 1 <= test["detail_width"] <= SIDE and test["detail_kept_4px"] <= 1
+    assert 0 <= test["decoded_probe_pixels"] <= 1
+    assert not {"probe_latents", "detail_width", "decoded_probe_pixels", "probe_frozen"} & valid.keys()
+    assert "detail_colour_width" not in test, "grey"
+
+
+@pytest.mark.parametrize("classes", [[None], ["left"], ["left", None, "left", "left"]])
+def test_without_two_classes_only_the_detail_is_measured(classes: list[str | None]) -> None:
+    saved = saved_model(Likelihood("gaussian", 0.3), side=8, channels=3)
+    arrays = {split: pictures(20, 20, 8, 3) for split in ("train", "valid", "test")}
+    labels = {split: np.resize(np.array(classes, dtype=object), 20) for split in arrays}
+    test = evaluate.evaluate(saved, arrays, labels, Parameters(evaluate=Evaluate(importance_samples=2)), CPU)["test"]
+    assert test.yardstick is None and "probe_latents" not in test.metrics
+    assert test.detail and test.detail.decoded == {} and test.metrics["detail_colour_width"] == SIDE
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_class_of_one_image_and_frozen_features_are_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network that is not installed here, which reads the means of an image's columns."""
+
+    def columns(images: np.ndarray) -> np.ndarray:
+        return images.mean((1, 3)).astype(np.float32) + 1
+
+    monkeypatch.setattr(evaluate, "frozen_network", lambda device: FrozenNetwork(columns))
+    made = config((1, 8, 16), Model(architecture="mlp", latent_dim=LATENTS, widths=[16], batch_norm=False))
+    saved = Saved(network(made).eval(), made, StandardNormal(LATENTS), "0" * 64)
+    arrays = {split: np.concatenate([pictures(30, 1)] * 2, axis=2) for split in ("train", "valid", "test")}
+    labels = {split: np.resize(np.array(["left", "right"], dtype=object), 30) for split in arrays}
+    labels["train"][0] = labels["test"][0] = "alone"
+    p = Parameters(evaluate=Evaluate(importance_samples=2))
+    test = evaluate.evaluate(saved, arrays, labels, p, CPU)["test"].metrics
+    assert test["probe_frozen"] > 0.9 and test["knn_frozen"] > 0.9 and test["few_label_frozen"] > 0.9
+    assert test["decoded_share_frozen"] == pytest.approx(test["decoded_probe_frozen"] / test["probe_frozen"], rel=1e-4)
+    assert test["feature_distance"] > 0 and test["feature_distance_same_class"] < test["feature_distance_random"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.priors import gaussian
 from helpers.reports import LATENTS, NASTY_CLASS, NASTY_FILE, facts_of, make_workspace
@@ -15,7 +16,9 @@ from helpers.reports import LATENTS, NASTY_CLASS, NASTY_FILE, facts_of, make_wor
 from tasks import workspace
 from vae.config.parameters import KL
 from vae.config.text import number
+from vae.evaluation.detail import Decoded, Distance
 from vae.evaluation.probe import ClassRead
+from vae.evaluation.yardstick import METHODS, Reading, Yardstick
 from vae.models import saved
 from vae.models.saved import PriorFit
 from vae.report import page as report
@@ -155,6 +158,27 @@ def test_every_case_has_a_report(
     assert (facts.metrics["test"]["kl"] is None) is (verdict == "diverged")
     if verdict == "collapsed":
         assert facts.metrics["test"]["active_units"] == 0
+
+
+def test_what_latents_are_worth_and_what_is_lost_comes_before_its_numbers(facts: Facts) -> None:
+    assert facts.yardstick and facts.detail and len(facts.findings) >= 2
+    text = " ".join(Page(report.html(facts)).text.split())
+    (worth,) = facts.yardstick.findings()
+    assert text.index(worth) < text.index("A linear classifier of the latents, fitted on the training split")
+    for lost in facts.detail.findings():
+        assert text.index("Images with the median error") < text.index(lost) < text.index("power kept")
+    test = facts.metrics["test"]
+    assert f"From as many principal components of the pixels: {test['probe_pixels']:.1%}" in text
+    half, full = (Reading(right, np.empty(0)) for right in (np.array([1.0, 0.0] * 50), np.ones(100)))
+    readings = {(method, kind): half for method in METHODS for kind in ("latents", "frozen")}
+    readings["probe", "frozen"] = full
+    lost = {"frozen": Decoded(originals=full, copies=half)}
+    detail = replace(facts.detail, distance=Distance(0.34, 0.38, 0.45), decoded=lost)
+    other = replace(facts, yardstick=Yardstick(readings, 100), detail=detail)
+    text = " ".join(Page(report.html(other)).text.split())
+    assert "Frozen features of EfficientNet-Lite0 classify better than the latents: 100.0% against 50.0%" in text
+    assert "names 50% of the reconstructions right, 100% of the originals." in text
+    assert "is 0.34 from its image, another image of its class 0.38, any other 0.45." in text
 
 
 def test_a_class_that_was_not_trained_on_is_called_that(facts: Facts) -> None:
