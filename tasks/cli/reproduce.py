@@ -27,6 +27,7 @@ from tasks.processes.owner import ask_dvc, owned_dvc
 from tasks.tracking import lineage, store
 from tasks.workspace import HISTORY, LOCK, METRICS, PARAMS
 from vae.config import loading
+from vae.config.constants import EFFICIENTNET
 from vae.config.errors import InputError
 from vae.models import saved
 
@@ -54,7 +55,8 @@ def reproduce(name: str, ingest: bool = False) -> int:
         print(f"run        {run.info.run_name} ({run.info.run_id})")
         print(f"commit     {commit[:12]}{uncommitted(tags, tree)}", flush=True)
         (tree / PARAMS).write_text(parameters(files[PARAMS].decode(), tags), encoding="utf-8")
-        locate(root, tree, "train.initial_weights")
+        for name in ("train.initial_weights", "objective.features"):
+            locate(root, tree, name)
         configure(root, tree)
         cached = not ingest and data_from_cache(tags, files.get(LOCK), tree)
         origin = "from DVC's cache" if cached else f"ingested again from {locate(root, tree, 'data.path')}"
@@ -172,7 +174,7 @@ def locate(root: Path, tree: Path, name: str) -> str:
     """
     text = (tree / PARAMS).read_text(encoding="utf-8")
     value = overlay.flat(loading.read_mapping(text, str(PARAMS))).get(name)
-    if value and not (tree / value).exists():
+    if value and value != EFFICIENTNET and not (tree / value).exists():
         if not (root / value).exists():
             raise InputError(f"{name} = {value} no longer exists (looked for {root / value})")
         (tree / PARAMS).write_text(overlay.lay_over(text, {name: str(root / value)}), encoding="utf-8")

@@ -18,6 +18,7 @@ from tasks import workspace
 from tasks.processes.lock import hold
 from vae.config.parameters import Parameters
 from vae.config.resolved import ResolvedParameters
+from vae.features.network import file_of
 from vae.training import checkpoint
 
 CONDITIONS = "conditions.json"
@@ -76,6 +77,8 @@ def key_of(p: Parameters, stage: str = "train") -> str:
     inputs = [Path(dep) for dep in listed["deps"]]
     if p.train.initial_weights:
         inputs.append(Path(p.train.initial_weights))
+    if p.objective.uses_features:
+        inputs.append(file_of(p.objective.features))
     for path in inputs:
         for file in _files(path):
             digest.update(f"{file.as_posix()} {workspace.sha256(file)}\n".encode())

@@ -24,6 +24,7 @@ from tasks import overlay, workspace
 from tasks.processes import run_notes
 from tasks.tracking import lineage, store
 from vae.config.parameters import Parameters
+from vae.features.network import file_of
 
 NAME = "mlflow.runName"
 SILENCE = 60  # seconds without another try, where the store did not answer
@@ -91,6 +92,8 @@ class TrainingRun:
             self.tags.setdefault(NAME, _name_of(p))
         if p.train.initial_weights:
             self.tags["initial_weights.sha256"] = workspace.sha256(Path(p.train.initial_weights))
+        if p.objective.uses_features:
+            self.tags["features.sha256"] = workspace.sha256(file_of(p.objective.features))
         for split, images in (("train", train_images), ("valid", valid_images)):
             digest = workspace.sha256(workspace.images(split))[:36]
             dataset = mlflow.data.from_numpy(  # type: ignore[attr-defined]  # created at import, unseen by mypy

@@ -12,3 +12,4 @@ SKIPPED = (LITTER, COMPANION)
 SMALLEST_SIGMA = 1 / (255 * math.sqrt(12))
 
 COLLAPSED_BELOW_NATS = 1.0  # of KL per image, over all latents: below it the latents carry nothing of use
+EFFICIENTNET = "efficientnet_lite0"  # the frozen network that the extra `features` brings

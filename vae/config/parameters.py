@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
+from vae.config.constants import EFFICIENTNET
+
 SMALLEST_IMAGE, LARGEST_IMAGE = 8, 256
 
 # What a system takes for a path: neither a NUL nor more than PATH_MAX bytes.
@@ -100,7 +102,7 @@ class Objective(_Section):
     importance_samples_train: int = Field(ge=1, le=100, default=1)
     align: float = Field(ge=0, le=1e9, default=0.0)
     perceptual: float = Field(ge=0, le=1e9, default=0.0)
-    features: PathText = "efficientnet_lite0"
+    features: PathText = EFFICIENTNET
 
     @property
     def uses_features(self) -> bool:

@@ -15,13 +15,13 @@ from vae.compute.devices import Compute
 from vae.config.parameters import Parameters
 from vae.config.text import rounded
 from vae.evaluation.detail import Detail, Extract, detail
-from vae.evaluation.frozen import FrozenNetwork, frozen_network
 from vae.evaluation.image_quality import central_quality, psnr
 from vae.evaluation.importance_weighted import importance_weighted_bound, is_binary
 from vae.evaluation.mmd import mmd_to_prior
 from vae.evaluation.probe import Probe
 from vae.evaluation.sample_metrics import sample_metrics
 from vae.evaluation.yardstick import PixelComponents, Yardstick
+from vae.features.activations import FrozenFeatures, frozen_features
 from vae.metrics.free_running import free_running
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import Measurement, encode, measure
@@ -84,7 +84,7 @@ def evaluate(saved: Saved, images: Images, labels: Labels, p: Parameters, comput
     calibrated = None
     if isinstance(saved.likelihood.sigma, float) and math.isfinite(measured["valid"].mse_sampled):
         calibrated = Likelihood(saved.likelihood.kind, optimal_sigma(measured["valid"].mse_sampled))
-    probe, frozen = Probe.fit(mu, labels["train"][chosen], p.seed), frozen_network(compute.device)
+    probe, frozen = Probe.fit(mu, labels["train"][chosen], p.seed), frozen_features(compute.device)
     few = _sample(len(chosen), IMAGES, p.seed)
     known = _Pictures(np.asarray(train[chosen[few]]), mu[few], labels["train"][chosen[few]])
     asked = _compared(saved, len(images["test"]), len(train), p.seed)
@@ -115,7 +115,7 @@ def _with_yardstick(
     saved: Saved,
     known: _Pictures,
     asked: _Pictures,
-    frozen: FrozenNetwork | None,
+    frozen: FrozenFeatures | None,
     compute: Compute,
     seed: int,
 ) -> Evaluation:
@@ -150,7 +150,7 @@ class _References:
     mean_image: MeanImage
     probe: Probe | None
     calibrated: Likelihood | None
-    frozen: FrozenNetwork | None
+    frozen: FrozenFeatures | None
 
 
 def _evaluate_split(

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from vae.compute.devices import Compute
-from vae.evaluation.frozen import FrozenNetwork
+from vae.features.activations import FrozenFeatures
 from vae.inference.generate import decoded
 from vae.inference.grids import as_bytes
 from vae.metrics.measurement import encode
@@ -26,7 +26,7 @@ def sample_metrics(
     test: NDArray[np.uint8],
     compute: Compute,
     seed: int,
-    frozen: FrozenNetwork | None = None,
+    frozen: FrozenFeatures | None = None,
 ) -> Metrics:
     """Precision, recall, density, coverage and Fréchet distance to the test images, of as many of each kind:
 
@@ -57,7 +57,7 @@ def sample_metrics(
     metrics: Metrics = {}
     for features in (
         pixel_features(train, seed),
-        network_features(train, seed, compute.device, frozen.of if frozen else None),
+        network_features(train, seed, frozen) if frozen else None,
     ):
         if features is not None:
             reference = RealImages.of(features.of(real), seed)

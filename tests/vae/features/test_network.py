@@ -1,6 +1,5 @@
 """Frozen networks: from a file, from the extra, and what is refused."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,9 @@ import torch
 from helpers.frozen import Small, saved, small_network
 from torch import nn
 
+from vae.config.constants import EFFICIENTNET
 from vae.config.errors import InputError
-from vae.features.network import EFFICIENTNET, POOLED_SIDE, TAPS, is_installed, load
+from vae.features.network import POOLED_SIDE, TAPS, file_of, is_installed, load
 
 X = torch.rand(3, 1, 12, 8, generator=torch.Generator().manual_seed(0))
 
@@ -18,7 +18,7 @@ X = torch.rand(3, 1, 12, 8, generator=torch.Generator().manual_seed(0))
 def test_a_network_from_a_file_gives_its_maps_of_grey_images_too(tmp_path: Path) -> None:
     path = small_network(tmp_path / "small.pt2")
     network = load(str(path))
-    assert network.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert file_of(str(path)) == path
     assert not any(weight.requires_grad for weight in network.parameters())
     fine, coarse = network.maps(X)
     assert fine.shape == (3, 4, 6, 4) and coarse.shape == (3, 6, 3, 2)

