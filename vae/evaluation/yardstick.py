@@ -205,10 +205,11 @@ def _compared(kind: str, latents: Reading, other: Reading) -> Iterator[str]:
     name = NAMES[kind] if kind == "frozen" else f"as many {NAMES[kind]}"
     if gap.low > 0:
         use = "them" if kind == "frozen" else "those"
+        train = ", or train with objective.align" if kind == "frozen" else ""
         start = name[0].upper() + name[1:]
         yield (
             f"{start} classify better than the latents: {theirs} against {ours} ({of}). "
-            f"If classification is the goal, use {use}."
+            f"If classification is the goal, use {use}{train}."
         )
     elif gap.high < 0:
         of = f"95% interval of the difference {-100 * gap.high:.1f} to {-100 * gap.low:.1f} points"

@@ -76,11 +76,13 @@ class FeatureLoss(nn.Module):
 
 def perceptual_distance(network: FrozenNetwork, x: Tensor, picture: Tensor) -> Tensor:
     """P of each image: (B, C, H, W) twice → (B,); 0 for equal pictures, at most 4 for each map."""
-    with torch.no_grad():
-        originals = network.maps(x)
+    with torch.autocast(x.device.type, enabled=False):  # its bf16 would be no faster: most of its layers are depthwise
+        with torch.no_grad():
+            originals = network.maps(x)
+        pictured = network.maps(picture)
     distances = [
         (_unit(original) - _unit(decoded)).square().sum(1).mean((1, 2))
-        for original, decoded in zip(originals, network.maps(picture), strict=True)
+        for original, decoded in zip(originals, pictured, strict=True)
     ]
     return torch.stack(distances).sum(0)
 
@@ -95,4 +97,4 @@ def standardised_features(network: FrozenNetwork, images: np.ndarray, augmented:
 
 
 def _unit(h: Tensor) -> Tensor:
-    return functional.normalize(h.float(), dim=1)
+    return functional.normalize(h, dim=1)
