@@ -84,12 +84,18 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 def encode(
     images: Images,
-    output: Annotated[Path, typer.Argument(help="The parquet file to write.")] = Path("latents.parquet"),
+    output: Annotated[Path, typer.Argument(help="The .parquet file to write, or .npy for maps.")] = Path(
+        "latents.parquet"
+    ),
     model: Model = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Encode images to a parquet file: path, label (class folder), and the lists mu and logvar of q(z|x)."""
+    """Encode images to a parquet file: path, label (class folder), and the lists mu and logvar of q(z|x).
+
+    A name that ends in .npy writes maps of latents: float32 (images, 2, channels, height, width), mu and logvar, with
+    path and label in a .csv beside it.
+    """
     from tasks.cli import apply, reading
 
     saved, compute, origin = _model(model, device)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,6 +24,46 @@ from vae.models.saved import Saved
 
 
 def encode(saved: Saved, source: Reading, output: Path, compute: Compute) -> None:
+    """By the name of `output` a table (.parquet), or maps of latents (.npy).
+
+    Raises:
+        InputError: another name, or a .npy of a model whose latents are a vector.
+    """
+    check_suffix(output, ".parquet", ".npy")
+    if output.suffix == ".parquet":
+        encode_table(saved, source, output, compute)
+    elif saved.model.latent_map is None:
+        raise InputError(f"{str(output)!r} is for maps of latents (model.latent_shape); name a .parquet file")
+    else:
+        encode_maps(saved, source, output, compute)
+
+
+def encode_maps(saved: Saved, source: Reading, output: Path, compute: Compute) -> None:
+    """Writes mu and logvar, float32 (N, 2, c, h, w), and beside it a .csv with path and label of each row.
+
+    Batch by batch: the header is written again once N is known, which it has room for (NumPy pads it).
+    """
+    assert saved.model.latent_map is not None
+    shape, rows = (2, *saved.model.latent_map), list[Item]()
+
+    def header(count: int) -> dict[str, Any]:
+        return {"descr": "<f4", "fortran_order": False, "shape": (count, *shape)}
+
+    with writing(output), written_aside(output) as aside, aside.open("wb") as file:
+        npy.write_array_header_1_0(file, header(0))
+        start = file.tell()
+        for items, pixels in source.batches():
+            rows += items
+            parts = measurement.encode(saved.model, pixels, compute)
+            file.write(np.stack(parts, axis=1).astype("<f4").tobytes())
+        file.seek(0)
+        npy.write_array_header_1_0(file, header(len(rows)))
+        assert file.tell() == start, "NumPy gave the header another length"
+    table = pd.DataFrame({"path": [item.path for item in rows], "label": [item.label for item in rows]})
+    write_table(table, output.with_suffix(".csv"))
+
+
+def encode_table(saved: Saved, source: Reading, output: Path, compute: Compute) -> None:
     """Writes a parquet file of path, label, mu and logvar, the last two as lists of Z float32 numbers."""
     import pyarrow as pa  # for this command alone, to keep the others quick
     import pyarrow.parquet as pq
@@ -117,12 +158,13 @@ def findings(table: pd.DataFrame, limit: float | None, origin: str | None) -> It
 
 
 def latents_of(saved: Saved, image: Pixels, chosen: str, top: int, compute: Compute) -> NDArray[np.int64]:
-    """Latents by number (`3,5,7`), or the `top` ones by their KL for this image, (H, W, C)."""
+    """Latents, or channels of a map, by number (`3,5,7`), or the `top` ones by their KL for this image, (H, W, C)."""
     if not chosen:
         mu, logvar = measurement.encode(saved.model, image[None], compute)
         kl = kl_per_latent(torch.from_numpy(mu[0]), torch.from_numpy(logvar[0])).numpy()
+        kl = kl.reshape(saved.model.units, -1).sum(1)
         return np.argsort(-kl, kind="stable")[:top]
-    latents = saved.model.latent_dim
+    latents = saved.model.units
     numbers = [int(word) if word.strip().isdecimal() else -1 for word in chosen.split(",")]
     if not all(0 <= number < latents for number in numbers):
         raise InputError(f"--latents {chosen!r}: expected numbers from 0 to {latents - 1}, separated by commas")

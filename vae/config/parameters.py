@@ -3,6 +3,7 @@
 Every number has its unit in `params.yaml` and in docs/parameters.md.
 """
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from vae.config.constants import EFFICIENTNET
 
-SMALLEST_IMAGE, LARGEST_IMAGE = 8, 256
+SMALLEST_IMAGE, LARGEST_IMAGE = 8, 512
+MOST_LATENTS, MOST_OF_MAPS = 4096, 2**18  # of vectors, and of maps, whose network does not grow with their size
 
 # What a system takes for a path: neither a NUL nor more than PATH_MAX bytes.
 PathText = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
@@ -25,6 +27,19 @@ def _pair(value: Any) -> Any:
             f"each {SMALLEST_IMAGE} to {LARGEST_IMAGE}"
         )
     return tuple(pair)
+
+
+def _map(value: Any) -> Any:
+    """[height, width, channels], or None."""
+    if value is None:
+        return None
+    sides = list(value) if isinstance(value, list | tuple) else []
+    if len(sides) != 3 or not all(type(n) is int and n >= 1 for n in sides) or math.prod(sides) > MOST_OF_MAPS:
+        raise ValueError(
+            f"invalid shape of latents {value!r}; give [height, width, channels], three whole numbers whose product is "
+            f"at most {MOST_OF_MAPS:,}, such as [32, 32, 4], or null"
+        )
+    return tuple(sides)
 
 
 def device_name(text: str) -> str:
@@ -80,7 +95,8 @@ class Data(_Section):
 
 class Model(_Section):
     architecture: Literal["conv", "residual", "mlp", "gated_mlp", "autoregressive"] = "conv"
-    latent_dim: int = Field(ge=1, le=4096, default=16)
+    latent_dim: int = Field(ge=1, le=MOST_OF_MAPS, default=16)
+    latent_shape: Annotated[tuple[int, int, int] | None, BeforeValidator(_map)] = None
     widths: list[Annotated[int, Field(ge=1, le=8192)]] = Field(min_length=1, max_length=8, default=[32, 64])
     batch_norm: bool = True
     blocks: int = Field(ge=1, le=16, default=1)
@@ -89,6 +105,65 @@ class Model(_Section):
     logvar_max: float = Field(ge=-10, le=10, default=10.0)
     prior: Literal["standard", "mixture", "vamp", "flow"] = "standard"
     prior_components: int = Field(ge=1, le=10_000, default=100)
+
+    @property
+    def units(self) -> int:
+        """What is counted as active or informative: latents, or the channels of a map of latents."""
+        return self.latent_dim if self.latent_shape is None else self.latent_shape[2]
+
+    @property
+    def unit(self) -> str:
+        """The word for one of them."""
+        return "latent" if self.latent_shape is None else "channel"
+
+    @property
+    def latents_as_set(self) -> str:
+        """The parameter that sets their number, with its value."""
+        if self.latent_shape is None:
+            return f"model.latent_dim = {self.latent_dim}"
+        return f"model.latent_shape = {list(self.latent_shape)}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _latents_of_a_map(cls, value: Any) -> Any:
+        """With a `latent_shape`, a `latent_dim` that is left at its default becomes its product."""
+        if not isinstance(value, dict) or value.get("latent_shape") is None:
+            return value
+        shape, default = _map(value["latent_shape"]), cls.model_fields["latent_dim"].default
+        return value | {"latent_dim": math.prod(shape)} if value.get("latent_dim", default) == default else value
+
+    @model_validator(mode="after")
+    def _number_of_latents(self) -> "Model":
+        if self.latent_shape is None and self.latent_dim > MOST_LATENTS:
+            raise ValueError(
+                f"latent_dim = {self.latent_dim} is more than {MOST_LATENTS:,}; for more, set latent_shape, the shape "
+                "of a map of latents"
+            )
+        if self.latent_shape is not None and self.latent_dim != math.prod(self.latent_shape):
+            raise ValueError(
+                f"latent_dim = {self.latent_dim}, but latent_shape = {list(self.latent_shape)} has "
+                f"{math.prod(self.latent_shape)} latents; leave latent_dim at its default"
+            )
+        return self
+
+    def check_map(self, height: int, width: int) -> None:
+        """Raises: ValueError: `latent_shape` is not what this network makes of images of this size."""
+        if self.latent_shape is None:
+            return
+        shape, factor = f"model.latent_shape = {list(self.latent_shape)}", 2 ** len(self.widths)
+        if self.architecture != "residual":
+            raise ValueError(f"{shape} needs model.architecture = residual; it is {self.architecture}")
+        if height % factor or width % factor:
+            raise ValueError(
+                f"{shape} with {len(self.widths)} model.widths needs a data.image_size of multiples of {factor}; it is "
+                f"{height}×{width}"
+            )
+        if self.latent_shape[:2] != (height // factor, width // factor):
+            fits = [height // factor, width // factor, self.latent_shape[2]]
+            raise ValueError(
+                f"{shape} does not fit: {len(self.widths)} model.widths divide images of {height}×{width} by {factor}; "
+                f"set it to {fits}, or give {'fewer' if self.latent_shape[0] > fits[0] else 'more'} widths"
+            )
 
 
 LikelihoodKind = Literal["gaussian", "bernoulli", "discretised_gaussian", "discretised_logistic", "logistic_mixture"]
@@ -283,6 +358,20 @@ class Parameters(_Section):
             )
         if self.data.binarise != "none" and self.data.channels != 1:
             raise ValueError(f"data.binarise = {self.data.binarise} needs data.channels = 1")
+        return self
+
+    @model_validator(mode="after")
+    def _map_fits_the_rest(self) -> "Parameters":
+        self.model.check_map(*self.data.image_size)
+        excluded = {
+            f"model.prior = {self.model.prior}": self.model.prior != "standard",
+            "train.aggressive_encoder = true": self.train.aggressive_encoder,
+            "preflight.latent_dims = true": self.preflight.latent_dims,
+        }
+        if self.model.latent_shape is not None and (name := next((n for n, is_set in excluded.items() if is_set), "")):
+            raise ValueError(
+                f"{name} does not go with a map of latents; set it to its default, or model.latent_shape to null"
+            )
         return self
 
     @model_validator(mode="after")
