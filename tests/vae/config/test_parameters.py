@@ -87,7 +87,7 @@ def test_what_is_allowed_survives_its_own_dump(changes: Changes) -> None:
         ("model.logvar_max", -11, "greater than or equal to -10"),
         ("model.batch_norm", 1, "boolean"),
         ("data.image_size", 7, "8 to 512"),
-        ("data.image_size", 257, "8 to 512"),
+        ("data.image_size", 513, "8 to 512"),
         ("data.image_size", [16], "8 to 512"),
         ("data.image_size", [16, 16.5], "8 to 512"),
         ("data.image_size", "16", "8 to 512"),
