@@ -58,6 +58,34 @@ def test_the_whole_prior_gap_is_the_kl_of_two_gaussians(latents: int) -> None:
     assert (latents > 1) == (correlation > 0.05)
 
 
+def test_of_a_map_numbers_are_of_channels() -> None:
+    """Two channels of two places each: latents 0 and 1, 2 and 3."""
+    model, flat = (ByHand([2.0, 1.0, 0.0, -1.0], [0.25, 1.0, 0.5, 0.1]) for _ in range(2))
+    model.latent_map = (2, 1, 2)
+    images = pictures()
+    got, by_latent = measure(model, images, NOISE, CPU, seed=0), measure(flat, images, NOISE, CPU, seed=0)
+    assert got.rate == by_latent.rate and got.distortion == by_latent.distortion and got.places == 2
+    np.testing.assert_allclose(got.kl_per_latent, by_latent.kl_per_latent.reshape(2, 2).sum(1))
+    np.testing.assert_allclose(got.mean_variance, by_latent.mean_variance.reshape(2, 2).mean(1))
+    mu, logvar = encode(model, images, CPU)
+    places = mu.reshape(60, 2, 2).transpose(0, 2, 1).reshape(120, 2).astype(np.float64)
+    noise = np.exp(logvar[0]).reshape(2, 2).mean(1)
+    np.testing.assert_allclose(got.aggregate_mean, places.mean(0), atol=1e-6)
+    np.testing.assert_allclose(got.aggregate_covariance, np.cov(places.T, bias=True) + np.diag(noise), atol=1e-6)
+    np.testing.assert_allclose(got.aggregate_variance, np.diag(got.aggregate_covariance), atol=1e-6)
+    m, s2 = got.aggregate_mean, got.aggregate_variance
+    assert got.prior_gap == pytest.approx((s2 + m**2 - 1 - np.log(s2)).sum())
+    assert got.prior_gap_full >= got.prior_gap
+
+
+def test_a_channel_that_differs_between_places_alone_is_not_active() -> None:
+    model = ByHand([0.0, 0.0], [1.0, 1.0])
+    model.latent_map = (1, 1, 2)
+    model.encode = lambda x: (torch.tensor([[1.0, -1.0]]).repeat(len(x), 1), torch.zeros(len(x), 2))  # type: ignore
+    got = measure(model, pictures(), NOISE, CPU, seed=0)
+    assert got.aggregate_variance == pytest.approx([2.0]) and got.active_units() == 0
+
+
 def test_distortion_by_hand() -> None:
     images = pictures()
     errors = ((images / 255 - 0.5) ** 2).sum((1, 2, 3))
