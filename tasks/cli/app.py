@@ -80,6 +80,9 @@ Model = Annotated[
 ]
 Priors = Literal["fitted", "standard"]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+FullSize = Annotated[
+    bool, typer.Option("--full-size", help="Each image in its own size, in tiles; of a model with maps of latents.")
+]
 
 
 def encode(
@@ -88,19 +91,21 @@ def encode(
         "latents.parquet"
     ),
     model: Model = None,
+    full_size: FullSize = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Encode images to a parquet file: path, label (class folder), and the lists mu and logvar of q(z|x).
 
     A name that ends in .npy writes maps of latents: float32 (images, 2, channels, height, width), mu and logvar, with
-    path and label in a .csv beside it.
+    path and label in a .csv beside it. With --full-size the output is a folder: a map of its own for each image,
+    float32 (2, channels, height, width), in PATH.npy.
     """
     from tasks.cli import apply, reading
 
     saved, compute, origin = _model(model, device)
-    source = reading.reading(images, saved)
-    apply.encode(saved, source, output, compute)
+    source = reading.reading(images, saved, own_size=full_size)
+    (apply.encode_in_own_size if full_size else apply.encode)(saved, source, output, compute)
     say(f"{output}: {source.read:,} images, mu and logvar of {saved.model.latent_dim} latents each")
     _end(origin, source, {"output": str(output)}, as_json)
 
@@ -110,6 +115,7 @@ def reconstruct(
     output: Annotated[Path, typer.Argument(help="The folder to write to.")] = Path("reconstructions"),
     model: Model = None,
     pairs: Annotated[bool, typer.Option("--pairs", help="Put the model's input to the left of each.")] = False,
+    full_size: FullSize = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -117,7 +123,7 @@ def reconstruct(
     from tasks.cli import apply, reading
 
     saved, compute, origin = _model(model, device)
-    source = reading.reading(images, saved)
+    source = reading.reading(images, saved, own_size=full_size)
     apply.reconstruct(saved, source, output, pairs, compute)
     say(f"{output}: {source.read:,} pictures")
     _end(origin, source, {"output": str(output)}, as_json)

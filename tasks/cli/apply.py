@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.cli.reading import Pixels, Reading
+from vae.compute.batches import to_pixels
 from vae.compute.devices import Compute
 from vae.config.errors import InputError
 from vae.config.files import writing, written_aside
 from vae.data.item import Item
-from vae.inference import generate, grids, scoring
+from vae.inference import generate, grids, scoring, tiled
 from vae.losses.elbo import kl_per_latent
 from vae.metrics import measurement
 from vae.models.likelihood import bits_per_dim
@@ -63,6 +64,21 @@ def encode_maps(saved: Saved, source: Reading, output: Path, compute: Compute) -
     write_table(table, output.with_suffix(".csv"))
 
 
+def encode_in_own_size(saved: Saved, source: Reading, output: Path, compute: Compute) -> None:
+    """Writes a map for each image, PATH.npy below `output`: mu and logvar, float32 (2, c, h, w), in tiles.
+
+    Raises:
+        InputError: the latents are a vector.
+    """
+    tiled.factor(saved.model)
+    for (item,), pixels in source.batches():
+        mu, logvar = tiled.encode(saved.model, to_pixels(pixels, compute.device), compute)
+        file = output / f"{item.path}.npy"
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, torch.cat([mu, logvar]).cpu().numpy())
+
+
 def encode_table(saved: Saved, source: Reading, output: Path, compute: Compute) -> None:
     """Writes a parquet file of path, label, mu and logvar, the last two as lists of Z float32 numbers."""
     import pyarrow as pa  # for this command alone, to keep the others quick
@@ -84,9 +100,18 @@ def encode_table(saved: Saved, source: Reading, output: Path, compute: Compute) 
 
 
 def reconstruct(saved: Saved, source: Reading, output: Path, pairs: bool, compute: Compute) -> None:
-    """Writes one PNG per image, PATH.png below `output`; pairs: with the model's input on the left."""
+    """Writes one PNG per image, PATH.png below `output`; pairs: with the model's input on the left.
+
+    Raises:
+        InputError: images in their own size, for a model whose latents are a vector.
+    """
+    if source.own_size:
+        tiled.factor(saved.model)
     for items, pixels in source.batches():
-        copies = generate.reconstruct(saved.model, pixels, saved.likelihood, compute)
+        if source.own_size:
+            copies = tiled.reconstruct(saved.model, pixels[0], saved.likelihood, compute)[None]
+        else:
+            copies = generate.reconstruct(saved.model, pixels, saved.likelihood, compute)
         pictures = np.concatenate([pixels, copies], axis=2) if pairs else copies
         for item, picture in zip(items, pictures, strict=True):
             file = output / f"{item.path}.png"

@@ -20,7 +20,7 @@ from tasks.cli import apply, reading
 from tasks.tracking.served_model import ServedVAE
 from vae.config.constants import SPLITS
 from vae.config.errors import InputError
-from vae.inference import generate
+from vae.inference import generate, tiled
 from vae.metrics.measurement import encode, measure
 from vae.models import saved
 from vae.pilot import training
@@ -37,7 +37,7 @@ MAP: dict[str, Any] = {
 @pytest.fixture
 def place(empty_workspace: Path, new_store: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("mlflow.db").write_bytes(new_store)
-    monkeypatch.setattr(training, "STEPS", 30)
+    monkeypatch.setattr(training, "STEPS", 150)
     monkeypatch.setattr(preflight.checkpoint_folder, "of_pilot", lambda *_: nullcontext())
     write_params(MAP)
     rows = []
@@ -55,7 +55,7 @@ def place(empty_workspace: Path, new_store: bytes, monkeypatch: pytest.MonkeyPat
 def test_the_stages_count_channels_and_the_report_says_so(place: Path) -> None:
     preflight.main()
     foreseen = workspace.read_json(workspace.PREFLIGHT)
-    assert foreseen["predicted_kl"] > 0 and foreseen["kl_per_latent"] == []
+    assert foreseen["predicted_by"] == "the pilot" and foreseen["predicted_kl"] > 0 and foreseen["kl_per_latent"] == []
     run_train()
     monitor.main()
 
@@ -104,8 +104,25 @@ def encoding_commands(place: Path) -> None:
     np.testing.assert_allclose(rows[0, 0], (expected[0].clip(0, 1) * 255).round(), atol=1)
     done = vae("traverse", "photos/0.png", "rows.npy", "--latents", "3")
     assert done.exit_code != 0 and "from 0 to 2" in done.stderr
+    in_own_size(model)
     assert vae("sample", "samples.npy", "--count", 4).exit_code == 0 and np.load("samples.npy").shape == (4, 8, 8, 1)
     assert vae("score", "photos", "--to", "scores.csv").exit_code == 0 and len(pd.read_csv("scores.csv")) == 5
+
+
+def in_own_size(model: saved.Saved) -> None:
+    Path("large/a").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    sizes = {"a/wide": (9, 30), "a/tall": (40, 8)}
+    pixels = {name: random.integers(0, 256, size, dtype=np.uint8) for name, size in sizes.items()}
+    for name, image in pixels.items():
+        Image.fromarray(image).save(f"large/{name}.png")
+    assert vae("encode", "large", "own", "--full-size").exit_code == 0
+    assert vae("reconstruct", "large", "copies", "--full-size").exit_code == 0
+    for name, (height, width) in sizes.items():
+        assert np.load(f"own/{name}.png.npy").shape == (2, CHANNELS, -(-height // FACTOR), -(-width // FACTOR))
+        copy = np.asarray(Image.open(f"copies/{name}.png.png"))
+        expected = tiled.reconstruct(model.model, pixels[name][..., None], model.likelihood, CPU)
+        np.testing.assert_array_equal(copy, expected[..., 0])
 
 
 def served(model: saved.Saved) -> None:
@@ -125,3 +142,6 @@ def test_maps_of_a_vector_of_latents_are_refused(place: Path) -> None:
     Path("one.png").write_bytes(buffer.getvalue())
     with pytest.raises(InputError, match=r"latent_shape"):
         apply.encode(model, reading.reading(Path("one.png"), model), Path("maps.npy"), CPU)
+    for command in ("encode", "reconstruct"):
+        done = vae(command, "one.png", "out", "--full-size")
+        assert done.exit_code != 0 and "model.latent_shape" in done.stderr
