@@ -53,6 +53,8 @@ UNTRIED = {
     "pip install pip-audit": "asks a network",
     "pip-audit -r constraints.txt --no-deps --disable-pip": "not installed here, and asks a network",
     "vae --install-completion": "writes into the files of the person's own shell",
+    "vae encode PHOTOS FOLDER --full-size": "of a model with a map of latents: tests/tasks/test_latent_maps.py",
+    "vae reconstruct PHOTOS FOLDER --full-size": "of a model with a map of latents: tests/tasks/test_latent_maps.py",
     "source activate": "made by `make setup`",
     "base64": "a program of the system",
     "tr -d \\n": "a program of the system",
