@@ -228,14 +228,30 @@ def traverse(
 
 
 def export(
-    output: Annotated[Path, typer.Argument(help="The .onnx file to write.")] = Path("encoder.onnx"),
+    output: Annotated[
+        Path | None,
+        typer.Argument(help="The .onnx file to write, or the folder.", show_default="encoder.onnx or autoencoder"),
+    ] = None,
     model: Model = None,
+    form: Annotated[Literal["onnx", "diffusers"], typer.Option("--format", help="Of the export.")] = "onnx",
     as_json: AsJson = False,
 ) -> None:
-    """Export the encoder to ONNX: uint8 images (batch, height, width, channels) to mu and logvar."""
-    from vae import onnx
+    """Export the encoder to ONNX: uint8 images (batch, height, width, channels) to mu and logvar.
+
+    Or, with --format diffusers, a model of architecture autoencoder_kl to a folder that AutoencoderKL.from_pretrained
+    of diffusers loads.
+    """
+    from vae import diffusers, onnx
 
     saved, _, origin = _model(model, "cpu")
+    if form == "diffusers":
+        folder = output or Path("autoencoder")
+        diffusers.export(saved, folder)
+        factor = diffusers.scaling_factor(saved)
+        say(f"{folder}: AutoencoderKL of diffusers, scaling factor {factor:g}")
+        _end(origin, None, {"output": str(folder), "scaling_factor": factor}, as_json)
+        return
+    output = output or Path("encoder.onnx")
     difference = onnx.export(saved, output)
     say(f"{output}: opset {onnx.OPSET}; onnxruntime and PyTorch differ by at most {difference:.2g}")
     result = {"output": str(output), "opset": onnx.OPSET, "largest_difference": difference}

@@ -94,7 +94,7 @@ class Data(_Section):
 
 
 class Model(_Section):
-    architecture: Literal["conv", "residual", "mlp", "gated_mlp", "autoregressive"] = "conv"
+    architecture: Literal["conv", "residual", "autoencoder_kl", "mlp", "gated_mlp", "autoregressive"] = "conv"
     latent_dim: int = Field(ge=1, le=MOST_OF_MAPS, default=16)
     latent_shape: Annotated[tuple[int, int, int] | None, BeforeValidator(_map)] = None
     widths: list[Annotated[int, Field(ge=1, le=8192)]] = Field(min_length=1, max_length=8, default=[32, 64])
@@ -110,6 +110,12 @@ class Model(_Section):
     def units(self) -> int:
         """What is counted as active or informative: latents, or the channels of a map of latents."""
         return self.latent_dim if self.latent_shape is None else self.latent_shape[2]
+
+    @property
+    def factor(self) -> int:
+        """By which a convolutional network divides an image's sides; 1 of one without scales."""
+        halvings = {"mlp": 0, "gated_mlp": 0, "autoencoder_kl": len(self.widths) - 1}
+        return int(2 ** halvings.get(self.architecture, len(self.widths)))
 
     @property
     def unit(self) -> str:
@@ -148,11 +154,19 @@ class Model(_Section):
 
     def check_map(self, height: int, width: int) -> None:
         """Raises: ValueError: `latent_shape` is not what this network makes of images of this size."""
+        factor = self.factor
+        if self.latent_shape is None and self.architecture == "autoencoder_kl":
+            raise ValueError(
+                "model.architecture = autoencoder_kl needs model.latent_shape, such as "
+                f"{[height // factor, width // factor, 4]}"
+            )
         if self.latent_shape is None:
             return
-        shape, factor = f"model.latent_shape = {list(self.latent_shape)}", 2 ** len(self.widths)
-        if self.architecture != "residual":
-            raise ValueError(f"{shape} needs model.architecture = residual; it is {self.architecture}")
+        shape = f"model.latent_shape = {list(self.latent_shape)}"
+        if self.architecture not in ("residual", "autoencoder_kl"):
+            raise ValueError(
+                f"{shape} needs model.architecture = residual or autoencoder_kl; it is {self.architecture}"
+            )
         if height % factor or width % factor:
             raise ValueError(
                 f"{shape} with {len(self.widths)} model.widths needs a data.image_size of multiples of {factor}; it is "
@@ -342,16 +356,18 @@ class Parameters(_Section):
     @model_validator(mode="after")
     def _network_fits_the_images(self) -> "Parameters":
         height, width = self.data.image_size
-        depth = len(self.model.widths)
-        if self.model.architecture in ("conv", "residual", "autoregressive") and min(height, width) < 2**depth:
+        depth, residual = len(self.model.widths), self.model.architecture in ("residual", "autoencoder_kl")
+        times = self.model.factor.bit_length() - 1
+        most = min(height, width).bit_length() - 1 + depth - times
+        if min(height, width) < self.model.factor:
             raise ValueError(
-                f"model.widths = {self.model.widths} halves the image {depth} times, too often for "
-                f"data.image_size = {height}×{width}; give at most {min(height, width).bit_length() - 1} widths"
+                f"model.widths = {self.model.widths} halves the image {times} times, too often for "
+                f"data.image_size = {height}×{width}; give at most {most} widths"
             )
-        if self.model.architecture != "residual" and (self.model.blocks > 1 or self.model.attention):
+        if not residual and (self.model.blocks > 1 or self.model.attention):
             name = "attention = true" if self.model.attention else f"blocks = {self.model.blocks}"
             raise ValueError(f"model.{name} needs model.architecture = residual; it is {self.model.architecture}")
-        if self.train.gradient_checkpointing and (self.model.architecture != "residual" or self.model.batch_norm):
+        if self.train.gradient_checkpointing and (not residual or self.model.batch_norm):
             raise ValueError(
                 "train.gradient_checkpointing = true needs model.architecture = residual with model.batch_norm = false "
                 "(group norm): batch norm would count every batch twice"
@@ -368,6 +384,15 @@ class Parameters(_Section):
             "train.aggressive_encoder = true": self.train.aggressive_encoder,
             "preflight.latent_dims = true": self.preflight.latent_dims,
         }
+        if self.model.architecture == "autoencoder_kl":
+            objective = self.objective
+            excluded |= {
+                "model.batch_norm = true": self.model.batch_norm,
+                f"model.mean_batch_norm = {self.model.mean_batch_norm}": self.model.mean_batch_norm is not None,
+                f"objective.sigma = {objective.sigma}": objective.sigma == "pixel",
+                f"objective.likelihood = {objective.likelihood}": objective.likelihood
+                in ("bernoulli", "logistic_mixture"),
+            }
         if self.model.latent_shape is not None and (name := next((n for n, is_set in excluded.items() if is_set), "")):
             raise ValueError(
                 f"{name} does not go with a map of latents; set it to its default, or model.latent_shape to null"

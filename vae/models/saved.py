@@ -244,10 +244,10 @@ def _check_size(config: ModelConfig, weights: dict[str, Tensor]) -> None:
     channels, height, width = config.image_shape
     widths = config.model.widths
     first, last = channels * height * width, widths[-1]
-    if config.model.architecture in ("conv", "residual", "autoregressive"):
+    if "mlp" not in config.model.architecture:
         first, last = channels, last * (height >> len(widths)) * (width >> len(widths))
     if config.model.latent_shape is not None:
-        last = 9 * widths[-1]
+        last = 9 * widths[-1] if config.model.architecture == "residual" else 2 * config.model.units
     fewest = 2 * last * config.model.units
     fewest += sum(before * after for before, after in itertools.pairwise((first, *widths)))
     model = config.model

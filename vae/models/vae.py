@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vae.config.beta_elbo import BetaELBO
 from vae.config.parameters import Parameters
+from vae.models.autoencoder_kl import Attention, ResnetBlock, autoencoder_kl
 from vae.models.likelihood import GAUSSIAN, Likelihood, form
 from vae.models.networks import convolutional, fully_connected
 from vae.models.pixelcnn import MaskedConv2d, PixelCNN
@@ -29,10 +30,12 @@ class VAE(nn.Module):
         image_shape: (C, H, W).
         architecture: `conv`: a stride-2 4×4 convolution for each width and its mirror; `mlp`: a hidden
             layer for each width and its mirror; `gated_mlp`: the same of gated linear layers; `residual`: `conv`
-            with residual blocks at each scale (vae.models.residual); `autoregressive`: the encoder of `conv`, and a
+            with residual blocks at each scale (vae.models.residual); `autoencoder_kl`: the network of latent
+            diffusion's first stage (vae.models.autoencoder_kl); `autoregressive`: the encoder of `conv`, and a
             PixelCNN that its mirror conditions (vae.models.pixelcnn).
         latent_dim: Z, the number of latents.
-        latent_shape: (h, w, c) of a map of latents, of `residual`; z is that map, (c, h, w), flattened.
+        latent_shape: (h, w, c) of a map of latents, of `residual` and `autoencoder_kl`; z is that map, (c, h, w),
+            flattened.
         widths: filters or hidden units of each layer.
         batch_norm: after each convolution or hidden layer; before each convolution of a residual block, which
             otherwise has group norm.
@@ -54,7 +57,7 @@ class VAE(nn.Module):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        architecture: Literal["conv", "residual", "mlp", "gated_mlp", "autoregressive"],
+        architecture: Literal["conv", "residual", "autoencoder_kl", "mlp", "gated_mlp", "autoregressive"],
         latent_dim: int,
         widths: list[int],
         batch_norm: bool,
@@ -82,6 +85,10 @@ class VAE(nn.Module):
                 image_shape, latent_dim, widths, batch_norm, decoded, blocks, attention,
                 channels=self.latent_map and self.units,
             )  # fmt: skip
+        elif architecture == "autoencoder_kl":
+            self.encoder, features, self.decoder = autoencoder_kl(
+                image_shape[0], self.units, widths, decoded, blocks, attention
+            )
         elif architecture == "conv":
             self.encoder, features, self.decoder = convolutional(image_shape, latent_dim, widths, batch_norm, decoded)
         else:
@@ -90,7 +97,8 @@ class VAE(nn.Module):
             )
         self.posterior: nn.Linear | nn.Conv2d = nn.Linear(features, 2 * latent_dim)  # mu and logvar
         if self.latent_map is not None:
-            self.posterior = nn.Conv2d(features, 2 * self.units, 3, padding=1)
+            side = 1 if architecture == "autoencoder_kl" else 3
+            self.posterior = nn.Conv2d(features, 2 * self.units, side, padding=side // 2)
         self.mean_norm = None
         if mean_batch_norm is not None:
             self.mean_norm = (nn.BatchNorm1d if self.latent_map is None else nn.BatchNorm2d)(self.units)
@@ -155,7 +163,7 @@ class VAE(nn.Module):
 
     def encode_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `encode`, but maps, (B, c, h, w) each, where the latents are one; the sides of x, of any size, are then
-        multiples of 2 to the number of widths.
+        multiples of the network's factor.
         """
         mu, logvar = self.posterior(self.encoder(x)).float().chunk(2, dim=1)
         if self.mean_norm is not None:
@@ -218,7 +226,7 @@ class VAE(nn.Module):
         if isinstance(self.decoder, PixelCNN):
             self.decoder.shrink_branches()
         for module in self.modules():
-            if isinstance(module, ResidualBlock | SelfAttention):
+            if isinstance(module, ResidualBlock | SelfAttention | ResnetBlock | Attention):
                 nn.init.zeros_(module.last.weight)
 
 

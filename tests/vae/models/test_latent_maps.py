@@ -66,7 +66,7 @@ def test_latent_dim_follows_from_the_shape() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model.architecture": "conv"}, "needs model.architecture = residual; it is conv"),
+        ({"model.architecture": "conv"}, "needs model.architecture = residual or autoencoder_kl; it is conv"),
         ({"model.latent_dim": 5}, "latent_dim = 5, but latent_shape = [4, 4, 3] has 48 latents"),
         ({"model.latent_shape": [8, 8, 3]}, "set it to [4, 4, 3], or give fewer widths"),
         ({"model.latent_shape": [2, 2, 3]}, "set it to [4, 4, 3], or give more widths"),
@@ -96,13 +96,44 @@ def test_large_images_have_as_many_latents_as_others_use() -> None:
     assert p.model.latent_dim == 16_384 and build(p).latent_map == (4, 64, 64)
 
 
-@pytest.mark.parametrize("more", [{}, {"model.batch_norm": False}, {"model.mean_batch_norm": 0.5}])
+LIKE_DIFFUSERS: dict[str, Any] = {
+    "model.architecture": "autoencoder_kl", "model.batch_norm": False, "model.latent_shape": [4, 4, 3],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.latent_shape": None}, "needs model.latent_shape, such as [4, 4, 4]"),
+        ({"model.batch_norm": True}, "model.batch_norm = true does not go"),
+        ({"model.latent_shape": [2, 2, 3]}, "set it to [4, 4, 3], or give more widths"),
+        ({"objective.sigma": "pixel"}, "objective.sigma = pixel"),
+        ({"objective.likelihood": "bernoulli"}, "objective.likelihood = bernoulli"),
+        ({"model.mean_batch_norm": 0.5}, "model.mean_batch_norm = 0.5"),
+        ({"model.widths": [8] * 6, "model.latent_shape": [1, 1, 3]}, "halves the image 5 times"),
+    ],
+)
+def test_what_the_network_of_diffusers_has_not_is_refused(changes: dict[str, Any], said: str) -> None:
+    base = {"data.image_size": 16, "model.widths": [8, 8, 8], **LIKE_DIFFUSERS}
+    assert parse(base).model.factor == 4
+    with pytest.raises(InputError) as refused:
+        parse(base | changes)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {}, {"model.batch_norm": False}, {"model.mean_batch_norm": 0.5},
+        {**LIKE_DIFFUSERS, "model.latent_shape": [4, 4, 3], "model.attention": True},
+    ],
+)  # fmt: skip
 def test_a_training_counts_channels_and_repeats_to_the_bit(more: dict[str, Any]) -> None:
     p = params(MAP | more)
     one = run(p)
     assert_same_bits(one, run(p))
     assert all(len(row) == 3 for row in one.kl_per_latent) and len(one.train.kl_per_latent) == 3
-    assert one.train.places == 4 and one.train.aggregate_covariance.shape == (3, 3)
+    assert one.train.places == p.model.latent_dim // 3 and one.train.aggregate_covariance.shape == (3, 3)
     assert one.train.rate == pytest.approx(one.train.kl_per_latent.sum())
     assert one.history[-1]["valid/mse"] < one.history[0]["valid/mse"]
     assert len(TRAIN) and len(VALID)

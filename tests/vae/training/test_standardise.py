@@ -28,6 +28,13 @@ KINDS: list[dict[str, Any]] = [
         "model.latent_shape": [2, 2, 3],
         "model.attention": True,
     },
+    {
+        "model.architecture": "autoencoder_kl",
+        "model.latent_shape": [4, 4, 3],
+        "model.latent_dim": 48,
+        "model.batch_norm": False,
+        "model.attention": True,
+    },
     {"model.architecture": "mlp", "model.batch_norm": True},
     {"model.architecture": "mlp", "model.batch_norm": False},
     {"model.architecture": "gated_mlp", "model.batch_norm": True},
