@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.trainings import CPU, TRAIN, run
+from helpers.trainings import CPU, TRAIN, run, unresolved
 from helpers.trainings import params as tiny
 from helpers.verdicts import evidence, measurement, params, predicted
 
@@ -16,7 +16,9 @@ from vae.collapse.linear_theory import spectrum
 from vae.collapse.pilot_curve import PilotCurve, curve_of
 from vae.collapse.sample_rules import prior_mismatch
 from vae.config.resolved import changed
+from vae.models.vae import build
 from vae.pilot import training
+from vae.pilot.network import averaged, can_average
 from vae.priors.standard import STANDARD
 
 MAP: dict[str, Any] = {"model.architecture": "residual", "model.latent_dim": 16, "model.latent_shape": [4, 4, 4]}
@@ -66,9 +68,33 @@ def test_many_latents_have_the_spectrum_of_as_many_images() -> None:
     np.testing.assert_allclose(few.eigenvalues, found.eigenvalues[:20], rtol=0.01)
 
 
-def test_a_pilot_of_very_many_latents_keeps_means_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "STEPS", 20)
-    p = tiny(PILOT)
+LIKE_DIFFUSERS = {
+    "model.architecture": "autoencoder_kl", "model.batch_norm": False, "model.attention": True,
+    "model.widths": [4, 8, 8],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, LIKE_DIFFUSERS])
+def test_a_pilot_of_averages_has_the_same_map(changes: dict[str, Any]) -> None:
+    latents = {"model.latent_shape": [8, 8, 3] if changes else [4, 4, 3]}
+    p = unresolved(PILOT | {"data.image_size": 32, "model.widths": [4, 8, 8]} | latents | changes)
+    for k in (1, 2):
+        assert can_average(p, k)
+        network = training.PilotNetwork(p, k)
+        x, u = averaged(torch.rand(2, 1, 32, 32), k), torch.zeros(2)
+        mu, _ = network.encode(x, u)
+        assert mu.shape == (2, p.model.latent_dim) and network.vae.latent_map == build(p).latent_map
+        output, _, _ = network(x, torch.randn_like(mu), u)
+        assert output.shape == x.shape
+        (output.sum() + mu.sum()).backward()
+        assert all(w.grad is not None for modulation in network.modulations for w in modulation.parameters())
+
+
+@pytest.mark.parametrize("changes", [{}, LIKE_DIFFUSERS])
+def test_a_pilot_of_very_many_latents_keeps_means_of_neighbours(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = tiny(PILOT | changes)
     points = np.geomspace(0.01, 1, training.POINTS)
     known = spectrum(TRAIN, 12, bernoulli=False)
     network = training.PilotNetwork(p)
