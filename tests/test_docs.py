@@ -55,6 +55,7 @@ UNTRIED = {
     "vae --install-completion": "writes into the files of the person's own shell",
     "vae encode PHOTOS FOLDER --full-size": "of a model with a map of latents: tests/tasks/test_latent_maps.py",
     "vae reconstruct PHOTOS FOLDER --full-size": "of a model with a map of latents: tests/tasks/test_latent_maps.py",
+    "vae export autoencoder --format diffusers": "of an autoencoder_kl: tests/vae/test_diffusers.py",
     "source activate": "made by `make setup`",
     "base64": "a program of the system",
     "tr -d \\n": "a program of the system",

@@ -1,12 +1,13 @@
 """Maps of latents: one network for images of all sizes, channels as units, and what the parameters refuse."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.parameters import parse
-from helpers.trainings import TRAIN, VALID, assert_same_bits, params, run
+from helpers.trainings import assert_same_bits, interrupted, params, run
 
 from vae.config.errors import InputError
 from vae.config.parameters import Model
@@ -128,12 +129,16 @@ def test_what_the_network_of_diffusers_has_not_is_refused(changes: dict[str, Any
         {**LIKE_DIFFUSERS, "model.latent_shape": [4, 4, 3], "model.attention": True},
     ],
 )  # fmt: skip
-def test_a_training_counts_channels_and_repeats_to_the_bit(more: dict[str, Any]) -> None:
+def test_a_training_counts_channels_and_repeats_to_the_bit(more: dict[str, Any], tmp_path: Path) -> None:
     p = params(MAP | more)
     one = run(p)
-    assert_same_bits(one, run(p))
+    assert_same_bits(one, interrupted(p, tmp_path / "state.pt", [6], [2]))
     assert all(len(row) == 3 for row in one.kl_per_latent) and len(one.train.kl_per_latent) == 3
     assert one.train.places == p.model.latent_dim // 3 and one.train.aggregate_covariance.shape == (3, 3)
     assert one.train.rate == pytest.approx(one.train.kl_per_latent.sum())
     assert one.history[-1]["valid/mse"] < one.history[0]["valid/mse"]
-    assert len(TRAIN) and len(VALID)
+
+
+def test_checkpointing_changes_no_bit() -> None:
+    kept, again = (run(params(MAP | LIKE_DIFFUSERS | {"train.gradient_checkpointing": on})) for on in (False, True))
+    assert_same_bits(kept, again)
