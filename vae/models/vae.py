@@ -95,8 +95,10 @@ class VAE(nn.Module):
             self.encoder, features, self.decoder = fully_connected(
                 image_shape, latent_dim, widths, batch_norm, decoded, gated=architecture == "gated_mlp"
             )
-        self.posterior: nn.Linear | nn.Conv2d = nn.Linear(features, 2 * latent_dim)  # mu and logvar
-        if self.latent_map is not None:
+        self.posterior: nn.Linear | nn.Conv2d  # mu and logvar
+        if self.latent_map is None:
+            self.posterior = nn.Linear(features, 2 * latent_dim)
+        else:
             side = 1 if architecture == "autoencoder_kl" else 3
             self.posterior = nn.Conv2d(features, 2 * self.units, side, padding=side // 2)
         self.mean_norm = None
