@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vae.config.parameters import Parameters
-from vae.metrics.moments import pixel_moments
+from vae.metrics.moments import chunk_size, pixel_moments
 
 EXACT_UP_TO = 2048  # pixels; beyond that only the leading eigenvalues, by subspace iteration
 MOST_IMAGES = 20_000  # evenly taken from a larger set: enough for its leading eigenvalues
@@ -88,7 +88,7 @@ def spectrum(images: np.ndarray, latents: int, bernoulli: bool, drawn: bool = Fa
     """
     images = images[:: math.ceil(len(images) / MOST_IMAGES)]
     mean, variance = (moment.flatten() for moment in pixel_moments(images))
-    pixels = len(mean)
+    pixels, size = len(mean), chunk_size(len(mean))
     p = mean.clamp(0.01, 0.99)
     scale = (p * (1 - p)).rsqrt() if bernoulli else torch.ones_like(mean)
     drawing = (mean - mean.square() - variance).clamp_min(0) * scale.square() if drawn else None
@@ -98,8 +98,8 @@ def spectrum(images: np.ndarray, latents: int, bernoulli: bool, drawn: bool = Fa
 
     def covariance_times(vectors: Tensor) -> Tensor:
         product = torch.zeros_like(vectors)
-        for start in range(0, len(images), 1024):
-            part = torch.from_numpy(np.array(images[start : start + 1024])).flatten(1).double()
+        for start in range(0, len(images), size):
+            part = torch.from_numpy(np.array(images[start : start + size])).flatten(1).double()
             centred = (part / 255 - mean) * scale
             product += centred.T @ (centred @ vectors)
         product /= len(images)

@@ -34,7 +34,7 @@ from vae.priors import aggregate
 from vae.priors.standard import Prior
 from vae.samples.evidence import DRAWN_PIXEL_BY_PIXEL
 from vae.samples.features import COMPONENTS
-from vae.samples.quality import IMAGES
+from vae.samples.quality import most_images
 
 DRAWS = 32  # of z for each image, for ELBO, distortion and error; training measures one
 PROBE_IMAGES = 20_000  # enough for a linear classifier on a few latents
@@ -87,7 +87,7 @@ def evaluate(saved: Saved, images: Images, labels: Labels, p: Parameters, comput
         calibrated = Likelihood(saved.likelihood.kind, optimal_sigma(measured["valid"].mse_sampled))
     probe = Probe.fit(pooled(mu, saved.model.latent_map), labels["train"][chosen], p.seed)
     frozen = frozen_features(compute.device)
-    few = _sample(len(chosen), IMAGES, p.seed)
+    few = _sample(len(chosen), most_images(*train.shape[1:3]), p.seed)
     known = _Pictures(np.asarray(train[chosen[few]]), mu[few], labels["train"][chosen[few]])
     asked = _compared(saved, len(images["test"]), len(train), p.seed)
     if frozen:  # first, since samples are compared by them too
@@ -267,7 +267,8 @@ def _bits(elbo: float, nll: Metrics, pixels: int) -> Metrics:
 
 def _compared(saved: Saved, count: int, train: int, seed: int) -> NDArray[np.int64]:
     """Which of `count` test images are decoded and read by classifiers: those that samples are compared with."""
-    most = min(count, train, DRAWN_PIXEL_BY_PIXEL if isinstance(saved.model.decoder, PixelCNN) else IMAGES)
+    slow, size = isinstance(saved.model.decoder, PixelCNN), saved.config.image_shape[1:]
+    most = min(count, train, DRAWN_PIXEL_BY_PIXEL if slow else most_images(*size))
     return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 
 

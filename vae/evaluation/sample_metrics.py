@@ -15,7 +15,7 @@ from vae.models.saved import Saved
 from vae.priors import aggregate
 from vae.samples.evidence import DRAWN_PIXEL_BY_PIXEL
 from vae.samples.features import network_features, pixel_features
-from vae.samples.quality import IMAGES, RealImages, as_metrics, ends
+from vae.samples.quality import RealImages, as_metrics, ends, most_images
 from vae.samples.two_sample import two_sample_test
 
 Metrics = dict[str, int | float | None]
@@ -41,7 +41,7 @@ def sample_metrics(
     train, test: uint8 (N, H, W, C). frozen: has the activations of some of them.
     """
     slow = isinstance(saved.model.decoder, PixelCNN)
-    count = min(len(test), len(train), DRAWN_PIXEL_BY_PIXEL if slow else IMAGES)
+    count = min(len(test), len(train), DRAWN_PIXEL_BY_PIXEL if slow else most_images(*test.shape[1:3]))
     random = np.random.default_rng(seed)
     real = np.asarray(test[np.sort(random.permutation(len(test))[:count])])
     known = np.asarray(train[np.sort(random.permutation(len(train))[:count])])

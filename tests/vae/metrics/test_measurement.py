@@ -14,7 +14,9 @@ from torch import distributions
 from vae.config.constants import SMALLEST_SIGMA
 from vae.metrics import measurement
 from vae.metrics.measurement import encode, fitted_sigma, measure
+from vae.metrics.moments import chunk_size
 from vae.models.likelihood import Likelihood
+from vae.samples.quality import most_images
 
 
 def test_rate_units_and_prior_gap_by_hand() -> None:
@@ -185,3 +187,12 @@ def test_another_sigma_from_the_same_pass() -> None:
     here, there = (measure(model, images, Likelihood("gaussian", sigma), CPU, 0) for sigma in (0.2, 0.7))
     assert here.with_likelihood(Likelihood("gaussian", 0.7), PIXELS) == pytest.approx(there.elbo, rel=1e-6)
     assert here.with_likelihood(NOISE, PIXELS) == pytest.approx(here.elbo, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("side", "at_a_time", "compared", "in_moments"),
+    [(8, 256, 5000, 1024), (128, 256, 5000, 1024), (256, 64, 1250, 256), (512, 16, 312, 64)],
+)
+def test_of_large_images_fewer_are_in_memory(side: int, at_a_time: int, compared: int, in_moments: int) -> None:
+    assert measurement.batch_size(side, side) == at_a_time and most_images(side, side) == compared
+    assert chunk_size(side * side * 3) == in_moments
