@@ -379,24 +379,30 @@ class Parameters(_Section):
     @model_validator(mode="after")
     def _map_fits_the_rest(self) -> "Parameters":
         self.model.check_map(*self.data.image_size)
-        excluded = {
-            f"model.prior = {self.model.prior}": self.model.prior != "standard",
-            "train.aggressive_encoder = true": self.train.aggressive_encoder,
-            "preflight.latent_dims = true": self.preflight.latent_dims,
+        remedies = {
+            f"model.prior = {self.model.prior}": self.model.prior != "standard" and "set it to standard",
+            "train.aggressive_encoder = true": self.train.aggressive_encoder and "set it to false",
+            "preflight.latent_dims = true": self.preflight.latent_dims and "set it to false",
         }
-        if self.model.architecture == "autoencoder_kl":
-            objective = self.objective
-            excluded |= {
-                "model.batch_norm = true": self.model.batch_norm,
-                f"model.mean_batch_norm = {self.model.mean_batch_norm}": self.model.mean_batch_norm is not None,
-                f"objective.sigma = {objective.sigma}": objective.sigma == "pixel",
-                f"objective.likelihood = {objective.likelihood}": objective.likelihood
-                in ("bernoulli", "logistic_mixture"),
-            }
-        if self.model.latent_shape is not None and (name := next((n for n, is_set in excluded.items() if is_set), "")):
-            raise ValueError(
-                f"{name} does not go with a map of latents; set it to its default, or model.latent_shape to null"
-            )
+        for name, remedy in remedies.items():
+            if remedy and self.model.latent_shape is not None:
+                raise ValueError(f"{name} does not go with a map of latents; {remedy}, or model.latent_shape to null")
+        return self
+
+    @model_validator(mode="after")
+    def _autoencoder_kl_is_that_of_diffusers(self) -> "Parameters":
+        model, objective = self.model, self.objective
+        gives_mean = objective.likelihood not in ("bernoulli", "logistic_mixture")
+        remedies = {
+            "model.batch_norm = true": model.batch_norm and "it has group norm; set it to false",
+            f"model.mean_batch_norm = {model.mean_batch_norm}": model.mean_batch_norm is not None and "set it to null",
+            f"objective.sigma = {objective.sigma}": objective.sigma == "pixel" and "its decoder gives a mean alone",
+            f"objective.likelihood = {objective.likelihood}": not gives_mean
+            and "its decoder gives a mean; set gaussian",
+        }
+        for name, remedy in remedies.items():
+            if remedy and model.architecture == "autoencoder_kl":
+                raise ValueError(f"{name} does not go with model.architecture = autoencoder_kl: {remedy}")
         return self
 
     @model_validator(mode="after")

@@ -29,6 +29,7 @@ from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import Parameters
 from vae.config.resolved import LEARNING_RATE, ResolvedTrain
 from vae.losses.elbo import kl_per_latent
+from vae.metrics.measurement import batch_size as batch_size_of
 from vae.metrics.moments import pixel_moments
 from vae.models.flops import training_flops
 from vae.models.likelihood import bernoulli_log_prob, squared_error
@@ -253,7 +254,7 @@ def measured(
     for index, u in enumerate(np.linspace(-1, 1, POINTS)):
         random = generator(p.seed, "pilot measure", index, device)
         mus, logvars, error = [], [], finer
-        for x in seen.split(256):
+        for x in seen.split(batch_size_of(*seen.shape[2:])):
             if p.data.binarise == "dynamic":
                 x = torch.bernoulli(x, generator=random)
             noise = torch.randn(len(x), network.vae.latent_dim, generator=random, device=device)

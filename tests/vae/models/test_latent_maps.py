@@ -106,7 +106,7 @@ LIKE_DIFFUSERS: dict[str, Any] = {
     ("changes", "said"),
     [
         ({"model.latent_shape": None}, "needs model.latent_shape, such as [4, 4, 4]"),
-        ({"model.batch_norm": True}, "model.batch_norm = true does not go"),
+        ({"model.batch_norm": True}, "model.architecture = autoencoder_kl: it has group norm; set it to false"),
         ({"model.latent_shape": [2, 2, 3]}, "set it to [4, 4, 3], or give more widths"),
         ({"objective.sigma": "pixel"}, "objective.sigma = pixel"),
         ({"objective.likelihood": "bernoulli"}, "objective.likelihood = bernoulli"),
