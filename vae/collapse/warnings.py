@@ -156,7 +156,7 @@ def _out_of_reach(p: Parameters, expected: dict[str, Any], curve: Curve) -> list
         return [
             f"kl.reconstruction_target = {kl.reconstruction_target:g} is out of reach of {p.model.latent_dim} latents "
             f"by {curve.source}, whose root mean squared error ends at {math.sqrt(curve.smallest_mse):.3g}: the KL "
-            f"may grow without bound; raise the target or {p.model.latents_as_set.split(' ')[0]}"
+            f"may grow without bound; raise the target or {p.model.latents_set_by}"
         ]
     if kl.target_rate is None:
         return []

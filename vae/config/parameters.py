@@ -123,11 +123,14 @@ class Model(_Section):
         return "latent" if self.latent_shape is None else "channel"
 
     @property
+    def latents_set_by(self) -> str:
+        """The parameter that sets their number."""
+        return "model.latent_dim" if self.latent_shape is None else "model.latent_shape"
+
+    @property
     def latents_as_set(self) -> str:
-        """The parameter that sets their number, with its value."""
-        if self.latent_shape is None:
-            return f"model.latent_dim = {self.latent_dim}"
-        return f"model.latent_shape = {list(self.latent_shape)}"
+        """With its value."""
+        return f"{self.latents_set_by} = {self.latent_dim if self.latent_shape is None else list(self.latent_shape)}"
 
     @model_validator(mode="before")
     @classmethod
