@@ -25,6 +25,7 @@ from vae.config.text import number, printable, rounded
 from vae.evaluation.evaluate import Evaluation, evaluate
 from vae.evaluation.probe import ClassRead, classes_read
 from vae.inference.scoring import elbo_per_image
+from vae.metrics.pooled import pooled
 from vae.models import saved
 from vae.models.saved import Saved
 from vae.report import figures, latent_map, page, rate_distortion
@@ -52,7 +53,7 @@ def main() -> None:
     log.info(
         f"verdict: {monitor['verdict']}\n"
         f"test ELBO {number(test['elbo'])} ± {number(test['elbo_se'])} nats per image, KL {number(test['kl'])}, "
-        f"{number(test['active_units'])} of {p.model.latent_dim} units active\n"
+        f"{number(test['active_units'])} of {p.model.units} units active\n"
         f"report: {workspace.REPORT}"
     )
     for finding in facts.findings:
@@ -105,7 +106,9 @@ def gather(
         manifest=manifest,
         pictures=[*drawn, *charted, *([curve.picture] if curve else [])],
         rate_distortion=curve,
-        latent_map=latent_map.draw(test.mu, images["test"], labels["test"], descriptions, p.seed),
+        latent_map=latent_map.draw(
+            pooled(test.mu, model.model.latent_map), images["test"], labels["test"], descriptions, p.seed
+        ),
         classes_read=read,
         yardstick=test.yardstick,
         detail=test.detail,
@@ -136,7 +139,7 @@ def summary(facts: Facts) -> dict[str, str | float | None]:
 
 
 def latent_table(result: Evaluation) -> pd.DataFrame:
-    """One row per latent, largest KL first, for `dvc plots`."""
+    """One row per latent, or channel of a map, largest KL first, for `dvc plots`."""
     kl = result.measurement.kl_per_latent
     order = np.argsort(-np.nan_to_num(kl), kind="stable")
     columns = {

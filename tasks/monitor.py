@@ -175,7 +175,7 @@ def report(p: ResolvedParameters, model: Saved, e: Evidence, user: Parameters) -
         "mean_image_mse": e.mean_image_mse,
         "active_units": valid.active_units(p.monitor.active_unit_threshold),
         "informative_units": valid.informative_units(p.monitor.informative_unit_nats),
-        "latents": p.model.latent_dim,
+        "latents": p.model.units,
         "prior_gap": valid.prior_gap,
         "prior_gap_full": valid.prior_gap_full,
         "aggregate_kl_bound": e.samples.aggregate_kl.value if e.samples else None,

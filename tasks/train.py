@@ -228,7 +228,7 @@ class Recorder:
         log.info(
             f"{which}epoch {number}/{epochs}  valid: reconstruction {row['valid/reconstruction']:.2f}  "
             f"KL {row['valid/kl']:.3f}  KL weight {row['kl_weight']:.4g}  total {row['valid/loss']:.2f}  "
-            f"active {row['valid/active_units']:.0f}/{self.p.model.latent_dim}  {epoch.images_per_second:,.0f} images/s"
+            f"active {row['valid/active_units']:.0f}/{self.p.model.units}  {epoch.images_per_second:,.0f} images/s"
         )
         self.tracked.log_epoch(row, timing, self._grid(epoch, number))
 
@@ -250,7 +250,7 @@ class Recorder:
 def write_history(history: list[Row], kl_per_latent: list[list[float]], append: bool = False) -> None:
     """Write `reports/history.csv` and `reports/kl_per_latent.csv`, which the same parameters reproduce exactly.
 
-    kl_per_latent: of the validation split in nats per image, Z numbers for each row of the history.
+    kl_per_latent: of the validation split in nats per image, a number for each latent, or channel of a map, and row.
     """
     whole = ("epoch", "step", "valid/active_units", "valid/informative_units")
     more = [name for name in history[0] if name not in COLUMNS] if history else []  # of losses on features
@@ -294,6 +294,8 @@ def write_model(job: Job, trained: Trained, prior: Fitted, kept: Attempt | None,
         kept_epoch=trained.kept_epoch,
         stopped=trained.stopped,
         train=rounded(train),
+        latent_mean=rounded(measured.aggregate_mean.tolist()) if p.model.latent_shape else None,
+        latent_std=rounded(np.sqrt(measured.aggregate_variance).tolist()) if p.model.latent_shape else None,
         prior=PriorFit(name=prior.name, log_likelihood=rounded(prior.log_likelihood)),
         valid=ValidationScores(images=len(job.valid_images), score_percentiles=rounded(percentiles)),
         changes=kept.changes if kept else {},

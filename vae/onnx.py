@@ -1,6 +1,6 @@
 """The encoder as ONNX, for programs that need latents without PyTorch.
 
-    images, uint8 (batch, H, W, C)  →  mu, logvar, float32 (batch, Z)
+    images, uint8 (batch, H, W, C)  →  mu, logvar, float32 (batch, Z); of a map of latents (batch, c, h, w)
 
 The images are as `vae.data.images.load` and the arrays of ingest have them; scaling to [0, 1] is part of the graph.
 The steps before it (orientation, resizing) are described in the file's metadata, under `preprocess`.
@@ -36,7 +36,7 @@ class _Encoder(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model.encode(images.permute(0, 3, 1, 2).float().div(255))
+        return self.model.encode_map(images.permute(0, 3, 1, 2).float().div(255))
 
 
 def export(saved: Saved, output: Path) -> float:

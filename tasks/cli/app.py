@@ -80,21 +80,32 @@ Model = Annotated[
 ]
 Priors = Literal["fitted", "standard"]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+FullSize = Annotated[
+    bool, typer.Option("--full-size", help="Each image in its own size, in tiles; of a model with maps of latents.")
+]
 
 
 def encode(
     images: Images,
-    output: Annotated[Path, typer.Argument(help="The parquet file to write.")] = Path("latents.parquet"),
+    output: Annotated[Path, typer.Argument(help="The .parquet file to write, or .npy for maps.")] = Path(
+        "latents.parquet"
+    ),
     model: Model = None,
+    full_size: FullSize = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Encode images to a parquet file: path, label (class folder), and the lists mu and logvar of q(z|x)."""
+    """Encode images to a parquet file: path, label (class folder), and the lists mu and logvar of q(z|x).
+
+    A name that ends in .npy writes maps of latents: float32 (images, 2, channels, height, width), mu and logvar, with
+    path and label in a .csv beside it. With --full-size the output is a folder: a map of its own for each image,
+    float32 (2, channels, height, width), in PATH.npy.
+    """
     from tasks.cli import apply, reading
 
     saved, compute, origin = _model(model, device)
-    source = reading.reading(images, saved)
-    apply.encode(saved, source, output, compute)
+    source = reading.reading(images, saved, own_size=full_size)
+    (apply.encode_in_own_size if full_size else apply.encode)(saved, source, output, compute)
     say(f"{output}: {source.read:,} images, mu and logvar of {saved.model.latent_dim} latents each")
     _end(origin, source, {"output": str(output)}, as_json)
 
@@ -104,6 +115,7 @@ def reconstruct(
     output: Annotated[Path, typer.Argument(help="The folder to write to.")] = Path("reconstructions"),
     model: Model = None,
     pairs: Annotated[bool, typer.Option("--pairs", help="Put the model's input to the left of each.")] = False,
+    full_size: FullSize = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -111,7 +123,7 @@ def reconstruct(
     from tasks.cli import apply, reading
 
     saved, compute, origin = _model(model, device)
-    source = reading.reading(images, saved)
+    source = reading.reading(images, saved, own_size=full_size)
     apply.reconstruct(saved, source, output, pairs, compute)
     say(f"{output}: {source.read:,} pictures")
     _end(origin, source, {"output": str(output)}, as_json)
@@ -216,14 +228,30 @@ def traverse(
 
 
 def export(
-    output: Annotated[Path, typer.Argument(help="The .onnx file to write.")] = Path("encoder.onnx"),
+    output: Annotated[
+        Path | None,
+        typer.Argument(help="The .onnx file to write, or the folder.", show_default="encoder.onnx or autoencoder"),
+    ] = None,
     model: Model = None,
+    form: Annotated[Literal["onnx", "diffusers"], typer.Option("--format", help="Of the export.")] = "onnx",
     as_json: AsJson = False,
 ) -> None:
-    """Export the encoder to ONNX: uint8 images (batch, height, width, channels) to mu and logvar."""
-    from vae import onnx
+    """Export the encoder to ONNX: uint8 images (batch, height, width, channels) to mu and logvar.
+
+    Or, with --format diffusers, a model of architecture autoencoder_kl to a folder that AutoencoderKL.from_pretrained
+    of diffusers loads.
+    """
+    from vae import diffusers, onnx
 
     saved, _, origin = _model(model, "cpu")
+    if form == "diffusers":
+        folder = output or Path("autoencoder")
+        diffusers.export(saved, folder)
+        factor = diffusers.scaling_factor(saved)
+        say(f"{folder}: AutoencoderKL of diffusers, scaling factor {factor:g}")
+        _end(origin, None, {"output": str(folder), "scaling_factor": factor}, as_json)
+        return
+    output = output or Path("encoder.onnx")
     difference = onnx.export(saved, output)
     say(f"{output}: opset {onnx.OPSET}; onnxruntime and PyTorch differ by at most {difference:.2g}")
     result = {"output": str(output), "opset": onnx.OPSET, "largest_difference": difference}

@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.cli.reading import Pixels, Reading
+from vae.compute.batches import to_pixels
 from vae.compute.devices import Compute
 from vae.config.errors import InputError
 from vae.config.files import writing, written_aside
 from vae.data.item import Item
-from vae.inference import generate, grids, scoring
+from vae.inference import generate, grids, scoring, tiled
 from vae.losses.elbo import kl_per_latent
 from vae.metrics import measurement
 from vae.models.likelihood import bits_per_dim
@@ -23,6 +25,61 @@ from vae.models.saved import Saved
 
 
 def encode(saved: Saved, source: Reading, output: Path, compute: Compute) -> None:
+    """By the name of `output` a table (.parquet), or maps of latents (.npy).
+
+    Raises:
+        InputError: another name, or a .npy of a model whose latents are a vector.
+    """
+    check_suffix(output, ".parquet", ".npy")
+    if output.suffix == ".parquet":
+        encode_table(saved, source, output, compute)
+    elif saved.model.latent_map is None:
+        raise InputError(f"{str(output)!r} is for maps of latents (model.latent_shape); name a .parquet file")
+    else:
+        encode_maps(saved, source, output, compute)
+
+
+def encode_maps(saved: Saved, source: Reading, output: Path, compute: Compute) -> None:
+    """Writes mu and logvar, float32 (N, 2, c, h, w), and beside it a .csv with path and label of each row.
+
+    Batch by batch: the header is written again once N is known, which it has room for (NumPy pads it).
+    """
+    assert saved.model.latent_map is not None
+    shape, rows = (2, *saved.model.latent_map), list[Item]()
+
+    def header(count: int) -> dict[str, Any]:
+        return {"descr": "<f4", "fortran_order": False, "shape": (count, *shape)}
+
+    with writing(output), written_aside(output) as aside, aside.open("wb") as file:
+        npy.write_array_header_1_0(file, header(0))
+        start = file.tell()
+        for items, pixels in source.batches():
+            rows += items
+            parts = measurement.encode(saved.model, pixels, compute)
+            file.write(np.stack(parts, axis=1).astype("<f4").tobytes())
+        file.seek(0)
+        npy.write_array_header_1_0(file, header(len(rows)))
+        assert file.tell() == start, "NumPy gave the header another length"
+    table = pd.DataFrame({"path": [item.path for item in rows], "label": [item.label for item in rows]})
+    write_table(table, output.with_suffix(".csv"))
+
+
+def encode_in_own_size(saved: Saved, source: Reading, output: Path, compute: Compute) -> None:
+    """Writes a map for each image, PATH.npy below `output`: mu and logvar, float32 (2, c, h, w), in tiles.
+
+    Raises:
+        InputError: the latents are a vector.
+    """
+    tiled.factor(saved.model)
+    for (item,), pixels in source.batches():
+        mu, logvar = tiled.encode(saved.model, to_pixels(pixels, compute.device), compute)
+        file = output / f"{item.path}.npy"
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, torch.cat([mu, logvar]).cpu().numpy())
+
+
+def encode_table(saved: Saved, source: Reading, output: Path, compute: Compute) -> None:
     """Writes a parquet file of path, label, mu and logvar, the last two as lists of Z float32 numbers."""
     import pyarrow as pa  # for this command alone, to keep the others quick
     import pyarrow.parquet as pq
@@ -43,9 +100,18 @@ def encode(saved: Saved, source: Reading, output: Path, compute: Compute) -> Non
 
 
 def reconstruct(saved: Saved, source: Reading, output: Path, pairs: bool, compute: Compute) -> None:
-    """Writes one PNG per image, PATH.png below `output`; pairs: with the model's input on the left."""
+    """Writes one PNG per image, PATH.png below `output`; pairs: with the model's input on the left.
+
+    Raises:
+        InputError: images in their own size, for a model whose latents are a vector.
+    """
+    if source.own_size:
+        tiled.factor(saved.model)
     for items, pixels in source.batches():
-        copies = generate.reconstruct(saved.model, pixels, saved.likelihood, compute)
+        if source.own_size:
+            copies = tiled.reconstruct(saved.model, pixels[0], saved.likelihood, compute)[None]
+        else:
+            copies = generate.reconstruct(saved.model, pixels, saved.likelihood, compute)
         pictures = np.concatenate([pixels, copies], axis=2) if pairs else copies
         for item, picture in zip(items, pictures, strict=True):
             file = output / f"{item.path}.png"
@@ -117,12 +183,13 @@ def findings(table: pd.DataFrame, limit: float | None, origin: str | None) -> It
 
 
 def latents_of(saved: Saved, image: Pixels, chosen: str, top: int, compute: Compute) -> NDArray[np.int64]:
-    """Latents by number (`3,5,7`), or the `top` ones by their KL for this image, (H, W, C)."""
+    """Latents, or channels of a map, by number (`3,5,7`), or the `top` ones by their KL for this image, (H, W, C)."""
     if not chosen:
         mu, logvar = measurement.encode(saved.model, image[None], compute)
         kl = kl_per_latent(torch.from_numpy(mu[0]), torch.from_numpy(logvar[0])).numpy()
+        kl = kl.reshape(saved.model.units, -1).sum(1)
         return np.argsort(-kl, kind="stable")[:top]
-    latents = saved.model.latent_dim
+    latents = saved.model.units
     numbers = [int(word) if word.strip().isdecimal() else -1 for word in chosen.split(",")]
     if not all(0 <= number < latents for number in numbers):
         raise InputError(f"--latents {chosen!r}: expected numbers from 0 to {latents - 1}, separated by commas")

@@ -1,6 +1,6 @@
 """Images on disk for a saved model, read in the same way as by ingest; unusable files are skipped, with the reason.
 
-Memory holds three batches of pixels, however many images there are.
+Memory holds three batches of pixels, however many images there are; of images in their own size, a few of them.
 """
 
 import hashlib
@@ -33,6 +33,8 @@ from vae.models.saved import Saved
 Pixels: TypeAlias = NDArray[np.uint8]
 Decoded: TypeAlias = tuple[Item, Pixels | UnusableImage | None]  # None: left out
 
+OWN_SIZE_AT_A_TIME = 4
+
 log = logging.getLogger(__name__)
 
 
@@ -42,6 +44,7 @@ class Reading:
 
     Attributes:
         without: SHA-256 of contents to leave out.
+        own_size: images in their own size, in batches of one.
         read: the number of images that the model was given.
         left_out: the number of images left out.
         skipped: (path, reason) of unusable files.
@@ -50,6 +53,7 @@ class Reading:
     items: Sequence[Item]
     preprocessing: Preprocessing
     without: Collection[str] = frozenset()
+    own_size: bool = False
     read: int = 0
     left_out: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -71,7 +75,7 @@ class Reading:
                     pixels.append(found)
                 elif not str(found).startswith(SKIPPED):  # which `folder.find` has logged
                     self.skipped.append((item.path, str(found)))
-                if pixels and (len(pixels) == BATCH or done == len(self.items)):
+                if pixels and (self.own_size or len(pixels) == BATCH or done == len(self.items)):
                     self.read += len(pixels)
                     yield items, np.stack(pixels)
                     items, pixels = [], []
@@ -88,9 +92,10 @@ class Reading:
     def _decoded(self) -> Iterator[Decoded]:
         """Every item in order; the next batch is being decoded while the model works on one."""
         before: Iterable[Decoded] = ()
+        size = OWN_SIZE_AT_A_TIME if self.own_size else BATCH
         with ThreadPoolExecutor() as pool:
-            for start in range(0, len(self.items), BATCH):
-                batch = self.items[start : start + BATCH]
+            for start in range(0, len(self.items), size):
+                batch = self.items[start : start + size]
                 coming = zip(batch, pool.map(self._decode, batch), strict=True)
                 yield from before
                 before = coming
@@ -103,7 +108,7 @@ class Reading:
                 raw = content if isinstance(content, bytes) else content.tobytes()
                 if hashlib.sha256(raw).hexdigest() in self.without:
                     return None
-            return images.load(content, self.preprocessing)
+            return images.load(content, self.preprocessing, self.own_size)
         except UnusableImage as refusal:
             return refusal
 
@@ -115,7 +120,7 @@ class Reading:
             yield f"{self.left_out:,} images left out: training or validation images of the model"
 
 
-def reading(path: Path, saved: Saved, without: Collection[str] = frozenset()) -> Reading:
+def reading(path: Path, saved: Saved, without: Collection[str] = frozenset(), own_size: bool = False) -> Reading:
     """The images of a folder or of a `.npy` file, or one image file, for a model.
 
     Raises:
@@ -132,7 +137,7 @@ def reading(path: Path, saved: Saved, without: Collection[str] = frozenset()) ->
         items = [Item(storable(path.name), None, None, partial(images.read_file, path))]
     if not items:
         raise InputError(f"{storable(str(path))!r} is empty")
-    return Reading(items, saved.config.preprocessing, without)
+    return Reading(items, saved.config.preprocessing, without, own_size)
 
 
 def trained_on(saved: Saved) -> set[str]:

@@ -35,7 +35,7 @@ class ServedVAE(PythonModel):
 
     Each is brought to the size and channels of the training images in the same way as by ingest.
 
-    encode: a table with mu_j and logvar_j of q(z|x).
+    encode: a table with mu_j and logvar_j of q(z|x); of a map of latents, mu and logvar as float32 (N, 2, c, h, w).
     reconstruct: the mean of p(x|z = mu) at the size of the training images: uint8 (N, H, W, C), or, if all images
         were files, PNG files as base64 strings.
     score: a table with `elbo` and `score` = −elbo, in nats (the higher the score, the more unusual the image), and
@@ -64,6 +64,8 @@ class ServedVAE(PythonModel):
             ranks = scoring.ranks(self.saved, scores)
             return table if np.isnan(ranks).all() else table.assign(percentile=ranks)
         mu, logvar = measurement.encode(self.saved.model, images, compute)
+        if (shape := self.saved.model.latent_map) is not None:
+            return np.stack([mu, logvar], axis=1).reshape(-1, 2, *shape)
         names = [f"{part}_{j}" for part in ("mu", "logvar") for j in range(mu.shape[1])]
         return pd.DataFrame(np.concatenate([mu, logvar], axis=1), columns=names)
 

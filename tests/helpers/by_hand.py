@@ -17,8 +17,9 @@ NOISE = Likelihood("gaussian", 0.2)
 class Plain(nn.Module):
     """A VAE whose `encode` and `decode` a test gives."""
 
-    forward, density, own_prior = VAE.forward, VAE.density, VAE.own_prior
-    prior = None
+    forward, density, own_prior, units, places = VAE.forward, VAE.density, VAE.own_prior, VAE.units, VAE.places
+    prior = latent_map = None
+    image_shape = (1, SIDE, SIDE)
 
 
 class ByHand(Plain):

@@ -9,12 +9,16 @@ import onnxruntime
 import pytest
 import torch
 from helpers.commands import vae, write_model
+from helpers.models import config, network
 
 from vae import onnx
 from vae.config.errors import InputError
+from vae.config.parameters import Model
 from vae.config.preprocessing import Preprocessing
 from vae.metrics import measurement
 from vae.models import saved
+from vae.models.saved import Saved
+from vae.priors.standard import StandardNormal
 
 
 def test_the_encoder_in_onnx_agrees_with_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +37,15 @@ def test_the_encoder_in_onnx_agrees_with_pytorch(tmp_path: Path, monkeypatch: py
     assert told["weights.sha256"] == model.sha256
     assert Preprocessing(**json.loads(told["preprocessing"])) == Preprocessing(8, 12, 3)
     assert "RGB" in told["preprocess"] and "8×12" in told["preprocess"]
+
+
+def test_maps_of_latents_stay_maps(tmp_path: Path) -> None:
+    model = Model(architecture="residual", latent_shape=(2, 3, 4), widths=[4, 6], attention=True)
+    made = config((3, 8, 12), model)
+    onnx.export(Saved(network(made).eval(), made, StandardNormal(24), "0" * 64), tmp_path / "encoder.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
+    mu, logvar = session.run(["mu", "logvar"], {"images": np.zeros((5, 8, 12, 3), np.uint8)})
+    assert mu.shape == logvar.shape == (5, 4, 2, 3)
 
 
 def test_an_encoder_that_does_not_agree_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

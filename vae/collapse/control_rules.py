@@ -49,7 +49,9 @@ def _error_missed(p: ResolvedParameters, e: Evidence, error: float) -> Verdict |
         f"{1 + ERROR_TOLERANCE:g} × kl.reconstruction_target = {target:g}"
     ]
     reached = remedies.short(max(error, trained))
-    advice = [f"set kl.reconstruction_target to {reached}, the error that it reached, or raise model.latent_dim"]
+    advice = [
+        f"set kl.reconstruction_target to {reached}, the error that it reached, or raise {p.model.latents_set_by}"
+    ]
     summary = "The control missed its target: the error stays above it."
     if e.predicted["predicted_kl"] is None:
         reasons.append(f"{source(e)} expects no such error of {p.model.latent_dim} latents")

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from vae.collapse import remedies
 from vae.collapse.control_rules import target_missed
 from vae.collapse.evidence import (
@@ -50,18 +52,30 @@ def judge(p: ResolvedParameters, e: Evidence) -> Verdict:
         verdict = rule(p, e)
         if verdict is not None:
             return verdict
-    valid = e.valid
+    valid, units = e.valid, "units" if p.model.latent_shape is None else "channels"
     return Verdict(
         "healthy",
         f"The model is healthy: its latents carry {valid.rate:.1f} nats per image in "
-        f"{valid.informative_units(p.monitor.informative_unit_nats)} informative units.{about_samples(e)}",
+        f"{valid.informative_units(p.monitor.informative_unit_nats)} informative {units}.{about_samples(e)}",
         [
             f"KL {valid.rate:,.1f} nats ({source(e)} expected {expected_in_words(e)})",
             f"mean squared error {valid.mse_sampled:.3g} (validation, z sampled) against {e.mean_image_mse:.3g} of the "
             "mean image",
+            *_idle_channels(p, e),
             *samples_in_numbers(e),
         ],
     )
+
+
+def _idle_channels(p: ResolvedParameters, e: Evidence) -> list[str]:
+    """The channels of a map of latents that carry nothing; latents of a vector may be many, and unused."""
+    idle = np.flatnonzero(~e.valid.active(p.monitor.active_unit_threshold))
+    if p.model.latent_shape is None or not len(idle):
+        return []
+    names = ", ".join(f"z{channel}" for channel in idle)
+    return [
+        f"{len(idle)} of {p.model.units} channels carry nothing, as their means are the same for every image: {names}"
+    ]
 
 
 def _diverged(p: ResolvedParameters, e: Evidence) -> Verdict | None:
@@ -255,7 +269,7 @@ def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     return Verdict(
         "partly_collapsed",
         "Some of the latents collapsed: the KL is far below what these images allow.",
-        [reason, *([doubt] if p.model.latent_dim > images * MOST_LATENTS_PER_IMAGE else [])],
+        [reason, *_idle_channels(p, e), *([doubt] if p.model.latent_dim > images * MOST_LATENTS_PER_IMAGE else [])],
         remedies.gentler(p, images),
     )
 

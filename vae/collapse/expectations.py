@@ -81,7 +81,8 @@ def _by(curve: Curve, p: Parameters, weight: float) -> dict[str, Any]:
         "calibrated_mse": best.mse,
         "equivalent_sigma": prediction.sigma,
         "effective_beta": beta,
-        "kl_per_latent": prediction.kl_per_latent.tolist(),
+        # Which channel of a map carries what, neither theory nor the pilot says.
+        "kl_per_latent": prediction.kl_per_latent.tolist() if p.model.latent_shape is None else [],
     }
 
 

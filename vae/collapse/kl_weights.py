@@ -126,7 +126,8 @@ def resolved(p: Parameters, curve: Curve) -> float:
     if weight == 0:
         raise InputError(
             f"{name}: {curve.source} expects an error of at least {least:.3g} of {p.model.latent_dim} latents; "
-            "ask for more, raise model.latent_dim, or set a low weight as a number: a long training may end below"
+            f"ask for more, raise {p.model.latents_set_by}, or set a low weight as a number: a long training may end "
+            "below"
         )
     nearest = rounded(weight)
     error = math.sqrt(predict(curve, BetaELBO.of(p, nearest)).mse)

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vae.config.parameters import Parameters
-from vae.metrics.moments import pixel_moments
+from vae.metrics.moments import chunk_size, pixel_moments
 
 EXACT_UP_TO = 2048  # pixels; beyond that only the leading eigenvalues, by subspace iteration
 MOST_IMAGES = 20_000  # evenly taken from a larger set: enough for its leading eigenvalues
+MOST_DIRECTIONS = 1024  # of subspace iteration; of more latents the eigenvalues are those of as many images
 EXTRA, ITERATIONS = 16, 6  # of the subspace iteration: vectors beyond those asked for, passes over the data
 ROUNDING = 1e-12  # of the variance of a pixel
 MOST_LATENTS_PER_IMAGE = 0.25  # of training images; beyond it the prediction is too high
@@ -31,7 +32,7 @@ class Spectrum:
 
     Attributes:
         eigenvalues: (min(Z, N),), largest first; of the images in pixels of [0, 1] or, for a Bernoulli
-            likelihood, of (x − p)/√(p(1 − p)).
+            likelihood, of (x − p)/√(p(1 − p)). At most 1,024 of images of more than 2,048 pixels.
         total: the sum of all N eigenvalues.
         pixels: N. images: how many the covariance was estimated from.
     """
@@ -77,7 +78,8 @@ class Spectrum:
 def spectrum(images: np.ndarray, latents: int, bernoulli: bool, drawn: bool = False, seed: int = 0) -> Spectrum:
     """Eigenvalues of the covariance of uint8 images (n, H, W, C), streaming over them.
 
-    Exact up to 2048 pixels; larger images by randomised subspace iteration (Halko 2011, algorithm 4.4).
+    Exact up to 2048 pixels; larger images by randomised subspace iteration (Halko 2011, algorithm 4.4), or of more than
+    1,024 latents by the Gram matrix of 1,024 images.
 
     Args:
         bernoulli: whiten each pixel by the Bernoulli standard deviation, p clipped to [0.01, 0.99].
@@ -86,7 +88,7 @@ def spectrum(images: np.ndarray, latents: int, bernoulli: bool, drawn: bool = Fa
     """
     images = images[:: math.ceil(len(images) / MOST_IMAGES)]
     mean, variance = (moment.flatten() for moment in pixel_moments(images))
-    pixels = len(mean)
+    pixels, size = len(mean), chunk_size(len(mean))
     p = mean.clamp(0.01, 0.99)
     scale = (p * (1 - p)).rsqrt() if bernoulli else torch.ones_like(mean)
     drawing = (mean - mean.square() - variance).clamp_min(0) * scale.square() if drawn else None
@@ -96,8 +98,8 @@ def spectrum(images: np.ndarray, latents: int, bernoulli: bool, drawn: bool = Fa
 
     def covariance_times(vectors: Tensor) -> Tensor:
         product = torch.zeros_like(vectors)
-        for start in range(0, len(images), 1024):
-            part = torch.from_numpy(np.array(images[start : start + 1024])).flatten(1).double()
+        for start in range(0, len(images), size):
+            part = torch.from_numpy(np.array(images[start : start + size])).flatten(1).double()
             centred = (part / 255 - mean) * scale
             product += centred.T @ (centred @ vectors)
         product /= len(images)
@@ -105,6 +107,8 @@ def spectrum(images: np.ndarray, latents: int, bernoulli: bool, drawn: bool = Fa
 
     if pixels <= EXACT_UP_TO:
         values = torch.linalg.eigvalsh(covariance_times(torch.eye(pixels, dtype=torch.float64)))
+    elif latents > MOST_DIRECTIONS:
+        values = _of_gram_matrix(images[:: math.ceil(len(images) / MOST_DIRECTIONS)], mean, scale)
     else:
         generator = torch.Generator().manual_seed(seed)
         basis = torch.randn(pixels, min(latents + EXTRA, pixels), generator=generator, dtype=torch.float64)
@@ -113,6 +117,16 @@ def spectrum(images: np.ndarray, latents: int, bernoulli: bool, drawn: bool = Fa
         values = torch.linalg.eigvalsh(basis.T @ covariance_times(basis))
     leading = values.flip(0).clamp_min(0)[: min(latents, pixels)].numpy()
     return Spectrum(leading, total, pixels, len(images))
+
+
+def _of_gram_matrix(images: np.ndarray, mean: Tensor, scale: Tensor) -> Tensor:
+    """The eigenvalues of the images' covariance that are not 0, by inner products of images: (n,), ascending."""
+    flat, gram = images.reshape(len(images), -1), torch.zeros(len(images), len(images), dtype=torch.float64)
+    for start in range(0, len(mean), 8192):
+        part = slice(start, start + 8192)
+        centred = (torch.from_numpy(np.array(flat[:, part])).double() / 255 - mean[part]) * scale[part]
+        gram += centred @ centred.T
+    return torch.linalg.eigvalsh(gram / len(images))
 
 
 def spectrum_for(p: Parameters, images: np.ndarray) -> Spectrum:

@@ -28,7 +28,8 @@ class PilotCurve:
     Attributes:
         spectrum: of the training images.
         thresholds: (K,), ascending: s = β·σ², or β of a Bernoulli likelihood.
-        measured_rates: (K, Z), of the latents at each threshold, largest first, in nats.
+        measured_rates: (K, Z), of the latents at each threshold, largest first, in nats; of very many the means of
+            `each` neighbours, (K, Z/each).
         measured_error: (K,), of the images, z sampled: the squared error summed over pixels of [0, 1], or the
             cross-entropy of a Bernoulli likelihood in nats.
         likelihood: all but `bernoulli` are taken for a Gaussian.
@@ -41,6 +42,7 @@ class PilotCurve:
     measured_error: NDArray[np.float64]
     likelihood: str = "gaussian"
     model: Mapping[str, Any] = field(default_factory=dict)
+    each: int = 1
 
     source = "the pilot"
 
@@ -61,26 +63,33 @@ class PilotCurve:
     @property
     def critical(self) -> float:
         """The lowest from which on all latents together carry less than one that is active."""
-        active = np.flatnonzero(self.measured_rates.sum(1) > ACTIVE_NATS)
+        active = np.flatnonzero(self.each * self.measured_rates.sum(1) > ACTIVE_NATS)
         return float(self.thresholds[min(active[-1] + 1, len(self.thresholds) - 1) if len(active) else 0])
 
     @property
     def smallest_mse(self) -> float:
         return float(self.error(self._points[:1])[0]) / self.pixels
 
+    @property
+    def latents(self) -> int:
+        """Z."""
+        return self.each * self.measured_rates.shape[1]
+
     def rates(self, s: float) -> NDArray[np.float64]:
-        """The pilot's, and below the s where the latents carry `INFORMED` no fewer than `SLOPE` more for each e-fold.
+        """(Z,): the pilot's; below the s where the latents carry `INFORMED` at least `SLOPE` more for each e-fold.
 
         There a latent of a linear VAE gains ½, and a pilot, which is short, learns less than a whole training does.
         """
         lowest, highest = self.thresholds[[0, -1]]
         if s >= highest:
-            return np.zeros(self.measured_rates.shape[1])
+            return np.zeros(self.latents)
         if s < lowest:
             return _grown(self.rates(lowest), float(np.log(lowest / max(s, 1e-300))))
-        pilot = self._learnt(float(np.log(s)))
+        rates = self._learnt(float(np.log(s)))
         start, there = self._informed
-        return pilot if np.log(s) >= start else np.maximum(pilot, _grown(there, start - float(np.log(s))))
+        if np.log(s) < start:
+            rates = np.maximum(rates, _grown(there, start - float(np.log(s))))
+        return np.repeat(rates, self.each)
 
     @cached_property
     def _informed(self) -> tuple[float, NDArray[np.float64]]:
@@ -90,7 +99,7 @@ class PilotCurve:
         return start, self._learnt(start)
 
     def _learnt(self, at: float) -> NDArray[np.float64]:
-        """The pilot's rates at ln s: (Z,)."""
+        """The pilot's rates at ln s: (Z/each,)."""
         return np.array([np.interp(at, np.log(self.thresholds), rates) for rates in self.measured_rates.T])
 
     @cached_property
@@ -112,7 +121,7 @@ class PilotCurve:
         measured = np.minimum.accumulate(self.measured_error[::-1])[::-1]
         at = np.log(self._points)
         error = np.interp(at, np.log(self.thresholds), measured)
-        anchor = int(np.flatnonzero(self.rate >= FOLLOWS * self.measured_rates.shape[1])[-1:].sum())
+        anchor = int(np.flatnonzero(self.rate >= FOLLOWS * self.latents)[-1:].sum())
         fall = -np.diff(self.rate[: anchor + 1]) * 2 * np.sqrt(self._points[1 : anchor + 1] * self._points[:anchor])
         below = error[anchor] - np.cumsum(fall[::-1])[::-1]
         error[:anchor] = np.minimum(error[:anchor], np.maximum(below, LEAST_ERROR * error[:anchor]))
@@ -137,6 +146,7 @@ class PilotCurve:
             "error": self.measured_error.tolist(),
             "likelihood": self.likelihood,
             "model": dict(self.model),
+            **({"each": self.each} if self.each > 1 else {}),
         }
         return {**self.spectrum.facts(), "pilot": pilot}
 
@@ -153,4 +163,4 @@ def curve_of(report: Mapping[str, Any], pixels: int) -> Curve:
     if not pilot:
         return spectrum
     thresholds, rates, error = (np.array(pilot[name]) for name in ("thresholds", "rates", "error"))
-    return PilotCurve(spectrum, thresholds, rates, error, pilot["likelihood"], pilot["model"])
+    return PilotCurve(spectrum, thresholds, rates, error, pilot["likelihood"], pilot["model"], pilot.get("each", 1))

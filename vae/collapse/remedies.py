@@ -57,7 +57,7 @@ def higher_weight(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[s
 
 def simpler_latents(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
     """Half the latents, whose density is easier to fit; a higher weight where there are few already."""
-    if p.model.latent_dim < MANY_LATENTS:
+    if p.model.latent_dim < MANY_LATENTS or p.model.latent_shape is not None:
         return higher_weight(p, predicted)
     fewer = p.model.latent_dim // 2
     if p.objective.reduction == "mean":  # the weight is per latent: keep the total
@@ -109,7 +109,7 @@ def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
     latents = p.model.latent_dim
     if p.model.batch_norm and p.train.batch_size < LEAST_NORMALISED <= images:
         return {"train.batch_size": min(USUAL_BATCH, images)}
-    if latents * IMAGES_PER_LATENT > images:
+    if latents * IMAGES_PER_LATENT > images and p.model.latent_shape is None:
         fewer = max(images // IMAGES_PER_LATENT, 1)
         if p.objective.reduction == "mean":  # the weight is per latent: keep the total
             return {"model.latent_dim": fewer, "kl.max_weight": short(p.kl.max_weight * fewer / latents)}
@@ -122,7 +122,8 @@ def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
     changes: dict[str, Any] = {"train.learning_rate": short(p.train.learning_rate / 4)}
     if p.kl.control in ("schedule", "capacity"):
         changes |= longer_ramp(p)
-    if not p.model.batch_norm and p.train.batch_size >= LEAST_NORMALISED:
+    can_have_batch_norm = p.model.architecture != "autoencoder_kl" and not p.model.batch_norm
+    if can_have_batch_norm and p.train.batch_size >= LEAST_NORMALISED:
         changes["model.batch_norm"] = True
     else:
         changes |= free_bits(p)
@@ -130,8 +131,11 @@ def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
 
 
 def free_bits(p: ResolvedParameters) -> dict[str, Any]:
-    """Doubles the free bits, per latent or in total; nothing where other parameters exclude them."""
-    if p.kl.control != "schedule" or p.objective.importance_samples_train > 1:
+    """Doubles the free bits, per latent or in total; nothing where other parameters exclude them.
+
+    Nor of a map of latents, which need not carry the same everywhere.
+    """
+    if p.model.latent_shape is not None or p.kl.control != "schedule" or p.objective.importance_samples_train > 1:
         return {}
     if p.kl.free_bits_total:
         return {"kl.free_bits_total": short(2 * p.kl.free_bits_total)}

@@ -13,7 +13,12 @@ SMALL_BETA = 0.5  # below it, poor samples are first of all those of too low a w
 
 
 def prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
-    """Whether samples of the fitted prior are poor, and the prior of the ELBO is no better or certified to be far."""
+    """Whether samples of the fitted prior are poor, and the prior of the ELBO is no better or certified to be far.
+
+    Not of a map of latents: what places have in common is left to a model of its own, trained on the latents.
+    """
+    if p.model.latent_shape is not None:
+        return None
     if e.samples is None or not (_own_is_poor(e.samples) and is_poor(e.samples.fitted, e.samples)):
         return None
     own, fitted = _article(e.own_prior), _article(e.prior)

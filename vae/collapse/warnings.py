@@ -27,7 +27,7 @@ def warnings(p: Parameters, expected: dict[str, Any], curve: Curve) -> list[str]
         )
     if p.model.latent_dim > curve.images * MOST_LATENTS_PER_IMAGE:
         found.append(
-            f"model.latent_dim = {p.model.latent_dim} for {curve.images} training images: "
+            f"{p.model.latents_as_set} for {curve.images} training images: "
             "with nearly as many latents as images, the prediction is too high"
         )
     if p.model.architecture == "autoregressive":
@@ -156,7 +156,7 @@ def _out_of_reach(p: Parameters, expected: dict[str, Any], curve: Curve) -> list
         return [
             f"kl.reconstruction_target = {kl.reconstruction_target:g} is out of reach of {p.model.latent_dim} latents "
             f"by {curve.source}, whose root mean squared error ends at {math.sqrt(curve.smallest_mse):.3g}: the KL "
-            "may grow without bound; raise the target or model.latent_dim"
+            f"may grow without bound; raise the target or {p.model.latents_set_by}"
         ]
     if kl.target_rate is None:
         return []

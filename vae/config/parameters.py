@@ -3,6 +3,7 @@
 Every number has its unit in `params.yaml` and in docs/parameters.md.
 """
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from vae.config.constants import EFFICIENTNET
 
-SMALLEST_IMAGE, LARGEST_IMAGE = 8, 256
+SMALLEST_IMAGE, LARGEST_IMAGE = 8, 512
+MOST_LATENTS, MOST_OF_MAPS = 4096, 2**18  # of vectors, and of maps, whose network does not grow with their size
 
 # What a system takes for a path: neither a NUL nor more than PATH_MAX bytes.
 PathText = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
@@ -25,6 +27,19 @@ def _pair(value: Any) -> Any:
             f"each {SMALLEST_IMAGE} to {LARGEST_IMAGE}"
         )
     return tuple(pair)
+
+
+def _map(value: Any) -> Any:
+    """[height, width, channels], or None."""
+    if value is None:
+        return None
+    sides = list(value) if isinstance(value, list | tuple) else []
+    if len(sides) != 3 or not all(type(n) is int and n >= 1 for n in sides) or math.prod(sides) > MOST_OF_MAPS:
+        raise ValueError(
+            f"invalid shape of latents {value!r}; give [height, width, channels], three whole numbers whose product is "
+            f"at most {MOST_OF_MAPS:,}, such as [32, 32, 4], or null"
+        )
+    return tuple(sides)
 
 
 def device_name(text: str) -> str:
@@ -79,8 +94,9 @@ class Data(_Section):
 
 
 class Model(_Section):
-    architecture: Literal["conv", "residual", "mlp", "gated_mlp", "autoregressive"] = "conv"
-    latent_dim: int = Field(ge=1, le=4096, default=16)
+    architecture: Literal["conv", "residual", "autoencoder_kl", "mlp", "gated_mlp", "autoregressive"] = "conv"
+    latent_dim: int = Field(ge=1, le=MOST_OF_MAPS, default=16)
+    latent_shape: Annotated[tuple[int, int, int] | None, BeforeValidator(_map)] = None
     widths: list[Annotated[int, Field(ge=1, le=8192)]] = Field(min_length=1, max_length=8, default=[32, 64])
     batch_norm: bool = True
     blocks: int = Field(ge=1, le=16, default=1)
@@ -89,6 +105,82 @@ class Model(_Section):
     logvar_max: float = Field(ge=-10, le=10, default=10.0)
     prior: Literal["standard", "mixture", "vamp", "flow"] = "standard"
     prior_components: int = Field(ge=1, le=10_000, default=100)
+
+    @property
+    def units(self) -> int:
+        """What is counted as active or informative: latents, or the channels of a map of latents."""
+        return self.latent_dim if self.latent_shape is None else self.latent_shape[2]
+
+    @property
+    def factor(self) -> int:
+        """By which a convolutional network divides an image's sides; 1 of one without scales."""
+        halvings = {"mlp": 0, "gated_mlp": 0, "autoencoder_kl": len(self.widths) - 1}
+        return int(2 ** halvings.get(self.architecture, len(self.widths)))
+
+    @property
+    def unit(self) -> str:
+        """The word for one of them."""
+        return "latent" if self.latent_shape is None else "channel"
+
+    @property
+    def latents_set_by(self) -> str:
+        """The parameter that sets their number."""
+        return "model.latent_dim" if self.latent_shape is None else "model.latent_shape"
+
+    @property
+    def latents_as_set(self) -> str:
+        """With its value."""
+        return f"{self.latents_set_by} = {self.latent_dim if self.latent_shape is None else list(self.latent_shape)}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _latents_of_a_map(cls, value: Any) -> Any:
+        """With a `latent_shape`, a `latent_dim` that is left at its default becomes its product."""
+        if not isinstance(value, dict) or value.get("latent_shape") is None:
+            return value
+        shape, default = _map(value["latent_shape"]), cls.model_fields["latent_dim"].default
+        return value | {"latent_dim": math.prod(shape)} if value.get("latent_dim", default) == default else value
+
+    @model_validator(mode="after")
+    def _number_of_latents(self) -> "Model":
+        if self.latent_shape is None and self.latent_dim > MOST_LATENTS:
+            raise ValueError(
+                f"latent_dim = {self.latent_dim} is more than {MOST_LATENTS:,}; for more, set latent_shape, the shape "
+                "of a map of latents"
+            )
+        if self.latent_shape is not None and self.latent_dim != math.prod(self.latent_shape):
+            raise ValueError(
+                f"latent_dim = {self.latent_dim}, but latent_shape = {list(self.latent_shape)} has "
+                f"{math.prod(self.latent_shape)} latents; leave latent_dim at its default"
+            )
+        return self
+
+    def check_map(self, height: int, width: int) -> None:
+        """Raises: ValueError: `latent_shape` is not what this network makes of images of this size."""
+        factor = self.factor
+        if self.latent_shape is None and self.architecture == "autoencoder_kl":
+            raise ValueError(
+                "model.architecture = autoencoder_kl needs model.latent_shape, such as "
+                f"{[height // factor, width // factor, 4]}"
+            )
+        if self.latent_shape is None:
+            return
+        shape = f"model.latent_shape = {list(self.latent_shape)}"
+        if self.architecture not in ("residual", "autoencoder_kl"):
+            raise ValueError(
+                f"{shape} needs model.architecture = residual or autoencoder_kl; it is {self.architecture}"
+            )
+        if height % factor or width % factor:
+            raise ValueError(
+                f"{shape} with {len(self.widths)} model.widths needs a data.image_size of multiples of {factor}; it is "
+                f"{height}×{width}"
+            )
+        if self.latent_shape[:2] != (height // factor, width // factor):
+            fits = [height // factor, width // factor, self.latent_shape[2]]
+            raise ValueError(
+                f"{shape} does not fit: {len(self.widths)} model.widths divide images of {height}×{width} by {factor}; "
+                f"set it to {fits}, or give {'fewer' if self.latent_shape[0] > fits[0] else 'more'} widths"
+            )
 
 
 LikelihoodKind = Literal["gaussian", "bernoulli", "discretised_gaussian", "discretised_logistic", "logistic_mixture"]
@@ -267,22 +359,53 @@ class Parameters(_Section):
     @model_validator(mode="after")
     def _network_fits_the_images(self) -> "Parameters":
         height, width = self.data.image_size
-        depth = len(self.model.widths)
-        if self.model.architecture in ("conv", "residual", "autoregressive") and min(height, width) < 2**depth:
+        depth, residual = len(self.model.widths), self.model.architecture in ("residual", "autoencoder_kl")
+        times = self.model.factor.bit_length() - 1
+        most = min(height, width).bit_length() - 1 + depth - times
+        if min(height, width) < self.model.factor:
             raise ValueError(
-                f"model.widths = {self.model.widths} halves the image {depth} times, too often for "
-                f"data.image_size = {height}×{width}; give at most {min(height, width).bit_length() - 1} widths"
+                f"model.widths = {self.model.widths} halves the image {times} times, too often for "
+                f"data.image_size = {height}×{width}; give at most {most} widths"
             )
-        if self.model.architecture != "residual" and (self.model.blocks > 1 or self.model.attention):
+        if not residual and (self.model.blocks > 1 or self.model.attention):
             name = "attention = true" if self.model.attention else f"blocks = {self.model.blocks}"
             raise ValueError(f"model.{name} needs model.architecture = residual; it is {self.model.architecture}")
-        if self.train.gradient_checkpointing and (self.model.architecture != "residual" or self.model.batch_norm):
+        if self.train.gradient_checkpointing and (not residual or self.model.batch_norm):
             raise ValueError(
                 "train.gradient_checkpointing = true needs model.architecture = residual with model.batch_norm = false "
                 "(group norm): batch norm would count every batch twice"
             )
         if self.data.binarise != "none" and self.data.channels != 1:
             raise ValueError(f"data.binarise = {self.data.binarise} needs data.channels = 1")
+        return self
+
+    @model_validator(mode="after")
+    def _map_fits_the_rest(self) -> "Parameters":
+        self.model.check_map(*self.data.image_size)
+        remedies = {
+            f"model.prior = {self.model.prior}": self.model.prior != "standard" and "set it to standard",
+            "train.aggressive_encoder = true": self.train.aggressive_encoder and "set it to false",
+            "preflight.latent_dims = true": self.preflight.latent_dims and "set it to false",
+        }
+        for name, remedy in remedies.items():
+            if remedy and self.model.latent_shape is not None:
+                raise ValueError(f"{name} does not go with a map of latents; {remedy}, or model.latent_shape to null")
+        return self
+
+    @model_validator(mode="after")
+    def _autoencoder_kl_is_that_of_diffusers(self) -> "Parameters":
+        model, objective = self.model, self.objective
+        gives_mean = objective.likelihood not in ("bernoulli", "logistic_mixture")
+        remedies = {
+            "model.batch_norm = true": model.batch_norm and "it has group norm; set it to false",
+            f"model.mean_batch_norm = {model.mean_batch_norm}": model.mean_batch_norm is not None and "set it to null",
+            f"objective.sigma = {objective.sigma}": objective.sigma == "pixel" and "its decoder gives a mean alone",
+            f"objective.likelihood = {objective.likelihood}": not gives_mean
+            and "its decoder gives a mean; set gaussian",
+        }
+        for name, remedy in remedies.items():
+            if remedy and model.architecture == "autoencoder_kl":
+                raise ValueError(f"{name} does not go with model.architecture = autoencoder_kl: {remedy}")
         return self
 
     @model_validator(mode="after")

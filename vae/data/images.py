@@ -87,10 +87,13 @@ class Prepared:
     note: str | None  # what may have been lost; see `vae.data.notes`
 
 
-def load(source: Path | bytes | NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def load(
+    source: Path | bytes | NDArray[np.uint8], preprocessing: Preprocessing, own_size: bool = False
+) -> NDArray[np.uint8]:
     """(H, W, C): a new image, exactly as ingest stores one of the validation or test split.
 
     Args:
+        own_size: in the image's own size, instead of that of the preprocessing.
         source: a file; a file's bytes; or pixels, uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with alpha.
             Pixels of other types or ranges go through `scaled` first.
 
@@ -98,7 +101,7 @@ def load(source: Path | bytes | NDArray[np.uint8], preprocessing: Preprocessing)
         UnusableImage: it cannot be read or decoded.
     """
     content = read_file(source) if isinstance(source, Path) else source
-    return binarised(prepare(content, preprocessing).pixels, preprocessing)
+    return binarised(prepare(content, preprocessing, own_size).pixels, preprocessing)
 
 
 def read_file(path: str | Path) -> bytes:
@@ -127,8 +130,10 @@ def _check_readable(status: os.stat_result) -> None:
         raise UnusableImage(f"too large: {status.st_size:,} bytes, at most {MAX_BYTES:,} are read")
 
 
-def prepare(content: bytes | NDArray[np.uint8], preprocessing: Preprocessing) -> Prepared:
+def prepare(content: bytes | NDArray[np.uint8], preprocessing: Preprocessing, own_size: bool = False) -> Prepared:
     """Decodes, turns upright, flattens and resizes, by this module's rules; `binarised` does the rest.
+
+    own_size: without resizing.
 
     Raises:
         UnusableImage: it cannot be decoded, is too large, or has no known range.
@@ -145,11 +150,13 @@ def prepare(content: bytes | NDArray[np.uint8], preprocessing: Preprocessing) ->
             raise UnusableImage(f"broken image: a JPEG of more than {MAX_SCANS} scans")
         several, unused = notes.pages(image), notes.bands(image)
         # The longer side for both, since width and height may change places when the image is turned upright.
-        image.draft(None, (2 * max(size), 2 * max(size)))
+        if not own_size:
+            image.draft(None, (2 * max(size), 2 * max(size)))
         with _large_image if image.width * image.height > LARGE else nullcontext():
             image.load()
             _turn_upright(image)
             flat, lost = _flattened(image, preprocessing)
+            size = flat.size if own_size else size
             if preprocessing.channels == 1 and flat.mode == "RGB":
                 lost = notes.joined(lost, notes.colour(np.asarray(flat.resize(size, Image.Resampling.NEAREST))))
             if flat.mode != (stored := "L" if preprocessing.channels == 1 else "RGB"):
@@ -158,7 +165,7 @@ def prepare(content: bytes | NDArray[np.uint8], preprocessing: Preprocessing) ->
             image.close()  # before the next large one begins
             del flat
         note = notes.joined(several, unused, lost)
-        return Prepared(pixels.reshape(preprocessing.shape), width, height, mode, note)
+        return Prepared(pixels.reshape(size[1], size[0], preprocessing.channels), width, height, mode, note)
 
 
 def scaled(values: NDArray[Any], value_range: tuple[float, float] | None) -> NDArray[np.uint8]:

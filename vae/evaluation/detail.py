@@ -18,7 +18,7 @@ from vae.evaluation.probe import Probe
 from vae.evaluation.yardstick import Metrics, Reading
 from vae.inference.generate import decoded
 from vae.inference.grids import as_bytes
-from vae.metrics.measurement import BATCH
+from vae.metrics.measurement import batch_size
 from vae.models.saved import Saved
 from vae.samples.features import COMPONENTS
 
@@ -179,9 +179,10 @@ def detail(
         return None
     spectra: list[tuple[Spectrum, Spectrum]] = []
     parts: dict[str, list[NDArray[np.floating]]] = {kind: [] for kind in extract}
-    for start in range(0, len(images), BATCH):
-        originals = np.asarray(images[start : start + BATCH])
-        z = torch.from_numpy(mu[start : start + BATCH])
+    size = batch_size(*images.shape[1:3])
+    for start in range(0, len(images), size):
+        originals = np.asarray(images[start : start + size])
+        z = torch.from_numpy(mu[start : start + size])
         copies, pixels = decoded(saved.model, saved.likelihood, z, compute), originals.astype(np.float32) / 255
         spectra.append((Spectrum.of(pixels, copies), Spectrum.of(_colour(pixels), _colour(copies))))
         for kind, of in extract.items():

@@ -26,6 +26,7 @@ from vae.metrics.free_running import free_running
 from vae.metrics.mean_image import MeanImage
 from vae.metrics.measurement import Measurement, encode, measure
 from vae.metrics.mutual_information import MutualInformation, mutual_information
+from vae.metrics.pooled import pooled
 from vae.models.likelihood import Likelihood, bits_per_dim, optimal_sigma
 from vae.models.pixelcnn import PixelCNN
 from vae.models.saved import Saved
@@ -33,7 +34,7 @@ from vae.priors import aggregate
 from vae.priors.standard import Prior
 from vae.samples.evidence import DRAWN_PIXEL_BY_PIXEL
 from vae.samples.features import COMPONENTS
-from vae.samples.quality import IMAGES
+from vae.samples.quality import most_images
 
 DRAWS = 32  # of z for each image, for ELBO, distortion and error; training measures one
 PROBE_IMAGES = 20_000  # enough for a linear classifier on a few latents
@@ -84,8 +85,9 @@ def evaluate(saved: Saved, images: Images, labels: Labels, p: Parameters, comput
     calibrated = None
     if isinstance(saved.likelihood.sigma, float) and math.isfinite(measured["valid"].mse_sampled):
         calibrated = Likelihood(saved.likelihood.kind, optimal_sigma(measured["valid"].mse_sampled))
-    probe, frozen = Probe.fit(mu, labels["train"][chosen], p.seed), frozen_features(compute.device)
-    few = _sample(len(chosen), IMAGES, p.seed)
+    probe = Probe.fit(pooled(mu, saved.model.latent_map), labels["train"][chosen], p.seed)
+    frozen = frozen_features(compute.device)
+    few = _sample(len(chosen), most_images(*train.shape[1:3]), p.seed)
     known = _Pictures(np.asarray(train[chosen[few]]), mu[few], labels["train"][chosen[few]])
     asked = _compared(saved, len(images["test"]), len(train), p.seed)
     if frozen:  # first, since samples are compared by them too
@@ -126,10 +128,11 @@ def _with_yardstick(
     network: dict[str, Extract] = {"frozen": frozen.of} if frozen else {}
     as_many, as_ever = network, network
     if len({label for label in known.labels if label is not None}) > 1:
-        counts = saved.model.latent_dim, COMPONENTS
+        counts = pooled(known.mu[:1], saved.model.latent_map).shape[1], COMPONENTS
         as_many, as_ever = ({"pixels": PixelComponents.fit(known.images, count, seed).of} | network for count in counts)
     features = [
-        {"latents": part.mu} | {kind: of(part.images) for kind, of in as_many.items()} for part in (known, asked)
+        {"latents": pooled(part.mu, saved.model.latent_map)} | {kind: of(part.images) for kind, of in as_many.items()}
+        for part in (known, asked)
     ]
     yardstick = Yardstick.of(features[0], known.labels, features[1], asked.labels, seed)
     # The same classifiers for every model of these images, so that models compare.
@@ -167,10 +170,11 @@ def _evaluate_split(
     calibrated, mean_image = references.calibrated, references.mean_image
     mu, logvar = encode(saved.model, images, compute)
     errors, similarity = central_quality(saved.model, images, likelihood, compute)
+    features = pooled(mu, saved.model.latent_map)
     finite = bool(np.isfinite(mu).all() and np.isfinite(logvar).all())
     information = mutual_information(mu, logvar, p.seed) if finite else MutualInformation(None, None, None)
     drawn = free_running(saved.model, images, mean_image, likelihood, compute, p.seed)
-    accuracy, majority = (probe and probe.score(mu, labels)) or (None, None)
+    accuracy, majority = (probe and probe.score(features, labels)) or (None, None)
     nll = _nll(saved, images, p, compute, measurement if prune else None)
     metrics = {
         "images": len(images),
@@ -201,7 +205,7 @@ def _evaluate_split(
         "probe_accuracy": accuracy,
         "probe_majority": majority,
     }
-    guesses = probe.guess(mu) if probe else None
+    guesses = probe.guess(features) if probe else None
     return Evaluation(rounded(metrics), measurement, mu, errors, guesses)
 
 
@@ -263,7 +267,8 @@ def _bits(elbo: float, nll: Metrics, pixels: int) -> Metrics:
 
 def _compared(saved: Saved, count: int, train: int, seed: int) -> NDArray[np.int64]:
     """Which of `count` test images are decoded and read by classifiers: those that samples are compared with."""
-    most = min(count, train, DRAWN_PIXEL_BY_PIXEL if isinstance(saved.model.decoder, PixelCNN) else IMAGES)
+    slow, size = isinstance(saved.model.decoder, PixelCNN), saved.config.image_shape[1:]
+    most = min(count, train, DRAWN_PIXEL_BY_PIXEL if slow else most_images(*size))
     return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 
 

@@ -30,12 +30,12 @@ def importance_weighted_bound(
     It is at least the ELBO, at most ln p(x), and grows with k in expectation. The k terms of a batch are
     summed one after another, in float64, so that memory does not grow with k. The noise follows the seed.
 
-    images: uint8 (N, H, W, C). samples: k. active: (Z,), or None for all; the other latents are set to their
+    images: uint8 (N, H, W, C). samples: k. active: (units,), or None for all; the other latents are set to their
     prior mean 0 and left out of the weights, which gives the bound of the model without them; for N(0, I) only.
     """
     kept = torch.ones(model.latent_dim, device=compute.device)
     if active is not None:
-        kept = torch.from_numpy(active).to(kept)
+        kept = torch.from_numpy(active).to(kept).repeat_interleave(model.places)
     total, prior = 0.0, evaluation_density(model, compute)
     assert active is None or prior is None, "a learned prior has no latents to leave out"
     for index, x in enumerate(evaluation_batches(model, images, compute.device)):

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from vae.priors.standard import Prior
 
-IMAGES = 10_000  # the estimate is quadratic in time
+IMAGES, LATENTS = 10_000, 10_000 * 4096  # the estimate is quadratic in images; all their latents, in memory
 BLOCK = 256  # rows and columns of a kernel matrix at a time: it stays in the cache
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -21,13 +21,14 @@ def mmd_to_prior(
     If q(z) is the prior it is around 0, and as often below as above (Tolstikhin 2018 train with it).
 
     prior: fitted after training; None is N(0, I).
-    mu, logvar: (N, Z), finite; of more than 10,000 images a seeded sample is taken.
+    mu, logvar: (N, Z), finite; of more than 10,000 images, fewer of more than 4,096 latents, a seeded sample is taken.
     """
     if len(mu) < 2:
         return None
     random = np.random.default_rng(seed)
-    if len(mu) > IMAGES:
-        chosen = np.sort(random.choice(len(mu), IMAGES, replace=False))
+    most = min(IMAGES, LATENTS // mu.shape[1])
+    if len(mu) > most:
+        chosen = np.sort(random.choice(len(mu), most, replace=False))
         mu, logvar = mu[chosen], logvar[chosen]
     mu, logvar = mu.astype(np.float64), logvar.astype(np.float64)
     z = mu + np.exp(0.5 * logvar) * random.standard_normal(mu.shape)

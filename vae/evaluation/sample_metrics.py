@@ -9,12 +9,13 @@ from vae.features.activations import FrozenFeatures
 from vae.inference.generate import decoded
 from vae.inference.grids import as_bytes
 from vae.metrics.measurement import encode
+from vae.metrics.pooled import pooled
 from vae.models.pixelcnn import PixelCNN
 from vae.models.saved import Saved
 from vae.priors import aggregate
 from vae.samples.evidence import DRAWN_PIXEL_BY_PIXEL
 from vae.samples.features import network_features, pixel_features
-from vae.samples.quality import IMAGES, RealImages, as_metrics, ends
+from vae.samples.quality import RealImages, as_metrics, ends, most_images
 from vae.samples.two_sample import two_sample_test
 
 Metrics = dict[str, int | float | None]
@@ -34,13 +35,13 @@ def sample_metrics(
         z sampled. standard_prior, fitted_prior: decoded z of the prior of the ELBO, and of `saved.prior`.
 
     By principal components of pixels, and under `network_…` of a frozen network's features where it is installed.
-    For the priors also a classifier two-sample test of their z against q(z) of the test split. Nothing where latents
-    are not finite.
+    For the priors also a classifier two-sample test of their z against q(z) of the test split, a map of latents pooled
+    (`vae.metrics.pooled`). Nothing where latents are not finite.
 
     train, test: uint8 (N, H, W, C). frozen: has the activations of some of them.
     """
     slow = isinstance(saved.model.decoder, PixelCNN)
-    count = min(len(test), len(train), DRAWN_PIXEL_BY_PIXEL if slow else IMAGES)
+    count = min(len(test), len(train), DRAWN_PIXEL_BY_PIXEL if slow else most_images(*test.shape[1:3]))
     random = np.random.default_rng(seed)
     real = np.asarray(test[np.sort(random.permutation(len(test))[:count])])
     known = np.asarray(train[np.sort(random.permutation(len(train))[:count])])
@@ -68,7 +69,7 @@ def sample_metrics(
     of_test = aggregate.draw(*encoded, seed)
     for name, prior in priors.items():
         z = prior.sample(len(of_test), torch.Generator().manual_seed(seed)).numpy()
-        found = two_sample_test(of_test, z, seed)
+        found = two_sample_test(pooled(of_test, saved.model.latent_map), pooled(z, saved.model.latent_map), seed)
         accuracy, p_value = (found.accuracy, found.p_value) if found else (None, None)
         metrics |= {f"{name}_two_sample{end}": value for end, value in ends(accuracy).items()}
         metrics[f"{name}_two_sample_p"] = p_value

@@ -12,7 +12,7 @@ from vae.compute.batches import to_pixels
 from vae.compute.devices import Compute
 from vae.compute.random import generator
 from vae.inference.grids import as_bytes
-from vae.metrics.measurement import BATCH, evaluation_batches
+from vae.metrics.measurement import batch_size, evaluation_batches
 from vae.models.likelihood import Likelihood
 from vae.models.saved import Saved
 from vae.models.vae import VAE
@@ -46,18 +46,18 @@ def samples(saved: Saved, prior: Prior, count: int, compute: Compute, seed: int)
 def traversals(
     saved: Saved, image: NDArray[np.uint8], latents: NDArray[np.int64], values: NDArray[np.float64], compute: Compute
 ) -> Pictures:
-    """One latent at a time set to each of the values, the others at the image's own μ.
+    """One latent at a time set to each of the values, the others at the image's own μ; of a map a channel, everywhere.
 
-    image: uint8 (H, W, C). latents: which ones, (L,). values: (V,). → (L·V, H, W, C), latent by latent.
+    image: uint8 (H, W, C). latents: which latents or channels, (L,). values: (V,). → (L·V, H, W, C), latent by latent.
     """
     with compute.autocast():
         mu, _ = saved.model.encode(to_pixels(image[None], compute.device))
-    z = mu.repeat(len(latents) * len(values), 1)
+    z = mu.unflatten(1, (saved.model.units, saved.model.places)).repeat(len(latents) * len(values), 1, 1)
     rows = torch.arange(len(z), device=z.device)
     z[rows, torch.as_tensor(np.repeat(latents, len(values)), device=z.device)] = torch.as_tensor(
         np.tile(values, len(latents)), dtype=z.dtype, device=z.device
-    )
-    return decoded(saved.model, saved.likelihood, z, compute)
+    )[:, None]
+    return decoded(saved.model, saved.likelihood, z.flatten(1), compute)
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def decoded(model: VAE, likelihood: Likelihood, z: Tensor, compute: Compute) -> 
     """In batches, so that memory holds little more than the pictures. z: (N, Z)."""
     model.eval()
     parts = []
-    for part in z.split(BATCH):
+    for part in z.split(batch_size(*model.image_shape[1:])):
         with compute.autocast():
             output = model.decode(part.to(compute.device))
         parts.append(likelihood.mean(output).permute(0, 2, 3, 1).cpu().numpy())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vae.compute.devices import Compute
 from vae.losses.elbo import kl_per_latent, sampled_rate
-from vae.metrics.measurement import BATCH, evaluation_batches, evaluation_density
+from vae.metrics.measurement import batch_size, evaluation_batches, evaluation_density
 from vae.models.likelihood import Likelihood
 from vae.models.saved import Saved
 from vae.models.vae import VAE
@@ -36,9 +36,9 @@ def elbo_per_image(
     The noise follows from the image's own pixels, so its ELBO depends neither on its batch nor on its position.
     images: uint8 (N, H, W, C).
     """
-    parts, prior = [], evaluation_density(model, compute)
+    parts, prior, size = [], evaluation_density(model, compute), batch_size(*images.shape[1:3])
     for index, x in enumerate(evaluation_batches(model, images, compute.device)):
-        noise = _noise_of(images[index * BATCH : (index + 1) * BATCH], samples, model.latent_dim)
+        noise = _noise_of(images[index * size : (index + 1) * size], samples, model.latent_dim)
         with compute.autocast():
             mu, logvar = model.encode(x)
             log_prob = torch.zeros(len(x), dtype=torch.float64, device=compute.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 from vae.compute.batches import in_order
 from vae.config.constants import SMALLEST_SIGMA
 from vae.config.parameters import LikelihoodKind
-from vae.metrics.moments import pixel_moments
+from vae.metrics.moments import chunk_size, pixel_moments
 from vae.models.likelihood import Likelihood, gaussian_log_prob
 
 BATCH = 256  # images at a time
@@ -57,6 +57,6 @@ class MeanImage:
             over = (2, 3) if isinstance(likelihood.sigma, tuple) else (1, 2, 3)
             sigmas = variance.mean(over).sqrt().flatten().tolist()
             output, own = mean, Likelihood(kind, tuple(sigmas) if isinstance(likelihood.sigma, tuple) else sigmas[0])
-        batches = in_order(images, BATCH, torch.device("cpu"))
+        batches = in_order(images, min(BATCH, chunk_size(self.mean.numel())), torch.device("cpu"))
         total = sum(float(own.log_prob(x, output.expand(len(x), -1, -1, -1)).double().sum()) for x in batches)
         return total / len(images)

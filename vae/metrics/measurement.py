@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vae.compute.batches import in_order
@@ -18,11 +19,15 @@ from vae.models.vae import VAE
 from vae.priors.learned import Density
 
 BATCH = 256  # images at a time in a measurement; the noise follows (seed, batch), so it is fixed
+BATCH_PIXELS = 256 * 128 * 128  # of larger images fewer, so that memory stays bounded
 
 
 @dataclass(frozen=True)
 class Measurement:
     """One pass over a split in evaluation mode.
+
+    Z stands for the number of units: of a map of latents they are its channels. The rate of a channel is the sum over
+    its places, its other numbers are means over them; its moments are those of all places together.
 
     Attributes:
         images: how many.
@@ -38,6 +43,7 @@ class Measurement:
         aggregate_mean, aggregate_variance: (Z,), of q(z_j) over the split.
         aggregate_covariance: (Z, Z), of q(z) over the split: Cov_x(μ) + diag E_x[σ²].
         learned_prior: whether p is another than N(0, I).
+        places: latents of each unit: h·w of a map, else 1.
     """
 
     images: int
@@ -52,6 +58,7 @@ class Measurement:
     aggregate_variance: np.ndarray
     aggregate_covariance: np.ndarray
     learned_prior: bool = False
+    places: int = 1
 
     @property
     def gaussian_rate(self) -> float:
@@ -89,22 +96,23 @@ class Measurement:
     def prior_gap(self) -> float:
         """½ Σ_j (s_j² + m_j² − 1 − ln s_j²): how far the aggregate posterior's moments are from N(0, 1).
 
-        Of a learned prior it is no part of the rate.
+        Of a learned prior it is no part of the rate. Of a map, at every place as in all of them together.
         """
         m, s2 = self.aggregate_mean, self.aggregate_variance
-        return float(0.5 * np.sum(s2 + m**2 - 1 - np.log(np.maximum(s2, 1e-30))))
+        return float(0.5 * self.places * np.sum(s2 + m**2 - 1 - np.log(np.maximum(s2, 1e-30))))
 
     @property
     def prior_gap_full(self) -> float:
         """KL(N(m, S) ‖ N(0, I)) = ½ (tr S + mᵀm − Z − ln det S), S the whole covariance of q(z).
 
         At least `prior_gap`; what it has more is the total correlation of N(m, S), which samples from the
-        prior miss. N images alone add about Z²/4N nats where the posteriors are narrow.
+        prior miss. N images alone add about Z²/4N nats where the posteriors are narrow. Of a map, S is the covariance
+        of its channels, and what places have in common is left out.
         """
         m, s = self.aggregate_mean, self.aggregate_covariance
         with np.errstate(invalid="ignore"):  # of a diverged model it is NaN, as all else is
             log_determinant = np.linalg.slogdet(s).logabsdet
-        return float(0.5 * (np.trace(s) + m @ m - len(m) - log_determinant))
+        return float(0.5 * self.places * (np.trace(s) + m @ m - len(m) - log_determinant))
 
     def elbo_at_own_sigma(self, likelihood: Likelihood, pixels: int) -> float:
         """The ELBO at the σ of this split's own error, to compare models of different σ.
@@ -168,7 +176,8 @@ def measure(
             add("logvar", logvar)
         add("mu", mu)
         add("mu2", mu.double().square())
-        add("outer", (mu.double().T @ mu.double())[None])
+        by_unit = mu.double().unflatten(1, (model.units, model.places)).transpose(1, 2).flatten(0, 1)
+        add("outer", (by_unit.T @ by_unit / model.places)[None])
         add("variance", logvar.exp())
 
     n, pixels = len(images), math.prod(images.shape[1:])
@@ -177,9 +186,16 @@ def measure(
     elbo = -float(mean["distortion"]) - rate_of_all
     variance = max(float(mean["elbo2"]) - elbo**2, 0.0)  # of an image's ELBO
     mean_variance = np.maximum(mean["mu2"] - mean["mu"] ** 2, 0)
-    aggregate_variance = mean_variance + mean["variance"]
+
+    def of_units(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return values.reshape(model.units, model.places)
+
+    centre = of_units(mean["mu"]).mean(1)
+    between = (of_units(mean["mu"]) - centre[:, None]) ** 2  # places
+    aggregate_variance = (of_units(mean_variance + mean["variance"]) + between).mean(1)
     if prior is not None:
         mean["kl"] = 0.5 * (np.log(aggregate_variance) - mean["logvar"])
+    variance_of_posteriors = of_units(mean["variance"]).mean(1)
     return Measurement(
         images=n,
         distortion=float(mean["distortion"]),
@@ -187,12 +203,13 @@ def measure(
         mse=float(mean["central"]) / pixels,
         mse_sampled=float(mean["sampled"]) / pixels,
         rate=rate_of_all,
-        kl_per_latent=mean["kl"],
-        mean_variance=mean_variance,
-        aggregate_mean=mean["mu"],
+        kl_per_latent=of_units(mean["kl"]).sum(1),
+        mean_variance=of_units(mean_variance).mean(1),
+        aggregate_mean=centre,
         aggregate_variance=aggregate_variance,
-        aggregate_covariance=mean["outer"] - np.outer(mean["mu"], mean["mu"]) + np.diag(mean["variance"]),
+        aggregate_covariance=mean["outer"] - np.outer(centre, centre) + np.diag(variance_of_posteriors),
         learned_prior=prior is not None,
+        places=model.places,
     )
 
 
@@ -234,11 +251,16 @@ def evaluation_density(model: VAE, compute: Compute) -> Density | None:
         return model.density()
 
 
+def batch_size(height: int, width: int) -> int:
+    """Images of this size at a time."""
+    return max(min(BATCH, BATCH_PIXELS // (height * width)), 1)
+
+
 def evaluation_batches(model: VAE, images: np.ndarray | Tensor, device: torch.device) -> Iterator[Tensor]:
     """The split in order, with the model in evaluation mode."""
     training = model.training
     model.eval()
     try:
-        yield from in_order(images, BATCH, device)
+        yield from in_order(images, batch_size(*images.shape[1:3]), device)
     finally:
         model.train(training)

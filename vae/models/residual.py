@@ -1,6 +1,9 @@
 """Residual networks with pre-activation (He 2016, "Identity mappings in deep residual networks").
 
 Each width is a scale: a stride-2 convolution, then residual blocks of that width. The decoder is its mirror.
+
+Latents are a vector, by linear layers, or a map (Rombach 2022, "High-resolution image synthesis with latent diffusion
+models"), by convolutions: then the same weights encode and decode images of other sizes.
 """
 
 import math
@@ -24,11 +27,13 @@ def residual(
     decoded: int,
     blocks: int,
     attention: bool,
+    channels: int | None = None,
 ) -> tuple[nn.Module, int, nn.Module]:
     """Encoder, features and decoder, as in `vae.models.networks`.
 
     batch_norm: instead of group norm. decoded: the decoder's output channels. blocks: of each scale. attention: after
-    the blocks of the lowest scale.
+    the blocks of the lowest scale. channels: of a map of latents; the encoder then gives a map of `features` channels,
+    and the decoder takes one of `channels`.
     """
     sizes = halved_sizes(image_shape, len(widths))
     features = widths[-1] * math.prod(sizes[-1])
@@ -47,6 +52,13 @@ def residual(
         up = [*scale(level), *activation, doubling(width, restored, sizes[level]), *up]
         above = restored = width
     *activation, silu = _activation(widths[-1], batch_norm)
+    if channels is not None:
+        # 1×1: beside the zeros around a map, no shift of latents (`standardise`) would be exact.
+        return (
+            nn.Sequential(*down, *activation, silu),
+            widths[-1],
+            nn.Sequential(nn.Conv2d(channels, widths[-1], 1), *up),
+        )
     encoder = nn.Sequential(*down, *activation, nn.Flatten(), silu)  # as in `convolutional`
     first = shiftable(nn.Linear(latent_dim, features))
     return encoder, features, nn.Sequential(first, Unflatten(1, (widths[-1], *sizes[-1])), *up)

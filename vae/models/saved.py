@@ -84,6 +84,9 @@ class ModelConfig(_Checked):
         preprocessing: what turned files into its images.
         precision: fp32 or bf16, as it was trained and measured.
         kept_epoch: which epoch this is. stopped: why training ended early, or None.
+        latent_mean, latent_std: of each channel of a map of latents, z ~ q(z|x) of the saved encoder, over the training
+            split and all places. Standardised ones have 0 and 1; 1 / latent_std is what others call the scaling
+            factor. None of a vector.
         train: measured on the training split at the end: images, elbo, reconstruction, kl, mse, mse_sampled,
             mean_image_elbo, mean_image_mse.
         changes: of the parameters, by name, where a remedy made the model; none otherwise.
@@ -99,6 +102,8 @@ class ModelConfig(_Checked):
     kept_epoch: Annotated[int, Field(ge=0)]
     stopped: str | None
     train: dict[str, int | float | None]
+    latent_mean: list[float] | None = None
+    latent_std: list[float] | None = None
     prior: PriorFit = PriorFit()
     valid: ValidationScores = ValidationScores()
     changes: dict[str, Any] = {}
@@ -115,6 +120,7 @@ class ModelConfig(_Checked):
         made = self.preprocessing
         if (made.channels, made.height, made.width) != self.image_shape:
             raise ValueError(f"preprocessing does not give images of image_shape = {list(self.image_shape)}")
+        self.model.check_map(made.height, made.width)
         if not self.likelihood.fits(made.channels):
             raise ValueError(f"unsupported likelihood: {self.likelihood}")
         if not all(name.startswith(_REMEDIED) and name not in _FIXED for name in self.changes):
@@ -238,9 +244,11 @@ def _check_size(config: ModelConfig, weights: dict[str, Tensor]) -> None:
     channels, height, width = config.image_shape
     widths = config.model.widths
     first, last = channels * height * width, widths[-1]
-    if config.model.architecture in ("conv", "residual", "autoregressive"):
+    if "mlp" not in config.model.architecture:
         first, last = channels, last * (height >> len(widths)) * (width >> len(widths))
-    fewest = 2 * last * config.model.latent_dim
+    if config.model.latent_shape is not None:
+        last = 9 * widths[-1] if config.model.architecture == "residual" else 2 * config.model.units
+    fewest = 2 * last * config.model.units
     fewest += sum(before * after for before, after in itertools.pairwise((first, *widths)))
     model = config.model
     outputs = config.likelihood.outputs(channels) * (height * width if "mlp" in model.architecture else 1)

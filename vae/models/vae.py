@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vae.config.beta_elbo import BetaELBO
 from vae.config.parameters import Parameters
+from vae.models.autoencoder_kl import Attention, ResnetBlock, autoencoder_kl
 from vae.models.likelihood import GAUSSIAN, Likelihood, form
 from vae.models.networks import convolutional, fully_connected
 from vae.models.pixelcnn import MaskedConv2d, PixelCNN
@@ -23,15 +24,18 @@ LOGVAR_MIN = -20.0
 
 
 class VAE(nn.Module):
-    """Encoder and decoder for images of one shape.
+    """Encoder and decoder for images of one shape; with a map of latents, also for images of other sizes.
 
     Args:
         image_shape: (C, H, W).
         architecture: `conv`: a stride-2 4×4 convolution for each width and its mirror; `mlp`: a hidden
             layer for each width and its mirror; `gated_mlp`: the same of gated linear layers; `residual`: `conv`
-            with residual blocks at each scale (vae.models.residual); `autoregressive`: the encoder of `conv`, and a
+            with residual blocks at each scale (vae.models.residual); `autoencoder_kl`: the network of latent
+            diffusion's first stage (vae.models.autoencoder_kl); `autoregressive`: the encoder of `conv`, and a
             PixelCNN that its mirror conditions (vae.models.pixelcnn).
         latent_dim: Z, the number of latents.
+        latent_shape: (h, w, c) of a map of latents, of `residual` and `autoencoder_kl`; z is that map, (c, h, w),
+            flattened.
         widths: filters or hidden units of each layer.
         batch_norm: after each convolution or hidden layer; before each convolution of a residual block, which
             otherwise has group norm.
@@ -45,12 +49,15 @@ class VAE(nn.Module):
         learned_sigma: the noise of p(x|z) is a parameter of the model, `log_sigma`: (), or (C,) where the likelihood
             has a σ of each channel.
         likelihood: what the decoder's output means, whatever the value of σ.
+
+    Attributes:
+        latent_map: (c, h, w); None of a vector.
     """
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        architecture: Literal["conv", "residual", "mlp", "gated_mlp", "autoregressive"],
+        architecture: Literal["conv", "residual", "autoencoder_kl", "mlp", "gated_mlp", "autoregressive"],
         latent_dim: int,
         widths: list[int],
         batch_norm: bool,
@@ -62,9 +69,11 @@ class VAE(nn.Module):
         prior_components: int = 100,
         learned_sigma: bool = False,
         likelihood: Likelihood = GAUSSIAN,
+        latent_shape: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
-        self.latent_dim, self.logvar_max = latent_dim, logvar_max
+        self.image_shape, self.latent_dim, self.logvar_max = image_shape, latent_dim, logvar_max
+        self.latent_map = latent_shape and (latent_shape[2], *latent_shape[:2])
         decoded = likelihood.outputs(image_shape[0])
         if architecture == "autoregressive":
             self.encoder, features, conditions = convolutional(
@@ -73,7 +82,12 @@ class VAE(nn.Module):
             self.decoder: nn.Module = PixelCNN(conditions, widths[0], image_shape[0], likelihood)
         elif architecture == "residual":
             self.encoder, features, self.decoder = residual(
-                image_shape, latent_dim, widths, batch_norm, decoded, blocks, attention
+                image_shape, latent_dim, widths, batch_norm, decoded, blocks, attention,
+                channels=self.latent_map and self.units,
+            )  # fmt: skip
+        elif architecture == "autoencoder_kl":
+            self.encoder, features, self.decoder = autoencoder_kl(
+                image_shape[0], self.units, widths, decoded, blocks, attention
             )
         elif architecture == "conv":
             self.encoder, features, self.decoder = convolutional(image_shape, latent_dim, widths, batch_norm, decoded)
@@ -81,10 +95,15 @@ class VAE(nn.Module):
             self.encoder, features, self.decoder = fully_connected(
                 image_shape, latent_dim, widths, batch_norm, decoded, gated=architecture == "gated_mlp"
             )
-        self.posterior = nn.Linear(features, 2 * latent_dim)  # mu and logvar
+        self.posterior: nn.Linear | nn.Conv2d  # mu and logvar
+        if self.latent_map is None:
+            self.posterior = nn.Linear(features, 2 * latent_dim)
+        else:
+            side = 1 if architecture == "autoencoder_kl" else 3
+            self.posterior = nn.Conv2d(features, 2 * self.units, side, padding=side // 2)
         self.mean_norm = None
         if mean_batch_norm is not None:
-            self.mean_norm = nn.BatchNorm1d(latent_dim)
+            self.mean_norm = (nn.BatchNorm1d if self.latent_map is None else nn.BatchNorm2d)(self.units)
             self.mean_norm.weight.requires_grad_(False).fill_(mean_batch_norm)
         self.log_sigma: nn.Parameter | None = None
         if learned_sigma:
@@ -99,6 +118,16 @@ class VAE(nn.Module):
             self.prior = VampPrior(image_shape, prior_components)
         elif prior == "flow":
             self.prior = LearnedFlow(latent_dim)
+
+    @property
+    def units(self) -> int:
+        """What latents are counted by: Z, or the c channels of a map."""
+        return self.latent_dim if self.latent_map is None else self.latent_map[0]
+
+    @property
+    def places(self) -> int:
+        """Latents of each unit: h·w of a map, else 1."""
+        return self.latent_dim // self.units
 
     @property
     def prior_name(self) -> str:
@@ -131,6 +160,13 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x: (B, C, H, W), pixels in [0, 1] → mu, logvar of q(z|x): (B, Z) each, float32."""
+        mu, logvar = self.encode_map(x)
+        return mu.flatten(1), logvar.flatten(1)
+
+    def encode_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `encode`, but maps, (B, c, h, w) each, where the latents are one; the sides of x, of any size, are then
+        multiples of the network's factor.
+        """
         mu, logvar = self.posterior(self.encoder(x)).float().chunk(2, dim=1)
         if self.mean_norm is not None:
             mu = self.mean_norm(mu)
@@ -142,6 +178,10 @@ class VAE(nn.Module):
         x: (B, C, H, W), the images that are scored. An autoregressive decoder predicts each pixel from z and the
             pixels of x before it; without x it draws a picture of its own, pixel by pixel. Others do not look at x.
         """
+        return self.decode_map(z if self.latent_map is None else z.unflatten(1, self.latent_map), x)
+
+    def decode_map(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """As `decode`, but of a map (B, c, h, w) of any size where the latents are one."""
         output = self.decoder(z, x) if isinstance(self.decoder, PixelCNN) else self.decoder(z)
         return output.float()
 
@@ -188,7 +228,7 @@ class VAE(nn.Module):
         if isinstance(self.decoder, PixelCNN):
             self.decoder.shrink_branches()
         for module in self.modules():
-            if isinstance(module, ResidualBlock | SelfAttention):
+            if isinstance(module, ResidualBlock | SelfAttention | ResnetBlock | Attention):
                 nn.init.zeros_(module.last.weight)
 
 

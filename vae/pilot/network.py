@@ -55,7 +55,7 @@ def narrow(p: Parameters, k: int = 1) -> Parameters:
     """
     model, (height, width) = p.model, (side // k for side in p.data.image_size)
     widths = []
-    for level, wide in enumerate(_kept(p, k), start=1):
+    for level, wide in enumerate(_kept(p, k), start=0 if model.architecture == "autoencoder_kl" else 1):
         places = 1 if "mlp" in model.architecture else max((height >> level) * (width >> level), 1)
         needed = math.ceil(FEATURES_PER_LATENT * model.latent_dim / places)
         widths.append(min(wide, max(NARROWEST, wide // SHARE, needed)))

@@ -29,6 +29,7 @@ from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import Parameters
 from vae.config.resolved import LEARNING_RATE, ResolvedTrain
 from vae.losses.elbo import kl_per_latent
+from vae.metrics.measurement import batch_size as batch_size_of
 from vae.metrics.moments import pixel_moments
 from vae.models.flops import training_flops
 from vae.models.likelihood import bernoulli_log_prob, squared_error
@@ -50,6 +51,7 @@ EQUALISED = 0.9  # of the differences in ln gain between thresholds
 LOW, HIGH, LOW_BERNOULLI = 1 / 3, 1.3, 0.03  # of linear theory's σ² at β = 1; of its largest eigenvalue; β itself
 POINTS = 33  # thresholds at which the curve is measured
 MEASURED = 512  # training images
+MOST_RATES = 1024  # that a curve keeps of each threshold
 
 CHECKPOINT_STEPS = 50
 MOST_SHARE, SMALL_FLOPS = 0.1, 1e12  # of the training's operations; and what takes some ten seconds on a core
@@ -113,7 +115,7 @@ def has_died(p: Parameters, curve: PilotCurve) -> bool:
     An autoregressive decoder may need no latents.
     """
     linear = curve.spectrum.rates(curve.thresholds[0]).sum()
-    learnt = curve.measured_rates[0].sum()
+    learnt = curve.each * curve.measured_rates[0].sum()
     return bool(
         p.model.architecture != "autoregressive"
         and not learnt >= COLLAPSED_BELOW_NATS
@@ -252,7 +254,7 @@ def measured(
     for index, u in enumerate(np.linspace(-1, 1, POINTS)):
         random = generator(p.seed, "pilot measure", index, device)
         mus, logvars, error = [], [], finer
-        for x in seen.split(256):
+        for x in seen.split(batch_size_of(*seen.shape[2:])):
             if p.data.binarise == "dynamic":
                 x = torch.bernoulli(x, generator=random)
             noise = torch.randn(len(x), network.vae.latent_dim, generator=random, device=device)
@@ -266,7 +268,12 @@ def measured(
         rates.append(np.sort((0.5 * (aggregate.log() - logvar.mean(0))).cpu().numpy())[::-1])
         errors.append(error)
     model: dict[str, Any] = p.model.model_dump(include={"architecture", "latent_dim", "widths", "batch_norm"})
-    return PilotCurve(spectrum, points, np.array(rates), np.array(errors), p.objective.likelihood, model)
+    latents = network.vae.latent_dim
+    each = next(n for n in range(1, latents + 1) if latents % n == 0 and latents <= n * MOST_RATES)
+    if p.model.latent_shape is None:
+        each = 1
+    kept = np.array(rates).reshape(len(rates), -1, each).mean(2)
+    return PilotCurve(spectrum, points, kept, np.array(errors), p.objective.likelihood, model, each)
 
 
 def _save(network: PilotNetwork, optimisers: Any, path: Path, step: int) -> None:

@@ -84,10 +84,11 @@ def kl_per_latent(
     predicted: Sequence[float] | None,
     informative: float,
     source: str = "linear theory",
+    unit: str = "latent",
 ) -> Figure:
     """KL of each latent, largest first, with the prediction of `source` and the threshold `informative`.
 
-    kl: (Z,), nats per image. posterior_share: (Z,), in [0, 1], plotted below in the same order.
+    kl: (Z,), nats per image. posterior_share: (Z,), in [0, 1], plotted below in the same order. unit: latent, channel.
     """
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     ax, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.2])
@@ -105,7 +106,7 @@ def kl_per_latent(
         ax.stairs(expected, steps, baseline=None, color=ORANGE, lw=1.6, label=f"predicted by {source}")
     ax.axhline(informative, color=RED, lw=1, ls="--")
     ax.set(ylabel="KL, nats per image", xlim=(0.4, len(order) + 0.6))
-    below.set(xlabel="latent, sorted", ylabel="posterior's share\nof variance", ylim=(0, 1))
+    below.set(xlabel=f"{unit}, sorted", ylabel="posterior's share\nof variance", ylim=(0, 1))
     ax.set_ylim(0, max(ax.get_ylim()[1], 2 * informative))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()
@@ -113,11 +114,11 @@ def kl_per_latent(
 
 
 @styled()
-def kl_over_time(epochs: pd.DataFrame, kept_epoch: int) -> Figure:
+def kl_over_time(epochs: pd.DataFrame, kept_epoch: int, unit: str = "latent") -> Figure:
     """Heat map of KL in nats per image: epochs on x, latents on y, sorted by their last KL.
 
     epochs: the column `epoch` and one column per latent. The colour scale is a square root, so that 0.1 nats differ
-    visibly from 0 beside latents of several nats. kept_epoch: as above.
+    visibly from 0 beside latents of several nats. kept_epoch, unit: as above.
     """
     kl = np.nan_to_num(epochs.drop(columns="epoch").to_numpy(np.float64), nan=0, posinf=0)
     ranked = np.argsort(-kl[-1], kind="stable")
@@ -134,7 +135,7 @@ def kl_over_time(epochs: pd.DataFrame, kept_epoch: int) -> Figure:
     if kept_epoch > 0:
         ax.axvline(kept_epoch, color="white", lw=1, ls=":")
     ax.grid(visible=False)
-    ax.set(xlabel="epoch", ylabel="latent, sorted by its last KL")
+    ax.set(xlabel="epoch", ylabel=f"{unit}, sorted by its last KL")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(drawn, ax=ax, label="KL, nats per image")

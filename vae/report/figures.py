@@ -19,6 +19,7 @@ from vae.config.text import number
 from vae.evaluation.detail import KEPT, Detail
 from vae.evaluation.evaluate import Evaluation
 from vae.inference import generate, grids
+from vae.metrics.pooled import pooled
 from vae.models.saved import Saved
 from vae.priors.standard import STANDARD
 from vae.report import charts
@@ -53,7 +54,7 @@ def generated(
     yield from _reconstructions(model, compute, images, errors, by_error, amount.pairs)
     yield from _samples(model, compute, images, amount.samples, verdict, p.seed)
     kl = np.nan_to_num(result.measurement.kl_per_latent)
-    yield _traversals(model, compute, np.array(images[by_error[len(by_error) // 2]]), kl, amount)
+    yield _traversals(model, compute, np.array(images[by_error[len(by_error) // 2]]), kl, amount, p.model.unit)
 
 
 def _reconstructions(
@@ -116,17 +117,18 @@ def _samples(
 
 
 def _traversals(
-    model: Saved, compute: Compute, start: NDArray[np.uint8], kl: NDArray[np.float64], amount: Amount
+    model: Saved, compute: Compute, start: NDArray[np.uint8], kl: NDArray[np.float64], amount: Amount, unit: str
 ) -> Picture:
-    """The latents with the highest KL, from one image, (H, W, C)."""
+    """The latents, or channels of a map, with the highest KL, from one image, (H, W, C)."""
     latents = np.argsort(-kl, kind="stable")[: amount.latents]
     steps = np.linspace(-FARTHEST, FARTHEST, amount.steps)
     return Picture(
         "Traversals",
         "traversals.png",
-        "One test image, decoded with one latent at a time set to the value above the column while the others stay. "
-        "The most informative latents, from the top, each with its KL.",
-        f"A grid of images: {len(latents)} latents, each from −{FARTHEST} to {FARTHEST}",
+        f"One test image, decoded with one {unit} at a time set to the value above the column"
+        f"{'' if unit == 'latent' else ', everywhere,'} while the others stay. "
+        f"The most informative {unit}s, from the top, each with its KL.",
+        f"A grid of images: {len(latents)} {unit}s, each from −{FARTHEST} to {FARTHEST}",
         grids.png(grids.grid(generate.traversals(model, start, latents, steps, compute), columns=len(steps))),
         rows=[f"z{latent} · {number(float(f'{kl[latent]:.2g}'))}" for latent in latents],
         columns=[number(round(float(step), 2)) for step in steps],
@@ -147,7 +149,7 @@ def charted(
     history, latent_history: one row per epoch. preflight: `reports/preflight.json`.
     """
     ended = f" Training ended early: {model.config.stopped}." if model.config.stopped else ""
-    kept = model.config.kept_epoch
+    kept, unit = model.config.kept_epoch, p.model.unit
     if result.detail:
         yield _detail(result.detail)
     yield _chart(
@@ -161,20 +163,20 @@ def charted(
     yield _chart(
         "Training",
         "kl_over_time",
-        "The KL of each latent on the validation split, one row per latent, sorted by the last epoch. "
-        "A row that turns dark and stays dark is a latent that collapsed; one that was always dark was never used.",
-        "Heat map: the KL of each latent in each epoch",
-        charts.kl_over_time(latent_history, kept),
+        f"The KL of each {unit} on the validation split, one row per {unit}, sorted by the last epoch. "
+        f"A row that turns dark and stays dark is a {unit} that collapsed; one that was always dark was never used.",
+        f"Heat map: the KL of each {unit} in each epoch",
+        charts.kl_over_time(latent_history, kept, unit),
     )
     if p.kl.control == "schedule" and preflight["eigenvalue_sum"] > 0:
         yield _expected_kl(p, model, preflight, result.metrics["kl"])
-    yield _kl_per_latent(result, preflight, p.monitor.informative_unit_nats)
+    yield _kl_per_latent(result, preflight, p.monitor.informative_unit_nats, unit)
     yield Picture(
         "Latent map",  # the page draws its own, interactive one
         "latent_map.png",
         "The posterior means of the test images along their first two principal components.",
         "Scatter plot of the test images, coloured by class",
-        charts.png(charts.latent_map(result.mu, labels)),
+        charts.png(charts.latent_map(pooled(result.mu, model.model.latent_map), labels)),
     )
 
 
@@ -202,17 +204,17 @@ def _expected_kl(p: ResolvedParameters, model: Saved, preflight: Mapping[str, An
     )
 
 
-def _kl_per_latent(result: Evaluation, preflight: Mapping[str, Any], informative: float) -> Picture:
+def _kl_per_latent(result: Evaluation, preflight: Mapping[str, Any], informative: float, unit: str) -> Picture:
     found, source = result.measurement, preflight["predicted_by"]
     return _chart(
         "Predicted and measured",
         "kl_per_latent",
-        f"The KL of each latent on the test split, largest first. Under the dashed line, {informative:g} nats, "
-        "a latent carries almost nothing. Lower panel, in the same order: the posterior's share of each latent's "
+        f"The KL of each {unit} on the test split, largest first. Under the dashed line, {informative:g} nats, "
+        f"a {unit} carries almost nothing. Lower panel, in the same order: the posterior's share of each {unit}'s "
         "variance; 1 means independent of the image, 0 means determined by it.",
-        "Bar chart: KL of each latent beside the prediction, and the posterior's share of variance",
+        f"Bar chart: KL of each {unit} beside the prediction, and the posterior's share of variance",
         charts.kl_per_latent(
-            found.kl_per_latent, found.posterior_share, preflight.get("kl_per_latent"), informative, source
+            found.kl_per_latent, found.posterior_share, preflight.get("kl_per_latent"), informative, source, unit
         ),
     )
 

@@ -58,10 +58,11 @@ def network_features(train: NDArray[np.uint8], seed: int, frozen: FrozenFeatures
 def shrunk_pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Pixels in [0, 1] of images shrunk to at most 64 pixels a side: (N, H, W, C) → (N, pixels · C)."""
     shrink = LONGEST_SIDE / max(images.shape[1:3])
-    x = to_pixels(images, torch.device("cpu"))
-    if shrink < 1:
-        x = _resized(x, (max(1, round(x.shape[2] * shrink)), max(1, round(x.shape[3] * shrink))))
-    return x.flatten(1).numpy()
+    if shrink >= 1:
+        return to_pixels(images, torch.device("cpu")).flatten(1).numpy()
+    height, width = (max(1, round(side * shrink)) for side in images.shape[1:3])
+    parts = (to_pixels(images[start : start + BATCH], torch.device("cpu")) for start in range(0, len(images), BATCH))
+    return torch.cat([_resized(x, (height, width)).flatten(1) for x in parts]).numpy()
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:

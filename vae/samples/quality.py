@@ -14,8 +14,13 @@ from vae.samples.bootstrap import Estimate, estimate
 from vae.samples.frechet import frechet
 from vae.samples.manifolds import COVERAGE_NEIGHBOURS, Points, Radii, overlap
 
-IMAGES = 5_000  # time is quadratic in their number
+IMAGES, PIXELS = 5_000, 5_000 * 128 * 128  # time is quadratic in the images' number, and their pixels are in memory
 MEASURES = ("precision", "recall", "density", "coverage", "frechet")
+
+
+def most_images(height: int, width: int) -> int:
+    """How many images of this size are compared at most."""
+    return min(IMAGES, PIXELS // (height * width))
 
 
 @dataclass(frozen=True)

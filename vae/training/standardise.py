@@ -4,6 +4,8 @@ With m and s the mean and standard deviation of each latent over the training sp
 posterior layer and the decoder's first layer. Every picture stays as it was, and so does I(x; z); the rate falls by
 ½ Σ (s² + m² − 1 − ln s²), the part of KL(q(z) ‖ N(0, I)) that lies in these moments (Hoffman & Johnson 2016).
 
+Of a map of latents m and s are those of a channel, over all images and places: one affine map of each channel.
+
 A learned prior changes with the latents, so that the rate against it stays as it was. What is measured against N(0, I)
 besides (MMD, traversals from −3 to 3) keeps its meaning.
 """
@@ -40,11 +42,13 @@ def standardise(model: VAE, train: Measurement) -> bool:
     if not bool((deviation > 0).all()):
         return False
     first = first_layer(model)
-    first.bias.add_(first.weight @ mean)
-    first.weight.mul_(deviation)
+    assert first.bias is not None
+    first.bias.add_(first.weight.flatten(1) @ mean)
+    first.weight.mul_(deviation.view(1, -1, *[1] * (first.weight.dim() - 2)))
     scale = torch.cat([1 / deviation, torch.ones_like(deviation)])
     shift = torch.cat([-mean / deviation, -2 * deviation.log()])
-    model.posterior.weight.mul_(scale[:, None])
+    assert model.posterior.bias is not None
+    model.posterior.weight.mul_(scale.view(-1, *[1] * (model.posterior.weight.dim() - 1)))
     model.posterior.bias.mul_(scale).add_(shift)
     if model.prior is not None:
         model.prior.standardise(mean, deviation)
@@ -56,10 +60,10 @@ def is_exact(before: Measurement, after: Measurement) -> bool:
     return math.isclose(after.mse_sampled, before.mse_sampled, rel_tol=ROUNDING)
 
 
-def first_layer(model: VAE) -> nn.Linear:
-    """The decoder's, which takes the latents."""
+def first_layer(model: VAE) -> nn.Linear | nn.Conv2d:
+    """The decoder's, which takes the latents; of a map a 1×1 convolution."""
     decoder = model.decoder.conditions if isinstance(model.decoder, PixelCNN) else model.decoder
     assert isinstance(decoder, nn.Sequential)
     first = decoder[0].linear if isinstance(decoder[0], GatedLinear) else decoder[0]
-    assert isinstance(first, nn.Linear)
+    assert isinstance(first, nn.Linear | nn.Conv2d)
     return first

@@ -16,6 +16,7 @@ from vae.features.network import load
 from vae.losses.features import FeatureLoss
 from vae.losses.kl_control import KLControl
 from vae.metrics.mean_image import MeanImage
+from vae.models.autoencoder_kl import ResnetBlock
 from vae.models.likelihood import form, optimal_sigma
 from vae.models.residual import ResidualBlock
 from vae.models.vae import VAE, build, to_device
@@ -46,7 +47,7 @@ class TrainState:
         self.p = p
         self.model = to_device(build(p), device)
         for module in self.model.modules():
-            if isinstance(module, ResidualBlock):
+            if isinstance(module, ResidualBlock | ResnetBlock):
                 module.checkpointing = p.train.gradient_checkpointing
         if initial_weights is not None:
             load_weights(self.model, initial_weights, "train.initial_weights")

@@ -295,3 +295,15 @@ def test_static_depends_on_image_and_seed_alone() -> None:
 def test_preprocessing_follows_the_parameters() -> None:
     params = Parameters(data={"image_size": [12, 20], "binarise": "static"}, seed=3)
     assert Preprocessing.of(params) == Preprocessing(12, 20, 1, "static", seed=3)
+
+
+@pytest.mark.parametrize("size", [(3, 5), (40, 90)])
+def test_in_its_own_size_an_image_stays_as_it_is(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    for source in (pixels, buffer.getvalue()):
+        assert np.array_equal(load(source, Preprocessing(16, 16, 3), own_size=True), pixels)
+    jpeg = io.BytesIO()
+    Image.fromarray(np.zeros((300, 500, 3), np.uint8)).save(jpeg, "jpeg")
+    assert load(jpeg.getvalue(), Preprocessing(16, 16, 3), own_size=True).shape == (300, 500, 3)

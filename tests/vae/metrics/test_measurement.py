@@ -14,7 +14,9 @@ from torch import distributions
 from vae.config.constants import SMALLEST_SIGMA
 from vae.metrics import measurement
 from vae.metrics.measurement import encode, fitted_sigma, measure
+from vae.metrics.moments import chunk_size
 from vae.models.likelihood import Likelihood
+from vae.samples.quality import most_images
 
 
 def test_rate_units_and_prior_gap_by_hand() -> None:
@@ -56,6 +58,34 @@ def test_the_whole_prior_gap_is_the_kl_of_two_gaussians(latents: int) -> None:
     correlation = entropies - stats.multivariate_normal(cov=covariance).entropy()
     assert got.prior_gap_full - got.prior_gap == pytest.approx(correlation, abs=1e-5)
     assert (latents > 1) == (correlation > 0.05)
+
+
+def test_of_a_map_numbers_are_of_channels() -> None:
+    """Two channels of two places each: latents 0 and 1, 2 and 3."""
+    model, flat = (ByHand([2.0, 1.0, 0.0, -1.0], [0.25, 1.0, 0.5, 0.1]) for _ in range(2))
+    model.latent_map = (2, 1, 2)
+    images = pictures()
+    got, by_latent = measure(model, images, NOISE, CPU, seed=0), measure(flat, images, NOISE, CPU, seed=0)
+    assert got.rate == by_latent.rate and got.distortion == by_latent.distortion and got.places == 2
+    np.testing.assert_allclose(got.kl_per_latent, by_latent.kl_per_latent.reshape(2, 2).sum(1))
+    np.testing.assert_allclose(got.mean_variance, by_latent.mean_variance.reshape(2, 2).mean(1))
+    mu, logvar = encode(model, images, CPU)
+    places = mu.reshape(60, 2, 2).transpose(0, 2, 1).reshape(120, 2).astype(np.float64)
+    noise = np.exp(logvar[0]).reshape(2, 2).mean(1)
+    np.testing.assert_allclose(got.aggregate_mean, places.mean(0), atol=1e-6)
+    np.testing.assert_allclose(got.aggregate_covariance, np.cov(places.T, bias=True) + np.diag(noise), atol=1e-6)
+    np.testing.assert_allclose(got.aggregate_variance, np.diag(got.aggregate_covariance), atol=1e-6)
+    m, s2 = got.aggregate_mean, got.aggregate_variance
+    assert got.prior_gap == pytest.approx((s2 + m**2 - 1 - np.log(s2)).sum())
+    assert got.prior_gap_full >= got.prior_gap
+
+
+def test_a_channel_that_differs_between_places_alone_is_not_active() -> None:
+    model = ByHand([0.0, 0.0], [1.0, 1.0])
+    model.latent_map = (1, 1, 2)
+    model.encode = lambda x: (torch.tensor([[1.0, -1.0]]).repeat(len(x), 1), torch.zeros(len(x), 2))  # type: ignore
+    got = measure(model, pictures(), NOISE, CPU, seed=0)
+    assert got.aggregate_variance == pytest.approx([2.0]) and got.active_units() == 0
 
 
 def test_distortion_by_hand() -> None:
@@ -157,3 +187,12 @@ def test_another_sigma_from_the_same_pass() -> None:
     here, there = (measure(model, images, Likelihood("gaussian", sigma), CPU, 0) for sigma in (0.2, 0.7))
     assert here.with_likelihood(Likelihood("gaussian", 0.7), PIXELS) == pytest.approx(there.elbo, rel=1e-6)
     assert here.with_likelihood(NOISE, PIXELS) == pytest.approx(here.elbo, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("side", "at_a_time", "compared", "in_moments"),
+    [(8, 256, 5000, 1024), (128, 256, 5000, 1024), (256, 64, 1250, 256), (512, 16, 312, 64)],
+)
+def test_of_large_images_fewer_are_in_memory(side: int, at_a_time: int, compared: int, in_moments: int) -> None:
+    assert measurement.batch_size(side, side) == at_a_time and most_images(side, side) == compared
+    assert chunk_size(side * side * 3) == in_moments

@@ -21,6 +21,20 @@ KINDS: list[dict[str, Any]] = [
     {"model.architecture": "conv", "model.batch_norm": False},
     {"model.architecture": "residual", "model.batch_norm": True, "model.attention": True},
     {"model.architecture": "residual", "model.batch_norm": False},
+    {"model.architecture": "residual", "model.latent_dim": 12, "model.latent_shape": [2, 2, 3]},
+    {
+        "model.architecture": "residual",
+        "model.latent_dim": 12,
+        "model.latent_shape": [2, 2, 3],
+        "model.attention": True,
+    },
+    {
+        "model.architecture": "autoencoder_kl",
+        "model.latent_shape": [4, 4, 3],
+        "model.latent_dim": 48,
+        "model.batch_norm": False,
+        "model.attention": True,
+    },
     {"model.architecture": "mlp", "model.batch_norm": True},
     {"model.architecture": "mlp", "model.batch_norm": False},
     {"model.architecture": "gated_mlp", "model.batch_norm": True},
@@ -35,9 +49,12 @@ def model(changes: dict[str, Any]) -> VAE:
     made = build(params(changes))
     x = torch.from_numpy(TRAIN).permute(0, 3, 1, 2) / 255
     for _ in range(20):
-        made(x, torch.randn(len(x), LATENTS, generator=torch.Generator().manual_seed(0)))  # statistics of batch norm
+        made(
+            x, torch.randn(len(x), made.latent_dim, generator=torch.Generator().manual_seed(0))
+        )  # statistics of batch norm
     with torch.no_grad():
-        made.posterior.weight.mul_(torch.tensor([5.0, 0.2, 1.0, 1.0, 0.5, 0.1])[:, None])
+        scale = torch.tensor([5.0, 0.2, 1.0, 1.0, 0.5, 0.1])
+        made.posterior.weight.mul_(scale.view(-1, *[1] * (made.posterior.weight.dim() - 1)))
         made.posterior.bias.copy_(torch.tensor([3.0, -1.0, 0.0, -2.0, 0.5, 0.0]))
     return made.eval()
 
@@ -64,7 +81,9 @@ def test_it_is_exact_but_for_rounding(changes: dict[str, Any]) -> None:
     m, s2 = before.aggregate_mean, before.aggregate_variance
     second = unseen.aggregate_variance + unseen.aggregate_mean**2
     scaled = unseen.aggregate_variance / s2 + (unseen.aggregate_mean - m) ** 2 / s2
-    assert unseen.rate - unseen_after.rate == pytest.approx(0.5 * (second - scaled - np.log(s2)).sum(), abs=1e-3)
+    assert unseen.rate - unseen_after.rate == pytest.approx(
+        0.5 * made.places * (second - scaled - np.log(s2)).sum(), abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("changes", KINDS)
@@ -72,8 +91,9 @@ def test_pictures_of_the_same_place_stay(changes: dict[str, Any]) -> None:
     """z = m + s·z' before is z' afterwards."""
     made = model(changes)
     before = measured(made)
-    place = torch.randn(6, LATENTS, generator=torch.Generator().manual_seed(1))
-    m, s = (torch.from_numpy(a).float() for a in (before.aggregate_mean, np.sqrt(before.aggregate_variance)))
+    place = torch.randn(6, made.latent_dim, generator=torch.Generator().manual_seed(1))
+    moments = (before.aggregate_mean, np.sqrt(before.aggregate_variance))
+    m, s = (torch.from_numpy(a).float().repeat_interleave(made.places) for a in moments)
     with torch.no_grad():
         pictures = made.decode(m + s * place)
         assert standardise(made, before)
@@ -164,6 +184,6 @@ def test_where_the_ceiling_of_the_log_variance_would_change_pictures_they_stay(p
 def test_the_first_layer_takes_the_latents() -> None:
     for changes in KINDS:
         made = build(params(changes))
-        assert first_layer(made).in_features == LATENTS
+        assert first_layer(made).weight.shape[1] == LATENTS
         inside = any(isinstance(m, GatedLinear) for m in made.decoder.modules())
         assert inside is (changes["model.architecture"] == "gated_mlp")
