@@ -297,8 +297,11 @@ def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     learnt = e.train["elbo"] - e.train["mean_image_elbo"]
     if learnt <= 0 or gap <= OVERFITTED_SHARE * learnt:
         return None
-    mirrored = "set data.augment to flip if mirrored images are as likely, or " if p.data.augment == "none" else ""
-    advice = f"{mirrored}add images: a smaller network narrows the difference, but often for a lower validation ELBO"
+    height, width = p.data.image_size
+    more = {"none": "flip or dihedral", "flip": "dihedral"} if height == width else {"none": "flip"}
+    augment = more.get(p.data.augment)
+    turned = f"set data.augment to {augment} if images turned so are as likely, or " if augment else ""
+    advice = f"{turned}add images: a smaller network narrows the difference, but often for a lower validation ELBO"
     return Verdict(
         "overfitted",
         "The model fits its training images far better than unseen ones.",

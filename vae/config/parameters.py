@@ -77,12 +77,22 @@ class Data(_Section):
     test_fraction: float = Field(gt=0, lt=1, default=0.1)
     max_bad_fraction: float = Field(ge=0, le=1, default=0.02)
     binarise: Literal["none", "threshold", "static", "dynamic"] = "none"
-    augment: Literal["none", "flip"] = "none"
+    augment: Literal["none", "flip", "dihedral"] = "none"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W), as the networks see it."""
         return (self.channels, *self.image_size)
+
+    @model_validator(mode="after")
+    def _turned_images_keep_their_shape(self) -> "Data":
+        height, width = self.image_size
+        if self.augment == "dihedral" and height != width:
+            raise ValueError(
+                f"augment = dihedral turns images by 90°, which needs a square image_size; it is {height}×{width}: "
+                "set augment to flip"
+            )
+        return self
 
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self) -> "Data":

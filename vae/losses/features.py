@@ -13,21 +13,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vae.compute.batches import in_order
+from vae.compute.orientation import oriented
 from vae.features.network import FrozenNetwork
 
 BATCH = 64  # images at a time, for the features of the training split
 
 
 class FeatureLoss(nn.Module):
-    """`loss, logs = features(x, picture, mu, chosen, mirrored)`.
+    """`loss, logs = features(x, picture, mu, chosen, orientation)`.
 
     Args:
         align, perceptual: λ_a and λ_p, in nats; 0 leaves the term out.
-        train_images: uint8 (N, H, W, C), whose features are worked out at once. augmented: their mirror images too.
+        train_images: uint8 (N, H, W, C), whose features are worked out at once, in each of the orientations.
 
     Attributes:
         head: W and b, trained with the model and no part of it.
-        targets: f(x) of the images, and of their mirror images, standardised: (1 or 2, N, F).
+        targets: f(x) of the images in each orientation, standardised: (orientations, N, F).
     """
 
     targets: Tensor | None
@@ -39,26 +40,26 @@ class FeatureLoss(nn.Module):
         perceptual: float,
         latent_dim: int,
         train_images: np.ndarray,
-        augmented: bool,
+        orientations: int,
         device: torch.device,
     ) -> None:
         super().__init__()
         self.network, self.align, self.perceptual = network.to(device), align, perceptual
         self.head, targets = None, None
         if align:
-            targets = standardised_features(network, train_images, augmented, device)
+            targets = standardised_features(network, train_images, orientations, device)
             self.head = nn.Linear(latent_dim, targets.shape[2]).to(device)
         self.register_buffer("targets", targets, persistent=False)
 
     def forward(
-        self, x: Tensor, picture: Tensor, mu: Tensor, chosen: Tensor, mirrored: Tensor | None
+        self, x: Tensor, picture: Tensor, mu: Tensor, chosen: Tensor, orientation: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """x, picture: (B, C, H, W), pixels in [0, 1]; mu: (B, Z). chosen: (B,), which images x are; mirrored: (B,)."""
+        """x, picture: (B, C, H, W), pixels in [0, 1]; mu: (B, Z). chosen, orientation: (B,), which image, and how."""
         loss, logs = mu.new_zeros(()), {}
         if self.head is not None:
             assert self.targets is not None
-            side = torch.zeros_like(chosen) if mirrored is None else mirrored.long()
-            alignment = (self.head(mu).float() - self.targets[side, chosen]).square().mean()
+            which = torch.zeros_like(chosen) if orientation is None else orientation
+            alignment = (self.head(mu).float() - self.targets[which, chosen]).square().mean()
             loss, logs["alignment"] = loss + self.align * alignment, alignment.detach()
         if self.perceptual:
             distance = perceptual_distance(self.network, x, picture).mean()
@@ -88,12 +89,18 @@ def perceptual_distance(network: FrozenNetwork, x: Tensor, picture: Tensor) -> T
 
 
 @torch.no_grad()
-def standardised_features(network: FrozenNetwork, images: np.ndarray, augmented: bool, device: torch.device) -> Tensor:
-    """Pooled features, and those of the mirror images, by the moments of the former: (1 or 2, N, F), float32."""
-    sides = [images, images[:, :, ::-1]] if augmented else [images]
-    found = torch.stack([torch.cat([network.pooled(x) for x in in_order(side, BATCH, device)]) for side in sides])
-    deviation, mean = torch.std_mean(found[0], 0, correction=0)
-    return (found - mean) / deviation.clamp_min(1e-6)
+def standardised_features(
+    network: FrozenNetwork, images: np.ndarray, orientations: int, device: torch.device
+) -> Tensor:
+    """Pooled features of the images in each orientation, by the moments of them all: (orientations, N, F), float32."""
+    found = torch.stack([_pooled(network, images, number, device) for number in range(orientations)])
+    deviation, mean = torch.std_mean(found, (0, 1), correction=0)
+    return found.sub_(mean).div_(deviation.clamp_min(1e-6))
+
+
+def _pooled(network: FrozenNetwork, images: np.ndarray, orientation: int, device: torch.device) -> Tensor:
+    batches = in_order(images, BATCH, device)
+    return torch.cat([network.pooled(oriented(x, orientation)) for x in batches])
 
 
 def _unit(h: Tensor) -> Tensor:

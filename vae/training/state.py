@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae.compute.orientation import ORIENTATIONS
 from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters
 from vae.features.network import load
@@ -147,7 +148,7 @@ def feature_loss(p: ResolvedParameters, train_images: np.ndarray, device: torch.
         torch.manual_seed(p.seed)
         return FeatureLoss(
             network, objective.align, objective.perceptual, p.model.latent_dim, train_images,
-            p.data.augment != "none", device,
+            ORIENTATIONS[p.data.augment], device,
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vae.compute.batches import gather, to_pixels
 from vae.compute.devices import Compute
+from vae.compute.orientation import ORIENTATIONS, each_oriented, random_orientations
 from vae.compute.random import generator
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters, Train
@@ -41,8 +42,10 @@ class Step:
         with memory_errors_explained(self.p.train):
             x, noise = draw(self.p, images, number, self.compute.device)
             if self.state.features is not None:
-                mirrored = mirror_coin(self.p, len(x), number, self.compute.device)
-                beside = functools.partial(self.state.features, x=x, chosen=chosen.to(x.device), mirrored=mirrored)
+                orientation = orientations(self.p, len(x), number, self.compute.device)
+                beside = functools.partial(
+                    self.state.features, x=x, chosen=chosen.to(x.device), orientation=orientation
+                )
                 logs = self._descend(x, noise, beta, beside=beside)
             elif not self.state.phase.on:
                 logs = self._descend(x, noise, beta)
@@ -84,19 +87,20 @@ def draw(p: Parameters, images: Tensor, number: int, device: torch.device, purpo
         return generator(p.seed, purpose + what, number, device)
 
     x = to_pixels(images, device)
-    if (coin := mirror_coin(p, len(x), number, device, purpose)) is not None:
-        x = torch.where(coin[:, None, None, None], x.flip(3), x)
+    if (orientation := orientations(p, len(x), number, device, purpose)) is not None:
+        x = each_oriented(x, orientation, ORIENTATIONS[p.data.augment])
     if p.data.binarise == "dynamic":
         x = torch.bernoulli(x, generator=random("binarise"))
     shape = (p.objective.importance_samples_train, len(x), p.model.latent_dim)
     return x, torch.randn(shape, generator=random("noise"), device=device)
 
 
-def mirror_coin(p: Parameters, count: int, number: int, device: torch.device, purpose: str = "") -> Tensor | None:
-    """Which images of a step are mirrored: (B,) bool; None without augmentation."""
+def orientations(p: Parameters, batch_size: int, number: int, device: torch.device, purpose: str = "") -> Tensor | None:
+    """Of the images of a step: (B,) int64, as `oriented` numbers them; None without augmentation."""
     if p.data.augment == "none":
         return None
-    return torch.rand(count, generator=generator(p.seed, purpose + "flip", number, device), device=device) < 0.5
+    random = generator(p.seed, purpose + "flip", number, device)
+    return random_orientations(batch_size, ORIENTATIONS[p.data.augment], random)
 
 
 @contextmanager

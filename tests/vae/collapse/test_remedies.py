@@ -215,7 +215,7 @@ CHOICES: dict[str, list[Any]] = {
     "train.patience": [None, 2, 20],
     "train.select": ["best", "last"],
     "train.precision": ["auto", "fp32"],
-    "data.augment": ["none", "flip"],
+    "data.augment": ["none", "flip", "dihedral"],
 }
 FEW = Spectrum(IMAGES.eigenvalues, 12.0, 256, 3)
 

@@ -12,6 +12,7 @@ from helpers.trainings import CPU, RECIPE, TRAIN, VALID, assert_same_bits, inter
 from torch.nn import functional
 
 from vae.compute.batches import to_pixels
+from vae.compute.orientation import oriented
 from vae.config.errors import InputError
 from vae.features.network import FrozenNetwork, load
 from vae.losses.features import FeatureLoss, perceptual_distance, standardised_features
@@ -27,18 +28,18 @@ def network(tmp_path: Path) -> FrozenNetwork:
 
 
 def test_targets_are_standardised_by_the_images_themselves(network: FrozenNetwork) -> None:
-    plain, mirrored = standardised_features(network, TRAIN, True, DEVICE)
-    np.testing.assert_allclose(plain.mean(0), 0, atol=1e-4)
-    np.testing.assert_allclose(plain.std(0, correction=0), 1, rtol=1e-3)
-    raw = network.pooled(to_pixels(TRAIN, DEVICE))
-    flipped = network.pooled(to_pixels(TRAIN, DEVICE).flip(3))
-    torch.testing.assert_close(mirrored, (flipped - raw.mean(0)) / raw.std(0, correction=0), rtol=1e-3, atol=1e-4)
-    assert len(standardised_features(network, TRAIN, False, DEVICE)) == 1
+    """In every orientation: a feature that the images have in one of them only is no large number there."""
+    images = to_pixels(TRAIN, DEVICE)
+    for count in (1, 2, 8):
+        found = standardised_features(network, TRAIN, count, DEVICE)
+        raw = torch.stack([network.pooled(oriented(images, number)) for number in range(count)])
+        expected = (raw - raw.mean((0, 1))) / raw.std((0, 1), correction=0)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_feature_that_never_varies_is_no_infinity(network: FrozenNetwork) -> None:
     same = np.repeat(TRAIN[:1], 5, axis=0)
-    assert not standardised_features(network, same, False, DEVICE).any()
+    assert not standardised_features(network, same, 1, DEVICE).any()
 
 
 def test_the_perceptual_distance_by_its_equation(network: FrozenNetwork) -> None:
@@ -53,12 +54,12 @@ def test_the_perceptual_distance_by_its_equation(network: FrozenNetwork) -> None
 
 
 def test_alignment_is_the_mean_squared_error_of_a_linear_head(network: FrozenNetwork) -> None:
-    loss = FeatureLoss(network, 10.0, 0.0, 3, TRAIN, True, DEVICE)
+    loss = FeatureLoss(network, 10.0, 0.0, 3, TRAIN, 8, DEVICE)
     mu = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    chosen, mirrored = torch.tensor([4, 0, 7, 1, 9, 3]), torch.tensor([True, False, True, True, False, False])
-    found, logs = loss(x=X, picture=OTHER, mu=mu, chosen=chosen, mirrored=mirrored)
+    chosen, orientation = torch.tensor([4, 0, 7, 1, 9, 3]), torch.tensor([1, 0, 7, 5, 0, 2])
+    found, logs = loss(x=X, picture=OTHER, mu=mu, chosen=chosen, orientation=orientation)
     assert loss.head is not None and loss.targets is not None
-    features = torch.stack([loss.targets[int(side), image] for side, image in zip(mirrored, chosen, strict=True)])
+    features = torch.stack([loss.targets[way, image] for way, image in zip(orientation, chosen, strict=True)])
     expected = (mu @ loss.head.weight.T + loss.head.bias - features).square().mean()
     torch.testing.assert_close(found, 10 * expected)
     assert logs.keys() == {"alignment"} and float(logs["alignment"]) == pytest.approx(expected.item())
@@ -70,7 +71,7 @@ def test_alignment_teaches_the_encoder_and_the_distance_both(tmp_path: Path, ali
     state = TrainState(p, TRAIN, DEVICE, None)
     output, mu, _ = state.model(X, torch.zeros(6, p.model.latent_dim))
     assert state.features is not None
-    loss, _ = state.features(x=X, picture=output, mu=mu, chosen=torch.arange(6), mirrored=None)
+    loss, _ = state.features(x=X, picture=output, mu=mu, chosen=torch.arange(6), orientation=None)
     loss.backward()
     taught = {name for name, weight in state.model.named_parameters() if weight.grad is not None and weight.grad.any()}
     assert any(name.startswith("encoder") for name in taught)
@@ -83,7 +84,7 @@ def named(tmp_path: Path) -> Changes:
     return {"objective.features": str(small_network(tmp_path / "small.pt2"))}
 
 
-@pytest.mark.parametrize("changes", [{}, RECIPE, {"train.ema": 0.9, "data.augment": "flip"}])
+@pytest.mark.parametrize("changes", [{}, RECIPE, {"train.ema": 0.9, "data.augment": "dihedral"}])
 def test_interruptions_change_no_bit_of_an_aligned_training(tmp_path: Path, changes: dict[str, Any]) -> None:
     p = params({**changes, **named(tmp_path), "objective.align": 30.0, "objective.perceptual": 5.0})
     undisturbed = run(p)

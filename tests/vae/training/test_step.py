@@ -8,6 +8,7 @@ import torch
 from helpers.parameters import Changes
 from helpers.trainings import CPU, RECIPE, TRAIN, params, run
 
+from vae.compute.orientation import oriented
 from vae.config.errors import InputError
 from vae.models.vae import build
 from vae.training.loop import Epoch
@@ -26,6 +27,18 @@ def test_flips_turn_left_and_right_only() -> None:
     assert all(a != b for a, b in zip(flipped, kept, strict=True))
     assert 16 < sum(flipped) < 48
     assert not torch.equal(draw(p, IMAGES[:64], 4, CPU.device)[0], x)
+
+
+def test_symmetries_of_a_square_are_all_drawn() -> None:
+    drawn, _ = draw(params({"data.augment": "dihedral"}), IMAGES[:64], 3, CPU.device)
+    plain, _ = draw(params(), IMAGES[:64], 3, CPU.device)
+    found = {
+        number
+        for a, b in zip(drawn, plain, strict=True)
+        for number in range(8)
+        if torch.equal(a, oriented(b[None], number)[0])
+    }
+    assert found == set(range(8))
 
 
 def test_dynamic_binarisation_draws_anew_at_every_step() -> None:
