@@ -19,7 +19,7 @@ from vae.evaluation.image_quality import central_quality, psnr
 from vae.evaluation.importance_weighted import importance_weighted_bound, is_binary
 from vae.evaluation.mmd import mmd_to_prior
 from vae.evaluation.probe import Probe
-from vae.evaluation.sample_metrics import sample_metrics
+from vae.evaluation.sample_metrics import compared_images, sample_metrics
 from vae.evaluation.yardstick import PixelComponents, Yardstick
 from vae.features.activations import FrozenFeatures, frozen_features
 from vae.metrics.free_running import free_running
@@ -28,11 +28,9 @@ from vae.metrics.measurement import Measurement, encode, measure
 from vae.metrics.mutual_information import MutualInformation, mutual_information
 from vae.metrics.pooled import pooled
 from vae.models.likelihood import Likelihood, bits_per_dim, optimal_sigma
-from vae.models.pixelcnn import PixelCNN
 from vae.models.saved import Saved
 from vae.priors import aggregate
 from vae.priors.standard import Prior
-from vae.samples.evidence import DRAWN_PIXEL_BY_PIXEL
 from vae.samples.features import COMPONENTS
 from vae.samples.quality import most_images
 
@@ -89,7 +87,7 @@ def evaluate(saved: Saved, images: Images, labels: Labels, p: Parameters, comput
     frozen = frozen_features(compute.device)
     few = _sample(len(chosen), most_images(*train.shape[1:3]), p.seed)
     known = _Pictures(np.asarray(train[chosen[few]]), mu[few], labels["train"][chosen[few]])
-    asked = _compared(saved, len(images["test"]), len(train), p.seed)
+    asked, _ = compared_images(saved.model, train, images["test"], p.seed)
     if frozen:  # first, since samples are compared by them too
         frozen.remember(known.images)
         frozen.remember(images["test"][asked])
@@ -263,13 +261,6 @@ def _bits(elbo: float, nll: Metrics, pixels: int) -> Metrics:
     bound = nll["nll"]
     found = {"bits_per_dim": bits_per_dim(elbo, pixels)}
     return found | {"nll_bits_per_dim": None if bound is None else bits_per_dim(-bound, pixels)}
-
-
-def _compared(saved: Saved, count: int, train: int, seed: int) -> NDArray[np.int64]:
-    """Which of `count` test images are decoded and read by classifiers: those that samples are compared with."""
-    slow, size = isinstance(saved.model.decoder, PixelCNN), saved.config.image_shape[1:]
-    most = min(count, train, DRAWN_PIXEL_BY_PIXEL if slow else most_images(*size))
-    return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 
 
 def _sample(count: int, most: int, seed: int) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from vae.metrics.measurement import encode
 from vae.metrics.pooled import pooled
 from vae.models.pixelcnn import PixelCNN
 from vae.models.saved import Saved
+from vae.models.vae import VAE
 from vae.priors import aggregate
 from vae.samples.evidence import DRAWN_PIXEL_BY_PIXEL
 from vae.samples.features import network_features, pixel_features
@@ -40,11 +41,8 @@ def sample_metrics(
 
     train, test: uint8 (N, H, W, C). frozen: has the activations of some of them.
     """
-    slow = isinstance(saved.model.decoder, PixelCNN)
-    count = min(len(test), len(train), DRAWN_PIXEL_BY_PIXEL if slow else most_images(*test.shape[1:3]))
-    random = np.random.default_rng(seed)
-    real = np.asarray(test[np.sort(random.permutation(len(test))[:count])])
-    known = np.asarray(train[np.sort(random.permutation(len(train))[:count])])
+    of_test, of_train = compared_images(saved.model, train, test, seed)
+    real, known, count = np.asarray(test[of_test]), np.asarray(train[of_train]), len(of_test)
     encoded, posteriors = (encode(saved.model, images, compute) for images in (test, known))
     if not all(np.isfinite(part).all() for part in (*encoded, *posteriors)):
         return {}
@@ -66,12 +64,23 @@ def sample_metrics(
             for name, images in pictures.items():
                 quality = reference.compare(features.of(images)) if reference else None
                 metrics |= as_metrics(name + infix, quality)
-    of_test = aggregate.draw(*encoded, seed)
+    shape, of_posterior = saved.model.latent_map, aggregate.draw(*encoded, seed)
     for name, prior in priors.items():
-        z = prior.sample(len(of_test), torch.Generator().manual_seed(seed)).numpy()
-        found = two_sample_test(pooled(of_test, saved.model.latent_map), pooled(z, saved.model.latent_map), seed)
+        z = prior.sample(len(of_posterior), torch.Generator().manual_seed(seed)).numpy()
+        found = two_sample_test(pooled(of_posterior, shape), pooled(z, shape), seed)
         accuracy, p_value = (found.accuracy, found.p_value) if found else (None, None)
         metrics |= {f"{name}_two_sample{end}": value for end, value in ends(accuracy).items()}
         metrics[f"{name}_two_sample_p"] = p_value
     bound = aggregate.kl_to_prior(*encoded, priors["standard_prior"], saved.prior, seed)
     return metrics | {"aggregate_kl_bound": bound.value, "aggregate_kl_bound_se": bound.standard_error}
+
+
+def compared_images(
+    model: VAE, train: NDArray[np.uint8], test: NDArray[np.uint8], seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which test images samples are compared with, and which training images beside them: as many, in order."""
+    slow = isinstance(model.decoder, PixelCNN)
+    count = min(len(test), len(train), DRAWN_PIXEL_BY_PIXEL if slow else most_images(*test.shape[1:3]))
+    random = np.random.default_rng(seed)
+    of_test, of_train = (np.sort(random.permutation(len(images))[:count]) for images in (test, train))
+    return of_test, of_train
