@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.parameters import Changes
 from helpers.verdicts import (
@@ -144,6 +145,21 @@ def test_a_control_that_met_its_target_left_nothing_collapsed() -> None:
         assert judged({control: 20.0}, **found).verdict == "healthy"
         low = judged({control: 20.0}, history=history(kls=[5.0] * 40), **found)
         assert low.verdict == "partly_collapsed" and "KL of 5 nats" in low.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("kl", "dead"), [([0.2, 0.2, 9.8, 9.8], "upper"), ([9.8, 9.8, 0.2, 0.2], "lower"), ([0.6, 0.6, 9.4, 9.4], None)]
+)
+def test_a_level_of_latents_that_carries_nothing_is_named(kl: list[float], dead: str | None) -> None:
+    valid = dataclasses.replace(measurement(), kl_per_latent=np.array(kl), top=2)
+    got = judged({"model.lower_latents": 2}, valid=valid)
+    if dead is None:
+        assert got.verdict == "healthy"
+        return
+    assert got.verdict == "partly_collapsed" and got.summary.startswith(f"The {dead} level of latents collapsed")
+    assert got.reasons[0].startswith(f"KL of 0.4 nats in the {dead} level, 19.6 in the")
+    assert got.remedy == {"kl.free_bits": 0.1}
+    assert bool(got.advice) is (dead == "lower")
 
 
 def test_a_learned_prior_that_saves_nats_is_no_collapse() -> None:

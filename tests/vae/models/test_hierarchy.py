@@ -1,0 +1,209 @@
+"""Two levels of latents: what stays as with one, the KL of each, and bounds beside a likelihood that is known."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.parameters import parse
+from helpers.trainings import CPU, VALID, assert_same_bits, interrupted, params, run
+from torch import Tensor
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
+
+from vae.config.beta_elbo import BetaELBO
+from vae.config.errors import InputError
+from vae.evaluation.importance_weighted import importance_weighted_bound
+from vae.inference.scoring import elbo_per_image
+from vae.losses.elbo import kl_per_latent
+from vae.losses.importance_weighted import importance_weighted_terms
+from vae.metrics.measurement import encode, measure, posteriors_to_draw
+from vae.models.hierarchy import TopDown
+from vae.models.likelihood import Likelihood
+from vae.models.vae import VAE, build
+from vae.training.standardise import standardise
+
+VECTORS: dict[str, Any] = {"model.latent_dim": 5, "model.lower_latents": 2}
+MAP: dict[str, Any] = {
+    "model.architecture": "residual", "model.latent_dim": 3 + 32, "model.lower_latents": [4, 4, 2],
+}  # fmt: skip
+NETWORKS: list[dict[str, Any]] = [
+    VECTORS,
+    VECTORS | {"model.architecture": "mlp"},
+    VECTORS | {"model.architecture": "gated_mlp", "model.batch_norm": False, "model.widths": [7]},
+    VECTORS | {"model.architecture": "residual", "model.attention": True},
+    MAP,
+    MAP | {"model.latent_dim": 3 + 8, "model.lower_latents": [2, 2, 2], "model.batch_norm": False},
+]
+
+
+def network(changes: dict[str, Any]) -> VAE:
+    return build(params(changes)).eval()
+
+
+@pytest.mark.parametrize("changes", NETWORKS)
+@torch.no_grad()
+def test_shapes_and_what_the_posterior_follows(changes: dict[str, Any]) -> None:
+    model, x = network(changes), torch.rand(4, 1, 8, 8)
+    noise = torch.randn(3, 4, model.latent_dim)
+    posterior, top = model.infer(x), model.top
+    assert top == 3 and model.decode(noise[0]).shape == x.shape
+    together = posterior(noise)
+    for draw, single in enumerate(noise):
+        mu, logvar = posterior(single)
+        assert mu.shape == logvar.shape == (4, model.latent_dim)
+        for part, of_all in zip((mu, logvar), together, strict=True):
+            torch.testing.assert_close(of_all[draw], part)
+        torch.testing.assert_close(model(x, single)[0], model.decode(mu + torch.exp(0.5 * logvar) * single))
+    central = model.encode(x)[0]
+    assert torch.equal(central, posterior(torch.zeros_like(noise[0]))[0])
+    assert torch.equal(central[:, :top], mu[:, :top]) and not torch.allclose(central[:, top:], mu[:, top:])
+    own = noise[2].clone()
+    own[:, top:] = 0  # the noise of u moves nothing but u
+    assert torch.equal(posterior(own)[0], mu)
+
+
+@pytest.mark.parametrize("changes", NETWORKS)
+@torch.no_grad()
+def test_the_kl_does_not_change_with_the_coordinates(changes: dict[str, Any]) -> None:
+    """q(z₁) is the image of q(u) under z₁ = μ_p + σ_p·u, p(z₁) that of N(0, I)."""
+    model, x = network(changes), torch.rand(4, 1, 8, 8)
+    assert isinstance(model.decoder, TopDown)
+    noise = torch.randn(4, model.latent_dim)
+    mu, logvar = model.encode(x, noise)
+    z2 = (mu + torch.exp(0.5 * logvar) * noise)[:, : model.top]
+    u, sigma_u = mu[:, model.top :], torch.exp(0.5 * logvar)[:, model.top :]
+    mu_p, logvar_p = model.decoder.lower_prior(model.decoder.context(z2))
+    sigma_p = torch.exp(0.5 * logvar_p)
+    expected = kl_divergence(Normal(mu_p + sigma_p * u, sigma_p * sigma_u), Normal(mu_p, sigma_p))
+    torch.testing.assert_close(kl_per_latent(mu, logvar)[:, model.top :], expected, rtol=1e-4, atol=1e-5)
+
+
+class Linear(torch.nn.Module):
+    """h → one linear function of it, for a hierarchy that is a Gaussian of all its variables."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight.T + self.bias
+
+
+SIGMA, PRIOR_SIGMA, SHARE = 0.5, 0.7, 0.8  # z₁ = SHARE·z₂ + PRIOR_SIGMA·u; x = w₁z₁ + w₂z₂ + ½ + SIGMA·noise
+W1, W2 = torch.linspace(-0.4, 0.5, 64), torch.linspace(0.3, -0.2, 64)
+
+
+def linear_gaussian() -> VAE:
+    """Z₂ = Z₁ = 1, with a posterior that is not quite the true one."""
+    model = network({"model.architecture": "mlp", "model.latent_dim": 2, "model.lower_latents": 1})
+    decoder, lower = model.decoder, model.lower
+    assert isinstance(decoder, TopDown) and lower is not None
+    decoder.prior = torch.nn.Sequential(
+        Linear(torch.tensor([[SHARE], [0.0]]), torch.tensor([0.0, 2 * math.log(PRIOR_SIGMA)]))
+    )
+    decoder.of_lower = decoder.of_context = torch.nn.Identity()
+    decoder.output = torch.nn.Sequential(
+        Linear(torch.stack([W1, W2], 1), torch.full((64,), 0.5)), torch.nn.Unflatten(1, (1, 8, 8))
+    )
+    model.encoder = Both()
+    model.posterior = Linear(torch.stack([W2, torch.zeros(64)]) * 0.3, torch.tensor([-0.1, -1.0]))  # type: ignore[assignment]
+    lower.of_context, lower.joined = torch.nn.Identity(), torch.nn.Identity()
+    weight = torch.cat([torch.stack([W1, torch.zeros(64)]) * 0.2, torch.tensor([[-0.5], [0.1]])], 1)
+    lower.last = Linear(weight, torch.tensor([0.1, -1.2]))  # type: ignore[assignment]
+    return model
+
+
+class Both(torch.nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x.flatten(1)
+
+
+def log_likelihood(x: Tensor) -> Tensor:
+    """ln p(x), exactly: (B, 64) → (B,)."""
+    both = torch.stack([PRIOR_SIGMA * W1, SHARE * W1 + W2], 1).double()
+    covariance = both @ both.T + SIGMA**2 * torch.eye(64, dtype=torch.float64)
+    return MultivariateNormal(torch.full((64,), 0.5, dtype=torch.float64), covariance).log_prob(x.double())
+
+
+def test_bounds_beside_a_likelihood_that_is_known() -> None:
+    model, likelihood, few = linear_gaussian(), Likelihood("gaussian", SIGMA), VALID[:6]
+    x = torch.from_numpy(few).permute(0, 3, 1, 2).float() / 255
+    exact = log_likelihood(x.flatten(1))
+    elbo = measure(model, few, likelihood, CPU, 0, draws=3000)
+    # The same by quadrature over both noises, from the densities themselves.
+    points, weights = np.polynomial.hermite_e.hermegauss(24)
+    weights /= weights.sum()
+    brute = torch.zeros(6, dtype=torch.float64)
+    with torch.no_grad():
+        for (a, of_a), (b, of_b) in itertools.product(zip(points, weights, strict=True), repeat=2):
+            noise = torch.tensor([a, b], dtype=torch.float32).expand(6, 2)
+            mu, logvar = model.encode(x, noise)
+            z = mu + torch.exp(0.5 * logvar) * noise
+            z1 = SHARE * z[:, 0] + PRIOR_SIGMA * z[:, 1]
+            q = Normal(mu, torch.exp(0.5 * logvar)).log_prob(z).sum(1) - math.log(PRIOR_SIGMA)  # of (z₂, z₁)
+            p = Normal(0.0, 1.0).log_prob(z[:, 0]) + Normal(SHARE * z[:, 0], PRIOR_SIGMA).log_prob(z1)
+            mean = 0.5 + z1[:, None] * W1 + z[:, :1] * W2
+            p = p + Normal(mean, SIGMA).log_prob(x.flatten(1)).sum(1)
+            brute += of_a * of_b * (p - q).double()
+    assert elbo.elbo == pytest.approx(float(brute.mean()), abs=0.05)
+    assert float(brute.mean()) < float(exact.mean()) - 0.1
+    scored = elbo_per_image(model, few, likelihood, CPU, 3000)
+    assert scored.mean() == pytest.approx(float(brute.mean()), abs=0.1)
+    bounds = [importance_weighted_bound(model, few, likelihood, CPU, k, 0) for k in (20, 5000)]
+    assert elbo.elbo < bounds[0] < bounds[1] == pytest.approx(float(exact.mean()), abs=0.02)
+    elbo_of = parse({"objective.sigma": SIGMA, "objective.importance_samples_train": 5000, "data.image_size": 8})
+    with torch.no_grad():
+        noise = torch.randn(5000, 6, 2, generator=torch.Generator().manual_seed(1))
+        loss, _, rate = importance_weighted_terms(BetaELBO.of(elbo_of, 1.0), model, x, noise, torch.tensor(1.0), None)
+    assert -float(loss) == pytest.approx(float(exact.mean()), abs=0.02)
+    assert float(rate) == pytest.approx(elbo.rate, abs=0.05)
+
+
+@pytest.mark.parametrize("changes", [NETWORKS[0], NETWORKS[2], MAP])
+def test_a_training_measures_both_levels_and_repeats_to_the_bit(changes: dict[str, Any], tmp_path: Path) -> None:
+    p = params(changes)
+    one = run(p)
+    assert_same_bits(one, interrupted(p, tmp_path / "state.pt", [6], [2]))
+    levels = one.train.kl_of_levels
+    assert sum(levels.values()) == pytest.approx(one.train.rate) and levels["kl_top"] > 0
+    assert levels["kl_top"] == pytest.approx(one.train.kl_per_latent[:3].sum())
+    assert one.history[-1]["valid/mse"] < one.history[0]["valid/mse"]
+    assert run(params()).train.kl_of_levels == {}
+
+
+@torch.no_grad()
+def test_latents_are_not_standardised_and_draws_are_of_both_levels_together() -> None:
+    model = linear_gaussian()
+    assert not standardise(model, measure(model, VALID, Likelihood("gaussian", SIGMA), CPU, 0))
+    mu, logvar = posteriors_to_draw(model, np.repeat(VALID[:1], 20_000, 0), CPU, 0)
+    assert float(np.exp(logvar[:, 0]).max()) < 1e-8 and mu[:, 0].std() == pytest.approx(math.exp(-0.5), rel=0.02)
+    # u is −½·z₂ and what x says of it
+    slope = np.polyfit(mu[:, 0], mu[:, 1], 1)[0]
+    assert slope == pytest.approx(-0.5, abs=1e-3)
+    assert encode(model, VALID[:1], CPU)[0].shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.latent_dim": 2}, "model.lower_latents = 2 leaves none of model.latent_dim = 2"),
+        ({"model.lower_latents": 0}, "invalid lower_latents 0"),
+        ({"model.architecture": "autoregressive"}, "needs model.architecture = conv or residual or mlp or gated_mlp"),
+        ({"model.lower_latents": [4, 4, 1], "model.latent_dim": 20}, "needs model.architecture = residual"),
+        (
+            {"model.architecture": "residual", "model.lower_latents": [3, 3, 1], "model.latent_dim": 20},
+            "height and width of a scale: [8, 8], [4, 4]",
+        ),
+        ({"model.prior": "vamp"}, "model.prior does not go with model.lower_latents = 2"),
+        ({"model.mean_batch_norm": 0.5}, "model.mean_batch_norm does not go with"),
+        ({"train.aggressive_encoder": True}, "train.aggressive_encoder = true does not go with"),
+        ({"preflight.pilot": True}, "preflight.pilot = true does not go with"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        parse({**VECTORS, **changes})
+    assert said in str(refused.value)
