@@ -247,7 +247,7 @@ class VAE(nn.Module):
         Returns:
             decode(z, x), mu, logvar.
         """
-        mu, logvar = self.encode(x, noise)
+        mu, logvar = self.infer(x)(noise)
         return self.decode(mu + torch.exp(0.5 * logvar) * noise, x), mu, logvar
 
     @property

@@ -166,7 +166,7 @@ def test_bounds_beside_a_likelihood_that_is_known() -> None:
     assert scored.mean() == pytest.approx(float(brute.mean()), abs=0.1)
     bounds = [importance_weighted_bound(model, few, likelihood, CPU, k, 0) for k in (20, 5000)]
     assert elbo.elbo < bounds[0] < bounds[1] == pytest.approx(float(exact.mean()), abs=0.02)
-    elbo_of = parse({"objective.sigma": SIGMA, "objective.importance_samples_train": 5000, "data.image_size": 8})
+    elbo_of = parse({"objective.sigma": SIGMA, "data.image_size": 8})
     with torch.no_grad():
         noise = torch.randn(5000, 6, 2, generator=torch.Generator().manual_seed(1))
         loss, _, rate = importance_weighted_terms(BetaELBO.of(elbo_of, 1.0), model, x, noise, torch.tensor(1.0), None)
