@@ -235,7 +235,7 @@ def _with_fitted_prior(
 ) -> Metrics:
     """KL, ELBO and MMD with the fitted prior in place of the prior of the ELBO."""
     # Of two levels it is the prior of the ELBO.
-    rate = aggregate.rate(mu, logvar, prior, seed) if measurement.top is None else measurement.rate
+    rate = aggregate.rate(mu, logvar, prior, seed) if measurement.top == 0 else measurement.rate
     return {
         "fitted_prior_kl": rate,
         "fitted_prior_elbo": -measurement.distortion - rate,

@@ -44,7 +44,7 @@ class Measurement:
         aggregate_covariance: (Z, Z), of q(z) over the split: Cov_x(μ) + diag E_x[σ²].
         learned_prior: whether p is another than N(0, I).
         places: latents of each unit: h·w of a map, else 1.
-        top: of two levels of latents, z = [z₂ | u], how many z₂ has; None of one. The moments of u are then those of
+        top: of two levels of latents, z = [z₂ | u], how many z₂ has; 0 of one level. The moments of u are then those of
             q(u|x, z₂) at a draw of z₂ for each image, but `mean_variance` is that of means at z₂ = μ₂.
     """
 
@@ -61,12 +61,12 @@ class Measurement:
     aggregate_covariance: np.ndarray
     learned_prior: bool = False
     places: int = 1
-    top: int | None = None
+    top: int = 0
 
     @property
     def kl_of_levels(self) -> dict[str, float]:
         """`kl_top` and `kl_lower`, in nats per image, whose sum is the rate; empty of one level."""
-        if self.top is None:
+        if self.top == 0:
             return {}
         return {
             "kl_top": float(self.kl_per_latent[: self.top].sum()),
@@ -233,7 +233,7 @@ def measure(
         aggregate_covariance=mean["outer"] - np.outer(centre, centre) + np.diag(variance_of_posteriors),
         learned_prior=prior is not None,
         places=model.places,
-        top=None if model.lower is None else model.top,
+        top=0 if model.lower is None else model.top,
     )
 
 
