@@ -201,9 +201,13 @@ def measure(
         add("outer", (by_unit.T @ by_unit / model.places)[None])
         add("variance", logvar.exp())
 
-    n, pixels = len(images), math.prod(images.shape[1:])
+    return _of_sums(model, sums, len(images), math.prod(images.shape[1:]), prior is not None)
+
+
+def _of_sums(model: VAE, sums: dict[str, Tensor], n: int, pixels: int, learned_prior: bool) -> Measurement:
+    """sums: over n images, by name, as `measure` adds them up."""
     mean = {name: (total / n).cpu().numpy() for name, total in sums.items()}
-    rate_of_all = float(mean["kl"].sum() if prior is None else mean["rate"])
+    rate_of_all = float(mean["kl"].sum() if not learned_prior else mean["rate"])
     elbo = -float(mean["distortion"]) - rate_of_all
     variance = max(float(mean["elbo2"]) - elbo**2, 0.0)  # of an image's ELBO
     mean_variance = np.maximum(mean["mu2"] - mean["mu"] ** 2, 0)
@@ -214,7 +218,7 @@ def measure(
     centre = of_units(mean["mu"]).mean(1)
     between = (of_units(mean["mu"]) - centre[:, None]) ** 2  # places
     aggregate_variance = (of_units(mean_variance + mean["variance"]) + between).mean(1)
-    if prior is not None:
+    if learned_prior:
         mean["kl"] = 0.5 * (np.log(aggregate_variance) - mean["logvar"])
     if model.lower is not None:  # of means at z₂ = μ₂, since at a draw of z₂ those of u vary with the draw
         mean_variance = np.maximum(mean["own2"] - mean["own"] ** 2, 0)
@@ -231,7 +235,7 @@ def measure(
         aggregate_mean=centre,
         aggregate_variance=aggregate_variance,
         aggregate_covariance=mean["outer"] - np.outer(centre, centre) + np.diag(variance_of_posteriors),
-        learned_prior=prior is not None,
+        learned_prior=learned_prior,
         places=model.places,
         top=0 if model.lower is None else model.top,
     )

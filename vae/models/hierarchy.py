@@ -118,6 +118,25 @@ class TopDown(nn.Module):
         return self.output(torch.cat([self.of_lower(z1), self.of_context(context)], 1))
 
 
+def two_levels(
+    image_shape: tuple[int, int, int],
+    architecture: str,
+    latent_dim: int,
+    lower_latents: int | tuple[int, int, int],
+    widths: list[int],
+    batch_norm: bool,
+    decoded: int,
+    blocks: int,
+    attention: bool,
+) -> Hierarchy:
+    """`hvae` for a number of lower latents, `ladder` for the shape of a map; latent_dim counts both levels."""
+    if isinstance(lower_latents, int):
+        top, rest = latent_dim - lower_latents, (widths, batch_norm, decoded, blocks, attention)
+        return hvae(image_shape, architecture, top, lower_latents, *rest)
+    top = latent_dim - math.prod(lower_latents)
+    return ladder(image_shape, top, lower_latents, widths, batch_norm, decoded, blocks, attention)
+
+
 def hvae(
     image_shape: tuple[int, int, int],
     architecture: str,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vae.config.beta_elbo import BetaELBO
 from vae.config.parameters import Parameters
 from vae.models.autoencoder_kl import Attention, ResnetBlock, autoencoder_kl
-from vae.models.hierarchy import Hierarchy, LowerPosterior, TopDown, hvae, ladder
+from vae.models.hierarchy import LowerPosterior, TopDown, two_levels
 from vae.models.likelihood import GAUSSIAN, Likelihood, form
 from vae.models.networks import convolutional, fully_connected
 from vae.models.pixelcnn import MaskedConv2d, PixelCNN
@@ -87,18 +87,11 @@ class VAE(nn.Module):
         self.top = latent_dim  # Z₂ where there are two levels
         self.lower: LowerPosterior | None = None
         if lower_latents is not None:
-            lower = lower_latents if isinstance(lower_latents, int) else math.prod(lower_latents)
-            self.top = latent_dim - lower
-            levels: Hierarchy
-            if isinstance(lower_latents, int):
-                levels = hvae(
-                    image_shape, architecture, self.top, lower, widths, batch_norm, decoded, blocks, attention
-                )
-            else:
-                levels = ladder(
-                    image_shape, self.top, lower_latents, widths, batch_norm, decoded, blocks, attention
-                )  # fmt: skip
+            levels = two_levels(
+                image_shape, architecture, latent_dim, lower_latents, widths, batch_norm, decoded, blocks, attention
+            )
             self.encoder, features, self.lower, self.decoder = levels
+            self.top = levels.decoder.top
         elif architecture == "autoregressive":
             self.encoder, features, conditions = convolutional(
                 image_shape, latent_dim, widths, batch_norm, decoded=widths[0]
