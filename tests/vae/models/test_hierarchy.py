@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.models import config
 from helpers.parameters import parse
 from helpers.trainings import CPU, VALID, assert_same_bits, interrupted, params, run
 from torch import Tensor
@@ -15,14 +16,17 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from vae.config.beta_elbo import BetaELBO
 from vae.config.errors import InputError
+from vae.evaluation.evaluate import evaluate
 from vae.evaluation.importance_weighted import importance_weighted_bound
+from vae.inference import generate
 from vae.inference.scoring import elbo_per_image
 from vae.losses.elbo import kl_per_latent
 from vae.losses.importance_weighted import importance_weighted_terms
 from vae.metrics.measurement import encode, measure, posteriors_to_draw
+from vae.models import saved
 from vae.models.hierarchy import TopDown
 from vae.models.likelihood import Likelihood
-from vae.models.vae import VAE, build
+from vae.models.vae import VAE, build, to_device
 from vae.training.standardise import standardise
 
 VECTORS: dict[str, Any] = {"model.latent_dim": 5, "model.lower_latents": 2}
@@ -225,3 +229,21 @@ def test_what_does_not_go_together_is_refused(changes: dict[str, Any], said: str
     with pytest.raises(InputError) as refused:
         parse({**VECTORS, **changes})
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("changes", NETWORKS)
+def test_a_saved_model_draws_reconstructs_and_is_evaluated(changes: dict[str, Any], tmp_path: Path) -> None:
+    p, model = params(changes | {"evaluate.importance_samples": 2}), to_device(network(changes), CPU.device)
+    saved.save(tmp_path, model, config((1, 8, 8), p.model))
+    loaded = saved.load(tmp_path)
+    z = torch.randn(3, model.latent_dim)
+    assert torch.equal(loaded.model.decode(z), model.decode(z))
+    assert generate.samples(loaded, loaded.prior, 4, CPU, seed=0).shape == (4, 8, 8, 1)
+    dims, values = np.array([0, 3, 4]), np.array([-1.0, 0.0, 1.0])
+    assert len(generate.traversals(loaded, VALID[0], dims, values, CPU)) > 0
+    images = dict.fromkeys(("train", "valid", "test"), VALID)
+    labels = {split: np.array(["a", "b"] * len(VALID), dtype=object)[: len(VALID)] for split in images}
+    metrics = evaluate(loaded, images, labels, p, CPU)["test"].metrics
+    assert metrics["kl_top"] + metrics["kl_lower"] == pytest.approx(metrics["kl"], rel=1e-3)  # type: ignore[operator]
+    assert metrics["mutual_information"] is None and metrics["fitted_prior_kl"] == metrics["kl"]
+    assert metrics["mmd"] is not None and metrics["probe_accuracy"] is not None
