@@ -127,7 +127,7 @@ def numbers_of_latents(p: Parameters, weight: float, kl: float | None, train_ima
 def _resumable(
     p: Parameters, train_images: np.ndarray, name: str
 ) -> Iterator[tuple[Compute, Path, Callable[[int], None]]]:
-    """Where a pilot of this name is trained, its checkpoint, and what is told of each step."""
+    """Where a pilot of this name is trained, its checkpoint, and what to call after each step."""
     compute = pilot.compute_of(p, len(train_images))
     conditions = {**compute.describe(), "averaging": str(pilot.averaging(p, len(train_images)))}
     with (

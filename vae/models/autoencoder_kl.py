@@ -8,10 +8,10 @@ Of n widths the image is halved n − 1 times: each but the last ends in a strid
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+
+from vae.models.residual import branched
 
 EPSILON = 1e-6
 GROUPS = 32  # of every group norm, or their greatest common divisor with the widths
@@ -143,10 +143,7 @@ class ResnetBlock(nn.Module):
         return self.conv2
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            branch = checkpoint(self._branch, x, use_reentrant=False)
-        else:
-            branch = self._branch(x)
+        branch = branched(self._branch, x, self.checkpointing)
         return branch + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
     def _branch(self, x: Tensor) -> Tensor:

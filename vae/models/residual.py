@@ -7,6 +7,7 @@ models"), by convolutions: then the same weights encode and decode images of oth
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -87,9 +88,14 @@ class ResidualBlock(nn.Module):
         return last
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return x + checkpoint(self.branch, x, use_reentrant=False)
-        return x + self.branch(x)
+        return x + branched(self.branch, x, self.checkpointing)
+
+
+def branched(branch: Callable[[Tensor], Tensor], x: Tensor, checkpointing: bool) -> Tensor:
+    """branch(x), whose parts the backward pass finds in memory, or computes again."""
+    if checkpointing and torch.is_grad_enabled():
+        return checkpoint(branch, x, use_reentrant=False)
+    return branch(x)
 
 
 class SelfAttention(nn.Module):
