@@ -2,8 +2,9 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ class Linear(torch.nn.Module):
 
 
 SIGMA, PRIOR_SIGMA, SHARE = 0.5, 0.7, 0.8  # z₁ = SHARE·z₂ + PRIOR_SIGMA·u; x = w₁z₁ + w₂z₂ + ½ + SIGMA·noise
-W1, W2 = torch.linspace(-0.4, 0.5, 64), torch.linspace(0.3, -0.2, 64)
+W1, W2 = torch.linspace(-0.4, 0.5, 64), torch.linspace(-0.2, 0.3, 64)  # alike: the levels depend on each other
 
 
 def linear(weight: Tensor, bias: list[float]) -> Any:
@@ -143,31 +144,49 @@ def log_likelihood(x: Tensor) -> Tensor:
     return MultivariateNormal(torch.full((64,), 0.5, dtype=torch.float64), covariance).log_prob(x.double())
 
 
+class OfADraw(NamedTuple):
+    """Of a draw of (z₂, z₁) ~ q, by its densities in these coordinates: (B,) each, float64."""
+
+    elbo: Tensor  # ln p(x|z) − KL, that of z₁ at the z₂ drawn
+    log_weight: Tensor  # ln p(x, z)/q(z|x)
+
+
+@torch.no_grad()
+def drawn(model: VAE, x: Tensor, noise: Tensor) -> OfADraw:
+    mu, logvar = model.encode(x, noise)
+    std = torch.exp(0.5 * logvar)
+    z2, u = (mu + std * noise).T
+    p2, p1 = Normal(0.0, 1.0), Normal(SHARE * z2, PRIOR_SIGMA)
+    q2 = Normal(mu[:, 0], std[:, 0])
+    q1 = Normal(SHARE * z2 + PRIOR_SIGMA * mu[:, 1], PRIOR_SIGMA * std[:, 1])
+    z1 = SHARE * z2 + PRIOR_SIGMA * u
+    mean = 0.5 + z1[:, None] * W1 + z2[:, None] * W2
+    log_prob = Normal(mean, SIGMA).log_prob(x.flatten(1)).sum(1)
+    kl = kl_divergence(q2, p2) + kl_divergence(q1, p1)
+    ratio = p2.log_prob(z2) + p1.log_prob(z1) - q2.log_prob(z2) - q1.log_prob(z1)
+    return OfADraw((log_prob - kl).double(), (log_prob + ratio).double())
+
+
+def quadrature(of: Callable[[OfADraw], Tensor], model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over draws, (B,) each, by Gauss-Hermite quadrature over both noises."""
+    points, weights = np.polynomial.hermite_e.hermegauss(24)
+    weights /= weights.sum()
+    moments = torch.zeros(2, len(x), dtype=torch.float64)
+    for (a, of_a), (b, of_b) in itertools.product(zip(points, weights, strict=True), repeat=2):
+        value = of(drawn(model, x, torch.tensor([a, b], dtype=torch.float32).expand(len(x), 2)))
+        moments += of_a * of_b * torch.stack([value, value.square()])
+    return moments[0], (moments[1] - moments[0].square()).sqrt()
+
+
 def test_bounds_beside_a_likelihood_that_is_known() -> None:
     model, likelihood, few = linear_gaussian(), Likelihood("gaussian", SIGMA), VALID[:6]
     x = torch.from_numpy(few).permute(0, 3, 1, 2).float() / 255
     exact = log_likelihood(x.flatten(1))
     elbo = measure(model, few, likelihood, CPU, 0, draws=3000)
-    # The same by quadrature over both noises, from the densities themselves.
-    points, weights = np.polynomial.hermite_e.hermegauss(24)
-    weights /= weights.sum()
-    brute = torch.zeros(6, dtype=torch.float64)
-    with torch.no_grad():
-        for (a, of_a), (b, of_b) in itertools.product(zip(points, weights, strict=True), repeat=2):
-            noise = torch.tensor([a, b], dtype=torch.float32).expand(6, 2)
-            mu, logvar = model.encode(x, noise)
-            z = mu + torch.exp(0.5 * logvar) * noise
-            z1 = SHARE * z[:, 0] + PRIOR_SIGMA * z[:, 1]
-            q = Normal(mu, torch.exp(0.5 * logvar)).log_prob(z).sum(1) - math.log(PRIOR_SIGMA)  # of (z₂, z₁)
-            p = Normal(0.0, 1.0).log_prob(z[:, 0]) + Normal(SHARE * z[:, 0], PRIOR_SIGMA).log_prob(z1)
-            mean = 0.5 + z1[:, None] * W1 + z[:, :1] * W2
-            p = p + Normal(mean, SIGMA).log_prob(x.flatten(1)).sum(1)
-            brute += of_a * of_b * (p - q).double()
+    brute, _ = quadrature(lambda draw: draw.log_weight, model, x)
     assert elbo.elbo == pytest.approx(float(brute.mean()), abs=0.05)
     gap = math.exp(0.4) - 1 - 0.4  # Σ of ½ (e^a − 1 − a) over both: KL(q ‖ the true posterior)
-    assert brute.mean() == pytest.approx(float(exact.mean()) - gap, abs=1e-3)
-    scored = elbo_per_image(model, few, likelihood, CPU, 3000)
-    assert scored.mean() == pytest.approx(float(brute.mean()), abs=0.1)
+    torch.testing.assert_close(brute, exact - gap, rtol=0, atol=1e-3)
     bounds = [importance_weighted_bound(model, few, likelihood, CPU, k, 0) for k in (20, 5000)]
     assert elbo.elbo < bounds[0] < bounds[1] == pytest.approx(float(exact.mean()), abs=0.02)
     elbo_of = parse({"objective.sigma": SIGMA, "data.image_size": 8})
@@ -176,6 +195,34 @@ def test_bounds_beside_a_likelihood_that_is_known() -> None:
         loss, _, rate = importance_weighted_terms(BetaELBO.of(elbo_of, 1.0), model, x, noise, torch.tensor(1.0), None)
     assert -float(loss) == pytest.approx(float(exact.mean()), abs=0.02)
     assert float(rate) == pytest.approx(elbo.rate, abs=0.05)
+
+
+def test_the_score_of_each_image_is_within_its_standard_error() -> None:
+    model, few, draws = linear_gaussian(), VALID[:6], 10_000
+    x = torch.from_numpy(few).permute(0, 3, 1, 2).float() / 255
+    elbo, spread = quadrature(lambda draw: draw.elbo, model, x)
+    standard_error = spread / math.sqrt(draws)
+    assert standard_error.max() < 0.015  # nats; a wrong density is worth −ln PRIOR_SIGMA = 0.36
+    scored = torch.from_numpy(elbo_per_image(model, few, Likelihood("gaussian", SIGMA), CPU, draws))
+    apart = (scored - elbo) / standard_error
+    assert apart.abs().max() < 5, apart
+
+
+def test_the_weighted_bound_of_each_image_is_within_its_standard_error() -> None:
+    """se(ln of the mean weight) = sd(w)/(E[w]·√k), and E[w] = p(x)."""
+    model, draws = linear_gaussian(), 1000
+    x = torch.from_numpy(VALID[:6]).permute(0, 3, 1, 2).float() / 255
+    exact = log_likelihood(x.flatten(1))
+    mean, spread = quadrature(lambda draw: (draw.log_weight - exact).exp(), model, x)
+    torch.testing.assert_close(mean, torch.ones_like(mean), rtol=0, atol=1e-3)
+    standard_error = spread / mean / math.sqrt(draws)
+    assert standard_error.max() < 0.015
+    bounds = [
+        importance_weighted_bound(model, VALID[i : i + 1], Likelihood("gaussian", SIGMA), CPU, draws, seed=i)
+        for i in range(len(x))
+    ]
+    apart = (torch.tensor(bounds, dtype=torch.float64) - exact) / standard_error
+    assert apart.abs().max() < 5, apart
 
 
 @pytest.mark.parametrize("changes", [NETWORKS[0], NETWORKS[2], MAP])
