@@ -254,6 +254,8 @@ def _check_size(config: ModelConfig, weights: dict[str, Tensor]) -> None:
     fewest += _fewest_of_lower(config.model, last)
     fewest += sum(before * after for before, after in itertools.pairwise((first, *widths)))
     model = config.model
+    if model.architecture in ("residual", "autoencoder_kl"):  # blocks of two 3×3 convolutions, in encoder and decoder
+        fewest += 18 * (2 * model.blocks - 1) * sum(width**2 for width in widths)
     outputs = config.likelihood.outputs(channels) * (height * width if "mlp" in model.architecture else 1)
     fewest += widths[0] * outputs
     fewest += fewest_weights(model.prior, model.prior_components, model.latent_dim, channels * height * width)
@@ -262,13 +264,16 @@ def _check_size(config: ModelConfig, weights: dict[str, Tensor]) -> None:
 
 
 def _fewest_of_lower(model: Model, features: int) -> int:
-    """Weights of the lower of two levels: those of its prior and posterior, and of what joins it with the images."""
+    """Weights of the lower of two levels: those of its prior and posterior, hidden layers among them, and of what
+    joins it with the images.
+    """
     if isinstance(model.lower_latents, tuple):
         return 2 * 9 * 2 * model.lower_latents[2] * min(model.widths)
     if model.lower_latents is None:
         return 0
     is_mlp = "mlp" in model.architecture
-    return 2 * 2 * model.lower_latents * (model.widths[-1] if is_mlp else HIDDEN) + (not is_mlp) * features * HIDDEN
+    hidden, found = (model.widths[-1], 0) if is_mlp else (HIDDEN, features)
+    return hidden * (4 * model.lower_latents + 2 * hidden + found)
 
 
 def _read_prior(path: Path, latents: int) -> Prior | None:
