@@ -21,7 +21,7 @@ from vae.evaluation.evaluate import evaluate
 from vae.evaluation.importance_weighted import importance_weighted_bound
 from vae.inference import generate
 from vae.inference.scoring import elbo_per_image
-from vae.losses.elbo import kl_per_latent
+from vae.losses.elbo import elbo_terms, kl_per_latent
 from vae.losses.importance_weighted import importance_weighted_terms
 from vae.metrics.measurement import encode, measure, posteriors_to_draw
 from vae.models import saved
@@ -223,6 +223,25 @@ def test_the_weighted_bound_of_each_image_is_within_its_standard_error() -> None
     ]
     apart = (torch.tensor(bounds, dtype=torch.float64) - exact) / standard_error
     assert apart.abs().max() < 5, apart
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("changes", [NETWORKS[2], MAP])
+def test_compiled_the_loss_and_its_gradient_are_the_same(changes: dict[str, Any], draws: int) -> None:
+    model, x, noise = network(changes), torch.rand(4, 1, 8, 8), torch.randn(draws, 4, params(changes).model.latent_dim)
+    elbo = BetaELBO.of(parse({"objective.sigma": SIGMA, "data.image_size": 8}), 1.0)
+
+    def loss(noise: Tensor) -> Tensor:
+        if draws == 1:
+            terms = elbo_terms(elbo, model, x, noise[0], None)
+            return terms.distortion + terms.rate
+        return importance_weighted_terms(elbo, model, x, noise, torch.tensor(1.0), None)[0]
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    weights = list(model.parameters())
+    found, expected = [(value, *torch.autograd.grad(value, weights)) for value in (compiled(noise), loss(noise))]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(compiled(2 * noise), found[0])  # the noise is no constant of the graph
 
 
 @pytest.mark.parametrize("changes", [NETWORKS[0], NETWORKS[2], MAP])
