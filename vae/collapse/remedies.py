@@ -57,7 +57,7 @@ def higher_weight(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[s
 
 def simpler_latents(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
     """Half the latents, whose density is easier to fit; a higher weight where there are few already."""
-    if p.model.latent_dim < MANY_LATENTS or p.model.latent_shape is not None or p.model.lower_latents is not None:
+    if p.model.latent_dim < MANY_LATENTS or not p.model.is_one_vector:
         return higher_weight(p, predicted)
     fewer = p.model.latent_dim // 2
     if p.objective.reduction == "mean":  # the weight is per latent: keep the total
@@ -109,8 +109,7 @@ def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
     latents = p.model.latent_dim
     if p.model.batch_norm and p.train.batch_size < LEAST_NORMALISED <= images:
         return {"train.batch_size": min(USUAL_BATCH, images)}
-    one_vector = p.model.latent_shape is None and p.model.lower_latents is None
-    if latents * IMAGES_PER_LATENT > images and one_vector:
+    if latents * IMAGES_PER_LATENT > images and p.model.is_one_vector:
         fewer = max(images // IMAGES_PER_LATENT, 1)
         if p.objective.reduction == "mean":  # the weight is per latent: keep the total
             return {"model.latent_dim": fewer, "kl.max_weight": short(p.kl.max_weight * fewer / latents)}

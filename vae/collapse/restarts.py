@@ -109,7 +109,7 @@ def fitted_prior(p: ResolvedParameters, trained: Trained, train_images: np.ndarr
     and to two levels, of which q(z|x) is no Gaussian.
     """
     model = trained.model
-    if model.latent_map is not None or model.lower is not None:
+    if not p.model.is_one_vector:
         return Fitted(model.own_prior(), model.prior_name, {})
     learned = None if model.prior is None else (model.prior_name, model.own_prior())
     return fitting.fit(*measurement.encode(model, for_measuring(train_images, p), compute), p.seed, learned)

@@ -131,6 +131,11 @@ class Model(_Section):
         return "latent" if self.latent_shape is None else "channel"
 
     @property
+    def is_one_vector(self) -> bool:
+        """Whether the latents are neither a map nor of two levels: only to a vector is a prior fitted."""
+        return self.latent_shape is None and self.lower_latents is None
+
+    @property
     def latents_set_by(self) -> str:
         """The parameter that sets their number."""
         return "model.latent_dim" if self.latent_shape is None else "model.latent_shape"

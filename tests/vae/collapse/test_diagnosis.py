@@ -355,6 +355,8 @@ def test_no_prior_gives_good_samples() -> None:
     same = judged(samples=samples(POOR, POOR, kl=0.0, error=0.0))
     assert same.verdict == "prior_mismatch"
     assert same.summary == "Samples from N(0, I) are poor, and no other prior fits the latents better."
+    levels = judged({"model.lower_latents": 1}, **WRONG["prior_mismatch"])
+    assert levels.summary == "Samples from N(0, I) are poor, and no prior is fitted to two levels of latents."
 
 
 def test_only_what_was_drawn_is_called_poor() -> None:

@@ -121,6 +121,8 @@ def test_two_levels_have_a_kl_each(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         test, text = facts.metrics["test"], Page(report.html(facts)).text
         keys = {number.key for number in key_numbers(test)}
         assert ("upper level" in text) is ("kl_top" in text) is ({"kl_top", "kl_lower"} <= keys) is (lower == 2)
+        assert ("fitted prior" in text) is (lower is None)
+        assert ("no pilot" in text, "one level of latents" in text) == (True, lower == 2)
     top, below = (number(test[name]) for name in ("kl_top", "kl_lower"))
     assert top != below and f"Of the upper level: {top}; of the lower: {below}." in text
     assert "5 latents (3 in the upper level, 2 in the lower)" in text
