@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import KL
 from vae.config.resolved import ResolvedParameters, changed, usual_learning_rate
 from vae.config.text import written
@@ -131,7 +132,7 @@ def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
 
 
 def free_bits(p: ResolvedParameters) -> dict[str, Any]:
-    """Doubles the free bits, per latent or in total; nothing where other parameters exclude them.
+    """Doubles the free bits, per latent, or in total or of each level; nothing where other parameters exclude them.
 
     Nor of a map of latents, which need not carry the same everywhere.
     """
@@ -139,6 +140,8 @@ def free_bits(p: ResolvedParameters) -> dict[str, Any]:
         return {}
     if p.kl.free_bits_total:
         return {"kl.free_bits_total": short(2 * p.kl.free_bits_total)}
+    if p.model.lower_latents is not None and not p.kl.free_bits:  # of each level
+        return {"kl.free_bits_total": short(max(0.1 * p.model.latent_dim, 2 * COLLAPSED_BELOW_NATS))}
     if p.model.prior != "standard":  # its rate is not a sum over latents
         return {"kl.free_bits_total": short(0.1 * p.model.latent_dim)}
     return {"kl.free_bits": short(max(2 * p.kl.free_bits, 0.1))}

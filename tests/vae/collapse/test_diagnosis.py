@@ -158,7 +158,9 @@ def test_a_level_of_latents_that_carries_nothing_is_named(kl: list[float], dead:
         return
     assert got.verdict == "partly_collapsed" and got.summary.startswith(f"The {dead} level of latents collapsed")
     assert got.reasons[0].startswith(f"KL of 0.4 nats in the {dead} level, 19.6 in the")
-    assert got.remedy == {"kl.free_bits": 0.1}
+    assert got.remedy == {"kl.free_bits_total": 2.0}
+    for free, more in (({"kl.free_bits_total": 3.0}, 6.0), ({"kl.free_bits": 0.3}, 0.6)):
+        assert list(judged({"model.lower_latents": 2} | free, valid=valid).remedy.items()) == [(*free, more)]
     assert bool(got.advice) is (dead == "lower")
 
 

@@ -256,6 +256,14 @@ def test_a_training_measures_both_levels_and_repeats_to_the_bit(changes: dict[st
     assert run(params()).train.kl_of_levels == {}
 
 
+def test_free_bits_in_total_are_of_each_level() -> None:
+    """At a weight at which both levels collapse, each keeps what is free."""
+    heavy = VECTORS | {"kl.max_weight": 20.0, "train.epochs": 30, "train.select": "last"}
+    without, free = (run(params(heavy | more)).train.kl_of_levels for more in ({}, {"kl.free_bits_total": 2.0}))
+    assert max(without.values()) < 0.5
+    assert all(1.4 < kl < 2.3 for kl in free.values()), free
+
+
 def test_with_the_true_posterior_each_draw_gives_the_likelihood_itself() -> None:
     """Of two levels only if q(u|x, z₂) is taken at the z₂ that was drawn."""
     x = torch.from_numpy(VALID[:6]).permute(0, 3, 1, 2).float() / 255
