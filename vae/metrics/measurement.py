@@ -41,7 +41,8 @@ class Measurement:
             N(m_j, s_j²), the moments of the aggregate posterior: ½ (ln s_j² − E_x ln σ_j²), 0 for a dead latent.
         mean_variance: (Z,), Var_x(E_q[z_j|x]).
         aggregate_mean, aggregate_variance: (Z,), of q(z_j) over the split.
-        aggregate_covariance: (Z, Z), of q(z) over the split: Cov_x(μ) + diag E_x[σ²].
+        aggregate_covariance: (Z, Z), of q(z) over the split: Cov_x(μ) + diag E_x[σ²]; of two levels with the
+            correlations of a draw of z₂ for each image.
         learned_prior: whether p is another than N(0, I).
         places: latents of each unit: h·w of a map, else 1.
         top: of two levels of latents, z = [z₂ | u], how many z₂ has; 0 of one level. The moments of u are then those of
@@ -197,7 +198,11 @@ def measure(
             add("logvar", logvar)
         add("mu", mu)
         add("mu2", mu.double().square())
-        by_unit = mu.double().unflatten(1, (model.units, model.places)).transpose(1, 2).flatten(0, 1)
+        located = mu
+        if model.lower is not None:  # μ_u follows z₂
+            located = torch.cat([(mu + torch.exp(0.5 * logvar) * noise)[:, : model.top], mu[:, model.top :]], 1)
+            add("located", located)
+        by_unit = located.double().unflatten(1, (model.units, model.places)).transpose(1, 2).flatten(0, 1)
         add("outer", (by_unit.T @ by_unit / model.places)[None])
         add("variance", logvar.exp())
 
@@ -223,6 +228,12 @@ def _of_sums(model: VAE, sums: dict[str, Tensor], n: int, pixels: int, learned_p
     if model.lower is not None:  # of means at z₂ = μ₂, since at a draw of z₂ those of u vary with the draw
         mean_variance = np.maximum(mean["own2"] - mean["own"] ** 2, 0)
     variance_of_posteriors = of_units(mean["variance"]).mean(1)
+    covariance = mean["outer"] - np.outer(centre, centre) + np.diag(variance_of_posteriors)
+    if model.lower is not None:
+        below = np.where(np.arange(model.latent_dim) < model.top, 0, variance_of_posteriors)
+        drawn = mean["outer"] - np.outer(mean["located"], mean["located"]) + np.diag(below)
+        scale = np.sqrt(aggregate_variance / np.maximum(np.diag(drawn), 1e-30))
+        covariance = drawn * np.outer(scale, scale)
     return Measurement(
         images=n,
         distortion=float(mean["distortion"]),
@@ -234,7 +245,7 @@ def _of_sums(model: VAE, sums: dict[str, Tensor], n: int, pixels: int, learned_p
         mean_variance=of_units(mean_variance).mean(1),
         aggregate_mean=centre,
         aggregate_variance=aggregate_variance,
-        aggregate_covariance=mean["outer"] - np.outer(centre, centre) + np.diag(variance_of_posteriors),
+        aggregate_covariance=covariance,
         learned_prior=learned_prior,
         places=model.places,
         top=0 if model.lower is None else model.top,

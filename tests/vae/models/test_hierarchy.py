@@ -272,6 +272,23 @@ def test_with_the_true_posterior_each_draw_gives_the_likelihood_itself() -> None
 
 
 @torch.no_grad()
+def test_the_covariance_of_all_latents_has_that_between_the_levels() -> None:
+    """u depends on z₂ of the same image too: of z₂ ~ N(μ₂, v₂) and E[u|x, z₂] = a + b·z₂, Cov(z₂, u|x) = b·v₂."""
+    model = linear_gaussian()
+    measured = measure(model, np.repeat(VALID, 300, 0), Likelihood("gaussian", SIGMA), CPU, 0)
+    x = torch.from_numpy(VALID).permute(0, 3, 1, 2).float() / 255
+    (mu, logvar), (moved, _) = (model.encode(x, torch.tensor([[by, 0.0]]).expand(len(x), 2)) for by in (0.0, 1.0))
+    v2, v1 = logvar[0].exp().double()
+    b = (moved - mu)[0, 1].double() / v2.sqrt()
+    within = torch.stack([torch.stack([v2, b * v2]), torch.stack([b * v2, b**2 * v2 + v1])])
+    expected = within + torch.cov(mu.double().T, correction=0)
+    assert abs(b * v2) > 0.3 * (v2 * (b**2 * v2 + v1)).sqrt()
+    np.testing.assert_allclose(measured.aggregate_covariance, expected, atol=0.02)
+    np.testing.assert_allclose(np.diag(measured.aggregate_covariance), measured.aggregate_variance)
+    assert measured.prior_gap_full >= measured.prior_gap
+
+
+@torch.no_grad()
 def test_latents_are_not_standardised_and_draws_are_of_both_levels_together() -> None:
     model = linear_gaussian()
     assert not standardise(model, measure(model, VALID, Likelihood("gaussian", SIGMA), CPU, 0))
