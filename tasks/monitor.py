@@ -168,6 +168,7 @@ def report(p: ResolvedParameters, model: Saved, e: Evidence, user: Parameters) -
         "elbo": valid.elbo,
         "reconstruction": valid.distortion,
         "kl": valid.rate,
+        **valid.kl_of_levels,
         "mse": valid.mse,
         "mse_sampled": valid.mse_sampled,
         "mse_free_running": drawn and drawn.mse,

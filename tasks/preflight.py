@@ -90,7 +90,9 @@ def main() -> None:
 def pilot_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Pilot | None:
     """None where none is asked for, or it has nothing to learn, or learnt nothing. An interrupted one resumes."""
     if not pilot.is_asked(p, len(train_images)):
-        if p.preflight.pilot == "auto":
+        if p.model.lower_latents is not None:
+            log.info("preflight: no pilot, which knows one level of latents; linear theory predicts")
+        elif p.preflight.pilot == "auto":
             log.info("preflight: no pilot, which would cost too much of so short a training (preflight.pilot)")
         return None
     with _resumable(p, train_images, "pilot") as (compute, checkpoint, advance):

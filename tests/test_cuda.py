@@ -43,6 +43,14 @@ CASES: dict[str, dict[str, Any]] = {
     "capacity": {"kl.capacity": 2.0},
     "free bits": {"kl.free_bits": 0.1},
     "gated MLP": RECIPE | {"model.architecture": "gated_mlp"},
+    "two levels": RECIPE
+    | {
+        "model.latent_dim": 5,
+        "model.lower_latents": 2,
+        "objective.importance_samples_train": 2,
+        "objective.sigma": 0.1,
+    },
+    "ladder": RECIPE | {"model.architecture": "residual", "model.latent_dim": 35, "model.lower_latents": [4, 4, 2]},
     "autoregressive": RECIPE | {"model.architecture": "autoregressive"},
     "residual": RECIPE | {"model.architecture": "residual", "model.blocks": 2, "model.attention": True},
     "group norm": RECIPE | {"model.architecture": "residual", "model.batch_norm": False},

@@ -39,12 +39,14 @@ def make_workspace(
     path: str = "photos",
     prior: str = "standard",
     pilot: bool = False,
+    lower: int | None = None,
 ) -> None:
     """Every file that evaluate reads. pilot: with the curve of one, and pictures at two points of it."""
     random = np.random.default_rng(0)
     (folder / "data/images").mkdir(parents=True)
     (folder / "reports").mkdir()
-    YAML().dump(nested(PARAMETERS | {"data.path": path, "model.prior": prior}), folder / "params.yaml")
+    chosen = {"data.path": path, "model.prior": prior, "model.lower_latents": lower}
+    YAML().dump(nested(PARAMETERS | chosen), folder / "params.yaml")
     rows = []
     for split, count in COUNTS.items():
         np.save(folder / f"data/images/{split}.npy", random.integers(0, 256, (count, 8, 12, 3), dtype=np.uint8))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -10,6 +11,7 @@ import pytest
 import torch
 from helpers.commands import vae, write_model
 from helpers.models import config, network
+from helpers.trainings import CPU
 
 from vae import onnx
 from vae.config.errors import InputError
@@ -46,6 +48,25 @@ def test_maps_of_latents_stay_maps(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
     mu, logvar = session.run(["mu", "logvar"], {"images": np.zeros((5, 8, 12, 3), np.uint8)})
     assert mu.shape == logvar.shape == (5, 4, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        {"architecture": "gated_mlp", "latent_dim": 5, "lower_latents": 2},
+        {"architecture": "residual", "latent_dim": 15, "lower_latents": (2, 3, 2)},
+    ],
+)
+def test_of_two_levels_both_are_in_one_vector(tmp_path: Path, levels: dict[str, Any]) -> None:
+    made = config((3, 8, 12), Model(widths=[4, 6], **levels))
+    model = network(made).eval()
+    onnx.export(Saved(model, made, StandardNormal(made.model.latent_dim), "0" * 64), tmp_path / "encoder.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).integers(0, 256, (7, 8, 12, 3), dtype=np.uint8)
+    expected = measurement.encode(model, images, CPU)
+    for got, wanted in zip(session.run(["mu", "logvar"], {"images": images}), expected, strict=True):
+        assert got.shape == (7, made.model.latent_dim) and wanted[:, model.top :].std() > 0.01
+        np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
 def test_an_encoder_that_does_not_agree_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,8 @@ RUNAWAY_RATIO = 10  # of the predicted KL, where the model is no better than the
 def judge(p: ResolvedParameters, e: Evidence) -> Verdict:
     """The verdict on a trained model."""
     rules = (
-        _diverged, _collapsed, _over_regularised, _not_learning, _bypassed, _partly_collapsed, target_missed,
+        _diverged, _collapsed, _over_regularised, _not_learning, _bypassed, _level_collapsed, _partly_collapsed,
+        target_missed,
         _under_regularised, prior_mismatch, _overfitted,
     )  # fmt: skip
     for rule in rules:
@@ -241,6 +242,25 @@ def _bypassed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
             f"the mean image (less than {LITTLE_GAIN_SHARE:g})",
         ],
         remedies.of_autoregressive(p, e.predicted),
+    )
+
+
+def _level_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
+    """One of two levels of latents carries nothing. (Where both do, the whole posterior collapsed.)"""
+    kl = e.valid.kl_of_levels
+    if not kl or min(kl.values()) >= COLLAPSED_BELOW_NATS:
+        return None
+    top_is_dead = kl["kl_top"] < kl["kl_lower"]
+    dead, alive = ("upper", "lower") if top_is_dead else ("lower", "upper")
+    # Free bits reward the level that is alive too; a vector of its latents alone is the simpler model.
+    advice = [] if top_is_dead else ["or set model.lower_latents to null: one level does as well"]
+    remedy = remedies.free_bits(p) or remedies.longer_ramp(p)
+    return Verdict(
+        "partly_collapsed",
+        f"The {dead} level of latents collapsed: the {alive} one carries all there is.",
+        [f"KL of {min(kl.values()):.3g} nats in the {dead} level, {max(kl.values()):.4g} in the {alive} one"],
+        remedy,
+        advice,
     )
 
 

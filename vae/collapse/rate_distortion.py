@@ -130,8 +130,12 @@ def enforced_rate(p: Parameters) -> float:
 
 
 def with_enforced_rate(prediction: Prediction, curve: Curve, p: Parameters) -> Prediction:
-    """The prediction with at least the rate of each latent, or of all together, that no weight takes away."""
-    rates, free = prediction.kl_per_latent, p.kl.free_bits_total
+    """The prediction with at least the rate of each latent, or of all together, that no weight takes away.
+
+    Linear theory knows one level of latents: of two, it is that of both.
+    """
+    levels = 1 if p.model.lower_latents is None else 2
+    rates, free = prediction.kl_per_latent, levels * p.kl.free_bits_total
     if prediction.kl < free:
         rates = first(curve, lambda at: at.kl <= free).kl_per_latent
     each = enforced_rate(p)

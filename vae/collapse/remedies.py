@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.parameters import KL
 from vae.config.resolved import ResolvedParameters, changed, usual_learning_rate
 from vae.config.text import written
@@ -57,7 +58,7 @@ def higher_weight(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[s
 
 def simpler_latents(p: ResolvedParameters, predicted: Mapping[str, Any]) -> dict[str, Any]:
     """Half the latents, whose density is easier to fit; a higher weight where there are few already."""
-    if p.model.latent_dim < MANY_LATENTS or p.model.latent_shape is not None:
+    if p.model.latent_dim < MANY_LATENTS or not p.model.is_one_vector:
         return higher_weight(p, predicted)
     fewer = p.model.latent_dim // 2
     if p.objective.reduction == "mean":  # the weight is per latent: keep the total
@@ -109,7 +110,7 @@ def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
     latents = p.model.latent_dim
     if p.model.batch_norm and p.train.batch_size < LEAST_NORMALISED <= images:
         return {"train.batch_size": min(USUAL_BATCH, images)}
-    if latents * IMAGES_PER_LATENT > images and p.model.latent_shape is None:
+    if latents * IMAGES_PER_LATENT > images and p.model.is_one_vector:
         fewer = max(images // IMAGES_PER_LATENT, 1)
         if p.objective.reduction == "mean":  # the weight is per latent: keep the total
             return {"model.latent_dim": fewer, "kl.max_weight": short(p.kl.max_weight * fewer / latents)}
@@ -131,7 +132,7 @@ def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
 
 
 def free_bits(p: ResolvedParameters) -> dict[str, Any]:
-    """Doubles the free bits, per latent or in total; nothing where other parameters exclude them.
+    """Doubles the free bits, per latent, or in total or of each level; nothing where other parameters exclude them.
 
     Nor of a map of latents, which need not carry the same everywhere.
     """
@@ -139,6 +140,8 @@ def free_bits(p: ResolvedParameters) -> dict[str, Any]:
         return {}
     if p.kl.free_bits_total:
         return {"kl.free_bits_total": short(2 * p.kl.free_bits_total)}
+    if p.model.lower_latents is not None and not p.kl.free_bits:  # of each level
+        return {"kl.free_bits_total": short(max(0.1 * p.model.latent_dim, 2 * COLLAPSED_BELOW_NATS))}
     if p.model.prior != "standard":  # its rate is not a sum over latents
         return {"kl.free_bits_total": short(0.1 * p.model.latent_dim)}
     return {"kl.free_bits": short(max(2 * p.kl.free_bits, 0.1))}

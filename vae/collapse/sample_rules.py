@@ -22,7 +22,9 @@ def prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     if e.samples is None or not (_own_is_poor(e.samples) and is_poor(e.samples.fitted, e.samples)):
         return None
     own, fitted = _article(e.own_prior), _article(e.prior)
-    if e.prior == e.own_prior:
+    if p.model.lower_latents is not None:
+        summary = f"Samples from {own} are poor, and no prior is fitted to two levels of latents."
+    elif e.prior == e.own_prior:
         summary = f"Samples from {own} are poor, and no other prior fits the latents better."
     elif is_poor(e.samples.standard, e.samples):
         summary = f"Samples are poor, from {own} and from {fitted} fitted to the latents alike."

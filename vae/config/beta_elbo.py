@@ -27,8 +27,9 @@ class BetaELBO:
         scale: from nats to the loss as `reduction` writes it; the optimum is the same, the gradient smaller.
         pixels: N.
         free_bits: nats that each latent may cost, averaged over a batch, before the loss sees its rate (Kingma 2016,
-            equation 14). free_bits_total: the same for all latents together.
+            equation 14). free_bits_total: the same for all latents together, or for those of each level.
         components: of a mixture; None of other likelihoods.
+        lower_from: of two levels of latents, the index of the lower one's first; else empty.
     """
 
     likelihood: LikelihoodKind
@@ -39,6 +40,7 @@ class BetaELBO:
     free_bits: float = 0.0
     free_bits_total: float = 0.0
     components: int | None = None
+    lower_from: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, p: Parameters, weight: float) -> "BetaELBO":
@@ -51,7 +53,9 @@ class BetaELBO:
         elif p.objective.reduction == "mean":
             sigma, beta, scale = math.sqrt(weight * pixels / (2 * latents)), 1.0, weight / latents
         components = p.objective.mixture_components if likelihood == "logistic_mixture" else None
-        return cls(likelihood, sigma, beta, scale, pixels, p.kl.free_bits, p.kl.free_bits_total, components)
+        lower_from = () if p.model.lower_latents is None else (p.model.top_latents,)
+        free = (p.kl.free_bits, p.kl.free_bits_total)
+        return cls(likelihood, sigma, beta, scale, pixels, *free, components, lower_from)
 
     @property
     def has_sigma(self) -> bool:

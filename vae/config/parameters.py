@@ -42,6 +42,13 @@ def _map(value: Any) -> Any:
     return tuple(sides)
 
 
+def _lower(value: Any) -> Any:
+    """A number of latents, or a map of them, or None."""
+    if type(value) is int and value < 1:
+        raise ValueError(f"invalid lower_latents {value!r}; give 1 or more, [height, width, channels], or null")
+    return value if type(value) is int else _map(value)
+
+
 def device_name(text: str) -> str:
     """Raises: ValueError: it names no device that this project computes on."""
     if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
@@ -107,6 +114,7 @@ class Model(_Section):
     architecture: Literal["conv", "residual", "autoencoder_kl", "mlp", "gated_mlp", "autoregressive"] = "conv"
     latent_dim: int = Field(ge=1, le=MOST_OF_MAPS, default=16)
     latent_shape: Annotated[tuple[int, int, int] | None, BeforeValidator(_map)] = None
+    lower_latents: Annotated[int | tuple[int, int, int] | None, BeforeValidator(_lower)] = None
     widths: list[Annotated[int, Field(ge=1, le=8192)]] = Field(min_length=1, max_length=8, default=[32, 64])
     batch_norm: bool = True
     blocks: int = Field(ge=1, le=16, default=1)
@@ -131,6 +139,11 @@ class Model(_Section):
     def unit(self) -> str:
         """The word for one of them."""
         return "latent" if self.latent_shape is None else "channel"
+
+    @property
+    def is_one_vector(self) -> bool:
+        """Whether the latents are neither a map nor of two levels: only to a vector is a prior fitted."""
+        return self.latent_shape is None and self.lower_latents is None
 
     @property
     def latents_set_by(self) -> str:
@@ -164,6 +177,40 @@ class Model(_Section):
                 f"{math.prod(self.latent_shape)} latents; leave latent_dim at its default"
             )
         return self
+
+    @property
+    def top_latents(self) -> int:
+        """Z₂, those of the upper of two levels; Z of one level."""
+        lower = self.lower_latents
+        return self.latent_dim - (math.prod(lower) if isinstance(lower, tuple) else lower or 0)
+
+    def check_levels(self, height: int, width: int) -> None:
+        """Raises: ValueError: `lower_latents` does not fit the rest of the network."""
+        if self.lower_latents is None:
+            return
+        is_map = isinstance(self.lower_latents, tuple)
+        lower = f"model.lower_latents = {list(self.lower_latents) if is_map else self.lower_latents}"  # type: ignore[arg-type]
+        fits = ("residual",) if is_map else ("conv", "residual", "mlp", "gated_mlp")
+        if self.architecture not in fits:
+            raise ValueError(f"{lower} needs model.architecture = {' or '.join(fits)}; it is {self.architecture}")
+        if self.top_latents < 1:
+            raise ValueError(
+                f"{lower} leaves none of model.latent_dim = {self.latent_dim} to the upper level: latent_dim counts "
+                f"both levels; give more than {self.latent_dim - self.top_latents}"
+            )
+        scales = [(height >> level, width >> level) for level in range(1, len(self.widths) + 1)]
+        if isinstance(self.lower_latents, tuple) and self.lower_latents[:2] not in scales:
+            raise ValueError(f"{lower} needs the height and width of a scale: {', '.join(map(str, map(list, scales)))}")
+        remedies = {
+            "model.latent_shape": self.latent_shape is not None and "null",
+            "model.prior": self.prior != "standard" and "standard",
+            "model.mean_batch_norm": self.mean_batch_norm is not None and "null",
+        }
+        for name, remedy in remedies.items():
+            if remedy:
+                raise ValueError(
+                    f"{name} does not go with {lower}: two levels have a prior of their own; set it to {remedy}"
+                )
 
     def check_map(self, height: int, width: int) -> None:
         """Raises: ValueError: `latent_shape` is not what this network makes of images of this size."""
@@ -392,6 +439,7 @@ class Parameters(_Section):
     @model_validator(mode="after")
     def _map_fits_the_rest(self) -> "Parameters":
         self.model.check_map(*self.data.image_size)
+        self.model.check_levels(*self.data.image_size)
         remedies = {
             f"model.prior = {self.model.prior}": self.model.prior != "standard" and "set it to standard",
             "train.aggressive_encoder = true": self.train.aggressive_encoder and "set it to false",
@@ -400,6 +448,18 @@ class Parameters(_Section):
         for name, remedy in remedies.items():
             if remedy and self.model.latent_shape is not None:
                 raise ValueError(f"{name} does not go with a map of latents; {remedy}, or model.latent_shape to null")
+        return self
+
+    @model_validator(mode="after")
+    def _levels_fit_the_rest(self) -> "Parameters":
+        remedies = {
+            "train.aggressive_encoder = true": self.train.aggressive_encoder,
+            "preflight.latent_dims = true": self.preflight.latent_dims,
+            "preflight.pilot = true": self.preflight.pilot is True,
+        }
+        for name, is_set in remedies.items():
+            if is_set and self.model.lower_latents is not None:
+                raise ValueError(f"{name} does not go with model.lower_latents; set it to false, or that to null")
         return self
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ from vae.evaluation.yardstick import PixelComponents, Yardstick
 from vae.features.activations import FrozenFeatures, frozen_features
 from vae.metrics.free_running import free_running
 from vae.metrics.mean_image import MeanImage
-from vae.metrics.measurement import Measurement, encode, measure
+from vae.metrics.measurement import Measurement, encode, measure, posteriors_to_draw
 from vae.metrics.mutual_information import MutualInformation, mutual_information
 from vae.metrics.pooled import pooled
 from vae.models.likelihood import Likelihood, bits_per_dim, optimal_sigma
@@ -170,7 +170,11 @@ def _evaluate_split(
     errors, similarity = central_quality(saved.model, images, likelihood, compute)
     features = pooled(mu, saved.model.latent_map)
     finite = bool(np.isfinite(mu).all() and np.isfinite(logvar).all())
-    information = mutual_information(mu, logvar, p.seed) if finite else MutualInformation(None, None, None)
+    two_levels = saved.model.lower is not None
+    to_draw = posteriors_to_draw(saved.model, images, compute, p.seed) if two_levels else (mu, logvar)
+    # Of two levels q(z) is no mixture of Gaussians, of which the estimate is.
+    has_estimate = finite and not two_levels
+    information = mutual_information(mu, logvar, p.seed) if has_estimate else MutualInformation(None, None, None)
     drawn = free_running(saved.model, images, mean_image, likelihood, compute, p.seed)
     accuracy, majority = (probe and probe.score(features, labels)) or (None, None)
     nll = _nll(saved, images, p, compute, measurement if prune else None)
@@ -182,6 +186,7 @@ def _evaluate_split(
         **(_bits(measurement.elbo, nll, saved.pixels) if likelihood.is_discretised else {}),
         "reconstruction": measurement.distortion,
         "kl": measurement.rate,
+        **measurement.kl_of_levels,
         "mse": measurement.mse,
         "mse_sampled": measurement.mse_sampled,
         **({"mse_free_running": drawn.mse, "gain_from_z": drawn.gain} if drawn else {}),
@@ -192,8 +197,8 @@ def _evaluate_split(
         "mutual_information": information.value,
         "aggregate_kl": information.aggregate_kl,
         "saturated_at": information.saturated_at,
-        "mmd": mmd_to_prior(mu, logvar, p.seed) if finite else None,
-        **(_with_fitted_prior(saved.prior, mu, logvar, measurement, p.seed) if finite else {}),
+        "mmd": mmd_to_prior(*to_draw, p.seed) if finite else None,
+        **(_with_fitted_prior(saved.prior, *to_draw, measurement, p.seed) if finite else {}),
         "prior_gap": measurement.prior_gap,
         "prior_gap_full": measurement.prior_gap_full,
         "elbo_calibrated": _calibrated(saved, images, calibrated, measurement, p, compute),
@@ -227,7 +232,8 @@ def _with_fitted_prior(
     prior: Prior, mu: NDArray[np.float32], logvar: NDArray[np.float32], measurement: Measurement, seed: int
 ) -> Metrics:
     """KL, ELBO and MMD with the fitted prior in place of the prior of the ELBO."""
-    rate = aggregate.rate(mu, logvar, prior, seed)
+    # Of two levels it is the prior of the ELBO.
+    rate = aggregate.rate(mu, logvar, prior, seed) if measurement.top == 0 else measurement.rate
     return {
         "fitted_prior_kl": rate,
         "fitted_prior_elbo": -measurement.distortion - rate,

@@ -41,15 +41,14 @@ def importance_weighted_bound(
     for index, x in enumerate(evaluation_batches(model, images, compute.device)):
         random = generator(seed, "importance", index, compute.device)
         with compute.autocast():
-            mu, logvar = model.encode(x)
-        # μ = 0, ln σ² = 0 and ε = 0 make z 0 and its term of the log ratio 0
-        mu, logvar = mu * kept, logvar * kept
-        std = torch.exp(0.5 * logvar)
+            posterior = model.infer(x)
         log_sum = torch.full((len(x),), -math.inf, dtype=torch.float64, device=compute.device)
         for _ in range(samples):
-            noise = kept * torch.randn(mu.shape, generator=random, device=compute.device)
-            z = mu + std * noise
+            noise = kept * torch.randn(len(x), model.latent_dim, generator=random, device=compute.device)
             with compute.autocast():
+                # μ = 0, ln σ² = 0 and ε = 0 make z 0 and its term of the log ratio 0
+                mu, logvar = (kept * part for part in posterior(noise))
+                z = mu + torch.exp(0.5 * logvar) * noise
                 output = model.decode(z, x)
             if prior is None:  # ln p(z) − ln q(z|x): the normalisers cancel but for ln σ
                 log_ratio = 0.5 * (noise.double().square() + logvar.double() - z.double().square()).sum(1)

@@ -8,7 +8,7 @@ from vae.compute.devices import Compute
 from vae.features.activations import FrozenFeatures
 from vae.inference.generate import decoded
 from vae.inference.grids import as_bytes
-from vae.metrics.measurement import encode
+from vae.metrics.measurement import posteriors_to_draw
 from vae.metrics.pooled import pooled
 from vae.models.pixelcnn import PixelCNN
 from vae.models.saved import Saved
@@ -43,7 +43,7 @@ def sample_metrics(
     """
     of_test, of_train = compared_images(saved.model, train, test, seed)
     real, known, count = np.asarray(test[of_test]), np.asarray(train[of_train]), len(of_test)
-    encoded, posteriors = (encode(saved.model, images, compute) for images in (test, known))
+    encoded, posteriors = (posteriors_to_draw(saved.model, images, compute, seed) for images in (test, known))
     if not all(np.isfinite(part).all() for part in (*encoded, *posteriors)):
         return {}
     priors = {"standard_prior": saved.own_prior, "fitted_prior": saved.prior}

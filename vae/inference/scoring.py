@@ -40,14 +40,17 @@ def elbo_per_image(
     for index, x in enumerate(evaluation_batches(model, images, compute.device)):
         noise = _noise_of(images[index * size : (index + 1) * size], samples, model.latent_dim)
         with compute.autocast():
-            mu, logvar = model.encode(x)
+            posterior = model.infer(x)
             log_prob = torch.zeros(len(x), dtype=torch.float64, device=compute.device)
             for epsilon in noise.to(compute.device):
+                mu, logvar = posterior(epsilon)
                 z = mu + torch.exp(0.5 * logvar) * epsilon
                 log_prob += likelihood.log_prob(x, model.decode(z, x)) / samples
+                if model.lower is not None:
+                    log_prob -= kl_per_latent(mu, logvar).sum(1) / samples
                 if prior is not None:
                     log_prob -= sampled_rate(prior, mu, logvar, epsilon) / samples
-        if prior is None:
+        if prior is None and model.lower is None:
             log_prob = log_prob - kl_per_latent(mu, logvar).sum(1)
         parts.append(log_prob.cpu().numpy())
     return np.concatenate(parts)

@@ -92,13 +92,16 @@ def sampled_rate(prior: Density, mu: Tensor, logvar: Tensor, noise: Tensor) -> T
 
 
 def penalised_rate(elbo: BetaELBO, rates: Tensor) -> Tensor:
-    """The rate with free bits, of each latent or of all together (Kingma 2016, equation 14): (B, Z) → ().
+    """The rate with free bits of each group of latents (Kingma 2016, equation 14 and appendix C.8): (B, Z) → ().
 
+    A group is a latent; or, with `free_bits_total`, all of them, or those of a level.
     Of a learned prior, which has one rate for all latents, (B, 1) → ().
     """
     per_latent = rates.mean(0)
-    rate = per_latent.clamp_min(elbo.free_bits).sum() if elbo.free_bits else per_latent.sum()
-    return rate.clamp_min(elbo.free_bits_total) if elbo.free_bits_total else rate
+    if elbo.free_bits_total:
+        levels = [level.sum() for level in per_latent.tensor_split(elbo.lower_from)]
+        return torch.stack(levels).clamp_min(elbo.free_bits_total).sum()
+    return per_latent.clamp_min(elbo.free_bits).sum() if elbo.free_bits else per_latent.sum()
 
 
 def _log_prob(elbo: BetaELBO, x: Tensor, output: Tensor, error: Tensor, log_sigma: Tensor | None) -> Tensor:

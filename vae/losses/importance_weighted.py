@@ -42,14 +42,14 @@ def importance_weighted_terms(
 
     An optimal σ is of a batch, not of an image: the parameters refuse it. prior: None is N(0, I).
     """
-    mu, logvar = model.encode(x)
+    mu, logvar = model.infer(x)(noise)
     z = mu + torch.exp(0.5 * logvar) * noise
     repeated = x.repeat(len(noise), 1, 1, 1)
     output = model.decode(z.flatten(0, 1), repeated)
     log_likelihood = form(elbo).log_prob(repeated, output, variance(elbo, model.log_sigma))
     log_likelihood = log_likelihood.view(len(noise), len(x))
     if prior is None:
-        log_ratio, rate = 0.5 * (noise.square() + logvar - z.square()).sum(2), kl_per_latent(mu, logvar).sum(1)
+        log_ratio, rate = 0.5 * (noise.square() + logvar - z.square()).sum(2), kl_per_latent(mu, logvar).sum(-1)
     else:
         log_ratio = -sampled_rate(prior, mu, logvar, noise)
         rate = -log_ratio

@@ -55,7 +55,7 @@ def free_running(
         len(x), model.latent_dim, generator=generator(seed, "free running", 0, compute.device), device=compute.device
     )
     with compute.autocast():
-        mu, logvar = model.encode(x)
+        mu, logvar = model.infer(x)(noise)
         z = mu + torch.exp(0.5 * logvar) * noise
         drawn = likelihood.mean(model.decode(z))
         own, others = (model.decode(latents, x) for latents in (z, z.roll(len(x) // 2, 0)))

@@ -15,7 +15,7 @@ from vae.compute.random import generator
 from vae.config.parameters import LikelihoodKind
 from vae.losses.elbo import kl_per_latent, sampled_rate
 from vae.models.likelihood import Likelihood, gaussian_log_prob, optimal_sigma, squared_error
-from vae.models.vae import VAE
+from vae.models.vae import LOGVAR_MIN, VAE
 from vae.priors.learned import Density
 
 BATCH = 256  # images at a time in a measurement; the noise follows (seed, batch), so it is fixed
@@ -41,9 +41,12 @@ class Measurement:
             N(m_j, s_j²), the moments of the aggregate posterior: ½ (ln s_j² − E_x ln σ_j²), 0 for a dead latent.
         mean_variance: (Z,), Var_x(E_q[z_j|x]).
         aggregate_mean, aggregate_variance: (Z,), of q(z_j) over the split.
-        aggregate_covariance: (Z, Z), of q(z) over the split: Cov_x(μ) + diag E_x[σ²].
+        aggregate_covariance: (Z, Z), of q(z) over the split: Cov_x(μ) + diag E_x[σ²]; of two levels with the
+            correlations of a draw of z₂ for each image.
         learned_prior: whether p is another than N(0, I).
         places: latents of each unit: h·w of a map, else 1.
+        top: of two levels of latents, z = [z₂ | u], how many z₂ has; 0 of one level. The moments of u are then those of
+            q(u|x, z₂) at a draw of z₂ for each image, but `mean_variance` is that of means at z₂ = μ₂.
     """
 
     images: int
@@ -59,6 +62,17 @@ class Measurement:
     aggregate_covariance: np.ndarray
     learned_prior: bool = False
     places: int = 1
+    top: int = 0
+
+    @property
+    def kl_of_levels(self) -> dict[str, float]:
+        """`kl_top` and `kl_lower`, in nats per image, whose sum is the rate; empty of one level."""
+        if self.top == 0:
+            return {}
+        return {
+            "kl_top": float(self.kl_per_latent[: self.top].sum()),
+            "kl_lower": float(self.kl_per_latent[self.top :].sum()),
+        }
 
     @property
     def gaussian_rate(self) -> float:
@@ -150,19 +164,27 @@ def measure(
     for index, x in enumerate(evaluation_batches(model, images, device)):
         random = generator(seed, "measure", index, device)
         with compute.autocast():
-            mu, logvar = model.encode(x)
-            std = torch.exp(0.5 * logvar)
+            posterior = model.infer(x)
+            mu, logvar = posterior(None)
             central = model.decode(mu, x)
+        kl = torch.zeros((), dtype=torch.float64, device=device)
+        if model.lower is not None:
+            add("own", mu)
+            add("own2", mu.double().square())
         log_prob, error, rate = torch.zeros(3, len(x), dtype=torch.float64, device=device)
         for _ in range(draws):
             noise = torch.randn(mu.shape, generator=random, device=device)
             with compute.autocast():
-                output = model.decode(mu + std * noise, x)
+                mu, logvar = posterior(noise)
+                output = model.decode(mu + torch.exp(0.5 * logvar) * noise, x)
+            if model.lower is not None:
+                kl = kl + kl_per_latent(mu, logvar).double() / draws
             log_prob += likelihood.log_prob(x, output).double() / draws
             error += squared_error(x, likelihood.mean(output)).double() / draws
             if prior is not None:
                 rate += sampled_rate(prior, mu, logvar, noise).double() / draws
-        kl = kl_per_latent(mu, logvar)
+        if model.lower is None:
+            kl = kl_per_latent(mu, logvar)
         if prior is None:
             rate = kl.double().sum(1)
         add("distortion", -log_prob)
@@ -176,13 +198,21 @@ def measure(
             add("logvar", logvar)
         add("mu", mu)
         add("mu2", mu.double().square())
-        by_unit = mu.double().unflatten(1, (model.units, model.places)).transpose(1, 2).flatten(0, 1)
+        located = mu
+        if model.lower is not None:  # μ_u follows z₂
+            located = torch.cat([(mu + torch.exp(0.5 * logvar) * noise)[:, : model.top], mu[:, model.top :]], 1)
+            add("located", located)
+        by_unit = located.double().unflatten(1, (model.units, model.places)).transpose(1, 2).flatten(0, 1)
         add("outer", (by_unit.T @ by_unit / model.places)[None])
         add("variance", logvar.exp())
 
-    n, pixels = len(images), math.prod(images.shape[1:])
+    return _of_sums(model, sums, len(images), math.prod(images.shape[1:]), prior is not None)
+
+
+def _of_sums(model: VAE, sums: dict[str, Tensor], n: int, pixels: int, learned_prior: bool) -> Measurement:
+    """sums: over n images, by name, as `measure` adds them up."""
     mean = {name: (total / n).cpu().numpy() for name, total in sums.items()}
-    rate_of_all = float(mean["kl"].sum() if prior is None else mean["rate"])
+    rate_of_all = float(mean["kl"].sum() if not learned_prior else mean["rate"])
     elbo = -float(mean["distortion"]) - rate_of_all
     variance = max(float(mean["elbo2"]) - elbo**2, 0.0)  # of an image's ELBO
     mean_variance = np.maximum(mean["mu2"] - mean["mu"] ** 2, 0)
@@ -193,9 +223,17 @@ def measure(
     centre = of_units(mean["mu"]).mean(1)
     between = (of_units(mean["mu"]) - centre[:, None]) ** 2  # places
     aggregate_variance = (of_units(mean_variance + mean["variance"]) + between).mean(1)
-    if prior is not None:
+    if learned_prior:
         mean["kl"] = 0.5 * (np.log(aggregate_variance) - mean["logvar"])
+    if model.lower is not None:  # of means at z₂ = μ₂, since at a draw of z₂ those of u vary with the draw
+        mean_variance = np.maximum(mean["own2"] - mean["own"] ** 2, 0)
     variance_of_posteriors = of_units(mean["variance"]).mean(1)
+    covariance = mean["outer"] - np.outer(centre, centre) + np.diag(variance_of_posteriors)
+    if model.lower is not None:
+        below = np.where(np.arange(model.latent_dim) < model.top, 0, variance_of_posteriors)
+        drawn = mean["outer"] - np.outer(mean["located"], mean["located"]) + np.diag(below)
+        scale = np.sqrt(aggregate_variance / np.maximum(np.diag(drawn), 1e-30))
+        covariance = drawn * np.outer(scale, scale)
     return Measurement(
         images=n,
         distortion=float(mean["distortion"]),
@@ -207,9 +245,10 @@ def measure(
         mean_variance=of_units(mean_variance).mean(1),
         aggregate_mean=centre,
         aggregate_variance=aggregate_variance,
-        aggregate_covariance=mean["outer"] - np.outer(centre, centre) + np.diag(variance_of_posteriors),
-        learned_prior=prior is not None,
+        aggregate_covariance=covariance,
+        learned_prior=learned_prior,
         places=model.places,
+        top=0 if model.lower is None else model.top,
     )
 
 
@@ -234,13 +273,34 @@ def fitted_sigma(
 
 @torch.no_grad()
 def encode(model: VAE, images: np.ndarray | Tensor, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
-    """mu, logvar of every image: float32 (N, Z) each."""
+    """mu, logvar of every image: float32 (N, Z) each; of two levels at z₂ = μ₂."""
     means, logvars = [], []
     for x in evaluation_batches(model, images, compute.device):
         with compute.autocast():
             mu, logvar = model.encode(x)
         means.append(mu.cpu().numpy())
         logvars.append(logvar.cpu().numpy())
+    return np.concatenate(means), np.concatenate(logvars)
+
+
+@torch.no_grad()
+def posteriors_to_draw(
+    model: VAE, images: np.ndarray | Tensor, compute: Compute, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `encode`, for drawing z ~ q(z|x): of two levels the mean is a draw of z₂, its ln σ² the lowest there is, and
+    those of u are of q(u|x, z₂) at that z₂. The draw follows the seed.
+    """
+    if model.lower is None:
+        return encode(model, images, compute)
+    means, logvars = [], []
+    for index, x in enumerate(evaluation_batches(model, images, compute.device)):
+        random = generator(seed, "posteriors", index, compute.device)
+        noise = torch.randn(len(x), model.latent_dim, generator=random, device=compute.device)
+        with compute.autocast():
+            mu, logvar = model.encode(x, noise)
+        z2 = mu[:, : model.top] + torch.exp(0.5 * logvar[:, : model.top]) * noise[:, : model.top]
+        means.append(torch.cat([z2, mu[:, model.top :]], 1).cpu().numpy())
+        logvars.append(torch.cat([torch.full_like(z2, LOGVAR_MIN), logvar[:, model.top :]], 1).cpu().numpy())
     return np.concatenate(means), np.concatenate(logvars)
 
 

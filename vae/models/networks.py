@@ -79,14 +79,8 @@ def fully_connected(
 ) -> tuple[nn.Module, int, nn.Module]:
     """decoded: the decoder's output channels. gated: hidden layers are `GatedLinear` instead of linear with a SiLU."""
 
-    def layer(before: int, after: int) -> list[nn.Module]:
-        norm: list[nn.Module] = [nn.BatchNorm1d(after)] if batch_norm else []
-        if gated:
-            return [GatedLinear(before, after), *norm]
-        return [nn.Linear(before, after, bias=not batch_norm), *norm, nn.SiLU()]
-
     def hidden(units: list[int]) -> list[nn.Module]:
-        return [module for before, after in itertools.pairwise(units) for module in layer(before, after)]
+        return [part for before, after in itertools.pairwise(units) for part in dense(before, after, batch_norm, gated)]
 
     output = (decoded, *image_shape[1:])
     encoder = nn.Sequential(nn.Flatten(), *hidden([math.prod(image_shape), *widths]))
@@ -96,6 +90,14 @@ def fully_connected(
     if isinstance(decoder[0], nn.Linear):
         shiftable(decoder[0])
     return encoder, widths[-1], decoder
+
+
+def dense(before: int, after: int, batch_norm: bool, gated: bool) -> list[nn.Module]:
+    """A hidden layer."""
+    norm: list[nn.Module] = [nn.BatchNorm1d(after)] if batch_norm else []
+    if gated:
+        return [GatedLinear(before, after), *norm]
+    return [nn.Linear(before, after, bias=not batch_norm), *norm, nn.SiLU()]
 
 
 class GatedLinear(nn.Module):

@@ -49,18 +49,18 @@ def residual(
     above, restored = image_shape[0], decoded
     for level, width in enumerate(widths):
         down += [nn.Conv2d(above, width, 4, stride=2, padding=1), *scale(level)]
-        activation = [] if level else _activation(width, batch_norm)
-        up = [*scale(level), *activation, doubling(width, restored, sizes[level]), *up]
+        before = [] if level else activation(width, batch_norm)
+        up = [*scale(level), *before, doubling(width, restored, sizes[level]), *up]
         above = restored = width
-    *activation, silu = _activation(widths[-1], batch_norm)
+    *norm, silu = activation(widths[-1], batch_norm)
     if channels is not None:
         # 1×1: beside the zeros around a map, no shift of latents (`standardise`) would be exact.
         return (
-            nn.Sequential(*down, *activation, silu),
+            nn.Sequential(*down, *norm, silu),
             widths[-1],
             nn.Sequential(nn.Conv2d(channels, widths[-1], 1), *up),
         )
-    encoder = nn.Sequential(*down, *activation, nn.Flatten(), silu)  # as in `convolutional`
+    encoder = nn.Sequential(*down, *norm, nn.Flatten(), silu)  # as in `convolutional`
     first = shiftable(nn.Linear(latent_dim, features))
     return encoder, features, nn.Sequential(first, Unflatten(1, (widths[-1], *sizes[-1])), *up)
 
@@ -77,8 +77,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.checkpointing = False
         self.branch = nn.Sequential(
-            *_activation(width, batch_norm), nn.Conv2d(width, width, 3, padding=1, bias=False),
-            *_activation(width, batch_norm), nn.Conv2d(width, width, 3, padding=1),
+            *activation(width, batch_norm), nn.Conv2d(width, width, 3, padding=1, bias=False),
+            *activation(width, batch_norm), nn.Conv2d(width, width, 3, padding=1),
         )  # fmt: skip
 
     @property
@@ -123,5 +123,5 @@ def _norm(width: int, batch_norm: bool) -> nn.Module:
     return nn.GroupNorm(math.gcd(width, min(GROUPS, max(width // CHANNELS_OF_GROUP, 1))), width)
 
 
-def _activation(width: int, batch_norm: bool) -> list[nn.Module]:
+def activation(width: int, batch_norm: bool) -> list[nn.Module]:
     return [_norm(width, batch_norm), nn.SiLU()]

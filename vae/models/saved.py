@@ -22,6 +22,7 @@ from vae.config.errors import InputError
 from vae.config.parameters import LARGEST_IMAGE, Model
 from vae.config.preprocessing import Preprocessing
 from vae.models.files import CONFIG_FILE, PRIOR_FILE, WEIGHTS_FILE, missing, weights_hash
+from vae.models.hierarchy import HIDDEN
 from vae.models.likelihood import Likelihood
 from vae.models.vae import VAE, to_device
 from vae.priors import flow
@@ -121,6 +122,7 @@ class ModelConfig(_Checked):
         if (made.channels, made.height, made.width) != self.image_shape:
             raise ValueError(f"preprocessing does not give images of image_shape = {list(self.image_shape)}")
         self.model.check_map(made.height, made.width)
+        self.model.check_levels(made.height, made.width)
         if not self.likelihood.fits(made.channels):
             raise ValueError(f"unsupported likelihood: {self.likelihood}")
         if not all(name.startswith(_REMEDIED) and name not in _FIXED for name in self.changes):
@@ -248,14 +250,30 @@ def _check_size(config: ModelConfig, weights: dict[str, Tensor]) -> None:
         first, last = channels, last * (height >> len(widths)) * (width >> len(widths))
     if config.model.latent_shape is not None:
         last = 9 * widths[-1] if config.model.architecture == "residual" else 2 * config.model.units
-    fewest = 2 * last * config.model.units
+    fewest = 2 * last * (config.model.top_latents if config.model.latent_shape is None else config.model.units)
+    fewest += _fewest_of_lower(config.model, last)
     fewest += sum(before * after for before, after in itertools.pairwise((first, *widths)))
     model = config.model
+    if model.architecture in ("residual", "autoencoder_kl"):  # blocks of two 3×3 convolutions, in encoder and decoder
+        fewest += 18 * (2 * model.blocks - 1) * sum(width**2 for width in widths)
     outputs = config.likelihood.outputs(channels) * (height * width if "mlp" in model.architecture else 1)
     fewest += widths[0] * outputs
     fewest += fewest_weights(model.prior, model.prior_components, model.latent_dim, channels * height * width)
     if fewest > sum(tensor.numel() for tensor in weights.values()):
         raise ValueError(f"{WEIGHTS_FILE} holds fewer weights than such a model needs (at least {fewest:,})")
+
+
+def _fewest_of_lower(model: Model, features: int) -> int:
+    """Weights of the lower of two levels: those of its prior and posterior, hidden layers among them, and of what
+    joins it with the images.
+    """
+    if isinstance(model.lower_latents, tuple):
+        return 2 * 9 * 2 * model.lower_latents[2] * min(model.widths)
+    if model.lower_latents is None:
+        return 0
+    is_mlp = "mlp" in model.architecture
+    hidden, found = (model.widths[-1], 0) if is_mlp else (HIDDEN, features)
+    return hidden * (4 * model.lower_latents + 2 * hidden + found)
 
 
 def _read_prior(path: Path, latents: int) -> Prior | None:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vae.config.beta_elbo import BetaELBO
 from vae.config.parameters import Parameters
 from vae.models.autoencoder_kl import Attention, ResnetBlock, autoencoder_kl
+from vae.models.hierarchy import LowerPosterior, TopDown, two_levels
 from vae.models.likelihood import GAUSSIAN, Likelihood, form
 from vae.models.networks import convolutional, fully_connected
 from vae.models.pixelcnn import MaskedConv2d, PixelCNN
@@ -21,6 +22,9 @@ from vae.priors.standard import STANDARD, Prior, StandardNormal
 
 # exp(±logvar) stays a number in every precision: a runaway encoder is then seen as a large KL, not as NaN.
 LOGVAR_MIN = -20.0
+
+# mu and logvar of q(z|x), (B, Z) each, at noise (B, Z) or (k, B, Z); None is no noise.
+Posterior = Callable[[Tensor | None], tuple[Tensor, Tensor]]
 
 
 class VAE(nn.Module):
@@ -36,6 +40,8 @@ class VAE(nn.Module):
         latent_dim: Z, the number of latents.
         latent_shape: (h, w, c) of a map of latents, of `residual` and `autoencoder_kl`; z is that map, (c, h, w),
             flattened.
+        lower_latents: of the `latent_dim` latents the last Z₁, a vector, or a map (h, w, c), are of a second, lower
+            level (vae.models.hierarchy).
         widths: filters or hidden units of each layer.
         batch_norm: after each convolution or hidden layer; before each convolution of a residual block, which
             otherwise has group norm.
@@ -70,16 +76,27 @@ class VAE(nn.Module):
         learned_sigma: bool = False,
         likelihood: Likelihood = GAUSSIAN,
         latent_shape: tuple[int, int, int] | None = None,
+        lower_latents: int | tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
         self.image_shape, self.latent_dim, self.logvar_max = image_shape, latent_dim, logvar_max
         self.latent_map = latent_shape and (latent_shape[2], *latent_shape[:2])
         decoded = likelihood.outputs(image_shape[0])
-        if architecture == "autoregressive":
+        self.encoder: nn.Module
+        self.decoder: nn.Module
+        self.top = latent_dim  # Z₂ where there are two levels
+        self.lower: LowerPosterior | None = None
+        if lower_latents is not None:
+            levels = two_levels(
+                image_shape, architecture, latent_dim, lower_latents, widths, batch_norm, decoded, blocks, attention
+            )
+            self.encoder, features, self.lower, self.decoder = levels
+            self.top = levels.decoder.top
+        elif architecture == "autoregressive":
             self.encoder, features, conditions = convolutional(
                 image_shape, latent_dim, widths, batch_norm, decoded=widths[0]
             )
-            self.decoder: nn.Module = PixelCNN(conditions, widths[0], image_shape[0], likelihood)
+            self.decoder = PixelCNN(conditions, widths[0], image_shape[0], likelihood)
         elif architecture == "residual":
             self.encoder, features, self.decoder = residual(
                 image_shape, latent_dim, widths, batch_norm, decoded, blocks, attention,
@@ -97,7 +114,7 @@ class VAE(nn.Module):
             )
         self.posterior: nn.Linear | nn.Conv2d  # mu and logvar
         if self.latent_map is None:
-            self.posterior = nn.Linear(features, 2 * latent_dim)
+            self.posterior = nn.Linear(features, 2 * self.top)
         else:
             side = 1 if architecture == "autoencoder_kl" else 3
             self.posterior = nn.Conv2d(features, 2 * self.units, side, padding=side // 2)
@@ -158,19 +175,51 @@ class VAE(nn.Module):
             return copy.deepcopy(density).cpu().requires_grad_(False)
         return density.fixed()
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x: (B, C, H, W), pixels in [0, 1] → mu, logvar of q(z|x): (B, Z) each, float32."""
-        mu, logvar = self.encode_map(x)
-        return mu.flatten(1), logvar.flatten(1)
+    def infer(self, x: Tensor) -> Posterior:
+        """x: (B, C, H, W), pixels in [0, 1] → q(z|x), whose `mu, logvar` are a function of the noise that z has.
+
+        They follow the noise where there are two levels alone: those of u are of q(u|x, z₂), z₂ = μ₂ + σ₂·ε₂.
+        """
+        if self.lower is None:
+            mu, logvar = (part.flatten(1) for part in self.encode_map(x))
+            return lambda noise: (mu, logvar)
+        above, beside = self.encoder(x)
+        top_mu, top_logvar = self._bounded(self.posterior(above))
+
+        def at(noise: Tensor | None) -> tuple[Tensor, Tensor]:
+            if noise is None:
+                return self._both_levels(top_mu, top_logvar, top_mu, beside)
+            z2 = top_mu + torch.exp(0.5 * top_logvar) * noise[..., : self.top]
+            if noise.dim() == 2:
+                return self._both_levels(top_mu, top_logvar, z2, beside)
+            draws = len(noise)
+            again = [part.repeat(draws, *[1] * (part.dim() - 1)) for part in (top_mu, top_logvar, beside)]
+            mu, logvar = self._both_levels(again[0], again[1], z2.flatten(0, 1), again[2])
+            return mu.unflatten(0, (draws, -1)), logvar.unflatten(0, (draws, -1))
+
+        return at
+
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `infer`, at one noise, (B, Z); by default none, where z₂ = μ₂: (B, Z) each, float32."""
+        return self.infer(x)(noise)
 
     def encode_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `encode`, but maps, (B, c, h, w) each, where the latents are one; the sides of x, of any size, are then
         multiples of the network's factor.
         """
-        mu, logvar = self.posterior(self.encoder(x)).float().chunk(2, dim=1)
+        return self.encode(x) if self.lower is not None else self._bounded(self.posterior(self.encoder(x)))
+
+    def _bounded(self, posterior: Tensor) -> tuple[Tensor, Tensor]:
+        mu, logvar = posterior.float().chunk(2, dim=1)
         if self.mean_norm is not None:
             mu = self.mean_norm(mu)
         return mu, logvar.clamp(LOGVAR_MIN, self.logvar_max)
+
+    def _both_levels(self, mu: Tensor, logvar: Tensor, z2: Tensor, beside: Tensor) -> tuple[Tensor, Tensor]:
+        """Of z = [z₂ | u]; mu, logvar: of z₂."""
+        assert self.lower is not None and isinstance(self.decoder, TopDown)
+        lower_mu, lower_logvar = self.lower(beside, self.decoder.context(z2))
+        return torch.cat([mu, lower_mu], 1), torch.cat([logvar, lower_logvar.clamp(LOGVAR_MIN, self.logvar_max)], 1)
 
     def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
         """z: (B, Z) → (B, outputs, H, W), float32, what `Likelihood` makes p(x|z) of.
@@ -191,7 +240,7 @@ class VAE(nn.Module):
         Returns:
             decode(z, x), mu, logvar.
         """
-        mu, logvar = self.encode(x)
+        mu, logvar = self.infer(x)(noise)
         return self.decode(mu + torch.exp(0.5 * logvar) * noise, x), mu, logvar
 
     @property
@@ -210,10 +259,12 @@ class VAE(nn.Module):
     def _initialise(self) -> None:
         """He for layers before an activation (He 2015), Glorot for those without (Glorot & Bengio 2010)."""
         layers = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
-        output = self.output_layer
+        plain: list[nn.Module] = [self.posterior, self.output_layer]
+        if self.lower is not None and isinstance(self.decoder, TopDown):
+            plain += [self.lower.last, self.decoder.prior[-1]]
         for module in self.modules():
             if isinstance(module, layers):
-                if module in (self.posterior, output):
+                if module in plain:
                     nn.init.xavier_uniform_(module.weight)
                 elif isinstance(module, nn.ConvTranspose2d):
                     # An output pixel of a stride-2 transposed convolution depends on a quarter of the kernel.

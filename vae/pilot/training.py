@@ -72,8 +72,11 @@ class Pilot:
 def is_asked(p: Parameters, images: int) -> bool:
     """As `preflight.pilot` says; `auto`: where it costs under a tenth of the training, or next to nothing.
 
+    Never of two levels of latents: linear theory predicts the best rates of a vector of as many.
     Operations are counted, not seconds, so that every machine decides alike. images: of the training split.
     """
+    if p.model.lower_latents is not None:
+        return False
     if p.preflight.pilot != "auto":
         return p.preflight.pilot
     return _cost(p, averaging(p, images)) <= _affordable(p, images)

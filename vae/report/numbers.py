@@ -27,6 +27,8 @@ KEY_NUMBERS = (
     KeyNumber("nll", "negative log-likelihood, nats", -1),
     KeyNumber("bits_per_dim", "bits per dimension", -1, optional=True),
     KeyNumber("kl", "KL, nats", 0, headline=True),
+    KeyNumber("kl_top", "KL of the upper level of latents, nats", 0, optional=True),
+    KeyNumber("kl_lower", "KL of the lower level of latents, nats", 0, optional=True),
     KeyNumber("active_units", "active units", 0, headline=True),
     KeyNumber("informative_units", "informative units", 0),
     KeyNumber("mse", "mean squared error (z = μ)", -1, headline=True),

@@ -87,14 +87,16 @@ def _template() -> Template:
 
 
 def _subject(p: Parameters) -> str:
-    """The data and the number of latents: `leaves, 64×64 pixels in colour, 64 latents`."""
+    """The data and the number of latents: `leaves, 64×64 pixels in colour, 64 latents`; of two levels those of each."""
     name = PurePath(p.data.path).name if p.data.source in ("folder", "idx", "npy") else p.data.source
     height, width = p.data.image_size
     latents, shape = p.model.latent_dim, p.model.latent_shape
     places = "" if shape is None else f"{shape[0]}×{shape[1]}×{shape[2]} = "
+    top = p.model.top_latents
+    levels = "" if top == latents else f" ({top} in the upper level, {latents - top} in the lower)"
     return (
         f"{printable(name)}, {width}×{height} pixels in {'grey' if p.data.channels == 1 else 'colour'}, "
-        f"{places}{latents} latent{'' if latents == 1 else 's'}"
+        f"{places}{latents} latent{'' if latents == 1 else 's'}{levels}"
     )
 
 

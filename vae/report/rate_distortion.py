@@ -205,6 +205,8 @@ def _without_pilot(p: ResolvedParameters, known: Curve, curve: Curve, pictured: 
         return ["No pictures: an autoregressive decoder would take minutes to draw images of this size."]
     if isinstance(known, PilotCurve):
         return ["The pilot learnt the curve of another network than that of the remedies: this is linear theory's."]
+    if p.model.lower_latents is not None:
+        return ["There was no pilot, which would add its curve and pictures: it knows one level of latents."]
     if p.preflight.pilot is False:
         return ["There was no pilot, which would add its curve and pictures: preflight.pilot is false."]
     if p.preflight.pilot is True:

@@ -10,7 +10,7 @@ from torch import Tensor
 from vae.compute.devices import Compute
 from vae.inference.generate import decoded
 from vae.inference.grids import as_bytes
-from vae.metrics.measurement import encode
+from vae.metrics.measurement import posteriors_to_draw
 from vae.models.likelihood import Likelihood
 from vae.models.pixelcnn import PixelCNN
 from vae.models.vae import VAE
@@ -61,7 +61,7 @@ def sample_evidence(
     order = np.random.default_rng(seed).permutation(len(train_images))
     halves = (order[:count], order[count : 2 * count])
     reference, others = (np.asarray(train_images[np.sort(half)]) for half in halves)
-    posteriors, judged = (encode(model, images, compute) for images in (others, valid_images))
+    posteriors, judged = (posteriors_to_draw(model, images, compute, seed) for images in (others, valid_images))
     if not all(np.isfinite(part).all() for part in (*posteriors, *judged)):
         return None
     features = pixel_features(reference, seed)

@@ -53,7 +53,7 @@ def frozen(weights: list[nn.Parameter]) -> Iterator[None]:
 def halves(model: VAE) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """φ, the parameters of q(z|x), and θ, those of p(x|z) and p(z): a learned σ, and a learned prior."""
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    inference = {name for name in trained if name.split(".")[0] in ("encoder", "posterior", "mean_norm")}
+    inference = {name for name in trained if name.split(".")[0] in ("encoder", "posterior", "lower", "mean_norm")}
     phi = [weight for name, weight in trained.items() if name in inference]
     return phi, [weight for name, weight in trained.items() if name not in inference]
 

@@ -6,6 +6,9 @@ posterior layer and the decoder's first layer. Every picture stays as it was, an
 
 Of a map of latents m and s are those of a channel, over all images and places: one affine map of each channel.
 
+Of two levels nothing changes: the coordinates of the lower one are relative to p(z₁|z₂), in which N(0, 1) is that
+prior itself, and z₂ passes several layers.
+
 A learned prior changes with the latents, so that the rate against it stays as it was. What is measured against N(0, I)
 besides (MMD, traversals from −3 to 3) keeps its meaning.
 """
@@ -28,12 +31,15 @@ ROUNDING = 0.002  # of an error, in bf16: 0.0003 of digits
 def standardise(model: VAE, train: Measurement) -> bool:
     """Changes the weights in place; returns whether it did.
 
-    Not where the parameters fix the scale of the latents (mean batch norm, a ceiling of the log variance below 0), nor
-    where moments are not finite. Exact but where a log variance is at its bounds: `is_exact` finds out.
+    Not of two levels of latents, nor where the parameters fix the scale of the latents (mean batch norm, a ceiling of
+    the log variance below 0), nor where moments are not finite. Exact but where a log variance is at its bounds:
+    `is_exact` finds out.
 
     train: of the training split.
     """
     moments = (train.aggregate_mean, train.aggregate_variance)
+    if model.lower is not None:
+        return False
     if model.mean_norm is not None or model.logvar_max < 0 or not all(np.isfinite(m).all() for m in moments):
         return False
     weight = model.posterior.weight

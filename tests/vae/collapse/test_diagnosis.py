@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.parameters import Changes
 from helpers.verdicts import (
@@ -144,6 +145,23 @@ def test_a_control_that_met_its_target_left_nothing_collapsed() -> None:
         assert judged({control: 20.0}, **found).verdict == "healthy"
         low = judged({control: 20.0}, history=history(kls=[5.0] * 40), **found)
         assert low.verdict == "partly_collapsed" and "KL of 5 nats" in low.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("kl", "dead"), [([0.2, 0.2, 9.8, 9.8], "upper"), ([9.8, 9.8, 0.2, 0.2], "lower"), ([0.6, 0.6, 9.4, 9.4], None)]
+)
+def test_a_level_of_latents_that_carries_nothing_is_named(kl: list[float], dead: str | None) -> None:
+    valid = dataclasses.replace(measurement(), kl_per_latent=np.array(kl), top=2)
+    got = judged({"model.lower_latents": 2}, valid=valid)
+    if dead is None:
+        assert got.verdict == "healthy"
+        return
+    assert got.verdict == "partly_collapsed" and got.summary.startswith(f"The {dead} level of latents collapsed")
+    assert got.reasons[0].startswith(f"KL of 0.4 nats in the {dead} level, 19.6 in the")
+    assert got.remedy == {"kl.free_bits_total": 2.0}
+    for free, more in (({"kl.free_bits_total": 3.0}, 6.0), ({"kl.free_bits": 0.3}, 0.6)):
+        assert list(judged({"model.lower_latents": 2} | free, valid=valid).remedy.items()) == [(*free, more)]
+    assert bool(got.advice) is (dead == "lower")
 
 
 def test_a_learned_prior_that_saves_nats_is_no_collapse() -> None:
@@ -339,6 +357,8 @@ def test_no_prior_gives_good_samples() -> None:
     same = judged(samples=samples(POOR, POOR, kl=0.0, error=0.0))
     assert same.verdict == "prior_mismatch"
     assert same.summary == "Samples from N(0, I) are poor, and no other prior fits the latents better."
+    levels = judged({"model.lower_latents": 1}, **WRONG["prior_mismatch"])
+    assert levels.summary == "Samples from N(0, I) are poor, and no prior is fitted to two levels of latents."
 
 
 def test_only_what_was_drawn_is_called_poor() -> None:

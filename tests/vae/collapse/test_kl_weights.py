@@ -74,7 +74,15 @@ def test_what_no_weight_gives_is_refused(wish: dict[str, float], words: str) -> 
     assert words in str(refused.value)
 
 
-@pytest.mark.parametrize("kept", [{"kl.free_bits": 1.0}, {"model.mean_batch_norm": 1.5}, {"kl.free_bits_total": 3.0}])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"kl.free_bits": 1.0},
+        {"model.mean_batch_norm": 1.5},
+        {"kl.free_bits_total": 3.0},
+        {"kl.free_bits_total": 1.5, "model.lower_latents": 1},
+    ],
+)
 def test_a_rate_below_what_no_weight_takes_away_is_refused(kept: dict[str, Any]) -> None:
     p = unresolved({**kept, "kl.max_weight": {"rate": 2.0}})
     with pytest.raises(

@@ -147,6 +147,8 @@ RATES = torch.tensor([[0.0, 0.4, 3.0], [0.1, 0.2, 1.0]])  # means 0.05, 0.3 and 
         ({"free_bits": 0.25}, 0.25 + 0.3 + 2.0, [0.0, 0.5, 0.5]),
         ({"free_bits_total": 2.0}, 2.35, [0.5, 0.5, 0.5]),
         ({"free_bits_total": 2.5}, 2.5, [0.0, 0.0, 0.0]),
+        ({"free_bits_total": 0.5, "lower_from": (2,)}, 0.5 + 2.0, [0.0, 0.0, 0.5]),
+        ({"free_bits_total": 2.1, "lower_from": (1,)}, 2.1 + 2.3, [0.0, 0.5, 0.5]),
     ],
 )
 def test_free_bits_hide_a_cost_below_them(free: dict[str, float], rate: float, gradient: list[float]) -> None:

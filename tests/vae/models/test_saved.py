@@ -186,6 +186,34 @@ def test_other_files_for_weights_are_refused_unread(folder: Path, tmp_path: Path
     assert not witness.exists()
 
 
+LEVELS = {"latent_dim": 4, "lower_latents": 1}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"architecture": "residual", "widths": [64, 1]},
+        {"architecture": "residual", "widths": [8, 1], "blocks": 16},
+        {"architecture": "autoencoder_kl", "widths": [64], "latent_shape": [9, 12, 1], "latent_dim": 108},
+        {"architecture": "mlp", "widths": [1, 64], **LEVELS},
+        {"architecture": "gated_mlp", "widths": [1, 64], **LEVELS},
+        {"architecture": "conv", "widths": [1, 1], **LEVELS},
+        {"architecture": "residual", "widths": [1, 1], **LEVELS},
+        {"architecture": "residual", "widths": [64, 1], "latent_dim": 26, "lower_latents": [4, 6, 1]},
+    ],
+)
+def test_a_network_much_larger_than_its_weights_is_refused_before_it_is_built(
+    folder: Path, model: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*_: object, **__: object) -> None:
+        raise AssertionError("the network was built")
+
+    monkeypatch.setattr(saved, "VAE", build)
+    tampered(folder, model={**MODEL, **model})
+    with pytest.raises(InputError, match="fewer weights than such a model needs"):
+        saved.load(folder)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -201,6 +229,14 @@ def test_other_files_for_weights_are_refused_unread(folder: Path, tmp_path: Path
         ("model", {**MODEL, "architecture": "residual", "latent_dim": 16, "latent_shape": [2, 3, 4]}),
         ("model", {**MODEL, "architecture": "residual", "latent_dim": 16, "latent_shape": [9, 12, 10**9]}),
         ("model", {**MODEL, "architecture": "autoencoder_kl"}),
+        ("model", {**MODEL, "lower_latents": 1}),
+        ("model", {**MODEL, "lower_latents": 4}),
+        ("model", {**MODEL, "lower_latents": "1"}),
+        ("model", {**MODEL, "lower_latents": [2, 2, 1]}),
+        ("model", {**MODEL, "lower_latents": 10**12}),
+        ("model", {**MODEL, "architecture": "autoregressive", "lower_latents": 1}),
+        ("model", {**MODEL, "architecture": "residual", "latent_dim": 8, "lower_latents": [2, 3, 1]}),
+        ("model", {**MODEL, "architecture": "residual", "latent_dim": 8, "lower_latents": [0, 3, 1]}),
         ("image_shape", [1, 9, 12]),
         ("image_shape", [3, 9, 120]),
         ("image_shape", [9, 12]),

@@ -23,6 +23,7 @@ from vae.models import saved
 from vae.models.saved import PriorFit
 from vae.report import page as report
 from vae.report.facts import Facts, Origin
+from vae.report.numbers import key_numbers
 
 
 class Page(HTMLParser):
@@ -111,6 +112,22 @@ def test_a_learned_prior_is_not_called_a_standard_normal(tmp_path: Path, monkeyp
         samples = text[text.index("Pictures of each kind") : text.rindex("Traversals")]
         assert ("N(0, I)" in samples) is (prior == "standard")
         assert ("samples, the learned prior" in samples) is (prior == "mixture")
+
+
+def test_two_levels_have_a_kl_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for lower in (None, 2):
+        make_workspace(tmp_path / str(lower), lower=lower)
+        facts = facts_of(tmp_path / str(lower), monkeypatch)
+        test, text = facts.metrics["test"], Page(report.html(facts)).text
+        keys = {number.key for number in key_numbers(test)}
+        assert ("upper level" in text) is ("kl_top" in text) is ({"kl_top", "kl_lower"} <= keys) is (lower == 2)
+        assert ("fitted prior" in text) is (lower is None)
+        assert ("no pilot" in text, "one level of latents" in text) == (True, lower == 2)
+    top, below = (number(test[name]) for name in ("kl_top", "kl_lower"))
+    assert top != below and f"Of the upper level: {top}; of the lower: {below}." in text
+    assert "5 latents (3 in the upper level, 2 in the lower)" in text
+    compared = Page(report.html(facts, Origin([], champion=("version 1", test)))).text
+    assert "KL of the lower level of latents, nats" in compared
 
 
 def test_the_elbo_is_shown_with_its_standard_error(facts: Facts) -> None:
