@@ -105,6 +105,13 @@ class TopDown(nn.Module):
         self.context, self.prior = context, prior
         self.of_lower, self.of_context, self.output = of_lower, of_context, output
 
+    @property
+    def last_of_prior(self) -> nn.Linear | nn.Conv2d:
+        """Gives μ_p and ln σ_p²."""
+        last = self.prior[-1]
+        assert isinstance(last, nn.Linear | nn.Conv2d)
+        return last
+
     def lower_prior(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """μ_p, ln σ_p²: (B, Z₁) each, float32; the latter within ±10."""
         mu, logvar = self.prior(context).float().chunk(2, 1)

@@ -249,6 +249,13 @@ class VAE(nn.Module):
         layers = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
         return [m for m in self.decoder.modules() if isinstance(m, layers)][-1]
 
+    @property
+    def gaussian_layers(self) -> list[nn.Linear | nn.Conv2d]:
+        """Those that give a mean and a ln σ² of one input: of q(z|x), and of two levels of q(u|x, z₂) and p(z₁|z₂)."""
+        if self.lower is None or not isinstance(self.decoder, TopDown):
+            return [self.posterior]
+        return [self.posterior, self.lower.last, self.decoder.last_of_prior]
+
     @torch.no_grad()
     def start_output(self, values: Tensor) -> None:
         """Adds to the decoder's output: (outputs,)."""
@@ -259,9 +266,7 @@ class VAE(nn.Module):
     def _initialise(self) -> None:
         """He for layers before an activation (He 2015), Glorot for those without (Glorot & Bengio 2010)."""
         layers = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
-        plain: list[nn.Module] = [self.posterior, self.output_layer]
-        if self.lower is not None and isinstance(self.decoder, TopDown):
-            plain += [self.lower.last, self.decoder.prior[-1]]
+        plain = [*self.gaussian_layers, self.output_layer]
         for module in self.modules():
             if isinstance(module, layers):
                 if module in plain:

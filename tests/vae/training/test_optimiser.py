@@ -67,6 +67,13 @@ def test_muon_has_the_weights_of_layers_and_adamw_the_rest(architecture: str, la
     assert decays(found) == muon.keys()
 
 
+def test_of_two_levels_muon_takes_every_mean_apart_from_its_variance() -> None:
+    changes = {"model.latent_dim": 5, "model.lower_latents": 3, "model.architecture": "mlp"}
+    found = groups(*made(RECIPE | changes))
+    twice = {name.rsplit(".", 1)[0] for name, group in found.items() if group.get("maps") == 2}
+    assert twice == {"posterior", "lower.last", "decoder.prior.2"}
+
+
 def test_adamw_has_them_all_where_it_is_asked_for() -> None:
     model, optimiser = made(STEADY | ODD)
     found = groups(model, optimiser)
@@ -80,6 +87,21 @@ def test_one_learning_rate_for_all(recipe: Changes) -> None:
     model, optimiser = made(recipe)
     optimiser.set_learning_rate(0.125)
     assert {group["lr"] for group in groups(model, optimiser).values()} == {0.125}
+
+
+@pytest.mark.parametrize(("recipe", "learning_rate"), [(RECIPE, 0.0125), (STEADY, 0.125)])
+def test_the_head_of_an_alignment_has_adamw_at_a_rate_of_its_own(recipe: Changes, learning_rate: float) -> None:
+    p = params(recipe)
+    head = torch.nn.Linear(3, 5)
+    optimiser = Optimiser(build(p), p.train, head)
+    optimiser.set_learning_rate(0.125)
+    [(part, group)] = [
+        (type(part), group)
+        for part in optimiser.parts for group in part.param_groups if any(w is head.weight for w in group["params"])
+    ]  # fmt: skip
+    assert part is torch.optim.AdamW
+    assert group["lr"] == pytest.approx(learning_rate) and group["weight_decay"] == 0
+    assert any(weight is head.bias for weight in group["params"])
 
 
 def descend(model: VAE, optimiser: Optimiser, steps: range) -> None:
