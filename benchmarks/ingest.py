@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from tasks import ingest, workspace
 from tasks.processes import entry
-from vae.config.parameters import Data
+from vae.config.sections import Data
 from vae.data import sources
 from vae.data.item import File
 

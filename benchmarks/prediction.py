@@ -31,9 +31,10 @@ from vae.collapse import kl_weights, linear_theory
 from vae.compute import devices
 from vae.compute.devices import Compute
 from vae.config import loading
-from vae.config.parameters import Parameters, Wish
+from vae.config.parameters import Parameters
 from vae.config.preprocessing import Preprocessing
 from vae.config.resolved import ResolvedParameters, resolve
+from vae.config.sections import Wish
 from vae.config.text import rounded
 from vae.data import sources
 from vae.data.images import binarised, prepare

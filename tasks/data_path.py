@@ -6,7 +6,7 @@ from pathlib import Path
 from tasks import workspace
 from vae.config.constants import SPLITS
 from vae.config.errors import InputError
-from vae.config.parameters import Data
+from vae.config.sections import Data
 from vae.data.item import storable
 
 BUNDLED = "data/bundled"  # the value of data.path for data.source = digits, which does not read it

@@ -1,6 +1,6 @@
 """Named experiments and single values, written into `params.yaml`: the file holds the values of the last run.
 
-An experiment starts from the defaults (`vae.config.parameters`), whatever `params.yaml` holds. The user's own file is
+An experiment starts from the defaults (`vae.config.sections`), whatever `params.yaml` holds. The user's own file is
 kept aside, and a run without an overlay puts it back, unless `params.yaml` has been edited since.
 """
 

@@ -23,9 +23,9 @@ from vae.compute.batches import for_measuring, open_images
 from vae.compute.devices import Compute
 from vae.config import loading
 from vae.config.errors import InputError
-from vae.config.parameters import Monitor
 from vae.config.preprocessing import Preprocessing
 from vae.config.resolved import ResolvedParameters, ResolvedTrain, usual_learning_rate
+from vae.config.sections import Monitor
 from vae.config.text import rounded
 from vae.inference import generate, scoring
 from vae.inference.grids import reconstruction_grid

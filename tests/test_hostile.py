@@ -32,7 +32,8 @@ from tasks import overlay, workspace
 from tasks.tracking import store
 from vae.config import loading
 from vae.config.errors import InputError
-from vae.config.parameters import Model, Parameters
+from vae.config.parameters import Parameters
+from vae.config.sections import Model
 from vae.models import saved
 from vae.report import page as report
 from vae.training import checkpoint

@@ -28,8 +28,8 @@ from PIL import Image
 from tasks import workspace
 from tasks.processes.entry import INPUT_ERROR
 from vae.config.errors import InputError
-from vae.config.parameters import Data
 from vae.config.preprocessing import Preprocessing
+from vae.config.sections import Data
 from vae.data import images
 from vae.data.folders import folder
 from vae.data.item import File, Refused

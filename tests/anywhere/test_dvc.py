@@ -27,7 +27,7 @@ from tasks.cli import doctor, named_run
 from tasks.tracking import registry
 from tasks.train import write_history
 from vae.config.errors import InputError
-from vae.config.parameters import Data, Model
+from vae.config.sections import Data, Model
 from vae.models import saved
 
 IN_CACHE = b"of an earlier run"

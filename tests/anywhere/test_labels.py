@@ -27,7 +27,7 @@ from PIL import Image
 from tasks import workspace
 from tasks.cli import doctor
 from tasks.evaluate import left_out
-from vae.config.parameters import Data, Promote
+from vae.config.sections import Data, Promote
 from vae.evaluation.probe import ClassRead, Probe, classes_read
 from vae.validation.rules import catalogue, probe_decides
 

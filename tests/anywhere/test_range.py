@@ -40,8 +40,8 @@ from tasks import workspace
 from tasks.cli import doctor, reading
 from tasks.tracking.served_model import ServedVAE
 from vae.config.errors import InputError
-from vae.config.parameters import Data, Model
 from vae.config.preprocessing import Preprocessing
+from vae.config.sections import Data, Model
 from vae.data import notes, sources
 from vae.data.images import UnusableImage, load, prepare, scaled
 from vae.models import saved

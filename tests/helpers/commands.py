@@ -15,9 +15,10 @@ from tasks import workspace
 from tasks.cli import app
 from tasks.tracking import evaluation_run, store, training_run
 from vae.config.constants import SPLITS
-from vae.config.parameters import Model, Parameters, Promote
+from vae.config.parameters import Parameters
 from vae.config.preprocessing import Preprocessing
 from vae.config.resolved import resolve
+from vae.config.sections import Model, Promote
 from vae.inference import scoring
 from vae.models import saved
 from vae.models.saved import PriorFit, Saved, ValidationScores

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from vae.config.parameters import Model
 from vae.config.preprocessing import Preprocessing
+from vae.config.sections import Model
 from vae.models.likelihood import Likelihood
 from vae.models.saved import ModelConfig
 from vae.models.vae import VAE

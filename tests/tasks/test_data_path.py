@@ -9,7 +9,7 @@ from helpers.project import PROJECT
 
 from tasks import data_path
 from vae.config.errors import InputError
-from vae.config.parameters import Data
+from vae.config.sections import Data
 
 
 def check(path: Path | str, source: Any = "folder") -> None:

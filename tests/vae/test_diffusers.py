@@ -17,7 +17,7 @@ from torch import Tensor
 from tasks import workspace
 from vae import diffusers
 from vae.config.errors import InputError
-from vae.config.parameters import Model
+from vae.config.sections import Model
 from vae.inference import tiled
 from vae.models import saved
 from vae.models.saved import Saved

@@ -15,8 +15,8 @@ from helpers.trainings import CPU
 
 from vae import onnx
 from vae.config.errors import InputError
-from vae.config.parameters import Model
 from vae.config.preprocessing import Preprocessing
+from vae.config.sections import Model
 from vae.metrics import measurement
 from vae.models import saved
 from vae.models.saved import Saved

@@ -18,7 +18,8 @@ from vae.collapse.rate_distortion import (
 from vae.config.beta_elbo import BetaELBO
 from vae.config.constants import COLLAPSED_BELOW_NATS
 from vae.config.errors import InputError
-from vae.config.parameters import Parameters, Wish
+from vae.config.parameters import Parameters
+from vae.config.sections import Wish
 from vae.config.text import rounded, written
 
 LOWEST = 1e-12  # of the critical weight

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from vae.config.beta_elbo import BetaELBO
 from vae.config.constants import SMALLEST_SIGMA
-from vae.config.parameters import KL, Parameters
+from vae.config.parameters import Parameters
+from vae.config.sections import KL
 
 ACTIVE_NATS = -0.5 * math.log1p(-0.01)  # of a latent whose posterior mean varies by 0.01 (Burda 2016)
 

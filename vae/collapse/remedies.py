@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vae.config.constants import COLLAPSED_BELOW_NATS
-from vae.config.parameters import KL
 from vae.config.resolved import ResolvedParameters, changed, usual_learning_rate
+from vae.config.sections import KL
 from vae.config.text import written
 from vae.schedules.kl import first_final_epoch
 

@@ -7,8 +7,9 @@ from vae.collapse import remedies
 from vae.collapse.linear_theory import MOST_LATENTS_PER_IMAGE
 from vae.collapse.rate_distortion import Curve, enforced_rate, is_error_reachable
 from vae.config.constants import COLLAPSED_BELOW_NATS
-from vae.config.parameters import KL, Parameters
+from vae.config.parameters import Parameters
 from vae.config.resolved import ramp_epochs
+from vae.config.sections import KL
 from vae.schedules.kl import ramp_time, time_above
 
 MOST_ABOVE = 0.5  # of a cycle, at weights where collapse is expected

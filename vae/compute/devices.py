@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from vae.config.errors import InputError
-from vae.config.parameters import Train, device_name
+from vae.config.sections import Train, device_name
 
 # Compiling costs 10 to 25 seconds and speeds up what lies between convolutions and products. A CPU without matrix units
 # spends so little there that compiled training was 0.8 to 1.1 times as fast (docs/benchmarks.md); with matrix units,

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vae.config.constants import SMALLEST_SIGMA
-from vae.config.parameters import LikelihoodKind, Parameters
+from vae.config.parameters import Parameters
+from vae.config.sections import LikelihoodKind
 
 
 @dataclass(frozen=True)

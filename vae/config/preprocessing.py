@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from vae.config.parameters import Alpha, Parameters, ValueRange
+from vae.config.parameters import Parameters
+from vae.config.sections import Alpha, ValueRange
 
 
 @dataclass(frozen=True)

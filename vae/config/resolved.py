@@ -9,7 +9,8 @@ from pydantic import Field
 from vae.config.beta_elbo import BetaELBO
 from vae.config.errors import InputError
 from vae.config.loading import checked
-from vae.config.parameters import KL, Parameters, Train
+from vae.config.parameters import Parameters
+from vae.config.sections import KL, Train
 
 # Of a schedule that falls, from a batch size of 64 on. Found on digits, leaves and MNIST (docs/training.md).
 LEARNING_RATE = {"muon": 2.5e-2, "adamw": 6e-3}

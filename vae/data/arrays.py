@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae.config.errors import InputError
-from vae.config.parameters import SMALLEST_IMAGE
+from vae.config.sections import SMALLEST_IMAGE
 from vae.config.text import one_line
 from vae.data.idx import expect_regular, idx_array
 from vae.data.images import MAX_PIXELS, scaled

@@ -7,7 +7,7 @@ decoded here and no pixels are held; large arrays are memory-mapped.
 from pathlib import Path
 
 from vae.config.errors import InputError
-from vae.config.parameters import Data
+from vae.config.sections import Data
 from vae.data import arrays, huggingface
 from vae.data.folders import folder
 from vae.data.item import Item

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vae.compute.batches import in_order
 from vae.config.constants import SMALLEST_SIGMA
-from vae.config.parameters import LikelihoodKind
+from vae.config.sections import LikelihoodKind
 from vae.metrics.moments import chunk_size, pixel_moments
 from vae.models.likelihood import Likelihood, gaussian_log_prob
 

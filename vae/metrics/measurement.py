@@ -12,7 +12,7 @@ from torch import Tensor
 from vae.compute.batches import in_order
 from vae.compute.devices import Compute
 from vae.compute.random import generator
-from vae.config.parameters import LikelihoodKind
+from vae.config.sections import LikelihoodKind
 from vae.losses.elbo import kl_per_latent, sampled_rate
 from vae.models.likelihood import Likelihood, gaussian_log_prob, optimal_sigma, squared_error
 from vae.models.vae import LOGVAR_MIN, VAE

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from vae.config.beta_elbo import BetaELBO
 from vae.config.constants import SMALLEST_SIGMA
-from vae.config.parameters import LikelihoodKind
+from vae.config.sections import LikelihoodKind
 from vae.models import discretised
 
 

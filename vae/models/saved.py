@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vae.compute.devices import Compute
 from vae.config.errors import InputError
-from vae.config.parameters import LARGEST_IMAGE, Model
 from vae.config.preprocessing import Preprocessing
+from vae.config.sections import LARGEST_IMAGE, Model
 from vae.models.files import CONFIG_FILE, PRIOR_FILE, WEIGHTS_FILE, missing, weights_hash
 from vae.models.hierarchy import HIDDEN
 from vae.models.likelihood import Likelihood

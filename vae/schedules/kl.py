@@ -2,8 +2,8 @@
 
 import math
 
-from vae.config.parameters import KL
 from vae.config.resolved import ResolvedKL
+from vae.config.sections import KL
 
 STEEPNESS = 12.0  # of the sigmoid's logistic curve, which the ramp shows from −6 to 6
 

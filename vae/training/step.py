@@ -13,8 +13,9 @@ from vae.compute.devices import Compute
 from vae.compute.orientation import ORIENTATIONS, each_oriented, random_orientations
 from vae.compute.random import generator
 from vae.config.errors import InputError
-from vae.config.parameters import Parameters, Train
+from vae.config.parameters import Parameters
 from vae.config.resolved import ResolvedParameters
+from vae.config.sections import Train
 from vae.losses.elbo import Beside, ELBOLoss, Logs
 from vae.losses.importance_weighted import ImportanceWeightedLoss
 from vae.training import aggressive

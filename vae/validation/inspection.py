@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vae.config.constants import SKIPPED, SPLITS
-from vae.config.parameters import Data
+from vae.config.sections import Data
 from vae.data import notes
 from vae.validation import rules, schema
 from vae.validation.fingerprints import Fingerprints, fingerprint, near_duplicates

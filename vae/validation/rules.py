@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from vae.config.parameters import Data, Promote
+from vae.config.sections import Data, Promote
 from vae.validation.schema import COLUMNS
 
 # Correlation of the pixels: JPEG at quality 30 keeps 0.995; two of MNIST's ones reach 0.98.

@@ -8,7 +8,7 @@ from helpers.trainings import CPU
 from PIL import Image
 
 from tasks.cli import apply, reading
-from vae.config.parameters import Model
+from vae.config.sections import Model
 from vae.models.likelihood import Likelihood
 from vae.models.saved import Saved
 from vae.priors.standard import StandardNormal

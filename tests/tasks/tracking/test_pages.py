@@ -7,8 +7,9 @@ from helpers.commands import write_model
 from markdown_it import MarkdownIt
 
 from tasks.tracking import pages
-from vae.config.parameters import Data, Parameters
+from vae.config.parameters import Parameters
 from vae.config.resolved import resolve
+from vae.config.sections import Data
 
 MONITOR: dict[str, Any] = {
     "verdict": "overfitted",

@@ -8,7 +8,7 @@ import torch
 
 from vae.compute import devices
 from vae.compute.devices import Compute
-from vae.config.parameters import Train
+from vae.config.sections import Train
 
 LONG, SHORT = 1_000_000, 10  # images of an epoch
 LARGE, SMALL = 1e9, 1e6  # floating-point operations of an image

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from vae.config import loading
 from vae.config.errors import InputError
-from vae.config.parameters import KL, Parameters
+from vae.config.parameters import Parameters
+from vae.config.sections import KL
 
 DEFAULTS: dict[str, Any] = Parameters().model_dump()
 SECTIONS = {name: values for name, values in DEFAULTS.items() if isinstance(values, dict)}

@@ -17,8 +17,8 @@ from helpers.project import PROJECT
 from PIL import Image
 
 from vae.config.errors import InputError
-from vae.config.parameters import Data
 from vae.config.preprocessing import Preprocessing
+from vae.config.sections import Data
 from vae.data import images, sources
 from vae.data.images import UnusableImage
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vae.config.constants import LITTER
 from vae.config.errors import InputError
-from vae.config.parameters import Data
+from vae.config.sections import Data
 from vae.data.images import UnusableImage
 from vae.data.item import Item
 from vae.data.sources import find

@@ -12,7 +12,7 @@ from helpers.models import config
 from helpers.trainings import CPU
 from scipy.ndimage import gaussian_filter1d
 
-from vae.config.parameters import Model
+from vae.config.sections import Model
 from vae.evaluation.detail import Decoded, Detail, Spectrum, bands, detail, distance
 from vae.evaluation.probe import Probe
 from vae.evaluation.yardstick import Reading

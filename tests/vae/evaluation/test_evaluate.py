@@ -11,7 +11,8 @@ from helpers.models import config, network
 from helpers.priors import axes_of
 from helpers.trainings import CPU
 
-from vae.config.parameters import Evaluate, Model, Parameters
+from vae.config.parameters import Parameters
+from vae.config.sections import Evaluate, Model
 from vae.evaluation import evaluate
 from vae.evaluation.mmd import mmd_to_prior
 from vae.features.activations import FrozenFeatures

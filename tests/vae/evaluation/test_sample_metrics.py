@@ -11,7 +11,7 @@ from helpers.models import config, network
 from helpers.priors import axes_of
 from helpers.trainings import CPU
 
-from vae.config.parameters import Model
+from vae.config.sections import Model
 from vae.evaluation import sample_metrics as module
 from vae.evaluation.sample_metrics import sample_metrics
 from vae.metrics.measurement import encode

@@ -10,7 +10,7 @@ from helpers.models import config, network
 from helpers.trainings import CPU
 from scipy import stats
 
-from vae.config.parameters import Model
+from vae.config.sections import Model
 from vae.inference import scoring
 from vae.inference.scoring import elbo_per_image
 from vae.metrics.measurement import BATCH, encode, measure

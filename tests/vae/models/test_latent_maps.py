@@ -10,7 +10,7 @@ from helpers.parameters import parse
 from helpers.trainings import assert_same_bits, interrupted, params, run
 
 from vae.config.errors import InputError
-from vae.config.parameters import Model
+from vae.config.sections import Model
 from vae.models.vae import VAE, build
 
 MAP: dict[str, Any] = {"model.architecture": "residual", "model.latent_dim": 16, "model.latent_shape": [2, 2, 3]}

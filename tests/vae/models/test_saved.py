@@ -11,7 +11,7 @@ from helpers.priors import gaussian
 from safetensors.torch import load_file, save_file
 
 from vae.config.errors import InputError
-from vae.config.parameters import Model
+from vae.config.sections import Model
 from vae.models import saved
 from vae.models.likelihood import Likelihood
 from vae.models.saved import Attempted, ModelConfig, PriorFit, ValidationScores

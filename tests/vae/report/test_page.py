@@ -14,7 +14,7 @@ from helpers.priors import gaussian
 from helpers.reports import LATENTS, NASTY_CLASS, NASTY_FILE, facts_of, make_workspace
 
 from tasks import workspace
-from vae.config.parameters import KL
+from vae.config.sections import KL
 from vae.config.text import number
 from vae.evaluation.detail import Decoded, Distance
 from vae.evaluation.probe import ClassRead

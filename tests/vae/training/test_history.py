@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vae.config.parameters import KL, Objective, Parameters, Train
+from vae.config.parameters import Parameters
+from vae.config.sections import KL, Objective, Train
 from vae.schedules.kl import first_final_epoch
 from vae.training.history import (
     ALARM_NATS,

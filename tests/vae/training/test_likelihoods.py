@@ -13,7 +13,7 @@ from helpers.trainings import CPU, RECIPE, TRAIN, VALID, assert_same_bits, blobs
 from vae import onnx
 from vae.compute.batches import to_pixels
 from vae.compute.devices import Compute
-from vae.config.parameters import Evaluate
+from vae.config.sections import Evaluate
 from vae.evaluation.evaluate import DRAWS, evaluate
 from vae.inference import generate, scoring
 from vae.losses.elbo import ELBOLoss, elbo_terms

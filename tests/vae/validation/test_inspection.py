@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers.data_sets import manifest_of, pictures
 
-from vae.config.parameters import Data
+from vae.config.sections import Data
 from vae.validation.fingerprints import fingerprint
 from vae.validation.inspection import Inspection, inspect
 from vae.validation.rules import catalogue
