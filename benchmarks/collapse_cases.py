@@ -134,7 +134,7 @@ class CaseRunner:
             return row
         steps = [f"{a.verdict.verdict} → {', '.join(remedies.in_words(a.verdict.remedy))}" for a in tried]
         steps = steps[: tried.index(last)]
-        mean_image = mean_image_elbo(p, train_images, valid_images)
+        mean_image = mean_image_elbo(last.trained.likelihood, for_measuring(train_images, p), valid_images)
         reached = restarts.calibrated_elbo(last)
         best = max(reached, self._best(values, case.best))
         skill = (reached - mean_image) / (best - mean_image)
@@ -211,13 +211,14 @@ def _ingested(text: str) -> tuple[np.ndarray, np.ndarray]:
     return train_images, valid_images
 
 
-def mean_image_elbo(p: ResolvedParameters, train_images: np.ndarray, valid_images: np.ndarray) -> float:
-    """The ELBO of predicting the training mean image for every validation image, with σ at its optimum, in nats."""
-    mean_image = MeanImage.of(for_measuring(train_images, p))
-    if p.objective.likelihood == "bernoulli":
-        return mean_image.elbo(valid_images, Likelihood("bernoulli"))
-    pixels = int(np.prod(p.data.image_shape))
-    mse = mean_image.mse(valid_images)
+def mean_image_elbo(likelihood: Likelihood, train_images: np.ndarray, valid_images: np.ndarray) -> float:
+    """The ELBO of predicting the training mean image for every validation image, in nats: a Gaussian's of one σ at its
+    optimum, as `Measurement.elbo_at_own_sigma` has a model's; that of another likelihood by its own probabilities.
+    """
+    mean_image = MeanImage.of(train_images)
+    if likelihood.kind != "gaussian" or not isinstance(likelihood.sigma, float):
+        return mean_image.elbo(valid_images, likelihood)
+    pixels, mse = math.prod(valid_images.shape[1:]), mean_image.mse(valid_images)
     error = torch.tensor(mse * pixels, dtype=torch.float64)
     return float(gaussian_log_prob(error, pixels, optimal_sigma(mse) ** 2))
 

@@ -15,6 +15,7 @@ from tasks import overlay
 from vae.collapse import linear_theory
 from vae.config import loading
 from vae.config.errors import InputError
+from vae.models.likelihood import Likelihood
 
 FOLDER = PROJECT / collapse_cases.FOLDER
 VERDICTS = {
@@ -134,6 +135,18 @@ def test_cases_are_run(cases: list[Case], tmp_path: Path, monkeypatch: pytest.Mo
     assert wrong.count("(wrong)") == 3 and "not rescued: collapsed" in wrong
     shown, marked = (collapse_cases._line(collapsed | {"right": right}) for right in (True, False))
     assert "WRONG" not in shown and marked.count("WRONG") == 1
+
+
+def test_the_floor_of_skill_is_of_the_likelihood_that_was_trained() -> None:
+    """Of 8-bit levels a code for them, not a density; of a Gaussian with its best σ, −N/2 (1 + ln 2πσ²)."""
+    images = np.random.default_rng(0).integers(100, 140, (30, 8, 8, 1), dtype=np.uint8)
+    mse = ((images / 255 - (images / 255).mean(0)) ** 2).mean()
+    floor = collapse_cases.mean_image_elbo(Likelihood("gaussian", 0.5), images, images)
+    assert floor == pytest.approx(-32 * (1 + np.log(2 * np.pi * mse)))
+    levels = [Likelihood("logistic_mixture", components=3), Likelihood("discretised_gaussian", 0.5)]
+    for likelihood in levels:  # 40 of the 256 levels, all alike
+        code = collapse_cases.mean_image_elbo(likelihood, images, images)
+        assert -64 * np.log(256) < code < -64 * np.log(40)
 
 
 def test_an_unknown_case_is_named_with_those_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:

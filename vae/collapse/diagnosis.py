@@ -254,14 +254,16 @@ def _level_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     dead, alive = ("upper", "lower") if top_is_dead else ("lower", "upper")
     # Free bits reward the level that is alive too; a vector of its latents alone is the simpler model.
     advice = [] if top_is_dead else ["or set model.lower_latents to null: one level does as well"]
+    summary = f"The {dead} level of latents collapsed: the {alive} one carries all there is."
+    reasons = [f"KL of {min(kl.values()):.3g} nats in the {dead} level, {max(kl.values()):.4g} in the {alive} one"]
+    asked = p.kl.target_rate
+    if asked is not None and asked < 2 * COLLAPSED_BELOW_NATS:
+        reasons.append(f"the control (kl.{p.kl.control_name}) was asked for {asked:.2g} nats: under 1 for each level")
+        return Verdict("partly_collapsed", summary, reasons, remedies.without_target(p, e.predicted), advice)
+    if p.kl.control in ("pi", "geco"):  # neither free bits nor a ramp go with them
+        return Verdict("partly_collapsed", summary, reasons, advice=[remedies.relaxed(p), *advice])
     remedy = remedies.free_bits(p) or remedies.longer_ramp(p)
-    return Verdict(
-        "partly_collapsed",
-        f"The {dead} level of latents collapsed: the {alive} one carries all there is.",
-        [f"KL of {min(kl.values()):.3g} nats in the {dead} level, {max(kl.values()):.4g} in the {alive} one"],
-        remedy,
-        advice,
-    )
+    return Verdict("partly_collapsed", summary, reasons, remedy, advice)
 
 
 def _partly_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:

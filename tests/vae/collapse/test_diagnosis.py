@@ -164,6 +164,18 @@ def test_a_level_of_latents_that_carries_nothing_is_named(kl: list[float], dead:
     assert bool(got.advice) is (dead == "lower")
 
 
+def test_a_control_that_starves_a_level_is_switched_off_or_its_target_relaxed() -> None:
+    """Neither free bits nor a ramp go with a controller, and 1.8 nats leave one of two levels less than one."""
+    valid = dataclasses.replace(measurement(kl=1.8), kl_per_latent=np.array([0.7, 0.7, 0.2, 0.2]), top=2)
+    for control in ("target_kl", "capacity"):
+        got = judged({"model.lower_latents": 2, f"kl.{control}": 1.8, "kl.max_weight": 50.0}, valid=valid)
+        assert got.remedy == {f"kl.{control}": None, "kl.max_weight": 1.0}
+        assert got.reasons[1] == f"the control (kl.{control}) was asked for 1.8 nats: under 1 for each level"
+    more = judged({"model.lower_latents": 2, "kl.target_kl": 9.0}, valid=valid)
+    assert not more.remedy and more.advice[0] == "relax the target of the control (kl.target_kl)"
+    assert "kl.annealing_epochs" in judged({"model.lower_latents": 2, "kl.capacity": 9.0}, valid=valid).remedy
+
+
 def test_a_learned_prior_that_saves_nats_is_no_collapse() -> None:
     """8 nats where N(0, I) would cost 20: linear theory, which expects 22, speaks of the latter."""
     saves = dataclasses.replace(measurement(kl=20.0), rate=8.0, learned_prior=True)
