@@ -28,7 +28,10 @@ class FrozenNetwork(nn.Module):
         raise NotImplementedError
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Its maps, fine to coarse: (B, C, H, W) → (B, F_l, H_l, W_l) each."""
+        """Its maps, fine to coarse, and the mean of its last channels as a map of one place.
+
+        (B, C, H, W) → (B, F_l, H_l, W_l) each.
+        """
         raise NotImplementedError
 
 
@@ -56,7 +59,8 @@ class EfficientNetLite0(FrozenNetwork):
             h = block(h)
             if number in TAPS:
                 found.append(h)
-        return found
+        last = network._swish(network._bn1(network._conv_head(h)))
+        return [*found, last.mean((2, 3), keepdim=True)]
 
 
 class FromFile(FrozenNetwork):
@@ -81,7 +85,7 @@ class FromFile(FrozenNetwork):
         found = [h for h in self._outputs(x) if h.dim() == 4]
         if not found:
             raise InputError("objective.perceptual needs a network that gives maps, (B, F, H, W); this one gives none")
-        return found
+        return [*found, found[-1].mean((2, 3), keepdim=True)]
 
     def _outputs(self, x: Tensor) -> list[Tensor]:
         found = self.network(x.expand(-1, 3, -1, -1))

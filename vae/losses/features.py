@@ -4,7 +4,8 @@ loss = D + β·R + λ_a·A + λ_p·P          in nats per image; the ELBO is sti
 A = mean_f (W·μ + b − f(x))²            alignment: latents that predict its pooled features, standardised over the
                                         training split (after Yao 2025, "Reconstruction vs. generation", VA-VAE)
 P = Σ_l mean_places |n_l(x) − n_l(x̂)|²   perceptual: its maps of image and decoded image, normalised over channels
-                                        (Zhang 2018, "LPIPS", equation 1, all weights equal)
+                                        (Zhang 2018, "LPIPS", equation 1, all weights equal), the last one pooled:
+                                        what a classifier reads
 """
 
 import numpy as np

@@ -20,12 +20,13 @@ def test_a_network_from_a_file_gives_its_maps_of_grey_images_too(tmp_path: Path)
     network = load(str(path))
     assert file_of(str(path)) == path
     assert not any(weight.requires_grad for weight in network.parameters())
-    fine, coarse = network.maps(X)
+    fine, coarse, pooled = network.maps(X)
     assert fine.shape == (3, 4, 6, 4) and coarse.shape == (3, 6, 3, 2)
     torch.manual_seed(0)
     expected = Small()(X.expand(-1, 3, -1, -1))
     torch.testing.assert_close([fine, coarse], list(expected))
     torch.testing.assert_close(network.pooled(X), coarse.mean((2, 3)))
+    torch.testing.assert_close(pooled[..., 0, 0], network.pooled(X))
 
 
 def test_a_network_without_maps_serves_alignment_alone(tmp_path: Path) -> None:
@@ -63,8 +64,10 @@ def test_efficientnet_gives_the_maps_of_its_blocks_and_their_gradient() -> None:
     network = load(EFFICIENTNET)
     x = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0), requires_grad=True)
     maps = network.maps(x)
-    assert [h.shape[1:] for h in maps] == [(16, 32, 48), (24, 16, 24), (40, 8, 12), (112, 4, 6), (320, 2, 3)]
-    assert len(maps) == len(TAPS)
+    of_blocks = [(16, 32, 48), (24, 16, 24), (40, 8, 12), (112, 4, 6), (320, 2, 3)]
+    assert [h.shape[1:] for h in maps] == [*of_blocks, (1280, 1, 1)] and len(of_blocks) == len(TAPS)
+    square = torch.rand(1, 3, POOLED_SIDE, POOLED_SIDE)
+    torch.testing.assert_close(network.maps(square)[-1][..., 0, 0], network.pooled(square))
     sum(h.square().mean() for h in maps).backward()
     assert x.grad is not None and bool(x.grad.any())
     assert network.maps(X)[0].shape[2:] == (48, 32)  # the shorter side is enlarged to 64
