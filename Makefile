@@ -44,7 +44,7 @@ down: setup ## Stop the servers; a run in progress is cancelled
 test: setup .venv/ready-dev .venv/ready-docs ## Run the tests
 	@$(BIN)/python -m pytest
 
-collapse-cases: setup ## Run the collapse cases: is each verdict right, does the remedy work (half an hour)
+collapse-cases: setup ## Run the collapse cases: is each verdict right, does the remedy work (an hour and a half)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.collapse_cases
 
 zoo: # the former name
