@@ -222,6 +222,6 @@ def pythae(p: ResolvedParameters, model: VAE, images: np.ndarray, valid: np.ndar
     return seconds
 
 
-TUNED = "plain loop, tuned"
-PEERS: dict[str, Trainer] = {"plain loop": plain, "Lightning": lightning, "pythae": pythae}
+PLAIN, TUNED = "plain loop", "plain loop, tuned"
+PEERS: dict[str, Trainer] = {PLAIN: plain, "Lightning": lightning, "pythae": pythae}
 ALL_PEERS: dict[str, Trainer] = {**PEERS, TUNED: functools.partial(plain, tuned=True)}

@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +24,7 @@ import torch
 import typer
 from ruamel.yaml import YAML
 
-from benchmarks.peers import ALL_PEERS, PEERS, now
+from benchmarks.peers import ALL_PEERS, PEERS, PLAIN, now
 from tasks import workspace
 from tasks.processes import entry
 from vae.compute import devices
@@ -55,6 +55,9 @@ class Case:
 
     Attributes:
         end_to_end: Time the whole process, with validation, logging and saving; otherwise the epochs alone.
+        shape: What is left of the section `model`.
+        recompute: `train.gradient_checkpointing`.
+        beside: The other trainers.
     """
 
     side: int
@@ -66,6 +69,22 @@ class Case:
     epochs: int = 4
     end_to_end: bool = False
     architecture: str = "conv"
+    shape: Mapping[str, Any] = field(default_factory=dict)
+    recompute: bool = False
+    beside: tuple[str, ...] = tuple(PEERS)
+
+    @property
+    def trainers(self) -> tuple[str, ...]:
+        ours = (OURS, COMPILED) if self.end_to_end else (OURS, COMPILED, FP32)
+        return (*ours, *self.beside)
+
+
+def _residual(side: int, latents: int, batch: int, images: int, recompute: bool = False, **shape: Any) -> Case:
+    """Group norm, which needs no statistics over a batch, and a plain loop of the same network."""
+    return Case(
+        side, 3, (32, 64, 128), latents, batch, images,
+        architecture="residual", shape=shape, recompute=recompute, beside=(PLAIN,),
+    )  # fmt: skip
 
 
 CASES = {
@@ -74,6 +93,12 @@ CASES = {
     "128": Case(128, 3, (32, 64, 128, 256), 256, 64, 384, 4),
     "224": Case(224, 3, (32, 64, 128, 256), 256, 32, 128, 3),
     "28, gated MLP": Case(28, 1, (300, 300), 40, 100, 20_000, 5, architecture="gated_mlp"),
+    "64, residual": _residual(64, 256, 32, 512),
+    "64, residual, map": _residual(64, 256, 32, 512, latent_shape=(8, 8, 4)),
+    "64, residual, hvae": _residual(64, 256, 32, 512, lower_latents=128),
+    "64, residual, ladder": _residual(64, 320, 32, 512, lower_latents=(8, 8, 4)),
+    "256, residual, map": _residual(256, 4096, 16, 48, latent_shape=(32, 32, 4)),
+    "256, residual, map, recomputed": _residual(256, 4096, 16, 48, recompute=True, latent_shape=(32, 32, 4)),
     "end to end": Case(64, 3, (32, 64, 128, 256), 64, 64, 10_000, 20, end_to_end=True),
 }
 
@@ -94,13 +119,11 @@ def main(
             chosen = known(name, CASES)
             rate = max(rate, *(matrix_rate(precision) for precision in (torch.float32, torch.bfloat16)))
             for repeat in range(1 if chosen.end_to_end else repeats):
-                for who in trainer or (
-                    (OURS, COMPILED, *PEERS) if chosen.end_to_end else (OURS, COMPILED, FP32, *PEERS)
-                ):
+                for who in trainer or chosen.trainers:
                     known(who, dict.fromkeys(TRAINERS))
                     found = _in_own_process(name, who, repeat, folder)
                     rows.append({"case": name, "trainer": who, "repeat": repeat, **found})
-                    _report(rows[-1], chosen)
+                    _report(rows[-1])
     table = pd.DataFrame(rows)
     table["of_matrix_rate"] = table["flops_per_second"] / rate
     workspace.REPORTS.mkdir(exist_ok=True)
@@ -130,12 +153,13 @@ def parameters_of(case: Case, seed: int, device: str = "cpu") -> ResolvedParamet
             },
             "model": {
                 "architecture": case.architecture, "latent_dim": case.latents, "widths": list(case.widths),
-                "batch_norm": False,
+                "batch_norm": False, **case.shape,
             },
             "objective": {"likelihood": "gaussian", "sigma": 0.1, "reduction": "sum"},
             "kl": {"schedule": "constant", "max_weight": 1.0, "annealing_epochs": 0},
             "train": usual_adam(
-                device=device, epochs=case.epochs, batch_size=case.batch, select="last", on_collapse="continue"
+                device=device, epochs=case.epochs, batch_size=case.batch, select="last", on_collapse="continue",
+                gradient_checkpointing=case.recompute,
             ),
             "monitor": {},
             "evaluate": {"importance_samples": 1, "register_as": "vae"},
@@ -344,7 +368,7 @@ def markdown(table: "pd.DataFrame") -> list[str]:
         column = "images_per_second_end_to_end" if CASES[str(name)].end_to_end else "images_per_second"
         speed = rows.set_index("repeat")[column]
         cells = [_spread(speed, ".0f")]
-        for peer in ("pythae", "Lightning", "plain loop"):
+        for peer in ("pythae", "Lightning", PLAIN):
             other = table[(table.case == name) & (table.trainer == peer)].set_index("repeat")[column]
             cells.append("–" if other.empty else _spread(speed / other, ".2f"))
         reference = table[(table.case == name) & (table.trainer == "pythae")]["skill"]
@@ -354,14 +378,14 @@ def markdown(table: "pd.DataFrame") -> list[str]:
             f"{rows['peak_megabytes'].median():,.0f} MB",
             "–" if reference.empty else f"{rows['skill'].median() / reference.median():.3f}",
         ]
-        lines.append(f"| {_title(CASES[str(name)])} | {who} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_title(str(name))} | {who} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _title(case: Case) -> str:
+def _title(name: str) -> str:
+    case, network = CASES[name], name.partition(", ")[2]
     size = f"{case.side}×{case.side}×{case.channels}, batch {case.batch}, {case.latents} latents"
-    if case.architecture != "conv":
-        size += ", " + case.architecture.replace("_", " ").replace("mlp", "MLP")
+    size += network and f", {network}"
     return f"{size}; {case.images:,} images × {case.epochs} epochs end to end" if case.end_to_end else size
 
 
@@ -369,8 +393,8 @@ def _spread(values: Any, form: str) -> str:
     return f"{values.median():{form}} ({values.min():{form}}–{values.max():{form}})"
 
 
-def _report(row: dict[str, Any], case: Case) -> None:
-    print(f"{_title(case)}: {row['trainer']}: {row['images_per_second']:.0f} images/s", flush=True)
+def _report(row: dict[str, Any]) -> None:
+    print(f"{_title(row['case'])}: {row['trainer']}: {row['images_per_second']:.0f} images/s", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,15 @@ from vae.models.vae import build
 
 TINY = Case(16, 1, (8, 16), 4, 16, 320, 6)
 WHOLE = Case(16, 1, (8, 16), 4, 16, 320, 6, end_to_end=True)
+MAP = Case(16, 1, (8, 16), 16, 16, 320, 6, architecture="residual", shape={"latent_shape": (4, 4, 1)}, recompute=True)
 
 
 @pytest.fixture(autouse=True)
 def cases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "CASES", {"tiny": TINY, "whole": WHOLE})
+    monkeypatch.setattr(bench, "CASES", {"tiny": TINY, "whole": WHOLE, "tiny, map": MAP})
 
 
-@pytest.mark.parametrize("name", ["tiny", "whole"])
+@pytest.mark.parametrize("name", ["tiny", "whole", "tiny, map"])
 @pytest.mark.parametrize("trainer", [bench.OURS, *PEERS])
 def test_every_trainer_trains_all_epochs(name: str, trainer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if trainer in ("Lightning", "pythae"):
@@ -77,5 +78,5 @@ def test_ratios_are_of_the_same_repeat() -> None:
 
 
 def test_an_unknown_case_or_trainer_is_named() -> None:
-    with pytest.raises(InputError, match="'huge' is unknown; expected one of tiny, whole"):
+    with pytest.raises(InputError, match="'huge' is unknown; expected one of tiny, whole, tiny, map"):
         bench.main(case=["huge"])
