@@ -1,6 +1,7 @@
 """A training step: pixels and noise drawn from (seed, step), the loss, and the update of the weights."""
 
 import functools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,7 +20,10 @@ from vae.config.sections import Train
 from vae.losses.elbo import Beside, ELBOLoss, Logs
 from vae.losses.importance_weighted import ImportanceWeightedLoss
 from vae.training import aggressive
+from vae.training.compiled import wrong_gradient
 from vae.training.state import TrainState
+
+log = logging.getLogger(__name__)
 
 
 class Step:
@@ -32,30 +36,49 @@ class Step:
     def __init__(self, p: ResolvedParameters, state: TrainState, stored: np.ndarray | Tensor, compute: Compute) -> None:
         self.p, self.state, self.stored, self.compute = p, state, stored, compute
         self.inference, self.generation = aggressive.halves(state.model)
-        self.loss: ELBOLoss | ImportanceWeightedLoss
-        if p.objective.importance_samples_train > 1:
-            self.loss = ImportanceWeightedLoss(p.elbo, compute.compiled)
-        else:
-            self.loss = ELBOLoss(p.elbo, state.control, compute.compiled)
+        self.loss = self._loss(compute.compiled)
+        if compute.compiled and (weight := self._miscompiled()) is not None:
+            log.warning(f"torch.compile gets the gradient of {weight} wrong on this machine: training without it")
+            self.loss = self._loss(compiled=False)
 
     def __call__(self, chosen: Tensor, images: Tensor, number: int, beta: float) -> Logs:
         """images: uint8 (B, H, W, C); chosen: (B,), which. number: of the step, from 0. beta: of the schedule."""
         with memory_errors_explained(self.p.train):
             x, noise = draw(self.p, images, number, self.compute.device)
-            if self.state.features is not None:
-                orientation = orientations(self.p, len(x), number, self.compute.device)
-                beside = functools.partial(
-                    self.state.features, x=x, chosen=chosen.to(x.device), orientation=orientation
-                )
-                logs = self._descend(x, noise, beta, beside=beside)
-            elif not self.state.phase.on:
-                logs = self._descend(x, noise, beta)
+            if not self.state.phase.on:
+                logs = self._descend(x, noise, beta, beside=self._beside(x, chosen, number))
             else:  # the encoder goes first, on other batches, and this step is the decoder's
                 aggressive.converge(functools.partial(self._encoder_step, number, beta))
                 with aggressive.frozen(self.inference):
                     logs = self._descend(x, noise, beta)
         self.state.update_average(number)
         return logs
+
+    def _loss(self, compiled: bool) -> ELBOLoss | ImportanceWeightedLoss:
+        if self.p.objective.importance_samples_train > 1:
+            return ImportanceWeightedLoss(self.p.elbo, compiled)
+        return ELBOLoss(self.p.elbo, self.state.control, compiled)
+
+    def _beside(self, x: Tensor, chosen: Tensor, number: int) -> Beside | None:
+        """The losses on features, of these images."""
+        if self.state.features is None:
+            return None
+        orientation = orientations(self.p, len(x), number, x.device)
+        return functools.partial(self.state.features, x=x, chosen=chosen.to(x.device), orientation=orientation)
+
+    def _miscompiled(self) -> str | None:
+        """The weight of which the compiled loss has a wrong gradient on the first images; None: all are right."""
+        chosen = torch.arange(self.p.train.batch_size)
+        x, noise = draw(self.p, gather(self.stored, chosen, self.compute.device), 0, self.compute.device)
+        model, beside = self.state.model.train(), self._beside(x, chosen, 0)
+
+        def value(loss: ELBOLoss | ImportanceWeightedLoss) -> Tensor:
+            with self.compute.autocast():
+                return loss(model, x, noise, self.p.elbo.beta, steer=False, beside=beside)[0]
+
+        with memory_errors_explained(self.p.train):
+            plain = self._loss(compiled=False)
+            return wrong_gradient(model, lambda: value(self.loss), lambda: value(plain))
 
     def _descend(self, x: Tensor, noise: Tensor, beta: float, steer: bool = True, beside: Beside | None = None) -> Logs:
         """One optimiser step on all weights that are not frozen."""
