@@ -1,8 +1,9 @@
 """What matters in an image, beside the negative ELBO: losses on the features of a frozen network.
 
 loss = D + β·R + λ_a·A + λ_p·P          in nats per image; the ELBO is still −D − R
-A = mean_f (W·μ + b − f(x))²            alignment: latents that predict its pooled features, standardised over the
-                                        training split (after Yao 2025, "Reconstruction vs. generation", VA-VAE)
+A = |W·μ + b − f(x)|² / Σ_f var(f)      alignment: latents that predict its pooled features; A is the share of their
+                                        variance over the training split that the latents do not explain
+                                        (after Yao 2025, "Reconstruction vs. generation", VA-VAE)
 P = Σ_l mean_places |n_l(x) − n_l(x̂)|²   perceptual: its maps of image and decoded image, normalised over channels
                                         (Zhang 2018, "LPIPS", equation 1, all weights equal), the last one pooled:
                                         what a classifier reads
@@ -29,7 +30,7 @@ class FeatureLoss(nn.Module):
 
     Attributes:
         head: W and b, trained with the model and no part of it.
-        targets: f(x) of the images in each orientation, standardised: (orientations, N, F).
+        targets: f(x) of the images in each orientation, as `scaled_features` has them: (orientations, N, F).
     """
 
     targets: Tensor | None
@@ -48,7 +49,7 @@ class FeatureLoss(nn.Module):
         self.network, self.align, self.perceptual = network.to(device), align, perceptual
         self.head, targets = None, None
         if align:
-            targets = standardised_features(network, train_images, orientations, device)
+            targets = scaled_features(network, train_images, orientations, device)
             self.head = nn.Linear(latent_dim, targets.shape[2]).to(device)
         self.register_buffer("targets", targets, persistent=False)
 
@@ -90,13 +91,15 @@ def perceptual_distance(network: FrozenNetwork, x: Tensor, picture: Tensor) -> T
 
 
 @torch.no_grad()
-def standardised_features(
-    network: FrozenNetwork, images: np.ndarray, orientations: int, device: torch.device
-) -> Tensor:
-    """Pooled features of the images in each orientation, by the moments of them all: (orientations, N, F), float32."""
+def scaled_features(network: FrozenNetwork, images: np.ndarray, orientations: int, device: torch.device) -> Tensor:
+    """Pooled features of the images in each orientation, centred, with 1 as the mean of their variances.
+
+    (orientations, N, F), float32. Features keep their proportions: what varies most says most about an image, and
+    standardised features would give as much weight to those that hardly vary.
+    """
     found = torch.stack([_pooled(network, images, number, device) for number in range(orientations)])
-    deviation, mean = torch.std_mean(found, (0, 1), correction=0)
-    return found.sub_(mean).div_(deviation.clamp_min(1e-6))
+    variance, mean = torch.var_mean(found, (0, 1), correction=0)
+    return found.sub_(mean).div_(variance.mean().sqrt().clamp_min(1e-6))
 
 
 def _pooled(network: FrozenNetwork, images: np.ndarray, orientation: int, device: torch.device) -> Tensor:
