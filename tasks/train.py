@@ -158,7 +158,7 @@ def run(job: Job, checkpoints: Path) -> None:
         kept = restarts.best(tried) if tried else None
         trained = kept.trained if kept else job.train(job.p, tracked, checkpoints)
         prior = kept.prior if kept else restarts.fitted_prior(job.p, trained, job.train_images, job.compute)
-        log.info(f"prior {'fitted to the latents' if job.p.model.is_one_vector else 'of samples'}: {prior.name}")
+        log.info(f"prior {'fitted to the latents' if job.p.model.fits_a_prior else 'of samples'}: {prior.name}")
         sha256 = write_model(job, trained, prior, kept, tried)
         write_history(trained.history, trained.kl_per_latent)
         tracked.tag({store.WEIGHTS: sha256, "kept_epoch": str(trained.kept_epoch), "stopped": trained.stopped or "no"})

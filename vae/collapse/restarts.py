@@ -105,11 +105,9 @@ def best(tried: list[Attempt]) -> Attempt:
 
 
 def fitted_prior(p: ResolvedParameters, trained: Trained, train_images: np.ndarray, compute: Compute) -> Fitted:
-    """The prior that a model is saved with: fitted, but to a map of latents, whose prior is a model of its own,
-    and to two levels, of which q(z|x) is no Gaussian.
-    """
+    """The prior that a model is saved with: fitted, where one can be (`Model.fits_a_prior`)."""
     model = trained.model
-    if not p.model.is_one_vector:
+    if not p.model.fits_a_prior:
         return Fitted(model.own_prior(), model.prior_name, {})
     learned = None if model.prior is None else (model.prior_name, model.own_prior())
     return fitting.fit(*measurement.encode(model, for_measuring(train_images, p), compute), p.seed, learned)

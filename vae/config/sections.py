@@ -13,6 +13,7 @@ from vae.config.constants import EFFICIENTNET
 
 SMALLEST_IMAGE, LARGEST_IMAGE = 8, 512
 MOST_LATENTS, MOST_OF_MAPS = 4096, 2**18  # of vectors, and of maps, whose network does not grow with their size
+MOST_OF_FITTED_MAPS = 1024  # latents of a map to which a prior is fitted
 
 # What a system takes for a path: neither a NUL nor more than PATH_MAX bytes.
 PathText = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
@@ -142,8 +143,16 @@ class Model(Section):
 
     @property
     def is_one_vector(self) -> bool:
-        """Whether the latents are neither a map nor of two levels: only to a vector is a prior fitted."""
+        """Whether the latents are neither a map nor of two levels."""
         return self.latent_shape is None and self.lower_latents is None
+
+    @property
+    def fits_a_prior(self) -> bool:
+        """Whether one is fitted after training: not to two levels, of which q(z|x) is no Gaussian, nor to a large map,
+        whose prior is a model of its own.
+        """
+        small = self.latent_shape is None or self.latent_dim <= MOST_OF_FITTED_MAPS
+        return small and self.lower_latents is None
 
     @property
     def latents_set_by(self) -> str:

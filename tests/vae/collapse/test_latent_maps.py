@@ -1,4 +1,4 @@
-"""What is said of a map of latents: idle channels by name, no remedy that changes the map, and no prior to fit."""
+"""What is said of a map of latents: idle channels by name, no remedy that changes the map, a prior for a small one."""
 
 import dataclasses
 from typing import Any
@@ -48,11 +48,14 @@ def test_a_remedy_leaves_the_map_as_it_is() -> None:
         assert changed(p, remedy).model.latent_shape == (4, 4, 4)
 
 
-def test_no_prior_is_fitted_to_a_map_and_none_is_missed() -> None:
+def test_a_prior_is_fitted_to_a_small_map_alone_and_none_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     p = tiny(PILOT)
     trained = run(p)
     fitted = restarts.fitted_prior(p, trained, TRAIN, CPU)
-    assert fitted.name == STANDARD and fitted.log_likelihood == {}
+    assert fitted.name != STANDARD and fitted.log_likelihood[fitted.name] > fitted.log_likelihood[STANDARD]
+    monkeypatch.setattr("vae.config.sections.MOST_OF_FITTED_MAPS", 11)
+    unfitted = restarts.fitted_prior(p, trained, TRAIN, CPU)
+    assert unfitted.name == STANDARD and unfitted.log_likelihood == {}
     assert prior_mismatch(params(MAP), evidence()) is None
 
 
