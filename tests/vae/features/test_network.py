@@ -62,19 +62,26 @@ def test_the_extra_is_named_where_it_is_missing() -> None:
 @pytest.mark.skipif(not is_installed(), reason="needs the extra `features`")
 def test_efficientnet_gives_the_maps_of_its_blocks_and_their_gradient() -> None:
     network = load(EFFICIENTNET)
-    x = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    x = torch.rand(2, 3, 112, 160, generator=torch.Generator().manual_seed(0), requires_grad=True)
     maps = network.maps(x)
-    of_blocks = [(16, 32, 48), (24, 16, 24), (40, 8, 12), (112, 4, 6), (320, 2, 3)]
+    of_blocks = [(16, 56, 80), (24, 28, 40), (40, 14, 20), (112, 7, 10), (320, 4, 5)]
     assert [h.shape[1:] for h in maps] == [*of_blocks, (1280, 1, 1)] and len(of_blocks) == len(TAPS)
     square = torch.rand(1, 3, POOLED_SIDE, POOLED_SIDE)
     torch.testing.assert_close(network.maps(square)[-1][..., 0, 0], network.pooled(square))
     sum(h.square().mean() for h in maps).backward()
     assert x.grad is not None and bool(x.grad.any())
-    assert network.maps(X)[0].shape[2:] == (48, 32)  # the shorter side is enlarged to 64
+    assert network.maps(X)[0].shape[2:] == (84, 56)  # the shorter side is enlarged to 112
 
-    of_grey = network.pooled(X)
-    by_hand = nn.functional.interpolate(X, (POOLED_SIDE, POOLED_SIDE), mode="bilinear", antialias=True)
-    bytes_of_it = 255 * by_hand.expand(-1, 3, -1, -1)
-    expected = network.network.extract_features((bytes_of_it - 127) / 128).mean((2, 3))
-    np.testing.assert_allclose(of_grey.detach(), expected.detach(), rtol=1e-4, atol=1e-5)
-    assert of_grey.shape == (3, 1280)
+
+@pytest.mark.skipif(not is_installed(), reason="needs the extra `features`")
+def test_pooled_features_are_those_of_the_original_network_with_its_batch_norms() -> None:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    original = EfficientNet.from_name("efficientnet-lite0", image_size=POOLED_SIDE)
+    original.load_state_dict(torch.load(file_of(EFFICIENTNET), weights_only=True))
+    enlarged = nn.functional.interpolate(X, (POOLED_SIDE, POOLED_SIDE), mode="bilinear", antialias=True)
+    in_bytes = 255 * enlarged.expand(-1, 3, -1, -1)
+    expected = original.eval().extract_features((in_bytes - 127) / 128).mean((2, 3))
+    found = load(EFFICIENTNET).pooled(X)
+    np.testing.assert_allclose(found, expected.detach(), rtol=1e-4, atol=1e-5)
+    assert found.shape == (3, 1280)
