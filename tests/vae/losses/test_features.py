@@ -66,6 +66,14 @@ def test_alignment_is_the_mean_squared_error_of_a_linear_head(network: FrozenNet
     assert logs.keys() == {"alignment"} and float(logs["alignment"]) == pytest.approx(expected.item())
 
 
+def test_the_distance_is_of_every_second_image(network: FrozenNetwork) -> None:
+    loss = FeatureLoss(network, 0.0, 10.0, 3, TRAIN, 1, DEVICE)
+    found, logs = loss(x=X, picture=OTHER, mu=torch.zeros(6, 3), chosen=torch.arange(6), orientation=None)
+    expected = perceptual_distance(network, X, OTHER)[[0, 2, 4]].mean()
+    torch.testing.assert_close(found, 10 * expected)
+    assert logs.keys() == {"perceptual"} and float(logs["perceptual"]) == pytest.approx(expected.item())
+
+
 @pytest.mark.parametrize(("align", "perceptual"), [(1.0, 0.0), (0.0, 1.0)])
 def test_alignment_teaches_the_encoder_and_the_distance_both(tmp_path: Path, align: float, perceptual: float) -> None:
     p = params({**named(tmp_path), "objective.align": align, "objective.perceptual": perceptual})
