@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compiled_gradients as bench
+from benchmarks.compiled import gradients as bench
 from vae.losses.elbo import elbo_terms
 
 

@@ -1,4 +1,4 @@
-"""Does torch.compile get the gradients right on this machine? `python -m benchmarks.compiled_gradients`
+"""Does torch.compile get the gradients right on this machine? `python -m benchmarks.compiled.gradients`
 
 For each network, in bf16, how far the gradients of the compiled loss are from those of the loss as it is, and, beside
 it, how far bf16 alone takes them from fp32's: `vae.training.compiled.furthest_apart`, on 32 patches of photos.

@@ -1,0 +1,1 @@
+"""Is compiled code right?"""
