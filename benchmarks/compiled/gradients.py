@@ -12,9 +12,9 @@ import typer
 from torch import Tensor
 
 from benchmarks import speed
-from benchmarks.peers import pixels
 from benchmarks.speed import Case
 from tasks.processes import entry
+from vae.compute.batches import to_pixels
 from vae.losses.elbo import elbo_terms
 from vae.models.vae import build, to_device
 from vae.training.compiled import furthest_apart
@@ -57,13 +57,14 @@ def distances(shape: dict[str, Any]) -> tuple[float, float, str]:
     p = speed.parameters_of(case, seed=0)
     torch.compiler.reset()
     torch.manual_seed(p.seed)
-    model, x = to_device(build(p), torch.device("cpu")).train(), pixels(speed.photos(case.side, 3, case.batch))
+    cpu = torch.device("cpu")
+    model, x = to_device(build(p), cpu).train(), to_pixels(speed.photos(case.side, 3, case.batch), cpu)
     noise = torch.randn(case.batch, p.model.latent_dim)
 
     def loss(terms: Callable[..., Any], bf16: bool) -> Callable[[], Tensor]:
         def value() -> Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                found = terms(p.elbo, model, x.contiguous(memory_format=torch.channels_last), noise, None)
+                found = terms(p.elbo, model, x, noise, None)
             return found.distortion + found.rate
 
         return value

@@ -15,7 +15,7 @@ SMALL_BETA = 0.5  # below it, poor samples are first of all those of too low a w
 def prior_mismatch(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     """Whether samples of the fitted prior are poor, and the prior of the ELBO is no better or certified to be far.
 
-    Not of a map of latents: what places have in common is left to a model of its own, trained on the latents.
+    Not of a map of latents: unless it is small, what places have in common is left to a model of its own.
     """
     if p.model.latent_shape is not None:
         return None

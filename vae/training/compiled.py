@@ -1,7 +1,7 @@
 """A compiled loss is tried before it is trusted: its gradient of one batch beside that of the code as it is.
 
 PyTorch 2.13 miscompiles some networks for a CPU in bf16, and says nothing: of 15 networks, three had gradients that
-were NaN or wrong by 0.9 of their norm, where rounding made at most 0.06 (docs/benchmarks.md, "Compiling").
+were NaN or wrong by their whole norm, where rounding made at most 0.05 (docs/benchmarks.md, "Compiling").
 """
 
 from collections.abc import Callable
