@@ -32,7 +32,9 @@ help: ## List the targets
 setup: .venv/ready ## Install what a run needs, pinned, into .venv
 	@$(BIN)/python -m tasks.host.place
 
-run: setup ## Run the pipeline under Prefect: make run EXPERIMENT=leaves SET="data.path=photos train.epochs=2"
+features: setup .venv/ready-features ## Install the frozen network that the experiment `leaves` needs
+
+run: setup ## Run the pipeline under Prefect: make run EXPERIMENT=photos SET="data.path=PATH train.epochs=2"
 	@$(BIN)/python -m flows.vae_train --experiment "$$EXPERIMENT" --set "$$SET"
 
 up: setup ## Start the servers: Prefect, its worker, MLflow
@@ -84,4 +86,4 @@ clean: ## Remove everything that was made, including the environment and the sto
 
 .NOTPARALLEL: # two installations into one .venv
 
-.PHONY: anew help setup run up down test collapse-cases zoo bench gpu chaos graph docs check constraints clean
+.PHONY: anew help setup features run up down test collapse-cases zoo bench gpu chaos graph docs check constraints clean

@@ -26,7 +26,7 @@ def check(data: Data) -> None:
     if data.source == "digits" and not bundled:
         raise InputError(
             f"data.path = {data.path} has no effect with data.source = digits, which are bundled; add "
-            "data.source=folder (or idx, npy, huggingface), or an experiment such as EXPERIMENT=leaves"
+            "data.source=folder (or idx, npy, huggingface), or an experiment such as EXPERIMENT=photos"
         )
     if data.source != "digits" and bundled:
         raise InputError(

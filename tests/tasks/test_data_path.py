@@ -75,7 +75,7 @@ def test_a_path_that_no_system_takes_is_an_input_error(
 def test_a_path_that_does_not_fit_the_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT)
     check("data/bundled", "digits")
-    with pytest.raises(InputError, match=r"has no effect with data\.source = digits.*EXPERIMENT=leaves"):
+    with pytest.raises(InputError, match=r"has no effect with data\.source = digits.*EXPERIMENT=photos"):
         check(tmp_path, "digits")
     with pytest.raises(InputError, match=r"data\.source = folder needs data\.path"):
         check("data/bundled")

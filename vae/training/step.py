@@ -4,6 +4,7 @@ import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,9 +45,9 @@ class Step:
     def __call__(self, chosen: Tensor, images: Tensor, number: int, beta: float) -> Logs:
         """images: uint8 (B, H, W, C); chosen: (B,), which. number: of the step, from 0. beta: of the schedule."""
         with memory_errors_explained(self.p.train):
-            x, noise = draw(self.p, images, number, self.compute.device)
+            x, noise, orientation = draw(self.p, images, number, self.compute.device)
             if not self.state.phase.on:
-                logs = self._descend(x, noise, beta, beside=self._beside(x, chosen, number))
+                logs = self._descend(x, noise, beta, beside=self._beside(x, chosen, orientation))
             else:  # the encoder goes first, on other batches, and this step is the decoder's
                 aggressive.converge(functools.partial(self._encoder_step, number, beta))
                 with aggressive.frozen(self.inference):
@@ -59,18 +60,18 @@ class Step:
             return ImportanceWeightedLoss(self.p.elbo, compiled)
         return ELBOLoss(self.p.elbo, self.state.control, compiled)
 
-    def _beside(self, x: Tensor, chosen: Tensor, number: int) -> Beside | None:
-        """The losses on features, of these images."""
+    def _beside(self, x: Tensor, chosen: Tensor, orientation: Tensor | None) -> Beside | None:
+        """The losses on features, of these images in these orientations."""
         if self.state.features is None:
             return None
-        orientation = orientations(self.p, len(x), number, x.device)
         return functools.partial(self.state.features, x=x, chosen=chosen.to(x.device), orientation=orientation)
 
     def _miscompiled(self) -> str | None:
         """The weight of which the compiled loss has a wrong gradient on the first images; None: all are right."""
         chosen = torch.arange(self.p.train.batch_size)
-        x, noise = draw(self.p, gather(self.stored, chosen, self.compute.device), 0, self.compute.device)
-        model, beside = self.state.model.train(), self._beside(x, chosen, 0)
+        images = gather(self.stored, chosen, self.compute.device)
+        x, noise, orientation = draw(self.p, images, 0, self.compute.device)
+        model, beside = self.state.model.train(), self._beside(x, chosen, orientation)
 
         def value(loss: ELBOLoss | ImportanceWeightedLoss) -> Tensor:
             with self.compute.autocast():
@@ -96,35 +97,39 @@ class Step:
         device, train = self.compute.device, self.p.train
         chosen = aggressive.random_batch(self.p.seed, number, sub_step, len(self.stored), train.batch_size)
         images = gather(self.stored, chosen, device)
-        x, noise = draw(self.p, images, number, device, f"aggressive{sub_step}.")
+        x, noise, _ = draw(self.p, images, number, device, f"aggressive{sub_step}.")
         with aggressive.frozen(self.generation):
             return self._descend(x, noise, beta, steer=False)["loss"]
 
 
-def draw(p: Parameters, images: Tensor, number: int, device: torch.device, purpose: str = "") -> tuple[Tensor, Tensor]:
-    """Pixels (B, C, H, W), augmented and binarised as the parameters say, and a step's noise (k, B, Z).
+class Drawn(NamedTuple):
+    """What a step draws at random.
 
-    images: uint8 (B, H, W, C). purpose: keeps the random draws apart from those of the step itself.
+    Attributes:
+        x: the pixels, (B, C, H, W), augmented and binarised as the parameters say.
+        noise: (k, B, Z).
+        orientation: of each image, (B,) int64, as `oriented` numbers them; None without augmentation.
     """
+
+    x: Tensor
+    noise: Tensor
+    orientation: Tensor | None
+
+
+def draw(p: Parameters, images: Tensor, number: int, device: torch.device, purpose: str = "") -> Drawn:
+    """Of a batch, uint8 (B, H, W, C). purpose: keeps the draws apart from those of the step itself."""
 
     def random(what: str) -> torch.Generator:
         return generator(p.seed, purpose + what, number, device)
 
-    x = to_pixels(images, device)
-    if (orientation := orientations(p, len(x), number, device, purpose)) is not None:
-        x = each_oriented(x, orientation, ORIENTATIONS[p.data.augment])
+    x, orientation = to_pixels(images, device), None
+    if (count := ORIENTATIONS[p.data.augment]) > 1:
+        orientation = random_orientations(len(x), count, random("flip"))
+        x = each_oriented(x, orientation, count)
     if p.data.binarise == "dynamic":
         x = torch.bernoulli(x, generator=random("binarise"))
     shape = (p.objective.importance_samples_train, len(x), p.model.latent_dim)
-    return x, torch.randn(shape, generator=random("noise"), device=device)
-
-
-def orientations(p: Parameters, batch_size: int, number: int, device: torch.device, purpose: str = "") -> Tensor | None:
-    """Of the images of a step: (B,) int64, as `oriented` numbers them; None without augmentation."""
-    if p.data.augment == "none":
-        return None
-    random = generator(p.seed, purpose + "flip", number, device)
-    return random_orientations(batch_size, ORIENTATIONS[p.data.augment], random)
+    return Drawn(x, torch.randn(shape, generator=random("noise"), device=device), orientation)
 
 
 @contextmanager

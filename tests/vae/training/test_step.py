@@ -19,26 +19,23 @@ IMAGES = torch.from_numpy(TRAIN)
 
 def test_flips_turn_left_and_right_only() -> None:
     p = params({"data.augment": "flip"})
-    x, noise = draw(p, IMAGES[:64], 3, CPU.device)
-    plain, same_noise = draw(params(), IMAGES[:64], 3, CPU.device)
-    assert torch.equal(noise, same_noise) and noise.shape == (1, 64, 3)
+    x, noise, orientation = draw(p, IMAGES[:64], 3, CPU.device)
+    plain, same_noise, none = draw(params(), IMAGES[:64], 3, CPU.device)
+    assert torch.equal(noise, same_noise) and noise.shape == (1, 64, 3) and none is None
     flipped = [torch.equal(a, b.flip(2)) and not torch.equal(a, b) for a, b in zip(x, plain, strict=True)]
     kept = [torch.equal(a, b) for a, b in zip(x, plain, strict=True)]
+    assert orientation is not None and orientation.tolist() == flipped
     assert all(a != b for a, b in zip(flipped, kept, strict=True))
     assert 16 < sum(flipped) < 48
     assert not torch.equal(draw(p, IMAGES[:64], 4, CPU.device)[0], x)
 
 
 def test_symmetries_of_a_square_are_all_drawn() -> None:
-    drawn, _ = draw(params({"data.augment": "dihedral"}), IMAGES[:64], 3, CPU.device)
-    plain, _ = draw(params(), IMAGES[:64], 3, CPU.device)
-    found = {
-        number
-        for a, b in zip(drawn, plain, strict=True)
-        for number in range(8)
-        if torch.equal(a, oriented(b[None], number)[0])
-    }
-    assert found == set(range(8))
+    drawn, _, orientation = draw(params({"data.augment": "dihedral"}), IMAGES[:64], 3, CPU.device)
+    plain = draw(params(), IMAGES[:64], 3, CPU.device).x
+    assert orientation is not None and set(orientation.tolist()) == set(range(8))
+    for a, b, number in zip(drawn, plain, orientation.tolist(), strict=True):
+        assert torch.equal(a, oriented(b[None], number)[0])
 
 
 def test_dynamic_binarisation_draws_anew_at_every_step() -> None:
