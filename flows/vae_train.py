@@ -68,7 +68,7 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
             addresses.tracking_uri()
             if wrong := place.configure_dvc():
                 log.info("%s; changed in .dvc/config.local", wrong)
-            for change in overlay.apply(experiment, overrides, check=lambda p: data_path.check(p.data)):
+            for change in overlay.apply(experiment, overrides, check=check_inputs):
                 log.info(change)
             p = loading.load(workspace.PARAMS)
             runs.tag(f"data:{p.data.source}", *([f"experiment:{experiment}"] if experiment else []))
@@ -85,6 +85,15 @@ def vae_train(experiment: str | None = None, overrides: dict[str, Any] | None = 
     except InputError as error:
         log.error(str(error))
         return Failed(message=str(error))
+
+
+def check_inputs(p: Parameters) -> None:
+    """Before anything is written. Raises: InputError: the images or the frozen network cannot be used."""
+    data_path.check(p.data)
+    if p.objective.uses_features:
+        from vae.features import network  # loads PyTorch
+
+        network.file_of(p.objective.features)
 
 
 def freed_dvc() -> OwnedDVC:
@@ -181,7 +190,7 @@ def main(experiment: str = "", settings: Annotated[str, typer.Option("--set")] =
     away.quiet()
     try:
         overrides = overlay.parse_settings(settings)
-        data_path.check(overlay.proposed(experiment or None, overrides).data)
+        check_inputs(overlay.proposed(experiment or None, overrides))
         check_mlflow()
         with OwnedDVC() as _loading, servers.prefect_server(meanwhile=open_store):
             state: State = vae_train(experiment or None, overrides or None, return_state=True)

@@ -27,6 +27,7 @@ from vae.config.files import written_aside
 from vae.config.parameters import Parameters
 from vae.config.resolved import resolve
 from vae.config.text import rounded, written
+from vae.features import network
 from vae.models.flops import training_flops
 from vae.pilot import latents, pictures, plot
 from vae.pilot import training as pilot
@@ -41,6 +42,8 @@ def main() -> None:
     p = loading.load(workspace.PARAMS)
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     check_images(p, len(train_images), len(valid_images))
+    if p.objective.uses_features:
+        network.file_of(p.objective.features)
     spectrum = linear_theory.spectrum_for(p, train_images)
     epochs = p.train.epochs
     if p.train.budget is not None:  # the weight makes no difference to the time

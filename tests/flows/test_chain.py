@@ -233,6 +233,10 @@ BAD = {
         "data.source=folder data.path='no such/place'",
         r"data\.path = no such/place does not exist \(looked for /.*\)",
     ),
+    "missing frozen network": (
+        "objective.align=1 objective.features=no.pt2",
+        r"objective\.features = no\.pt2: there is no such file",
+    ),
     "batch larger than the training images": (
         "train.batch_size=5000",
         r"train\.batch_size = 5000.*1439",

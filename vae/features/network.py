@@ -120,8 +120,10 @@ def load(name: str) -> FrozenNetwork:
 
 
 def file_of(name: str) -> Path:
-    """The file of the network's weights. Raises: InputError: the extra is not installed."""
+    """The file of the network's weights. Raises: InputError: the extra is not installed, or there is no such file."""
     if name != EFFICIENTNET:
+        if not Path(name).is_file():
+            raise InputError(f"objective.features = {name}: there is no such file; the built-in one is {EFFICIENTNET}")
         return Path(name)
     if not is_installed():
         raise InputError(

