@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "GECO": {"kl.reconstruction_target": 0.1, "objective.sigma": 0.1},
     "flip": {"data.augment": "flip"},
     "dihedral": {"data.augment": "dihedral"},
+    "shift": {"data.shift": 2},
     "binarise": {"data.binarise": "dynamic", "objective.likelihood": "bernoulli"},
     "importance-weighted": {"objective.importance_samples_train": 2, "objective.sigma": 0.1},
     "bf16": {"train.precision": "bf16"},

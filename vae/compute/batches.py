@@ -1,6 +1,5 @@
 """Images as batches, in an order that follows from (seed, epoch) alone: a resumed training sees the same batches."""
 
-import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,27 +73,25 @@ def gather(images: np.ndarray | Tensor, chosen: Tensor, device: torch.device) ->
     return batch.pin_memory() if device.type == "cuda" else batch
 
 
-def full_batches(
-    images: np.ndarray | Tensor, order: Tensor, batch_size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The full batches of an epoch: which images, (B,), and the images, uint8 (B, H, W, C); the remainder is dropped.
+def full_batches(images: np.ndarray | Tensor, order: Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+    """The full batches of an epoch, uint8 (B, H, W, C); the remainder is dropped.
 
     From an array, which did not fit into memory, a thread reads the next batch while the device computes.
     """
     parts = order[: len(order) // batch_size * batch_size].view(-1, batch_size)
     if isinstance(images, Tensor):
         for part in parts.to(images.device):
-            yield part, images[part]
+            yield images[part]
         return
     if len(parts) == 0:
         return
     with ThreadPoolExecutor(1, "read-ahead") as reader:
         ahead = reader.submit(gather, images, parts[0], device)
-        for part, following in itertools.pairwise(parts):
+        for following in parts[1:]:
             batch = ahead.result()
             ahead = reader.submit(gather, images, following, device)
-            yield part, batch
-        yield parts[-1], ahead.result()
+            yield batch
+        yield ahead.result()
 
 
 def epoch_order(seed: int, epoch: int, images: int) -> Tensor:

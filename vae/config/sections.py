@@ -86,6 +86,7 @@ class Data(Section):
     max_bad_fraction: float = Field(ge=0, le=1, default=0.02)
     binarise: Literal["none", "threshold", "static", "dynamic"] = "none"
     augment: Literal["none", "flip", "dihedral"] = "none"
+    shift: int = Field(ge=0, le=256, default=0)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -99,6 +100,14 @@ class Data(Section):
             raise ValueError(
                 f"augment = dihedral turns images by 90°, which needs a square image_size; it is {height}×{width}: "
                 "set augment to flip"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _moved_images_mirror_what_they_have(self) -> "Data":
+        if self.shift >= min(self.image_size):
+            raise ValueError(
+                f"shift = {self.shift} is no less than the side of the images, {min(self.image_size)}: set it lower"
             )
         return self
 

@@ -4,6 +4,7 @@ loss = D + β·R + λ_a·A + λ_p·P          in nats per image; the ELBO is sti
 A = |W·μ + b − f(x)|² / Σ_f var(f)      alignment: latents that predict its pooled features; A is the share of their
                                         variance over the training split that the latents do not explain
                                         (after Yao 2025, "Reconstruction vs. generation", VA-VAE)
+    + γ·|W|² / F                        where W is penalised as by a ridge regression of F targets
 P = Σ_l mean_places |n_l(x) − n_l(x̂)|²   perceptual: its maps of image and decoded image, normalised over channels
                                         (Zhang 2018, "LPIPS", equation 1, all weights equal), the last one pooled:
                                         what a classifier reads
@@ -15,26 +16,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vae.compute.batches import in_order
-from vae.compute.orientation import oriented
 from vae.features.network import FrozenNetwork
 
 BATCH = 64  # images at a time, for the features of the training split
 EVERY = 2  # image of a batch has its P worked out: its mean over the batch is as unbiased, in half the time
+RIDGE = (
+    1.0  # γ: as if μ had noise of this variance. Without it W learns the training images by heart (docs/features.md)
+)
 
 
 class FeatureLoss(nn.Module):
-    """`loss, logs = features(x, picture, mu, chosen, orientation)`.
+    """`loss, logs = features(x, picture, mu)`.
 
     Args:
         align, perceptual: λ_a and λ_p, in nats; 0 leaves the term out.
-        train_images: uint8 (N, H, W, C), whose features are worked out at once, in each of the orientations.
+        train_images: uint8 (N, H, W, C), whose features give the scale of A.
 
     Attributes:
         head: W and b, trained with the model and no part of it.
-        targets: f(x) of the images in each orientation, as `scaled_features` has them: (orientations, N, F).
     """
 
-    targets: Tensor | None
+    mean: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -43,31 +46,38 @@ class FeatureLoss(nn.Module):
         perceptual: float,
         latent_dim: int,
         train_images: np.ndarray,
-        orientations: int,
         device: torch.device,
     ) -> None:
         super().__init__()
         self.network, self.align, self.perceptual = network.to(device), align, perceptual
-        self.head, targets = None, None
+        self.head = None
         if align:
-            targets = scaled_features(network, train_images, orientations, device)
-            self.head = nn.Linear(latent_dim, targets.shape[2]).to(device)
-        self.register_buffer("targets", targets, persistent=False)
+            mean, scale = moments(network, train_images, device)
+            self.register_buffer("mean", mean, persistent=False)
+            self.register_buffer("scale", scale, persistent=False)
+            self.head = nn.Linear(latent_dim, len(mean)).to(device)
 
-    def forward(
-        self, x: Tensor, picture: Tensor, mu: Tensor, chosen: Tensor, orientation: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """x, picture: (B, C, H, W), pixels in [0, 1]; mu: (B, Z). chosen, orientation: (B,), which image, and how."""
+    def forward(self, x: Tensor, picture: Tensor, mu: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """x, picture: (B, C, H, W), pixels in [0, 1]; mu: (B, Z)."""
         loss, logs = mu.new_zeros(()), {}
         if self.head is not None:
-            assert self.targets is not None
-            which = torch.zeros_like(chosen) if orientation is None else orientation
-            alignment = (self.head(mu).float() - self.targets[which, chosen]).square().mean()
-            loss, logs["alignment"] = loss + self.align * alignment, alignment.detach()
+            alignment = (self.head(mu).float() - self.targets(x)).square().mean()
+            ridge = RIDGE * self.head.weight.square().sum() / self.head.out_features
+            loss, logs["alignment"] = loss + self.align * (alignment + ridge), alignment.detach()
         if self.perceptual:
             distance = perceptual_distance(self.network, x[::EVERY], picture[::EVERY]).mean()
             loss, logs["perceptual"] = loss + self.perceptual * distance, distance.detach()
         return loss, logs
+
+    @torch.no_grad()
+    def targets(self, x: Tensor) -> Tensor:
+        """Pooled features, centred, with 1 as the mean of their variances over the training split: (B, F), float32.
+
+        Features keep their proportions: what varies most says most about an image, and standardised features would
+        give as much weight to those that hardly vary.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            return (self.network.pooled(x) - self.mean) / self.scale
 
     def head_state(self) -> dict[str, Tensor] | None:
         return None if self.head is None else self.head.state_dict()
@@ -92,20 +102,11 @@ def perceptual_distance(network: FrozenNetwork, x: Tensor, picture: Tensor) -> T
 
 
 @torch.no_grad()
-def scaled_features(network: FrozenNetwork, images: np.ndarray, orientations: int, device: torch.device) -> Tensor:
-    """Pooled features of the images in each orientation, centred, with 1 as the mean of their variances.
-
-    (orientations, N, F), float32. Features keep their proportions: what varies most says most about an image, and
-    standardised features would give as much weight to those that hardly vary.
-    """
-    found = torch.stack([_pooled(network, images, number, device) for number in range(orientations)])
-    variance, mean = torch.var_mean(found, (0, 1), correction=0)
-    return found.sub_(mean).div_(variance.mean().sqrt().clamp_min(1e-6))
-
-
-def _pooled(network: FrozenNetwork, images: np.ndarray, orientation: int, device: torch.device) -> Tensor:
-    batches = in_order(images, BATCH, device)
-    return torch.cat([network.pooled(oriented(x, orientation)) for x in batches])
+def moments(network: FrozenNetwork, images: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of the pooled features of uint8 images (N, H, W, C): their means, (F,), and the root of their mean variance."""
+    found = torch.cat([network.pooled(x) for x in in_order(images, BATCH, device)])
+    variance, mean = torch.var_mean(found, 0, correction=0)
+    return mean, variance.mean().sqrt().clamp_min(1e-6)
 
 
 def _unit(h: Tensor) -> Tensor:

@@ -214,7 +214,7 @@ def _loss(
     device, count = compute.device, batch_size(p)
     random = generator(p.seed, "pilot", step)
     chosen = torch.randint(len(stored), (count,), generator=random)
-    x, noise, _ = draw(p, gather(stored, chosen, device), step, device, "pilot ")
+    x, noise = draw(p, gather(stored, chosen, device), step, device, "pilot ")
     x = averaged(x, network.k)
     # One threshold in each of as many equal parts of the range.
     part = torch.randperm(count, generator=random) + torch.rand(count, generator=random)

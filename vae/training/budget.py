@@ -41,11 +41,11 @@ def epochs_within(
     step, order = Step(p, state, stored, compute), epoch_order(p.seed, 0, len(train_images))
     batches = itertools.cycle(full_batches(stored, order, p.train.batch_size, compute.device))
     took: list[float] = []
-    for number, (chosen, images) in enumerate(itertools.islice(batches, UNTIMED + TIMED)):
+    for number, images in enumerate(itertools.islice(batches, UNTIMED + TIMED)):
         if number >= UNTIMED + FEWEST and sum(took) > seconds / 10:
             break
         begin = time.perf_counter()
-        step(chosen, images, number, p.elbo.beta)
+        step(images, number, p.elbo.beta)
         _wait(compute)
         took.append(time.perf_counter() - begin)
     begin = time.perf_counter()

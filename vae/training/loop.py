@@ -109,12 +109,12 @@ def train(
         sums = torch.zeros(1, dtype=torch.float64, device=compute.device)
         logs: Logs = {}
         state.model.train()
-        for batch, (chosen, images) in enumerate(full_batches(stored, order, p.train.batch_size, compute.device)):
+        for batch, images in enumerate(full_batches(stored, order, p.train.batch_size, compute.device)):
             number = epoch * steps + batch
             progress = number / steps
             share = ramp(p.kl, progress, p.train.epochs)
             state.optimiser.set_learning_rate(learning_rate(p.train, (number + 0.5) / steps))
-            logs = step(chosen, images, number, beta=p.elbo.beta * share)
+            logs = step(images, number, beta=p.elbo.beta * share)
             sums = sums + torch.stack(list(logs.values()))
             on_step(number + 1)
         averages = dict(zip(logs, (sums / steps).tolist(), strict=True))

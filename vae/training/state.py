@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae.compute.orientation import ORIENTATIONS
 from vae.config.errors import InputError
 from vae.config.resolved import ResolvedParameters
 from vae.features.network import load
@@ -146,10 +145,7 @@ def feature_loss(p: ResolvedParameters, train_images: np.ndarray, device: torch.
     network, objective = load(p.objective.features), p.objective
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(p.seed)
-        return FeatureLoss(
-            network, objective.align, objective.perceptual, p.model.latent_dim, train_images,
-            ORIENTATIONS[p.data.augment], device,
-        )  # fmt: skip
+        return FeatureLoss(network, objective.align, objective.perceptual, p.model.latent_dim, train_images, device)
 
 
 def load_weights(model: VAE, weights: Mapping[str, Tensor], name: str) -> None:

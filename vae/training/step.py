@@ -4,15 +4,14 @@ import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vae.compute.augmentation import ORIENTATIONS, each_oriented, random_orientations, random_shifts, shifted
 from vae.compute.batches import gather, to_pixels
 from vae.compute.devices import Compute
-from vae.compute.orientation import ORIENTATIONS, each_oriented, random_orientations
 from vae.compute.random import generator
 from vae.config.errors import InputError
 from vae.config.parameters import Parameters
@@ -28,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Step:
-    """`logs = step(chosen, images, number, beta)`; nothing here waits for the device.
+    """`logs = step(images, number, beta)`; nothing here waits for the device.
 
     Args:
         stored: the training images, from which the aggressive phase draws batches of its own.
@@ -42,12 +41,12 @@ class Step:
             log.warning(f"torch.compile gets the gradient of {weight} wrong on this machine: training without it")
             self.loss = self._loss(compiled=False)
 
-    def __call__(self, chosen: Tensor, images: Tensor, number: int, beta: float) -> Logs:
-        """images: uint8 (B, H, W, C); chosen: (B,), which. number: of the step, from 0. beta: of the schedule."""
+    def __call__(self, images: Tensor, number: int, beta: float) -> Logs:
+        """images: uint8 (B, H, W, C). number: of the step, from 0. beta: of the schedule."""
         with memory_errors_explained(self.p.train):
-            x, noise, orientation = draw(self.p, images, number, self.compute.device)
+            x, noise = draw(self.p, images, number, self.compute.device)
             if not self.state.phase.on:
-                logs = self._descend(x, noise, beta, beside=self._beside(x, chosen, orientation))
+                logs = self._descend(x, noise, beta, beside=self._beside(x))
             else:  # the encoder goes first, on other batches, and this step is the decoder's
                 aggressive.converge(functools.partial(self._encoder_step, number, beta))
                 with aggressive.frozen(self.inference):
@@ -60,18 +59,16 @@ class Step:
             return ImportanceWeightedLoss(self.p.elbo, compiled)
         return ELBOLoss(self.p.elbo, self.state.control, compiled)
 
-    def _beside(self, x: Tensor, chosen: Tensor, orientation: Tensor | None) -> Beside | None:
-        """The losses on features, of these images in these orientations."""
-        if self.state.features is None:
-            return None
-        return functools.partial(self.state.features, x=x, chosen=chosen.to(x.device), orientation=orientation)
+    def _beside(self, x: Tensor) -> Beside | None:
+        """The losses on features, of these images."""
+        return None if self.state.features is None else functools.partial(self.state.features, x)
 
     def _miscompiled(self) -> str | None:
         """The weight of which the compiled loss has a wrong gradient on the first images; None: all are right."""
         chosen = torch.arange(self.p.train.batch_size)
         images = gather(self.stored, chosen, self.compute.device)
-        x, noise, orientation = draw(self.p, images, 0, self.compute.device)
-        model, beside = self.state.model.train(), self._beside(x, chosen, orientation)
+        x, noise = draw(self.p, images, 0, self.compute.device)
+        model, beside = self.state.model.train(), self._beside(x)
 
         def value(loss: ELBOLoss | ImportanceWeightedLoss) -> Tensor:
             with self.compute.autocast():
@@ -97,39 +94,31 @@ class Step:
         device, train = self.compute.device, self.p.train
         chosen = aggressive.random_batch(self.p.seed, number, sub_step, len(self.stored), train.batch_size)
         images = gather(self.stored, chosen, device)
-        x, noise, _ = draw(self.p, images, number, device, f"aggressive{sub_step}.")
+        x, noise = draw(self.p, images, number, device, f"aggressive{sub_step}.")
         with aggressive.frozen(self.generation):
             return self._descend(x, noise, beta, steer=False)["loss"]
 
 
-class Drawn(NamedTuple):
-    """What a step draws at random.
+def draw(p: Parameters, images: Tensor, number: int, device: torch.device, purpose: str = "") -> tuple[Tensor, Tensor]:
+    """The pixels, augmented and binarised as the parameters say, and the noise of z: (B, C, H, W), (k, B, Z).
 
-    Attributes:
-        x: the pixels, (B, C, H, W), augmented and binarised as the parameters say.
-        noise: (k, B, Z).
-        orientation: of each image, (B,) int64, as `oriented` numbers them; None without augmentation.
+    Args:
+        images: a batch, uint8 (B, H, W, C).
+        purpose: keeps the draws apart from those of the step itself.
     """
-
-    x: Tensor
-    noise: Tensor
-    orientation: Tensor | None
-
-
-def draw(p: Parameters, images: Tensor, number: int, device: torch.device, purpose: str = "") -> Drawn:
-    """Of a batch, uint8 (B, H, W, C). purpose: keeps the draws apart from those of the step itself."""
 
     def random(what: str) -> torch.Generator:
         return generator(p.seed, purpose + what, number, device)
 
-    x, orientation = to_pixels(images, device), None
+    x = to_pixels(images, device)
     if (count := ORIENTATIONS[p.data.augment]) > 1:
-        orientation = random_orientations(len(x), count, random("flip"))
-        x = each_oriented(x, orientation, count)
+        x = each_oriented(x, random_orientations(len(x), count, random("flip")), count)
+    if p.data.shift:
+        x = shifted(x, *random_shifts(len(x), p.data.shift, random("shift")))
     if p.data.binarise == "dynamic":
         x = torch.bernoulli(x, generator=random("binarise"))
     shape = (p.objective.importance_samples_train, len(x), p.model.latent_dim)
-    return Drawn(x, torch.randn(shape, generator=random("noise"), device=device), orientation)
+    return x, torch.randn(shape, generator=random("noise"), device=device)
 
 
 @contextmanager

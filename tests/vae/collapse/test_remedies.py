@@ -216,6 +216,7 @@ CHOICES: dict[str, list[Any]] = {
     "train.select": ["best", "last"],
     "train.precision": ["auto", "fp32"],
     "data.augment": ["none", "flip", "dihedral"],
+    "data.shift": [0, 3],
 }
 FEW = Spectrum(IMAGES.eigenvalues, 12.0, 256, 3)
 

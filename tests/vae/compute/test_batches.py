@@ -42,8 +42,7 @@ def test_full_batches_are_the_same_from_memory_and_read_ahead(batch_size: int) -
     read_ahead = list(full_batches(given, order, batch_size, CPU))
     assert len(indexed) == len(read_ahead) == 7 // batch_size
     for one, other, chosen in zip(indexed, read_ahead, order.split(batch_size), strict=False):
-        assert torch.equal(one[0], chosen) and torch.equal(other[0], chosen)
-        assert torch.equal(one[1], other[1]) and torch.equal(one[1], torch.from_numpy(given)[chosen])
+        assert torch.equal(one, other) and torch.equal(one, torch.from_numpy(given)[chosen])
 
 
 def test_reading_ahead_is_one_batch_ahead_and_tells_what_went_wrong() -> None:

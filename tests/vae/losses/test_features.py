@@ -12,10 +12,9 @@ from helpers.trainings import CPU, RECIPE, TRAIN, VALID, assert_same_bits, inter
 from torch.nn import functional
 
 from vae.compute.batches import to_pixels
-from vae.compute.orientation import oriented
 from vae.config.errors import InputError
 from vae.features.network import FrozenNetwork, load
-from vae.losses.features import FeatureLoss, perceptual_distance, scaled_features
+from vae.losses.features import RIDGE, FeatureLoss, moments, perceptual_distance
 from vae.training.state import TrainState
 
 DEVICE = torch.device("cpu")
@@ -28,19 +27,19 @@ def network(tmp_path: Path) -> FrozenNetwork:
 
 
 def test_alignment_without_a_prediction_is_one_whatever_the_network_scales(network: FrozenNetwork) -> None:
-    """In every orientation together; and each feature keeps its share of the variance."""
+    """Over the training split; and each feature keeps its share of the variance."""
+    loss = FeatureLoss(network, 1.0, 0.0, 3, TRAIN, DEVICE)
     images = to_pixels(TRAIN, DEVICE)
-    for count in (1, 2, 8):
-        found = scaled_features(network, TRAIN, count, DEVICE)
-        raw = torch.stack([network.pooled(oriented(images, number)) for number in range(count)])
-        raw -= raw.mean((0, 1))
-        assert float(found.square().mean()) == pytest.approx(1, rel=1e-4)
-        torch.testing.assert_close(found / found.norm(), raw / raw.norm(), rtol=1e-3, atol=1e-5)
+    found, raw = loss.targets(images), network.pooled(images)
+    raw -= raw.mean(0)
+    assert float(found.square().mean()) == pytest.approx(1, rel=1e-4)
+    torch.testing.assert_close(found / found.norm(), raw / raw.norm(), rtol=1e-3, atol=1e-5)
 
 
 def test_features_that_never_vary_are_no_infinity(network: FrozenNetwork) -> None:
     same = np.repeat(TRAIN[:1], 5, axis=0)
-    assert not scaled_features(network, same, 1, DEVICE).any()
+    mean, scale = moments(network, same, DEVICE)
+    assert not ((network.pooled(to_pixels(same, DEVICE)) - mean) / scale).any()
 
 
 def test_the_perceptual_distance_by_its_equation(network: FrozenNetwork) -> None:
@@ -54,21 +53,20 @@ def test_the_perceptual_distance_by_its_equation(network: FrozenNetwork) -> None
     assert bool((found > 0).all())
 
 
-def test_alignment_is_the_mean_squared_error_of_a_linear_head(network: FrozenNetwork) -> None:
-    loss = FeatureLoss(network, 10.0, 0.0, 3, TRAIN, 8, DEVICE)
+def test_alignment_is_the_mean_squared_error_of_a_ridge_regression(network: FrozenNetwork) -> None:
+    """What the history shows is without the ridge."""
+    loss = FeatureLoss(network, 10.0, 0.0, 3, TRAIN, DEVICE)
     mu = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    chosen, orientation = torch.tensor([4, 0, 7, 1, 9, 3]), torch.tensor([1, 0, 7, 5, 0, 2])
-    found, logs = loss(x=X, picture=OTHER, mu=mu, chosen=chosen, orientation=orientation)
-    assert loss.head is not None and loss.targets is not None
-    features = torch.stack([loss.targets[way, image] for way, image in zip(orientation, chosen, strict=True)])
-    expected = (mu @ loss.head.weight.T + loss.head.bias - features).square().mean()
-    torch.testing.assert_close(found, 10 * expected)
+    found, logs = loss(X, OTHER, mu)
+    assert loss.head is not None
+    expected = (mu @ loss.head.weight.T + loss.head.bias - loss.targets(X)).square().mean()
+    torch.testing.assert_close(found, 10 * (expected + RIDGE * loss.head.weight.square().sum(1).mean()))
     assert logs.keys() == {"alignment"} and float(logs["alignment"]) == pytest.approx(expected.item())
 
 
 def test_the_distance_is_of_every_second_image(network: FrozenNetwork) -> None:
-    loss = FeatureLoss(network, 0.0, 10.0, 3, TRAIN, 1, DEVICE)
-    found, logs = loss(x=X, picture=OTHER, mu=torch.zeros(6, 3), chosen=torch.arange(6), orientation=None)
+    loss = FeatureLoss(network, 0.0, 10.0, 3, TRAIN, DEVICE)
+    found, logs = loss(X, OTHER, torch.zeros(6, 3))
     expected = perceptual_distance(network, X, OTHER)[[0, 2, 4]].mean()
     torch.testing.assert_close(found, 10 * expected)
     assert logs.keys() == {"perceptual"} and float(logs["perceptual"]) == pytest.approx(expected.item())
@@ -80,7 +78,7 @@ def test_alignment_teaches_the_encoder_and_the_distance_both(tmp_path: Path, ali
     state = TrainState(p, TRAIN, DEVICE, None)
     output, mu, _ = state.model(X, torch.zeros(6, p.model.latent_dim))
     assert state.features is not None
-    loss, _ = state.features(x=X, picture=output, mu=mu, chosen=torch.arange(6), orientation=None)
+    loss, _ = state.features(X, picture=output, mu=mu)
     loss.backward()
     taught = {name for name, weight in state.model.named_parameters() if weight.grad is not None and weight.grad.any()}
     assert any(name.startswith("encoder") for name in taught)
@@ -93,7 +91,7 @@ def named(tmp_path: Path) -> Changes:
     return {"objective.features": str(small_network(tmp_path / "small.pt2"))}
 
 
-@pytest.mark.parametrize("changes", [{}, RECIPE, {"train.ema": 0.9, "data.augment": "dihedral"}])
+@pytest.mark.parametrize("changes", [{}, RECIPE, {"train.ema": 0.9, "data.augment": "dihedral", "data.shift": 2}])
 def test_interruptions_change_no_bit_of_an_aligned_training(tmp_path: Path, changes: dict[str, Any]) -> None:
     p = params({**changes, **named(tmp_path), "objective.align": 30.0, "objective.perceptual": 5.0})
     undisturbed = run(p)

@@ -168,7 +168,7 @@ def test_a_control_sees_the_rate_against_the_learned_prior() -> None:
     model, state = some_model("mixture"), TrainState(p, TRAIN, CPU.device, None)
     seen: list[float] = []
     state.control.update = lambda rate, mse: seen.append(float(rate.detach()))  # type: ignore[method-assign]
-    x, noise, _ = draw(p, torch.from_numpy(TRAIN[:8]), 0, CPU.device)
+    x, noise = draw(p, torch.from_numpy(TRAIN[:8]), 0, CPU.device)
     _, logs = ELBOLoss(p.elbo, state.control)(model, x, noise, 1.0)
     assert seen == [float(logs["kl"])]
 
@@ -176,7 +176,7 @@ def test_a_control_sees_the_rate_against_the_learned_prior() -> None:
 def test_total_free_bits_hide_the_rate_of_a_learned_prior() -> None:
     p = params(learned("flow", {"kl.free_bits_total": 1e4}))
     model, state = some_model("flow"), TrainState(p, TRAIN, CPU.device, None)
-    x, noise, _ = draw(p, torch.from_numpy(TRAIN[:8]), 0, CPU.device)
+    x, noise = draw(p, torch.from_numpy(TRAIN[:8]), 0, CPU.device)
     _, logs = ELBOLoss(p.elbo, state.control)(model, x, noise, 1.0)
     assert float(logs["loss"]) == pytest.approx(float(logs["reconstruction"]) + 1e4)
 
@@ -196,7 +196,7 @@ def test_pseudo_inputs_leave_batch_norm_alone() -> None:
 
 def test_batches_that_change_the_running_statistics_do_not_change_the_gradient_of_pseudo_inputs() -> None:
     p, model = params(learned("vamp", {"objective.sigma": 0.3})), some_model("vamp").train()
-    x, noise, _ = draw(p, torch.from_numpy(TRAIN[:16]), 0, CPU.device)
+    x, noise = draw(p, torch.from_numpy(TRAIN[:16]), 0, CPU.device)
 
     def loss_of(moved: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         same = copy.deepcopy(model)  # with the same statistics at every call
@@ -250,9 +250,9 @@ def test_the_standard_prior_trains_by_the_closed_form_to_the_bit() -> None:
     optimiser = Optimiser(model, p.train)
     images = torch.from_numpy(TRAIN)
     for epoch in range(2):
-        for batch, (_, chosen) in enumerate(full_batches(images, epoch_order(0, epoch, len(TRAIN)), 16, CPU.device)):
+        for batch, chosen in enumerate(full_batches(images, epoch_order(0, epoch, len(TRAIN)), 16, CPU.device)):
             number = epoch * STEPS + batch
-            x, noise, _ = draw(p, chosen, number, CPU.device)
+            x, noise = draw(p, chosen, number, CPU.device)
             output, mu, logvar = model(x, noise[0])
             rate = (0.5 * (mu.square() + logvar.exp() - 1 - logvar)).mean(0).sum()
             loss = -gaussian_log_prob(squared_error(x, output).mean(), p.elbo.pixels, 0.1**2)

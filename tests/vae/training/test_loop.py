@@ -112,8 +112,8 @@ def test_each_step_has_its_own_kl_weight(monkeypatch: pytest.MonkeyPatch, reduct
     seen: list[tuple[float, Logs]] = []
 
     class Recorded(Step):
-        def __call__(self, chosen: Any, images: Any, number: int, beta: float) -> Logs:
-            logs = super().__call__(chosen, images, number, beta)
+        def __call__(self, images: Any, number: int, beta: float) -> Logs:
+            logs = super().__call__(images, number, beta)
             seen.append((beta, logs))
             return logs
 

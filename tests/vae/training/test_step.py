@@ -7,8 +7,9 @@ import pytest
 import torch
 from helpers.parameters import Changes
 from helpers.trainings import CPU, RECIPE, TRAIN, params, run
+from torch.nn import functional
 
-from vae.compute.orientation import oriented
+from vae.compute.augmentation import oriented
 from vae.config.errors import InputError
 from vae.models.vae import build
 from vae.training.loop import Epoch
@@ -19,23 +20,37 @@ IMAGES = torch.from_numpy(TRAIN)
 
 def test_flips_turn_left_and_right_only() -> None:
     p = params({"data.augment": "flip"})
-    x, noise, orientation = draw(p, IMAGES[:64], 3, CPU.device)
-    plain, same_noise, none = draw(params(), IMAGES[:64], 3, CPU.device)
-    assert torch.equal(noise, same_noise) and noise.shape == (1, 64, 3) and none is None
+    x, noise = draw(p, IMAGES[:64], 3, CPU.device)
+    plain, same_noise = draw(params(), IMAGES[:64], 3, CPU.device)
+    assert torch.equal(noise, same_noise) and noise.shape == (1, 64, 3)
     flipped = [torch.equal(a, b.flip(2)) and not torch.equal(a, b) for a, b in zip(x, plain, strict=True)]
     kept = [torch.equal(a, b) for a, b in zip(x, plain, strict=True)]
-    assert orientation is not None and orientation.tolist() == flipped
     assert all(a != b for a, b in zip(flipped, kept, strict=True))
     assert 16 < sum(flipped) < 48
     assert not torch.equal(draw(p, IMAGES[:64], 4, CPU.device)[0], x)
 
 
 def test_symmetries_of_a_square_are_all_drawn() -> None:
-    drawn, _, orientation = draw(params({"data.augment": "dihedral"}), IMAGES[:64], 3, CPU.device)
-    plain = draw(params(), IMAGES[:64], 3, CPU.device).x
-    assert orientation is not None and set(orientation.tolist()) == set(range(8))
-    for a, b, number in zip(drawn, plain, orientation.tolist(), strict=True):
-        assert torch.equal(a, oriented(b[None], number)[0])
+    drawn, _ = draw(params({"data.augment": "dihedral"}), IMAGES[:64], 3, CPU.device)
+    plain, _ = draw(params(), IMAGES[:64], 3, CPU.device)
+    found = [
+        [number for number in range(8) if torch.equal(a, oriented(b[None], number)[0])]
+        for a, b in zip(drawn, plain, strict=True)
+    ]
+    assert all(found) and {number for numbers in found for number in numbers} == set(range(8))
+
+
+def test_shifts_move_each_image_on_its_own() -> None:
+    p = params({"data.shift": 2})
+    drawn, again, later = (draw(p, IMAGES[:64], step, CPU.device)[0] for step in (3, 3, 4))
+    plain, _ = draw(params(), IMAGES[:64], 3, CPU.device)
+    assert torch.equal(drawn, again) and not torch.equal(drawn, later)
+    found = []
+    for a, b in zip(drawn, plain, strict=True):
+        padded = functional.pad(b, (2, 2, 2, 2), mode="reflect")
+        windows = padded.unfold(1, b.shape[1], 1).unfold(2, b.shape[2], 1)  # (C, 5, 5, H, W)
+        found.append([(i, j) for i in range(5) for j in range(5) if torch.equal(windows[:, i, j], a)])
+    assert all(found) and len({place for places in found for place in places}) > 15
 
 
 def test_dynamic_binarisation_draws_anew_at_every_step() -> None:

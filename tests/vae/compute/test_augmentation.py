@@ -1,4 +1,4 @@
-"""Orientations of images: the symmetries of a square, each as likely as the others."""
+"""Orientations of images, the symmetries of a square, each as likely as the others; and moves."""
 
 import itertools
 
@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from vae.compute.orientation import ORIENTATIONS, each_oriented, oriented, random_orientations
+from vae.compute.augmentation import (
+    ORIENTATIONS,
+    each_oriented,
+    oriented,
+    random_orientations,
+    random_shifts,
+    shifted,
+)
 
 IMAGES = torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -36,3 +43,20 @@ def test_all_are_as_likely(count: int) -> None:
     draws = random_orientations(40_000, count, torch.Generator().manual_seed(2))
     share = np.bincount(draws, minlength=count) / len(draws)
     np.testing.assert_allclose(share, 1 / count, atol=5 * np.sqrt(0.25 / len(draws)))
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_moved_image_is_a_window_of_its_mirrored_border(most: int) -> None:
+    down, right = (torch.arange(64) % (2 * most + 1) - most, torch.arange(64) % 2 - 1)
+    found = shifted(IMAGES, down, right)
+    for image, d, r, got in zip(IMAGES.numpy(), down.tolist(), right.tolist(), found.numpy(), strict=True):
+        padded = np.pad(image, [(0, 0), (most, most), (most, most)], mode="reflect")
+        np.testing.assert_array_equal(got, padded[:, most - d :, most - r :][:, :4, :4])
+
+
+def test_all_moves_are_as_likely() -> None:
+    draws = random_shifts(40_000, 2, torch.Generator().manual_seed(2))
+    assert draws.shape == (2, 40_000)
+    for direction in draws:
+        share = np.bincount(direction + 2, minlength=5) / 40_000
+        np.testing.assert_allclose(share, 1 / 5, atol=5 * np.sqrt(0.25 / 40_000))
