@@ -42,7 +42,7 @@ def main() -> None:
     p = loading.load(workspace.PARAMS)
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     check_images(p, len(train_images), len(valid_images))
-    if p.objective.uses_features:
+    if p.objective.uses_features:  # theory and pilot take a minute: say at once that the network is missing
         network.file_of(p.objective.features)
     spectrum = linear_theory.spectrum_for(p, train_images)
     epochs = p.train.epochs

@@ -19,7 +19,7 @@ from vae.compute.batches import in_order
 from vae.features.network import FrozenNetwork
 
 BATCH = 64  # images at a time, for the features of the training split
-EVERY = 2  # image of a batch has its P worked out: its mean over the batch is as unbiased, in half the time
+EVERY = 2  # image of a batch reaches the network: means over the batch stay unbiased, in half the time
 RIDGE = (
     1.0  # γ: as if μ had noise of this variance. Without it W learns the training images by heart (docs/features.md)
 )
@@ -60,12 +60,13 @@ class FeatureLoss(nn.Module):
     def forward(self, x: Tensor, picture: Tensor, mu: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """x, picture: (B, C, H, W), pixels in [0, 1]; mu: (B, Z)."""
         loss, logs = mu.new_zeros(()), {}
+        x, picture, mu = x[::EVERY], picture[::EVERY], mu[::EVERY]
         if self.head is not None:
             alignment = (self.head(mu).float() - self.targets(x)).square().mean()
             ridge = RIDGE * self.head.weight.square().sum() / self.head.out_features
             loss, logs["alignment"] = loss + self.align * (alignment + ridge), alignment.detach()
         if self.perceptual:
-            distance = perceptual_distance(self.network, x[::EVERY], picture[::EVERY]).mean()
+            distance = perceptual_distance(self.network, x, picture).mean()
             loss, logs["perceptual"] = loss + self.perceptual * distance, distance.detach()
         return loss, logs
 

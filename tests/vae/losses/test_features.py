@@ -54,12 +54,12 @@ def test_the_perceptual_distance_by_its_equation(network: FrozenNetwork) -> None
 
 
 def test_alignment_is_the_mean_squared_error_of_a_ridge_regression(network: FrozenNetwork) -> None:
-    """What the history shows is without the ridge."""
+    """Of every second image. What the history shows is without the ridge."""
     loss = FeatureLoss(network, 10.0, 0.0, 3, TRAIN, DEVICE)
     mu = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     found, logs = loss(X, OTHER, mu)
     assert loss.head is not None
-    expected = (mu @ loss.head.weight.T + loss.head.bias - loss.targets(X)).square().mean()
+    expected = (mu @ loss.head.weight.T + loss.head.bias - loss.targets(X))[[0, 2, 4]].square().mean()
     torch.testing.assert_close(found, 10 * (expected + RIDGE * loss.head.weight.square().sum(1).mean()))
     assert logs.keys() == {"alignment"} and float(logs["alignment"]) == pytest.approx(expected.item())
 
