@@ -1,6 +1,7 @@
-"""docs/images/leaves.png: test images, and how each model decodes them; below them, its samples.
+"""docs/images/leaves.png and photos-256.png: test images, and how each model decodes them; below them, its samples.
 
-`python docs/leaf_pictures.py WORKSPACE …`: a folder for each model, after `make run`, all with the same test split.
+`python docs/leaf_pictures.py docs/images/leaves.png WORKSPACE …`: a folder for each model, after `make run`, all with
+the same test split. Of a map that is too large for a fitted prior there are no samples: a second stage draws them.
 """
 
 import sys
@@ -16,28 +17,31 @@ from vae.compute.devices import Compute
 from vae.inference import generate, grids
 from vae.inference.grids import as_bytes
 from vae.models import saved
+from vae.priors.standard import StandardNormal
 
-PICTURE = Path(__file__).parent / "images" / "leaves.png"
-COLUMNS, OF_EACH_CLASS = 10, 2
+WIDTH, MOST = 1280, 10  # pixels and images of a row
 CPU = Compute(torch.device("cpu"), "fp32")
 
 
 def main() -> None:
-    workspaces = [Path(name) for name in sys.argv[1:]]
+    picture, *workspaces = [Path(name) for name in sys.argv[1:]]
     images = np.load(workspaces[0] / "data/images/test.npy")
-    chosen = images[first_of_each_class(pd.read_parquet(workspaces[0] / "data/manifest.parquet"))]
+    columns = min(MOST, WIDTH // images.shape[2])
+    chosen = images[first_of_each_class(pd.read_parquet(workspaces[0] / "data/manifest.parquet"), columns)]
     decoded, drawn = [], []
     for workspace in workspaces:
         model = saved.load(workspace / "models/vae")
         decoded.append(generate.reconstruct(model.model, chosen, model.likelihood, CPU))
-        drawn.append(as_bytes(generate.samples(model, model.prior, COLUMNS, CPU, seed=0)))
-    PICTURE.write_bytes(grids.png(grids.grid(np.concatenate([chosen, *decoded, *drawn]), COLUMNS)))
+        if not isinstance(model.prior, StandardNormal):
+            drawn.append(as_bytes(generate.samples(model, model.prior, columns, CPU, seed=0)))
+    picture.write_bytes(grids.png(grids.grid(np.concatenate([chosen, *decoded, *drawn]), columns)))
 
 
-def first_of_each_class(manifest: pd.DataFrame) -> NDArray[np.int64]:
-    """Rows of the test images that come first by class: nobody chose them."""
+def first_of_each_class(manifest: pd.DataFrame, count: int) -> NDArray[np.int64]:
+    """Rows of the test images that come first by class, as many of each: nobody chose them."""
     test = manifest[(manifest.split == "test") & (manifest.status == "ok")].sort_values("index")
-    return test.groupby("label").head(OF_EACH_CLASS).sort_values("label")["index"].to_numpy()[:COLUMNS]
+    first = test.groupby("label").head(count // test.label.nunique())
+    return first.sort_values(["label", "index"])["index"].to_numpy()
 
 
 if __name__ == "__main__":
