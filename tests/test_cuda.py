@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.frozen import small_network
 from helpers.models import config
 from helpers.trainings import RECIPE, STEPS, TRAIN, VALID, Interrupted, assert_same_bits, params, unresolved
 
 from vae.collapse.linear_theory import spectrum_for
 from vae.compute import batches, devices
 from vae.compute.devices import Compute
+from vae.config.constants import EFFICIENTNET
 from vae.evaluation.evaluate import evaluate
+from vae.features.network import is_installed
 from vae.inference import generate, scoring
 from vae.models import saved
 from vae.models.likelihood import Likelihood
@@ -110,6 +113,15 @@ def test_an_interrupted_training_ends_with_the_same_bits(changes: dict[str, Any]
     with pytest.raises(Interrupted):
         train(changes, tmp_path / "state.pt", on_step=interrupt)
     assert_same_bits(train(changes, tmp_path / "state.pt"), train(changes))
+
+
+@pytest.mark.parametrize("network", ["a file", EFFICIENTNET])
+def test_losses_on_features_repeat_their_bits(network: str, tmp_path: Path) -> None:
+    if network == EFFICIENTNET and not is_installed():
+        pytest.skip("needs the extra `features`")
+    name = network if network == EFFICIENTNET else str(small_network(tmp_path / "small.pt2"))
+    changes = {"objective.features": name, "objective.align": 10.0, "objective.perceptual": 10.0}
+    assert_same_bits(train(changes), train(changes))
 
 
 @pytest.mark.parametrize("read_ahead", [False, True])

@@ -123,7 +123,8 @@ def gentler(p: ResolvedParameters, images: int) -> dict[str, Any]:
     changes: dict[str, Any] = {"train.learning_rate": short(p.train.learning_rate / 4)}
     if p.kl.control in ("schedule", "capacity"):
         changes |= longer_ramp(p)
-    can_have_batch_norm = p.model.architecture != "autoencoder_kl" and not p.model.batch_norm
+    has_group_norm_only = p.model.architecture == "autoencoder_kl" or p.train.gradient_checkpointing
+    can_have_batch_norm = not has_group_norm_only and not p.model.batch_norm
     if can_have_batch_norm and p.train.batch_size >= LEAST_NORMALISED:
         changes["model.batch_norm"] = True
     else:

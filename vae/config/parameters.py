@@ -30,7 +30,9 @@ class Parameters(Section):
             )
         if not residual and (self.model.blocks > 1 or self.model.attention):
             name = "attention = true" if self.model.attention else f"blocks = {self.model.blocks}"
-            raise ValueError(f"model.{name} needs model.architecture = residual; it is {self.model.architecture}")
+            raise ValueError(
+                f"model.{name} needs model.architecture = residual or autoencoder_kl; it is {self.model.architecture}"
+            )
         if self.train.gradient_checkpointing and (not residual or self.model.batch_norm):
             raise ValueError(
                 "train.gradient_checkpointing = true needs model.architecture = residual with model.batch_norm = false "
@@ -92,9 +94,10 @@ class Parameters(Section):
             raise ValueError(f"{sigma}: the decoder gives the scales of a logistic_mixture; leave it at optimal")
         if objective.sigma != "optimal" and objective.reduction == "mean":
             raise ValueError(f"{sigma}: with objective.reduction = mean, kl.max_weight sets it; leave it at optimal")
-        if isinstance(self.kl.max_weight, Wish) and self.kl.max_weight.rmse and objective.likelihood == "bernoulli":
+        if isinstance(self.kl.max_weight, Wish) and self.kl.max_weight.rmse and not objective.has_sigma:
             raise ValueError(
-                f"kl.max_weight = {{rmse: {self.kl.max_weight.rmse:g}}} needs a Gaussian likelihood; give a rate"
+                f"kl.max_weight = {{rmse: {self.kl.max_weight.rmse:g}}} needs a likelihood with a sigma, "
+                f"and {objective.likelihood} has none; give a rate"
             )
         if objective.reduction == "mean" and self.kl.max_weight == 0 and objective.likelihood == "gaussian":
             raise ValueError("kl.max_weight = 0 with objective.reduction = mean means σ = 0; give, for example, 0.001")

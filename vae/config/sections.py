@@ -245,6 +245,8 @@ class Model(Section):
             raise ValueError(
                 f"{shape} needs model.architecture = residual or autoencoder_kl; it is {self.architecture}"
             )
+        if self.architecture == "autoencoder_kl" and self.latent_shape[:2] == (1, 1):
+            raise ValueError(f"{shape}: group norm leaves nothing of an image in one place; give fewer model.widths")
         if height % factor or width % factor:
             raise ValueError(
                 f"{shape} with {len(self.widths)} model.widths needs a data.image_size of multiples of {factor}; it is "
@@ -254,8 +256,17 @@ class Model(Section):
             fits = [height // factor, width // factor, self.latent_shape[2]]
             raise ValueError(
                 f"{shape} does not fit: {len(self.widths)} model.widths divide images of {height}×{width} by {factor}; "
-                f"set it to {fits}, or give {'fewer' if self.latent_shape[0] > fits[0] else 'more'} widths"
+                f"set it to {fits}{self._other_widths(height, width)}"
             )
+
+    def _other_widths(self, height: int, width: int) -> str:
+        """Advice where some other number of widths has this `latent_shape`."""
+        assert self.latent_shape is not None
+        down, right = height // self.latent_shape[0], width // self.latent_shape[1]
+        exact = [height, width] == [down * self.latent_shape[0], right * self.latent_shape[1]]
+        if not exact or down != right or down & (down - 1):
+            return ""
+        return f", or give {'fewer' if down < self.factor else 'more'} widths"
 
 
 LikelihoodKind = Literal["gaussian", "bernoulli", "discretised_gaussian", "discretised_logistic", "logistic_mixture"]

@@ -245,7 +245,7 @@ def _has_power(image: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _colour(pictures: NDArray[np.floating]) -> NDArray[np.floating]:
-    return pictures - pictures.mean(3, keepdims=True)
+    return pictures - pictures.mean(3, keepdims=True, dtype=np.float64)  # in float32 grey ones would have colours
 
 
 def _decoded(

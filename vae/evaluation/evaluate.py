@@ -30,7 +30,7 @@ from vae.metrics.pooled import pooled
 from vae.models.likelihood import Likelihood, bits_per_dim, optimal_sigma
 from vae.models.saved import Saved
 from vae.priors import aggregate
-from vae.priors.standard import Prior
+from vae.priors.standard import Prior, StandardNormal
 from vae.samples.features import COMPONENTS
 from vae.samples.quality import most_images
 
@@ -232,8 +232,9 @@ def _with_fitted_prior(
     prior: Prior, mu: NDArray[np.float32], logvar: NDArray[np.float32], measurement: Measurement, seed: int
 ) -> Metrics:
     """KL, ELBO and MMD with the fitted prior in place of the prior of the ELBO."""
-    # Of two levels it is the prior of the ELBO.
-    rate = aggregate.rate(mu, logvar, prior, seed) if measurement.top == 0 else measurement.rate
+    # Exact where the prior is that of the ELBO: N(0, I), or of two levels.
+    exact = measurement.top > 0 or isinstance(prior, StandardNormal)
+    rate = measurement.rate if exact else aggregate.rate(mu, logvar, prior, seed)
     return {
         "fitted_prior_kl": rate,
         "fitted_prior_elbo": -measurement.distortion - rate,

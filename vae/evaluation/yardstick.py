@@ -55,7 +55,8 @@ class Reading:
     def above(self, other: "Reading") -> Estimate:
         """The difference of both accuracies, paired: of the same test images, after the same draws."""
         added = np.array([-1.0, 0.0, 0.0, 1.0])
-        return _interval(self.right - other.right, added, self.refits - other.refits, self.averaged)
+        found = _interval(self.right - other.right, added, self.refits - other.refits, self.averaged)
+        return Estimate(found.value, max(found.low, -1.0), min(found.high, 1.0))
 
 
 @dataclass(frozen=True)
@@ -215,4 +216,4 @@ def _compared(kind: str, latents: Reading, other: Reading) -> Iterator[str]:
         of = f"95% interval of the difference {-100 * gap.high:.1f} to {-100 * gap.low:.1f} points"
         yield f"The latents classify better than {name}: {ours} against {theirs} ({of})."
     elif kind == "pixels":
-        yield f"The latents classify no better than {name}: {ours} against {theirs} ({of})."
+        yield f"The latents and {name} cannot be told apart as classifiers: {ours} against {theirs} ({of})."

@@ -45,7 +45,7 @@ def frozen_features(device: torch.device) -> FrozenFeatures | None:
     """Of EfficientNet-Lite0; None where the extra `features` is not installed."""
     if not is_installed():
         return None
-    network = load(EFFICIENTNET).to(device)
+    network = load(EFFICIENTNET, device)
     return FrozenFeatures(lambda images: pooled(network, images, device))
 
 

@@ -4,12 +4,16 @@ EfficientNet-Lite0 (Tan & Le 2019) was trained on ImageNet. The extra `features`
 downloaded here.
 """
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -85,13 +89,15 @@ class FromFile(FrozenNetwork):
     Features (B, F) without places serve alignment only.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device: torch.device) -> None:
         super().__init__()
+        self.path = path
         try:
-            self.network = torch.export.load(path).module()
+            with only_tensors():
+                program = torch.export.load(path)
+            self.network = move_to_device_pass(program, device).module()  # constants within its code too
         except Exception as error:  # a file of another kind can raise anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"objective.features = {path}: not a network saved by torch.export: {reason}") from None
+            raise InputError(f"{self._named}: not a network saved by torch.export: {_first_line(error)}") from None
 
     def pooled(self, x: Tensor) -> Tensor:
         last = self._outputs(x)[-1]
@@ -100,22 +106,38 @@ class FromFile(FrozenNetwork):
     def maps(self, x: Tensor) -> list[Tensor]:
         found = [h for h in self._outputs(x) if h.dim() == 4]
         if not found:
-            raise InputError("objective.perceptual needs a network that gives maps, (B, F, H, W); this one gives none")
+            raise InputError(f"{self._named}: objective.perceptual needs maps, (B, F, H, W), and it gives none")
         return [*found, found[-1].mean((2, 3), keepdim=True)]
 
     def _outputs(self, x: Tensor) -> list[Tensor]:
-        found = self.network(x.expand(-1, 3, -1, -1))
-        return [found] if isinstance(found, Tensor) else list(found)
+        try:
+            found = self.network(x.expand(-1, 3, -1, -1))
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(
+                f"{self._named} does not take {len(x)} images of {x.shape[2]}×{x.shape[3]}: {_first_line(error)}; "
+                "export it with dynamic sizes (docs/features.md)"
+            ) from None
+        outputs = [found] if isinstance(found, Tensor) else list(found)
+        if any(h.dim() not in (2, 4) for h in outputs):
+            shapes = ", ".join(str(tuple(h.shape)) for h in outputs)
+            raise InputError(f"{self._named} gives {shapes}; expected maps (B, F, H, W) or features (B, F)")
+        return outputs
+
+    @property
+    def _named(self) -> str:
+        return f"objective.features = {self.path}"
 
 
-def load(name: str) -> FrozenNetwork:
+def load(name: str, device: torch.device) -> FrozenNetwork:
     """`efficientnet_lite0`, or the path of a file that `torch.export.save` wrote.
 
     Raises:
         InputError: the extra is not installed, or the file holds no such network.
     """
     file = file_of(name)
-    network = EfficientNetLite0() if name == EFFICIENTNET else FromFile(file)
+    network = EfficientNetLite0().to(device) if name == EFFICIENTNET else FromFile(file, device)
     return network.requires_grad_(False)
 
 
@@ -143,5 +165,24 @@ def is_installed() -> bool:
 def _normalised(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resized RGB, (x − 127)/128 of bytes: as its TensorFlow original was trained, without ImageNet's moments."""
     if tuple(x.shape[2:]) != size:
-        x = functional.interpolate(x, size, mode="bilinear", antialias=True)
+        shrinks = x.shape[2] > size[0] or x.shape[3] > size[1]  # else no matter, and has no deterministic gradient
+        x = functional.interpolate(x, size, mode="bilinear", antialias=shrinks)
     return ((255 * x - 127) / 128).expand(-1, 3, -1, -1)
+
+
+@contextmanager
+def only_tensors() -> Iterator[None]:
+    """`torch.export.load` runs no code of a file: what holds more than tensors it would otherwise unpickle."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,10 +1,10 @@
 """What matters in an image, beside the negative ELBO: losses on the features of a frozen network.
 
 loss = D + β·R + λ_a·A + λ_p·P          in nats per image; the ELBO is still −D − R
-A = |W·μ + b − f(x)|² / Σ_f var(f)      alignment: latents that predict its pooled features; A is the share of their
-                                        variance over the training split that the latents do not explain
+A = |W·μ + b − f(x)|² / F + γ·|W|² / F  alignment: latents that predict its F pooled features, centred and with 1 as
+                                        the mean of their variances, by a ridge regression; the first part is the share
+                                        of their variance over the training split that the latents do not explain
                                         (after Yao 2025, "Reconstruction vs. generation", VA-VAE)
-    + γ·|W|² / F                        where W is penalised as by a ridge regression of F targets
 P = Σ_l mean_places |n_l(x) − n_l(x̂)|²   perceptual: its maps of image and decoded image, normalised over channels
                                         (Zhang 2018, "LPIPS", equation 1, all weights equal), the last one pooled:
                                         what a classifier reads
@@ -49,7 +49,7 @@ class FeatureLoss(nn.Module):
         device: torch.device,
     ) -> None:
         super().__init__()
-        self.network, self.align, self.perceptual = network.to(device), align, perceptual
+        self.network, self.align, self.perceptual = network, align, perceptual
         self.head = None
         if align:
             mean, scale = moments(network, train_images, device)
@@ -105,9 +105,13 @@ def perceptual_distance(network: FrozenNetwork, x: Tensor, picture: Tensor) -> T
 @torch.no_grad()
 def moments(network: FrozenNetwork, images: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
     """Of the pooled features of uint8 images (N, H, W, C): their means, (F,), and the root of their mean variance."""
-    found = torch.cat([network.pooled(x) for x in in_order(images, BATCH, device)])
-    variance, mean = torch.var_mean(found, 0, correction=0)
-    return mean, variance.mean().sqrt().clamp_min(1e-6)
+    sums = []
+    for x in in_order(images, BATCH, device):
+        features = network.pooled(x).double()
+        sums.append(torch.stack([features.sum(0), features.square().sum(0)]))
+    mean, mean_square = torch.stack(sums).sum(0) / len(images)
+    variance = (mean_square - mean.square()).mean()
+    return mean.float(), variance.clamp_min(1e-12).sqrt().float()
 
 
 def _unit(h: Tensor) -> Tensor:

@@ -117,9 +117,10 @@ class TopDown(nn.Module):
         mu, logvar = self.prior(context).float().chunk(2, 1)
         return mu.flatten(1), logvar.flatten(1).clamp(-10.0, 10.0)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """(B, Z₂ + Z₁) → (B, outputs, H, W)."""
-        context = self.context(z[:, : self.top])
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, Z₂ + Z₁) → (B, outputs, H, W). context: of z₂, where it is there already."""
+        if context is None:
+            context = self.context(z[:, : self.top])
         mu, logvar = self.lower_prior(context)
         z1 = (mu + torch.exp(0.5 * logvar) * z[:, self.top :]).unflatten(1, self.lower_shape)
         return self.output(torch.cat([self.of_lower(z1), self.of_context(context)], 1))

@@ -45,7 +45,8 @@ class VAE(nn.Module):
         widths: filters or hidden units of each layer.
         batch_norm: after each convolution or hidden layer; before each convolution of a residual block, which
             otherwise has group norm.
-        blocks, attention: of `residual`: residual blocks of each scale; self-attention at the lowest one.
+        blocks, attention: of `residual` and `autoencoder_kl`: residual blocks of each scale; self-attention at the
+            lowest one.
         mean_batch_norm: γ of a batch norm on the posterior means, fixed; it keeps the rate above Z·γ²/2
             (Zhu 2020, section 3.2).
         logvar_max: c, the ceiling of the posterior's ln σ². Below 0 no latent can become the prior: each costs at
@@ -183,18 +184,19 @@ class VAE(nn.Module):
         if self.lower is None:
             mu, logvar = (part.flatten(1) for part in self.encode_map(x))
             return lambda noise: (mu, logvar)
-        above, beside = self.encoder(x)
+        assert isinstance(self.decoder, TopDown)
+        context, (above, beside) = self.decoder.context, self.encoder(x)
         top_mu, top_logvar = self._bounded(self.posterior(above))
 
         def at(noise: Tensor | None) -> tuple[Tensor, Tensor]:
             if noise is None:
-                return self._both_levels(top_mu, top_logvar, top_mu, beside)
+                return self._both_levels(top_mu, top_logvar, context(top_mu), beside)
             z2 = top_mu + torch.exp(0.5 * top_logvar) * noise[..., : self.top]
             if noise.dim() == 2:
-                return self._both_levels(top_mu, top_logvar, z2, beside)
+                return self._both_levels(top_mu, top_logvar, context(z2), beside)
             draws = len(noise)
             again = [part.repeat(draws, *[1] * (part.dim() - 1)) for part in (top_mu, top_logvar, beside)]
-            mu, logvar = self._both_levels(again[0], again[1], z2.flatten(0, 1), again[2])
+            mu, logvar = self._both_levels(again[0], again[1], context(z2.flatten(0, 1)), again[2])
             return mu.unflatten(0, (draws, -1)), logvar.unflatten(0, (draws, -1))
 
         return at
@@ -215,10 +217,10 @@ class VAE(nn.Module):
             mu = self.mean_norm(mu)
         return mu, logvar.clamp(LOGVAR_MIN, self.logvar_max)
 
-    def _both_levels(self, mu: Tensor, logvar: Tensor, z2: Tensor, beside: Tensor) -> tuple[Tensor, Tensor]:
-        """Of z = [z₂ | u]; mu, logvar: of z₂."""
-        assert self.lower is not None and isinstance(self.decoder, TopDown)
-        lower_mu, lower_logvar = self.lower(beside, self.decoder.context(z2))
+    def _both_levels(self, mu: Tensor, logvar: Tensor, context: Tensor, beside: Tensor) -> tuple[Tensor, Tensor]:
+        """Of z = [z₂ | u]; mu, logvar, context: of z₂."""
+        assert self.lower is not None
+        lower_mu, lower_logvar = self.lower(beside, context)
         return torch.cat([mu, lower_mu], 1), torch.cat([logvar, lower_logvar.clamp(LOGVAR_MIN, self.logvar_max)], 1)
 
     def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
@@ -240,8 +242,18 @@ class VAE(nn.Module):
         Returns:
             decode(z, x), mu, logvar.
         """
+        if isinstance(self.decoder, TopDown):
+            return self._forward_of_two_levels(self.decoder, x, noise)
         mu, logvar = self.infer(x)(noise)
         return self.decode(mu + torch.exp(0.5 * logvar) * noise, x), mu, logvar
+
+    def _forward_of_two_levels(self, decoder: TopDown, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`: what `infer` and `decode` give, with the context of z₂, most of a ladder, worked out once."""
+        above, beside = self.encoder(x)
+        mu, logvar = self._bounded(self.posterior(above))
+        context = decoder.context(mu + torch.exp(0.5 * logvar) * noise[:, : self.top])
+        mu, logvar = self._both_levels(mu, logvar, context, beside)
+        return decoder(mu + torch.exp(0.5 * logvar) * noise, context).float(), mu, logvar
 
     @property
     def output_layer(self) -> nn.Linear | nn.Conv2d | nn.ConvTranspose2d:

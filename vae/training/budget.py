@@ -36,7 +36,9 @@ def epochs_within(
     check_images(p, len(train_images), len(valid_images))
     devices.set_up(compute, p.train.deterministic)
     measured, stored = for_measuring(train_images, p), resident(train_images, compute.device)
+    begin = time.perf_counter()
     state = TrainState(p, measured, compute.device, None)
+    start = time.perf_counter() - begin  # with `align`, a pass of the frozen network over the training split
     state.phase = Phase(False)  # an aggressive encoder: that it takes longer at first is not counted
     step, order = Step(p, state, stored, compute), epoch_order(p.seed, 0, len(train_images))
     batches = itertools.cycle(full_batches(stored, order, p.train.batch_size, compute.device))
@@ -58,7 +60,7 @@ def epochs_within(
     epoch = p.train.steps_per_epoch(len(train_images)) * median(took[UNTIMED:]) + validation + saving
     # At the end, the kept model is measured on the training split.
     last = validation * len(train_images) / len(valid_images)
-    return max(int((seconds - last) / epoch), 0)
+    return max(int((seconds - start - last) / epoch), 0)
 
 
 def _wait(compute: Compute) -> None:

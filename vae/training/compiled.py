@@ -33,7 +33,7 @@ def furthest_apart(model: nn.Module, found: Callable[[], Tensor], expected: Call
     )
     for buffer, value in zip(model.buffers(), before, strict=True):
         buffer.copy_(value)
-    longest = torch.stack([g.norm() for g in theirs]).max()
+    longest = torch.stack([g.norm() for g in theirs]).max().clamp_min(torch.finfo(torch.float32).tiny)
     apart = torch.stack([(f - g).norm() / (g.norm() + NEGLIGIBLE * longest) for f, g in zip(ours, theirs, strict=True)])
     worst = int(apart.argmax())  # NaN counts as the largest
     return float(apart[worst]), names[worst]

@@ -142,7 +142,7 @@ def start_sigma(model: VAE, p: ResolvedParameters, train_images: np.ndarray) -> 
 
 def feature_loss(p: ResolvedParameters, train_images: np.ndarray, device: torch.device) -> FeatureLoss:
     """Its head drawn from the seed. Raises: InputError: there is no such network."""
-    network, objective = load(p.objective.features), p.objective
+    network, objective = load(p.objective.features, device), p.objective
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(p.seed)
         return FeatureLoss(network, objective.align, objective.perceptual, p.model.latent_dim, train_images, device)

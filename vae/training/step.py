@@ -70,13 +70,19 @@ class Step:
         x, noise = draw(self.p, images, 0, self.compute.device)
         model, beside = self.state.model.train(), self._beside(x)
 
+        state = self.state.control.state
+        before = state.clone()
+
         def value(loss: ELBOLoss | ImportanceWeightedLoss) -> Tensor:
+            state.copy_(before)  # steered from where it stands, so that the rate has a weight
             with self.compute.autocast():
-                return loss(model, x, noise, self.p.elbo.beta, steer=False, beside=beside)[0]
+                return loss(model, x, noise, self.p.elbo.beta, beside=beside)[0]
 
         with memory_errors_explained(self.p.train):
             plain = self._loss(compiled=False)
-            return wrong_gradient(model, lambda: value(self.loss), lambda: value(plain))
+            wrong = wrong_gradient(model, lambda: value(self.loss), lambda: value(plain))
+        state.copy_(before)
+        return wrong
 
     def _descend(self, x: Tensor, noise: Tensor, beta: float, steer: bool = True, beside: Beside | None = None) -> Logs:
         """One optimiser step on all weights that are not frozen."""
@@ -115,6 +121,7 @@ def draw(p: Parameters, images: Tensor, number: int, device: torch.device, purpo
         x = each_oriented(x, random_orientations(len(x), count, random("flip")), count)
     if p.data.shift:
         x = shifted(x, *random_shifts(len(x), p.data.shift, random("shift")))
+    x = x.contiguous(memory_format=torch.channels_last)  # which turning and moving do not keep
     if p.data.binarise == "dynamic":
         x = torch.bernoulli(x, generator=random("binarise"))
     shape = (p.objective.importance_samples_train, len(x), p.model.latent_dim)

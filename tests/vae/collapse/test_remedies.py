@@ -207,6 +207,7 @@ CHOICES: dict[str, list[Any]] = {
     "kl.reconstruction_target": [None, 0.01, 0.9],
     "train.epochs": [1, 12, 40],
     "train.batch_size": [2, 64],
+    "train.gradient_checkpointing": [False, True],
     "train.optimizer": ["muon", "adamw"],
     "train.learning_rate": [1e-6, 5e-4, 0.1, "auto"],
     "train.learning_rate_schedule": ["constant", "cosine"],

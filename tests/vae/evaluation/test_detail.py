@@ -13,7 +13,7 @@ from helpers.trainings import CPU
 from scipy.ndimage import gaussian_filter1d
 
 from vae.config.sections import Model
-from vae.evaluation.detail import Decoded, Detail, Spectrum, bands, detail, distance
+from vae.evaluation.detail import Decoded, Detail, Spectrum, _colour, _power, bands, detail, distance
 from vae.evaluation.probe import Probe
 from vae.evaluation.yardstick import Reading
 from vae.metrics.measurement import encode
@@ -174,3 +174,10 @@ def test_what_is_said_of_lost_detail_and_colour() -> None:
     assert list(Detail(sharp, None, None, {}).findings()) == []
     frozen = {"pixels": Decoded(right, wrong), "frozen": Decoded(right, right)}
     assert list(Detail(sharp, None, None, frozen).findings()) == [], "the frozen features say more about the class"
+
+
+def test_grey_photos_stored_in_colour_have_no_colour_to_lose() -> None:
+    """Their three channels are equal, but a mean of them in float32 is not."""
+    grey = noise(4, 16, 16, 1).astype(np.float32).repeat(3, 3)
+    power = _power(_colour(grey))
+    assert power.sum() == 0

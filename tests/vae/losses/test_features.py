@@ -23,7 +23,7 @@ X, OTHER = (to_pixels(images[:6], DEVICE) for images in (TRAIN, VALID))
 
 @pytest.fixture
 def network(tmp_path: Path) -> FrozenNetwork:
-    return load(str(small_network(tmp_path / "small.pt2")))
+    return load(str(small_network(tmp_path / "small.pt2")), DEVICE)
 
 
 def test_alignment_without_a_prediction_is_one_whatever_the_network_scales(network: FrozenNetwork) -> None:

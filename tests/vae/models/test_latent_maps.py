@@ -71,6 +71,7 @@ def test_latent_dim_follows_from_the_shape() -> None:
         ({"model.latent_dim": 5}, "latent_dim = 5, but latent_shape = [4, 4, 3] has 48 latents"),
         ({"model.latent_shape": [8, 8, 3]}, "set it to [4, 4, 3], or give fewer widths"),
         ({"model.latent_shape": [2, 2, 3]}, "set it to [4, 4, 3], or give more widths"),
+        ({"model.latent_shape": [4, 2, 3]}, "set it to [4, 4, 3]"),
         ({"model.latent_shape": [4, 4]}, "[height, width, channels]"),
         ({"model.latent_shape": [4, 4, 0]}, "[height, width, channels]"),
         ({"model.latent_shape": [512, 512, 4]}, "at most 262,144"),
@@ -112,6 +113,7 @@ LIKE_DIFFUSERS: dict[str, Any] = {
         ({"objective.likelihood": "bernoulli"}, "objective.likelihood = bernoulli"),
         ({"model.mean_batch_norm": 0.5}, "model.mean_batch_norm = 0.5"),
         ({"model.widths": [8] * 6, "model.latent_shape": [1, 1, 3]}, "halves the image 5 times"),
+        ({"model.widths": [8] * 5, "model.latent_shape": [1, 1, 3]}, "nothing of an image in one place"),
     ],
 )
 def test_what_the_network_of_diffusers_has_not_is_refused(changes: dict[str, Any], said: str) -> None:

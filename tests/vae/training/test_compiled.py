@@ -10,6 +10,7 @@ import torch
 from helpers.trainings import CPU, TRAIN, VALID, assert_same_bits, params, run
 from torch import Tensor, nn
 
+from vae.losses.elbo import Terms
 from vae.training.compiled import wrong_gradient
 from vae.training.loop import train
 
@@ -41,6 +42,7 @@ def test_the_worst_weight_is_named_and_the_buffers_stay() -> None:
     assert wrong_gradient(model, wrong, plain) == "2.weight"
     assert wrong_gradient(model, not_a_number, plain) == "0.weight"
     assert torch.equal(model[1].running_mean, mean)
+    assert wrong_gradient(model, lambda: 0 * plain(), lambda: 0 * plain()) is None, "no gradient at all is none wrong"
 
 
 def miscompiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,6 +61,27 @@ def test_a_miscompiled_loss_is_not_trained_with(
 ) -> None:
     p = params(changes)
     monkeypatch.setattr(torch, "compile", miscompiled)
+    with caplog.at_level(logging.WARNING):
+        found = train(p, TRAIN, VALID, COMPILED)
+    assert "torch.compile gets the gradient of" in caplog.text
+    assert_same_bits(found, run(p))
+
+
+@pytest.mark.parametrize("control", [{}, {"kl.target_kl": 2.0}, {"kl.reconstruction_target": 0.1}])
+def test_a_wrong_gradient_of_the_rate_alone_is_noticed(
+    control: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a control too, whose first weight comes with the first rate."""
+
+    def without_the_rate(function: Callable[..., Terms]) -> Callable[..., Terms]:
+        def run(*given: Any) -> Terms:
+            terms = function(*given)
+            return terms._replace(penalised_rate=terms.penalised_rate.detach())
+
+        return run
+
+    p = params({"objective.sigma": 0.3, "train.epochs": 1, **control})
+    monkeypatch.setattr(torch, "compile", without_the_rate)
     with caplog.at_level(logging.WARNING):
         found = train(p, TRAIN, VALID, COMPILED)
     assert "torch.compile gets the gradient of" in caplog.text
