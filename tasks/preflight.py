@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tasks import workspace
 from tasks.processes import checkpoint_folder, contention, entry, progress
@@ -20,7 +21,7 @@ from vae.collapse.linear_theory import Spectrum
 from vae.collapse.rate_distortion import Curve
 from vae.collapse.warnings import schedule_above, warnings
 from vae.compute import devices
-from vae.compute.batches import open_images
+from vae.compute.batches import open_images, to_pixels
 from vae.compute.devices import Compute
 from vae.config import loading
 from vae.config.files import written_aside
@@ -42,8 +43,9 @@ def main() -> None:
     p = loading.load(workspace.PARAMS)
     train_images, valid_images = (open_images(workspace.images(split)) for split in ("train", "valid"))
     check_images(p, len(train_images), len(valid_images))
-    if p.objective.uses_features:  # theory and pilot take a minute: say at once that the network is missing
-        network.file_of(p.objective.features)
+    if p.objective.uses_features:  # theory and pilot take a minute: say at once that the network does not fit
+        pixels = to_pixels(train_images[:2], torch.device("cpu"))
+        network.check(p.objective.features, pixels, maps=p.objective.perceptual > 0)
     spectrum = linear_theory.spectrum_for(p, train_images)
     epochs = p.train.epochs
     if p.train.budget is not None:  # the weight makes no difference to the time
@@ -94,7 +96,7 @@ def pilot_of(p: Parameters, spectrum: Spectrum, train_images: np.ndarray) -> Pil
     """None where none is asked for, or it has nothing to learn, or learnt nothing. An interrupted one resumes."""
     if not pilot.is_asked(p, len(train_images)):
         if p.model.lower_latents is not None:
-            log.info("preflight: no pilot, which knows one level of latents; linear theory predicts")
+            log.info("preflight: no pilot, which supports one level of latents only; linear theory predicts")
         elif p.preflight.pilot == "auto":
             log.info("preflight: no pilot, which would cost too much of so short a training (preflight.pilot)")
         return None

@@ -296,6 +296,11 @@ def test_every_block_is_of_a_kind_that_is_tried_or_shows_what_is_said(page: Path
     assert {language for language, _ in pages.blocks(page)} <= {"sh", "python", "text", "mermaid"}
 
 
+def test_no_page_holds_an_unfinished_merge() -> None:
+    marks = re.compile(r"^(<{7}|={7}|>{7})( |$)", re.MULTILINE)
+    assert [pages.name(page) for page in pages.PAGES if marks.search(page.read_text(encoding="utf-8"))] == []
+
+
 @pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
 def test_every_link_leads_somewhere(page: Path) -> None:
     for link in pages.links(page):

@@ -87,9 +87,13 @@ FullSize = Annotated[
 
 def encode(
     images: Images,
-    output: Annotated[Path, typer.Argument(help="The .parquet file to write, or .npy for maps.")] = Path(
-        "latents.parquet"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Argument(
+            help="The .parquet file to write, or .npy for maps; or the folder.",
+            show_default="latents.parquet or latents",
+        ),
+    ] = None,
     model: Model = None,
     full_size: FullSize = False,
     device: Device = "auto",
@@ -98,15 +102,21 @@ def encode(
     """Encode images to a parquet file: path, label (class folder), and the lists mu and logvar of q(z|x).
 
     A name that ends in .npy writes maps of latents: float32 (images, 2, channels, height, width), mu and logvar, with
-    path and label in a .csv beside it. With --full-size the output is a folder: a map of its own for each image,
+    path and label in NAME.npy.csv beside it. With --full-size the output is a folder: a map of its own for each image,
     float32 (2, channels, height, width), in PATH.npy.
     """
     from tasks.cli import apply, reading
 
+    output = output or Path("latents" if full_size else "latents.parquet")
+    if not full_size:
+        apply.check_output(output, images, ".parquet", ".npy")
+    elif output.suffix in (".parquet", ".npy"):
+        raise InputError(f"{str(output)!r}: with --full-size the output is a folder; leave {output.suffix} out")
     saved, compute, origin = _model(model, device)
     source = reading.reading(images, saved, own_size=full_size)
     (apply.encode_in_own_size if full_size else apply.encode)(saved, source, output, compute)
-    say(f"{output}: {source.read:,} images, mu and logvar of {saved.model.latent_dim} latents each")
+    each = "in its own size" if full_size else f"of {saved.model.latent_dim} latents each"
+    say(f"{output}: {source.read:,} images, mu and logvar {each}")
     _end(origin, source, {"output": str(output)}, as_json)
 
 
@@ -215,14 +225,15 @@ def traverse(
     from tasks.cli import apply, reading
     from vae.inference import generate
 
-    apply.check_suffix(output, ".png", ".npy")
+    apply.check_output(output, image, ".png", ".npy")
     saved, compute, origin = _model(model, device)
     source = reading.reading(image, saved)
     pixels = next(source.batches())[1][0]
     chosen = apply.latents_of(saved, pixels, latents, top, compute)
     values = np.linspace(-span, span, steps)
     apply.write_pictures(generate.traversals(saved, pixels, chosen, values, compute), steps, output)
-    say(f"{output}: latents {', '.join(map(str, chosen))}, from top to bottom; from {-span:g} to {span:g}")
+    varied = f"{saved.config.model.unit}s {', '.join(map(str, chosen))}"
+    say(f"{output}: {varied}, from top to bottom; from {-span:g} to {span:g}")
     result = {"output": str(output), "latents": chosen.tolist(), "values": values.tolist()}
     _end(origin, source, result, as_json)
 
@@ -233,7 +244,7 @@ def export(
         typer.Argument(help="The .onnx file to write, or the folder.", show_default="encoder.onnx or autoencoder"),
     ] = None,
     model: Model = None,
-    form: Annotated[Literal["onnx", "diffusers"], typer.Option("--format", help="Of the export.")] = "onnx",
+    form: Annotated[Literal["onnx", "diffusers"], typer.Option("--format", help="Format of the export.")] = "onnx",
     as_json: AsJson = False,
 ) -> None:
     """Export the encoder to ONNX: uint8 images (batch, height, width, channels) to mu and logvar.

@@ -28,9 +28,8 @@ def encode(saved: Saved, source: Reading, output: Path, compute: Compute) -> Non
     """By the name of `output` a table (.parquet), or maps of latents (.npy).
 
     Raises:
-        InputError: another name, or a .npy of a model whose latents are a vector.
+        InputError: a .npy of a model whose latents are a vector.
     """
-    check_suffix(output, ".parquet", ".npy")
     if output.suffix == ".parquet":
         encode_table(saved, source, output, compute)
     elif saved.model.latent_map is None:
@@ -40,7 +39,7 @@ def encode(saved: Saved, source: Reading, output: Path, compute: Compute) -> Non
 
 
 def encode_maps(saved: Saved, source: Reading, output: Path, compute: Compute) -> None:
-    """Writes mu and logvar, float32 (N, 2, c, h, w), and beside it a .csv with path and label of each row.
+    """Writes mu and logvar, float32 (N, 2, c, h, w), and beside it NAME.npy.csv with path and label of each row.
 
     Batch by batch: the header is written again once N is known, which it has room for (NumPy pads it).
     """
@@ -61,7 +60,7 @@ def encode_maps(saved: Saved, source: Reading, output: Path, compute: Compute) -
         npy.write_array_header_1_0(file, header(len(rows)))
         assert file.tell() == start, "NumPy gave the header another length"
     table = pd.DataFrame({"path": [item.path for item in rows], "label": [item.label for item in rows]})
-    write_table(table, output.with_suffix(".csv"))
+    write_table(table, output.with_name(f"{output.name}.csv"))
 
 
 def encode_in_own_size(saved: Saved, source: Reading, output: Path, compute: Compute) -> None:
@@ -200,6 +199,13 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows for JSON, which has no NaN."""
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     return [{str(name): value for name, value in row.items()} for row in rows]
+
+
+def check_output(output: Path, images: Path, *suffixes: str) -> None:
+    """Raises: InputError: another ending, or the images themselves, which would be lost."""
+    check_suffix(output, *suffixes)
+    if output.exists() and images.expanduser().exists() and output.samefile(images.expanduser()):
+        raise InputError(f"{str(output)!r} is what is read: give the result another name")
 
 
 def check_suffix(output: Path, *suffixes: str) -> None:

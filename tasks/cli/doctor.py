@@ -28,6 +28,7 @@ from vae.config import loading
 from vae.config.errors import InputError
 from vae.config.text import printable
 from vae.data.folders import folder
+from vae.features.network import file_of
 
 MOST_FILES = 20_000  # of data.path that are looked at: a few seconds
 FREE_GB = 2.0  # enough for a run on a few thousand images with its cache and its MLflow artifacts
@@ -127,7 +128,9 @@ def disk() -> Found:
 def parameters() -> Found:
     """Whether params.yaml is valid, and which of its values come from the last run's EXPERIMENT and SET."""
     try:
-        loading.load(workspace.PARAMS)
+        p = loading.load(workspace.PARAMS)
+        if p.objective.uses_features:
+            file_of(p.objective.features)
         laid_over = overlay.laid_over()
     except InputError as error:
         yield from (("problem", line) for line in str(error).splitlines())

@@ -55,8 +55,10 @@ def reproduce(name: str, ingest: bool = False) -> int:
         print(f"run        {run.info.run_name} ({run.info.run_id})")
         print(f"commit     {commit[:12]}{uncommitted(tags, tree)}", flush=True)
         (tree / PARAMS).write_text(parameters(files[PARAMS].decode(), tags), encoding="utf-8")
-        for name in ("train.initial_weights", "objective.features"):
-            locate(root, tree, name)
+        asked = overlay.flat(loading.read_mapping((tree / PARAMS).read_text(encoding="utf-8"), str(PARAMS)))
+        locate(root, tree, "train.initial_weights")
+        if asked.get("objective.align") or asked.get("objective.perceptual"):
+            locate(root, tree, "objective.features")
         configure(root, tree)
         cached = not ingest and data_from_cache(tags, files.get(LOCK), tree)
         origin = "from DVC's cache" if cached else f"ingested again from {locate(root, tree, 'data.path')}"

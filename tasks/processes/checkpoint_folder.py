@@ -77,8 +77,8 @@ def key_of(p: Parameters, stage: str = "train") -> str:
     inputs = [Path(dep) for dep in listed["deps"]]
     if p.train.initial_weights:
         inputs.append(Path(p.train.initial_weights))
-    if p.objective.uses_features:
-        inputs.append(file_of(p.objective.features))
+    if p.objective.uses_features:  # wherever it is installed
+        digest.update(workspace.sha256(file_of(p.objective.features)).encode())
     for path in inputs:
         for file in _files(path):
             digest.update(f"{file.as_posix()} {workspace.sha256(file)}\n".encode())

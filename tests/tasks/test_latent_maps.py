@@ -91,7 +91,9 @@ def encoding_commands(place: Path) -> None:
     assert maps.shape == (5, 2, CHANNELS, 2, 2) and maps.dtype == np.float32
     for part, expected in zip(maps.swapaxes(0, 1), encode(model.model, images, CPU), strict=True):
         np.testing.assert_allclose(part.reshape(5, -1), expected, atol=1e-6)
-    assert pd.read_csv("maps.csv")["path"].tolist() == [f"{n}.png" for n in range(5)]
+    assert vae("encode", "photos", "--full-size").exit_code == 0
+    assert len(list(Path("latents").glob("*.npy"))) == 5 and not Path("latents.parquet").exists()
+    assert pd.read_csv("maps.npy.csv")["path"].tolist() == [f"{n}.png" for n in range(5)]
     assert vae("encode", "photos", "table.parquet").exit_code == 0
     np.testing.assert_array_equal(np.stack(pd.read_parquet("table.parquet")["mu"]), maps[:, 0].reshape(5, -1))
 

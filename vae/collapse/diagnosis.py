@@ -322,7 +322,7 @@ def _overfitted(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     height, width = p.data.image_size
     more = {"none": "flip or dihedral", "flip": "dihedral"} if height == width else {"none": "flip"}
     augment = more.get(p.data.augment)
-    turned = f"set data.augment to {augment} if images turned so are as likely, or " if augment else ""
+    turned = f"set data.augment to {augment} if images turned so are just as plausible, or " if augment else ""
     advice = f"{turned}add images: a smaller network narrows the difference, but often for a lower validation ELBO"
     return Verdict(
         "overfitted",

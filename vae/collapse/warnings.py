@@ -44,6 +44,10 @@ def warnings(p: Parameters, expected: dict[str, Any], curve: Curve) -> list[str]
     if p.objective.sigma in ("channel", "pixel") or p.objective.likelihood == "logistic_mixture":
         what = f"sigma = {p.objective.sigma}" if p.objective.has_sigma else f"likelihood = {p.objective.likelihood}"
         found.append(f"objective.{what}: the prediction is that of one sigma for all pixels")
+    if p.objective.uses_features:
+        found.append(
+            "objective.align and objective.perceptual are not in the prediction: expect a lower rate and a larger error"
+        )
     if p.objective.likelihood == "bernoulli" and p.data.binarise == "none":
         found.append(
             "a Bernoulli likelihood on grey pixels is not normalised: its ELBO is a cross-entropy bound, "

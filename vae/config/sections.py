@@ -107,7 +107,7 @@ class Data(Section):
     def _moved_images_mirror_what_they_have(self) -> "Data":
         if self.shift >= min(self.image_size):
             raise ValueError(
-                f"shift = {self.shift} is no less than the side of the images, {min(self.image_size)}: set it lower"
+                f"shift = {self.shift} must be smaller than the shorter side of the images, {min(self.image_size)}"
             )
         return self
 

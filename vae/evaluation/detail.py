@@ -146,8 +146,8 @@ class Detail:
                 gap = one.originals.above(one.copies)
                 if gap.low > 0:
                     yield (
-                        f"A classifier of the originals, by {READ[kind]}, names "
-                        f"{one.copies.accuracy.value:.0%} of the reconstructions right, "
+                        f"A classifier of the originals, by {READ[kind]}, is right for "
+                        f"{one.copies.accuracy.value:.0%} of the reconstructions, "
                         f"{one.originals.accuracy.value:.0%} of the originals."
                     )
                 break

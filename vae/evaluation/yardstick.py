@@ -206,14 +206,14 @@ def _compared(kind: str, latents: Reading, other: Reading) -> Iterator[str]:
     name = NAMES[kind] if kind == "frozen" else f"as many {NAMES[kind]}"
     if gap.low > 0:
         use = "them" if kind == "frozen" else "those"
-        train = ", or train with objective.align" if kind == "frozen" else ""
+        align = "; a higher objective.align brings latents closer to them" if kind == "frozen" else ""
         start = name[0].upper() + name[1:]
         yield (
             f"{start} classify better than the latents: {theirs} against {ours} ({of}). "
-            f"If classification is the goal, use {use}{train}."
+            f"If classification is the goal, use {use}{align}."
         )
     elif gap.high < 0:
         of = f"95% interval of the difference {-100 * gap.high:.1f} to {-100 * gap.low:.1f} points"
         yield f"The latents classify better than {name}: {ours} against {theirs} ({of})."
     elif kind == "pixels":
-        yield f"The latents and {name} cannot be told apart as classifiers: {ours} against {theirs} ({of})."
+        yield f"The latents classify about as well as {name}: {ours} against {theirs} ({of})."

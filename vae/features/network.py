@@ -119,10 +119,11 @@ class FromFile(FrozenNetwork):
                 f"{self._named} does not take {len(x)} images of {x.shape[2]}×{x.shape[3]}: {_first_line(error)}; "
                 "export it with dynamic sizes (docs/features.md)"
             ) from None
-        outputs = [found] if isinstance(found, Tensor) else list(found)
-        if any(h.dim() not in (2, 4) for h in outputs):
-            shapes = ", ".join(str(tuple(h.shape)) for h in outputs)
-            raise InputError(f"{self._named} gives {shapes}; expected maps (B, F, H, W) or features (B, F)")
+        outputs = list(found) if isinstance(found, list | tuple) else [found]
+        shapes = [tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__ for h in outputs]
+        if any(len(shape) not in (2, 4) or isinstance(shape, str) for shape in shapes):
+            given = ", ".join(map(str, shapes))
+            raise InputError(f"{self._named} gives {given}; expected maps (B, F, H, W) or features (B, F)")
         return outputs
 
     @property
@@ -139,6 +140,13 @@ def load(name: str, device: torch.device) -> FrozenNetwork:
     file = file_of(name)
     network = EfficientNetLite0().to(device) if name == EFFICIENTNET else FromFile(file, device)
     return network.requires_grad_(False)
+
+
+def check(name: str, images: Tensor, maps: bool) -> None:
+    """Tries the network. images: (B, C, H, W). maps: whether they are needed. Raises: InputError: it does not fit."""
+    network = load(name, images.device)
+    with torch.no_grad():
+        network.maps(images) if maps else network.pooled(images)
 
 
 def file_of(name: str) -> Path:

@@ -206,7 +206,7 @@ def _without_pilot(p: ResolvedParameters, known: Curve, curve: Curve, pictured: 
     if isinstance(known, PilotCurve):
         return ["The pilot learnt the curve of another network than that of the remedies: this is linear theory's."]
     if p.model.lower_latents is not None:
-        return ["There was no pilot, which would add its curve and pictures: it knows one level of latents."]
+        return ["There was no pilot, which would add its curve and pictures: it supports one level of latents only."]
     if p.preflight.pilot is False:
         return ["There was no pilot, which would add its curve and pictures: preflight.pilot is false."]
     if p.preflight.pilot is True:

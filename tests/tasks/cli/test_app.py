@@ -84,6 +84,15 @@ def test_encode_writes_what_the_encoder_says_and_tells_what_it_skipped(place: Pa
     assert not list(Path("out").glob(".*")), "no partial file is left"
 
 
+def test_what_is_read_is_not_overwritten(place: Path) -> None:
+    np.save("photos.npy", expected())
+    before = Path("photos.npy").read_bytes(), Path("photos/bad/4.png").read_bytes()
+    for words in (("encode", "photos.npy", "./photos.npy"), ("traverse", "photos/bad/4.png", "photos/bad/4.png")):
+        done = vae(*words)
+        assert done.exit_code == INPUT_ERROR and "is what is read" in done.stderr
+    assert (Path("photos.npy").read_bytes(), Path("photos/bad/4.png").read_bytes()) == before
+
+
 def test_batches_are_small_and_complete(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "BATCH", 2)
     source = reading.reading(Path("photos"), saved.load(workspace.MODEL))
@@ -195,6 +204,8 @@ def test_sample_and_traverse_draw_what_they_are_asked_for(place: Path) -> None:
         ("encode photos params.yaml/x.parquet", "cannot write"),
         ("encode photos --device cuda:7", "device = cuda:7"),
         ("sample picture.jpg", ".png or .npy"),
+        ("encode photos latents.csv", ".parquet or .npy"),
+        ("encode photos maps.npy --full-size", "the output is a folder; leave .npy out"),
         ("score photos/bad --to scores.txt", ".parquet or .csv"),
         ("traverse photos/bad/4.png w.png --latents 4", "expected numbers from 0 to 3"),
         ("reconstruct photos params.yaml", "cannot write"),

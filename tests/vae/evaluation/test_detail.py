@@ -145,7 +145,7 @@ def test_a_decoder_that_copies_keeps_the_class_and_one_that_mirrors_loses_it(mod
     if isinstance(model, Mirrored):
         assert metrics["decoded_probe_pixels"] < 0.05 and metrics["decoded_share_pixels"] < 0.05
         sentence = next(found.findings())
-        assert sentence.startswith("A classifier of the originals, by 64 principal components of the pixels, names ")
+        assert sentence.startswith("A classifier of the originals, by 64 principal components of the pixels, is right for ")
     else:
         assert np.array_equal(read.copies.right, read.originals.right)
         assert metrics["decoded_share_pixels"] == 1 and metrics["detail_width"] == 1
@@ -166,7 +166,7 @@ def test_what_is_said_of_lost_detail_and_colour() -> None:
     sharp, soft = (Spectrum.of(pictures, blurred(pictures, sigma)) for sigma in (0.01, 3.0))
     right, wrong = Reading(np.ones(100), np.empty(0)), Reading(np.arange(100) % 2.0, np.empty(0))
     said = list(Detail(soft, soft, None, {"pixels": Decoded(right, wrong)}).findings())
-    assert said[0].endswith("names 50% of the reconstructions right, 100% of the originals.")
+    assert said[0].endswith("is right for 50% of the reconstructions, 100% of the originals.")
     assert said[1].startswith("Reconstructions keep less than half of the power of detail finer than ")
     assert "and of differences of colour finer than" in said[1] and len(said) == 2
     only_colour = list(Detail(sharp, soft, None, {"pixels": Decoded(right, right)}).findings())

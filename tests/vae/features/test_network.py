@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vae.config.constants import EFFICIENTNET
 from vae.config.errors import InputError
-from vae.features.network import POOLED_SIDE, TAPS, file_of, is_installed, load
+from vae.features.network import POOLED_SIDE, TAPS, check, file_of, is_installed, load
 
 DEVICE = torch.device("cpu")
 X = torch.rand(3, 1, 12, 8, generator=torch.Generator().manual_seed(0))
@@ -97,6 +97,23 @@ def test_images_that_a_network_does_not_take_are_named(tmp_path: Path) -> None:
     torch.export.save(exported, tmp_path / "fixed.pt2")
     with pytest.raises(InputError, match=r"fixed\.pt2 does not take 3 images of 12×8: .* dynamic sizes"):
         load(str(tmp_path / "fixed.pt2"), DEVICE).pooled(X)
+
+
+class Named(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"last": x.mean((2, 3))}
+
+
+def test_what_is_no_tensor_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"named\.pt2 gives dict; expected maps"):
+        load(str(saved(Named(), tmp_path / "named.pt2")), DEVICE).pooled(X)
+
+
+def test_a_network_is_tried_for_what_is_asked_of_it(tmp_path: Path) -> None:
+    path = saved(nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 8, 5)), tmp_path / "flat.pt2")
+    check(str(path), X, maps=False)
+    with pytest.raises(InputError, match=r"perceptual needs maps"):
+        check(str(path), X, maps=True)
 
 
 def test_features_of_another_shape_are_named(tmp_path: Path) -> None:

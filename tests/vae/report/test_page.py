@@ -194,7 +194,7 @@ def test_what_latents_are_worth_and_what_is_lost_comes_before_its_numbers(facts:
     other = replace(facts, yardstick=Yardstick(readings, 100), detail=detail)
     text = " ".join(Page(report.html(other)).text.split())
     assert "Frozen features of EfficientNet-Lite0 classify better than the latents: 100.0% against 50.0%" in text
-    assert "names 50% of the reconstructions right, 100% of the originals." in text
+    assert "is right for 50% of the reconstructions, 100% of the originals." in text
     assert "is 0.34 from its image, another image of its class 0.38, any other 0.45." in text
 
 
