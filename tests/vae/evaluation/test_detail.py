@@ -145,7 +145,7 @@ def test_a_decoder_that_copies_keeps_the_class_and_one_that_mirrors_loses_it(mod
     if isinstance(model, Mirrored):
         assert metrics["decoded_probe_pixels"] < 0.05 and metrics["decoded_share_pixels"] < 0.05
         sentence = next(found.findings())
-        assert sentence.startswith("A classifier of the originals, by 64 principal components of the pixels, is right for ")
+        assert sentence.startswith("A classifier of the originals, by 64 principal components of the pixels, is right")
     else:
         assert np.array_equal(read.copies.right, read.originals.right)
         assert metrics["decoded_share_pixels"] == 1 and metrics["detail_width"] == 1

@@ -17,7 +17,7 @@ from vae.models.vae import build
 from vae.training import aggressive
 from vae.training.aggressive import AVERAGED, MOST_SUB_STEPS, Phase, converge, halves, random_batch
 from vae.training.loop import Epoch
-from vae.training.step import Drawn, draw
+from vae.training.step import draw
 
 AGGRESSIVE: dict[str, Any] = {"train.aggressive_encoder": True, "kl.schedule": "constant"}
 
@@ -89,8 +89,8 @@ def test_two_steps_are_those_of_algorithm_1() -> None:
     phi, theta = halves(model)
     encoder, decoder = (torch.optim.AdamW(decaying(half, 0.1), lr=3e-3) for half in (phi, theta))
 
-    def descend(batch: Drawn, optimiser: torch.optim.Optimizer) -> float:
-        x, noise, _ = batch
+    def descend(batch: tuple[torch.Tensor, torch.Tensor], optimiser: torch.optim.Optimizer) -> float:
+        x, noise = batch
         mu, logvar = model.encode(x)
         posterior = Normal(mu, (0.5 * logvar).exp())
         z = mu + posterior.scale * noise[0]
