@@ -216,4 +216,4 @@ def _compared(kind: str, latents: Reading, other: Reading) -> Iterator[str]:
         of = f"95% interval of the difference {-100 * gap.high:.1f} to {-100 * gap.low:.1f} points"
         yield f"The latents classify better than {name}: {ours} against {theirs} ({of})."
     elif kind == "pixels":
-        yield f"The latents classify about as well as {name}: {ours} against {theirs} ({of})."
+        yield f"The latents classify about as well as the same number of {NAMES[kind]}: {ours} against {theirs} ({of})."
