@@ -20,9 +20,7 @@ from vae.features.network import FrozenNetwork
 
 BATCH = 64  # images at a time, for the features of the training split
 EVERY = 2  # image of a batch reaches the network: means over the batch stay unbiased, in half the time
-RIDGE = (
-    1.0  # γ: as if μ had noise of this variance. Without it W learns the training images by heart (docs/features.md)
-)
+RIDGE = 1.0  # γ, as if μ had noise of this variance: else W learns the training images by heart (docs/features.md)
 
 
 class FeatureLoss(nn.Module):

@@ -4,10 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CHUNK, CHUNK_NUMBERS = (
-    1024,
-    1024 * 128 * 128 * 3,
-)  # images at a time; of larger ones fewer, so that memory stays bounded
+CHUNK = 1024  # images at a time,
+CHUNK_NUMBERS = CHUNK * 128 * 128 * 3  # of larger ones fewer, so that memory stays bounded
 
 
 def chunk_size(numbers: int) -> int:
