@@ -1,4 +1,4 @@
-"""docs/images/leaves.png and photos-256.png: test images, and how each model decodes them; below them, its samples.
+"""docs/images/leaves.png and photos-256.jpg: test images, and how each model decodes them; below them, its samples.
 
 `python docs/leaf_pictures.py docs/images/leaves.png WORKSPACE …`: a folder for each model, after `make run`, all with
 the same test split. Of a map that is too large for a fitted prior there are no samples: a second stage draws them.
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from vae.compute.devices import Compute
@@ -34,7 +35,7 @@ def main() -> None:
         decoded.append(generate.reconstruct(model.model, chosen, model.likelihood, CPU))
         if not isinstance(model.prior, StandardNormal):
             drawn.append(as_bytes(generate.samples(model, model.prior, columns, CPU, seed=0)))
-    picture.write_bytes(grids.png(grids.grid(np.concatenate([chosen, *decoded, *drawn]), columns)))
+    Image.fromarray(grids.grid(np.concatenate([chosen, *decoded, *drawn]), columns)).save(picture, quality=85)
 
 
 def first_of_each_class(manifest: pd.DataFrame, count: int) -> NDArray[np.int64]:
