@@ -23,6 +23,7 @@ from tasks import workspace
 from tasks.host import addresses, environment
 from tasks.processes import entry, owner, services
 from vae.config.errors import InputError
+from vae.config.text import first_line
 
 POOL = "vae-train"
 ALL = (services.WORKER, services.MLFLOW, services.PREFECT)  # in the order in which they are stopped
@@ -131,7 +132,7 @@ def _ask(api: str) -> None:
         with get_client(sync_client=True) as client:
             client.read_flow_runs(limit=1)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(" for url ")[0]
+        reason = first_line(error).split(" for url ")[0]
         raise InputError(
             f"PREFECT_API_URL = {addresses.shown(api)}: no usable Prefect server there ({reason}); start it, "
             "correct the address (http://HOST:4200/api), or unset PREFECT_API_URL to use this folder's own server"

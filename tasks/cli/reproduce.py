@@ -54,9 +54,10 @@ def reproduce(name: str, ingest: bool = False) -> int:
     with hold(root / ".run" / "reproduce.lock", "a reproduction"), worktree(root, commit) as tree:
         print(f"run        {run.info.run_name} ({run.info.run_id})")
         print(f"commit     {commit[:12]}{uncommitted(tags, tree)}", flush=True)
-        (tree / PARAMS).write_text(parameters(files[PARAMS].decode(), tags), encoding="utf-8")
-        asked = overlay.flat(loading.read_mapping((tree / PARAMS).read_text(encoding="utf-8"), str(PARAMS)))
+        text = parameters(files[PARAMS].decode(), tags)
+        (tree / PARAMS).write_text(text, encoding="utf-8")
         locate(root, tree, "train.initial_weights")
+        asked = overlay.flat(loading.read_mapping(text, str(PARAMS)))
         if asked.get("objective.align") or asked.get("objective.perceptual"):
             locate(root, tree, "objective.features")
         configure(root, tree)

@@ -57,3 +57,8 @@ def written(value: Any) -> str:
 def one_line(error: Any) -> str:
     """An error's text with its line breaks as spaces."""
     return printable(" ".join(str(error).split()))
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's text, where the rest is long; the kind of error where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

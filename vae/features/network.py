@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vae.config.constants import EFFICIENTNET
 from vae.config.errors import InputError
+from vae.config.text import first_line
 
 POOLED_SIDE = 112  # half of what it was trained on: a quarter of the time
 SMALLEST_SIDE = POOLED_SIDE  # of images whose maps are compared, smaller ones enlarged, so that pooled features agree
@@ -97,7 +98,7 @@ class FromFile(FrozenNetwork):
                 program = torch.export.load(path)
             self.network = move_to_device_pass(program, device).module()  # constants within its code too
         except Exception as error:  # a file of another kind can raise anything
-            raise InputError(f"{self._named}: not a network saved by torch.export: {_first_line(error)}") from None
+            raise InputError(f"{self._named}: not a network saved by torch.export: {first_line(error)}") from None
 
     def pooled(self, x: Tensor) -> Tensor:
         last = self._outputs(x)[-1]
@@ -116,13 +117,12 @@ class FromFile(FrozenNetwork):
             raise
         except (RuntimeError, AssertionError) as error:
             raise InputError(
-                f"{self._named} does not take {len(x)} images of {x.shape[2]}×{x.shape[3]}: {_first_line(error)}; "
+                f"{self._named} does not take {len(x)} images of {x.shape[2]}×{x.shape[3]}: {first_line(error)}; "
                 "export it with dynamic sizes (docs/features.md)"
             ) from None
         outputs = list(found) if isinstance(found, list | tuple) else [found]
-        shapes = [tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__ for h in outputs]
-        if any(len(shape) not in (2, 4) or isinstance(shape, str) for shape in shapes):
-            given = ", ".join(map(str, shapes))
+        if not all(isinstance(h, Tensor) and h.dim() in (2, 4) for h in outputs):
+            given = ", ".join(str(tuple(h.shape)) if isinstance(h, Tensor) else type(h).__name__ for h in outputs)
             raise InputError(f"{self._named} gives {given}; expected maps (B, F, H, W) or features (B, F)")
         return outputs
 
@@ -190,7 +190,3 @@ def only_tensors() -> Iterator[None]:
         os.environ.pop(name)
         if before is not None:
             os.environ[name] = before
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
