@@ -43,7 +43,7 @@ up: setup ## Start the servers: Prefect, its worker, MLflow
 down: setup ## Stop the servers; a run in progress is cancelled
 	@$(BIN)/python -m flows.servers down
 
-test: setup .venv/ready-dev .venv/ready-docs ## Run the tests
+test: setup .venv/ready-dev .venv/ready-docs .venv/ready-features ## Run the tests
 	@$(BIN)/python -m pytest
 
 collapse-cases: setup ## Run the collapse cases: is each verdict right, does the remedy work (an hour and a half)

@@ -116,6 +116,8 @@ def encode(
     source = reading.reading(images, saved, own_size=full_size)
     (apply.encode_in_own_size if full_size else apply.encode)(saved, source, output, compute)
     each = "in its own size" if full_size else f"of {saved.model.latent_dim} latents each"
+    if output.suffix == ".npy" and saved.model.latent_map is not None:
+        each = f"as maps of {'×'.join(map(str, saved.model.latent_map))} (channels, height, width)"
     say(f"{output}: {source.read:,} images, mu and logvar {each}")
     _end(origin, source, {"output": str(output)}, as_json)
 

@@ -212,8 +212,11 @@ def _not_learning(p: ResolvedParameters, e: Evidence) -> Verdict | None:
         f"a model that learns gets below {NO_BETTER_THAN_MEAN:g} of that"
     )
     rate, usual = p.train.learning_rate, usual_learning_rate(p.train)
-    if remedies.above_usual(p) or rate < remedies.SMALL_LEARNING_RATE * usual:
-        remedy: dict[str, Any] = {"train.learning_rate": usual}
+    remedy: dict[str, Any]
+    if lighter := remedies.lighter_perceptual(p):
+        remedy = lighter
+    elif remedies.above_usual(p) or rate < remedies.SMALL_LEARNING_RATE * usual:
+        remedy = {"train.learning_rate": usual}
     else:
         remedy = {"train.epochs": 4 * p.train.epochs}
         # A loss that still falls needs time, not smaller steps; so does one that falling steps have brought to rest.
@@ -253,7 +256,7 @@ def _level_collapsed(p: ResolvedParameters, e: Evidence) -> Verdict | None:
     top_is_dead = kl["kl_top"] < kl["kl_lower"]
     dead, alive = ("upper", "lower") if top_is_dead else ("lower", "upper")
     # Free bits reward the level that is alive too; a vector of its latents alone is the simpler model.
-    advice = [] if top_is_dead else ["or set model.lower_latents to null: one level does as well"]
+    advice = [] if top_is_dead else ["or set model.lower_latents to null: one level is the simpler model"]
     summary = f"The {dead} level of latents collapsed: the {alive} one carries all there is."
     reasons = [f"KL of {min(kl.values()):.3g} nats in the {dead} level, {max(kl.values()):.4g} in the {alive} one"]
     asked = p.kl.target_rate

@@ -17,6 +17,7 @@ LEAST_NORMALISED = 8  # images in a batch; over fewer, batch norm is too noisy
 USUAL_CLIP = 100.0  # of the norm of the gradient, in nats
 USUAL_BATCH = 32
 USUAL_WIDTH = 256
+HEAVY_PERCEPTUAL = 2  # nats for each of an image's values; 0.5 and 0.8 were well balanced (docs/features.md)
 WIDEST, HIGHEST_WEIGHT = 8192, 1e6  # as parameters allow
 LOGVAR_CEILING = 2.0  # for a posterior that ran away
 MANY_LATENTS = 32
@@ -97,6 +98,12 @@ def gentler_clip(p: ResolvedParameters) -> dict[str, Any]:
     if p.train.gradient_clip is None or p.train.gradient_clip > USUAL_CLIP:
         return {"train.gradient_clip": USUAL_CLIP}
     return {"train.gradient_clip": short(p.train.gradient_clip / 10)}
+
+
+def lighter_perceptual(p: ResolvedParameters) -> dict[str, Any]:
+    """One nat for each of an image's values, in place of a weight that drowns their likelihood."""
+    values = math.prod(p.data.image_shape)
+    return {"objective.perceptual": short(values)} if p.objective.perceptual > HEAVY_PERCEPTUAL * values else {}
 
 
 def normalised(p: ResolvedParameters) -> dict[str, Any]:

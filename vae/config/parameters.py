@@ -59,13 +59,16 @@ class Parameters(Section):
     @model_validator(mode="after")
     def _levels_fit_the_rest(self) -> "Parameters":
         remedies = {
-            "train.aggressive_encoder = true": self.train.aggressive_encoder,
-            "preflight.latent_dims = true": self.preflight.latent_dims,
-            "preflight.pilot = true": self.preflight.pilot is True,
+            "train.aggressive_encoder": self.train.aggressive_encoder,
+            "preflight.latent_dims": self.preflight.latent_dims,
+            "preflight.pilot": self.preflight.pilot is True,
         }
         for name, is_set in remedies.items():
             if is_set and self.model.lower_latents is not None:
-                raise ValueError(f"{name} does not go with model.lower_latents; set it to false, or that to null")
+                raise ValueError(
+                    f"{name} = true does not go with two levels of latents; set {name} to false, or "
+                    "model.lower_latents to null"
+                )
         return self
 
     @model_validator(mode="after")

@@ -200,11 +200,12 @@ def _interval(values: NDArray[np.float64], added: NDArray[np.float64], refits: N
 
 
 def _compared(kind: str, latents: Reading, other: Reading) -> Iterator[str]:
-    gap = other.above(latents)
+    ahead = other.above(latents)
+    gap = ahead if ahead.low > 0 else latents.above(other)
     ours, theirs = (f"{reading.accuracy.value:.1%}" for reading in (latents, other))
     of = f"95% interval of the difference {100 * gap.low:.1f} to {100 * gap.high:.1f} points".replace("-", "−")
     name = NAMES[kind] if kind == "frozen" else f"as many {NAMES[kind]}"
-    if gap.low > 0:
+    if ahead.low > 0:
         use = "them" if kind == "frozen" else "those"
         align = "; a higher objective.align brings latents closer to them" if kind == "frozen" else ""
         start = name[0].upper() + name[1:]
@@ -212,8 +213,10 @@ def _compared(kind: str, latents: Reading, other: Reading) -> Iterator[str]:
             f"{start} classify better than the latents: {theirs} against {ours} ({of}). "
             f"If classification is the goal, use {use}{align}."
         )
-    elif gap.high < 0:
-        of = f"95% interval of the difference {-100 * gap.high:.1f} to {-100 * gap.low:.1f} points"
+    elif gap.low > 0:
         yield f"The latents classify better than {name}: {ours} against {theirs} ({of})."
     elif kind == "pixels":
-        yield f"The latents classify about as well as the same number of {NAMES[kind]}: {ours} against {theirs} ({of})."
+        yield (
+            f"The latents and {name} classify alike, as far as {len(latents.right)} test images can tell: "
+            f"{ours} against {theirs} ({of})."
+        )

@@ -49,8 +49,8 @@ class EfficientNetLite0(FrozenNetwork):
         file = file_of(EFFICIENTNET)
         self.network: Any = EfficientNet.from_name("efficientnet-lite0", image_size=POOLED_SIDE)
         self.network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-        fold_batch_norms(self.network.eval())
-        self.network.to(memory_format=torch.channels_last)
+        fold_batch_norms(self.network)
+        self.network.eval().to(memory_format=torch.channels_last)
 
     def pooled(self, x: Tensor) -> Tensor:
         features: Tensor = self.network.extract_features(_normalised(x, (POOLED_SIDE, POOLED_SIDE)))
@@ -98,7 +98,9 @@ class FromFile(FrozenNetwork):
                 program = torch.export.load(path)
             self.network = move_to_device_pass(program, device).module()  # constants within its code too
         except Exception as error:  # a file of another kind can raise anything
-            raise InputError(f"{self._named}: not a network saved by torch.export: {first_line(error)}") from None
+            raise InputError(
+                f"{self._named}: not a network saved by torch.export.save (docs/features.md): {first_line(error)}"
+            ) from None
 
     def pooled(self, x: Tensor) -> Tensor:
         last = self._outputs(x)[-1]
@@ -107,7 +109,10 @@ class FromFile(FrozenNetwork):
     def maps(self, x: Tensor) -> list[Tensor]:
         found = [h for h in self._outputs(x) if h.dim() == 4]
         if not found:
-            raise InputError(f"{self._named}: objective.perceptual needs maps, (B, F, H, W), and it gives none")
+            raise InputError(
+                f"{self._named}: objective.perceptual needs maps, (B, F, H, W), and it gives vectors; "
+                "set objective.perceptual to 0, or export it with its maps"
+            )
         return [*found, found[-1].mean((2, 3), keepdim=True)]
 
     def _outputs(self, x: Tensor) -> list[Tensor]:
@@ -117,8 +122,8 @@ class FromFile(FrozenNetwork):
             raise
         except (RuntimeError, AssertionError) as error:
             raise InputError(
-                f"{self._named} does not take {len(x)} images of {x.shape[2]}×{x.shape[3]}: {first_line(error)}; "
-                "export it with dynamic sizes (docs/features.md)"
+                f"{self._named} does not take {len(x)} RGB images of {x.shape[2]}×{x.shape[3]}: {first_line(error)}; "
+                "export it for three channels and any batch and image size (docs/features.md)"
             ) from None
         outputs = list(found) if isinstance(found, list | tuple) else [found]
         if not all(isinstance(h, Tensor) and h.dim() in (2, 4) for h in outputs):

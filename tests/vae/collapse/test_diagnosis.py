@@ -332,6 +332,16 @@ def test_the_first_rule_that_holds_names_the_verdict() -> None:
         assert judged({"kl.max_weight": weight}, **wrong).verdict == verdict
 
 
+@pytest.mark.parametrize(("each", "remedy"), [(2.1, "objective.perceptual"), (1.9, "train.epochs")])
+def test_a_perceptual_weight_that_outweighs_the_pixels_is_lowered(each: float, remedy: str) -> None:
+    """To one nat for each value of an image."""
+    values = math.prod(params().data.image_shape)
+    got = judged({"objective.perceptual": each * values}, **WRONG["not_learning"])
+    assert got.verdict == "not_learning" and list(got.remedy) == [remedy]
+    if remedy == "objective.perceptual":
+        assert got.remedy[remedy] == pytest.approx(values, rel=0.05)
+
+
 @pytest.mark.parametrize("measure", ["precision", "recall", "coverage"])
 def test_samples_are_poor_by_any_measure_that_falls_short_of_reconstructions(measure: str) -> None:
     """Of those, precision is 0.9, recall 0.8 and coverage 0.85: at 0.6 of that they are just good enough."""

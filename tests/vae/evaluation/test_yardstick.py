@@ -140,7 +140,7 @@ def test_a_difference_is_paired() -> None:
             {"latents": 1.0, "pixels": 1.0, "frozen": 20.0},
             [
                 "Frozen features of EfficientNet-Lite0 classify better than the latents: 100.0% against",
-                "The latents classify about as well as the same number of principal components of the pixels:",
+                "The latents and as many principal components of the pixels classify alike, as far as ",
             ],
         ),
         (
@@ -153,7 +153,7 @@ def test_a_difference_is_paired() -> None:
         ({"latents": 1.0, "pixels": 20.0}, ["As many principal components of the pixels classify better than the"]),
         (
             {"latents": 3.0, "pixels": 3.0, "frozen": 3.0},
-            ["The latents classify about as well as the same number of principal components"],
+            ["The latents and as many principal components of the pixels classify alike, as far as "],
         ),
     ],
 )
@@ -165,11 +165,18 @@ def test_what_is_said_of_the_latents(distances: dict[str, float], said: list[str
     assert ("If classification is the goal" in found[0]) is ("classify better than the latents" in found[0])
 
 
-def test_the_interval_in_a_sentence_is_that_of_the_difference_it_speaks_of() -> None:
-    found = yardstick({"latents": 20.0, "pixels": 1.0})
-    gap = found.readings["probe", "latents"].above(found.readings["probe", "pixels"])
+@pytest.mark.parametrize(
+    ("of_latents", "of_pixels", "first"), [(20, 1, "latents"), (3, 2, "latents"), (1, 20, "pixels")]
+)
+def test_the_interval_in_a_sentence_is_that_of_the_difference_it_speaks_of(
+    of_latents: float, of_pixels: float, first: str
+) -> None:
+    found = yardstick({"latents": of_latents, "pixels": of_pixels})
+    one, other = (found.readings["probe", kind] for kind in (first, "pixels" if first == "latents" else "latents"))
+    gap = one.above(other)
     (sentence,) = found.findings()
-    assert f"difference {100 * gap.low:.1f} to {100 * gap.high:.1f} points" in sentence and gap.low > 0
+    shown = f"difference {100 * gap.low:.1f} to {100 * gap.high:.1f} points".replace("-", "−")
+    assert shown in sentence and f"{one.accuracy.value:.1%} against {other.accuracy.value:.1%}" in sentence
 
 
 @pytest.mark.filterwarnings("error")

@@ -54,7 +54,7 @@ def test_components_of_remembered_activations_are_those_without_them() -> None:
 
 @pytest.mark.skipif(not is_installed(), reason="needs the extra `features`")
 def test_the_network_reads_grey_as_three_equal_channels() -> None:
-    grey, network = pictures(6, 0), load(EFFICIENTNET, CPU.device)
+    grey, network = pictures(6, 0), load(EFFICIENTNET, CPU)
     found = pooled(network, grey, CPU)
     assert found.shape == (6, 1280) and found.dtype == np.float32
     assert found == pytest.approx(pooled(network, np.repeat(grey, 3, axis=3), CPU), abs=1e-4)
@@ -65,7 +65,7 @@ def test_the_network_reads_grey_as_three_equal_channels() -> None:
 def test_the_network_recognises_a_photo() -> None:
     """Of a Chinese palace: so weights, scaling of pixels and padding are what it was trained with."""
     monastery, palace = 663, 698  # of ImageNet's classes
-    photo, network = load_sample_image("china.jpg")[None, :, 100:527], load(EFFICIENTNET, CPU.device)
+    photo, network = load_sample_image("china.jpg")[None, :, 100:527], load(EFFICIENTNET, CPU)
     with torch.no_grad():
         scores = network.network._fc(torch.from_numpy(pooled(network, photo, CPU)))
     assert {monastery, palace} < set(scores[0].argsort(descending=True)[:5].tolist())
