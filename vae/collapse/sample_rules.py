@@ -3,7 +3,7 @@
 from vae.collapse import remedies
 from vae.collapse.evidence import Evidence, Verdict, effective_beta, settled
 from vae.config.resolved import ResolvedParameters
-from vae.config.text import number
+from vae.config.text import two_digits
 from vae.priors.standard import STANDARD
 from vae.samples.evidence import SampleEvidence
 from vae.samples.quality import SampleQuality
@@ -78,7 +78,7 @@ def about_samples(e: Evidence) -> str:
 
 
 def _nats(samples: SampleEvidence) -> str:
-    return f"at least {number(float(f'{samples.aggregate_kl.value:.2g}'))} nats"
+    return f"at least {two_digits(samples.aggregate_kl.value)} nats"
 
 
 def samples_in_numbers(e: Evidence) -> list[str]:

@@ -37,6 +37,11 @@ def three_digits(value: float) -> str:
     return number(float(f"{value:.3g}"))
 
 
+def two_digits(value: float) -> str:
+    """As `three_digits`, of a value that is known less well."""
+    return number(float(f"{value:.2g}"))
+
+
 def printable(text: Any) -> str:
     """On one line, without characters that would reorder or hide the text around it."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))

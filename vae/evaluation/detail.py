@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from vae.compute.devices import Compute
-from vae.config.text import number
+from vae.config.text import two_digits
 from vae.evaluation.probe import Probe
 from vae.evaluation.yardstick import Metrics, Reading
 from vae.inference.generate import decoded
@@ -153,7 +153,7 @@ class Detail:
                 break
         widths = [spectrum.finest if spectrum else 1.0 for spectrum in (self.spectrum, self.colour)]
         lost = [
-            f"{what} finer than {number(float(f'{width:.2g}'))} pixels"
+            f"{what} finer than {two_digits(width)} pixels"
             for what, width in zip(("detail", "differences of colour"), widths, strict=True)
             if width > 1
         ]

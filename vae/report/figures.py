@@ -15,7 +15,7 @@ from vae.collapse.rate_distortion import predict
 from vae.compute.devices import Compute
 from vae.config.beta_elbo import BetaELBO
 from vae.config.resolved import ResolvedParameters
-from vae.config.text import number
+from vae.config.text import number, two_digits
 from vae.evaluation.detail import KEPT, Detail
 from vae.evaluation.evaluate import Evaluation
 from vae.inference import generate, grids
@@ -130,7 +130,7 @@ def _traversals(
         f"The most informative {unit}s, from the top, each with its KL.",
         f"A grid of images: {len(latents)} {unit}s, each from −{FARTHEST} to {FARTHEST}",
         grids.png(grids.grid(generate.traversals(model, start, latents, steps, compute), columns=len(steps))),
-        rows=[f"z{latent} · {number(float(f'{kl[latent]:.2g}'))}" for latent in latents],
+        rows=[f"z{latent} · {two_digits(kl[latent])}" for latent in latents],
         columns=[number(round(float(step), 2)) for step in steps],
     )
 
